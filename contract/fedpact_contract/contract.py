@@ -1,0 +1,491 @@
+"""The contract: the one signed record that governs a federation.
+
+It is parsed once, from TOML or from canonical bytes, into a frozen record; its id is the SHA-256 of those bytes.
+Every setting stands in it, none has a default in code. Amounts, rates and privacy quantities are decimals or
+integers, never floats.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints
+
+from fedpact_contract.errors import InputError
+from fedpact_contract.keys import fingerprint
+from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record
+
+Count = Annotated[int, Field(ge=1, le=2**31)]
+Fen = Annotated[int, Field(ge=0, le=2**53 - 1)]
+EntityCode = Annotated[str, StringConstraints(pattern=r"^[0-9A-Z]{18}$")]
+"""A legal-entity code: 18 digits and capitals (unified social credit code)."""
+
+
+class Party(Part):
+    """A legal entity with its contract key."""
+
+    name: Name
+    entity_code: EntityCode
+    key: Hex32
+
+    @property
+    def id(self) -> str:
+        """The fingerprint of the contract key: the party's id everywhere."""
+        return fingerprint(self.key)
+
+
+class Participant(Party):
+    """A party that trains: its sector, data set, contracted number of examples and payment floor."""
+
+    sector: Code
+    data_set: Code
+    num_examples: Count
+    floor_fen: Fen
+
+
+class NumberColumn(Part):
+    """A numeric feature with public bounds; values are clipped to them and scaled to [-1, 1].
+
+    `missing` says what happens to a row in which the value is missing: the data is refused, the row is left out,
+    or `fill` stands for it.
+    """
+
+    name: Name
+    kind: Literal["number"]
+    low: Dec
+    high: Dec
+    missing: Literal["refuse", "drop", "fill"]
+    fill: Dec | None = None
+
+
+class CategoryColumn(Part):
+    """A categorical feature with a public vocabulary; one feature a value, scaled to {-1, 1}."""
+
+    name: Name
+    kind: Literal["category"]
+    values: Annotated[tuple[Name, ...], Field(min_length=2, max_length=1000)]
+    missing: Literal["refuse", "drop", "fill"]
+    fill: Name | None = None
+
+
+Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
+
+
+class Label(Part):
+    """What is predicted. Rule `value`: the cell is one of the classes. Rule `above`: two classes, cell > threshold."""
+
+    name: Name
+    classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=1000)]
+    rule: Literal["value", "above"]
+    threshold: Dec | None = None
+
+
+class Data(Part):
+    """The schema that every participant's data has, and how it becomes features.
+
+    Features are scaled to [-1, 1] by the public bounds and multiplied by feature_scale / sqrt(number of features).
+    """
+
+    columns: Annotated[tuple[Column, ...], Field(min_length=1, max_length=100_000)]
+    label: Label
+    feature_scale: Dec
+
+
+class Model(Part):
+    """What is trained: `softmax` (linear) or `mlp` with the widths of its hidden layers; the initial model's digest."""
+
+    kind: Literal["softmax", "mlp"]
+    hidden: tuple[Count, ...]
+    initial_digest: Hex32
+
+
+class Training(Part):
+    """Rounds of `local_steps` DP-SGD steps at each participant; the server adds `server_rate` times the mean update."""
+
+    rounds: Count
+    local_steps: Count
+    learning_rate: Dec
+    server_rate: Dec
+    aggregation: Literal["weighted-mean"]
+
+
+class Privacy(Part):
+    """Record-level differential privacy at each participant (docs/adr/0003).
+
+    One event is `local_steps` Poisson-sampled Gaussian steps. The plan that epsilon covers is
+    rounds + spare_attempts such events; `noise_multiplier` is solved from it.
+    """
+
+    trust_model: Literal["record-level-at-each-participant"]
+    unit: Literal["example"]
+    relation: Literal["zero-out"]
+    sampling: Literal["poisson"]
+    epsilon: Dec
+    delta: Dec
+    max_grad_norm: Dec
+    sample_rate: Dec
+    noise_multiplier: Dec
+    spare_attempts: Annotated[int, Field(ge=0, le=1000)]
+    accountant: Name
+
+
+class Participation(Part):
+    """Who must take part: fewest admitted updates a round, the round's deadline, what heads must show.
+
+    An agent that sees fewer than `head_threshold` countersignatures on earlier checkpoints raises an alarm, and with
+    `strict_heads` refuses. After `missed_rounds_limit` missed or refused rounds in a row no more orders are sent.
+    """
+
+    minimum: Count
+    deadline_seconds: Annotated[int, Field(ge=1, le=86_400)]
+    head_threshold: Annotated[int, Field(ge=0, le=1000)]
+    strict_heads: bool
+    missed_rounds_limit: Count
+
+
+class ValidationSlice(Part):
+    """Rows of the validation set by who gave them: `operator`, or a participant's id (scored on the others' rows)."""
+
+    source: Annotated[str, StringConstraints(pattern=r"^(operator|[0-9a-f]{64})$")]
+    count: Count
+
+
+class Validation(Part):
+    """The committed validation set: Merkle root over salted rows, slices in the order of the leaves."""
+
+    root: Hex32
+    slices: Annotated[tuple[ValidationSlice, ...], Field(min_length=1)]
+
+
+class Contribution(Part):
+    """How contribution is measured (docs/adr/0004)."""
+
+    game: Literal["fixed-weight"]
+    loss: Literal["cross-entropy"]
+    estimator: Literal["exact"]
+    validation: Validation
+
+
+class Settlement(Part):
+    """How revenue is split: weights of contribution (a), metered data (b) and equality (c), and the fallback."""
+
+    currency: Literal["CNY"]
+    contribution_weight: Dec
+    data_weight: Dec
+    equal_weight: Dec
+    fallback: Literal["metered", "equal"]
+    close_days: Count
+
+
+class Software(Part):
+    """What code runs: the release, and the digests of the training code and of the bundle that Flower carries."""
+
+    release: Code
+    models_digest: Hex32
+    shell_digest: Hex32
+
+
+class Term(Part):
+    """When training may take place."""
+
+    not_before: Instant
+    not_after: Instant
+
+
+class Contract(Record):
+    """The contract. `parties` are the operator and the participants; a participant's id is its key's fingerprint."""
+
+    TYPE = "contract"
+
+    title: Name
+    purpose: Code
+    operator: Party
+    participants: Annotated[tuple[Participant, ...], Field(min_length=1, max_length=1000)]
+    data: Data
+    model: Model
+    training: Training
+    privacy: Privacy
+    participation: Participation
+    contribution: Contribution
+    settlement: Settlement
+    code: Software
+    term: Term
+
+    @classmethod
+    def parse(cls, value: Any, *, code: str = "CONTRACT", file: object = None) -> Self:  # noqa: ANN401 - JSON value
+        """Build from plain values and check every rule.
+
+        Raises:
+            InputError: an unknown, missing or ill-typed key, or a broken rule, by name.
+        """
+        contract = super().parse(value, code=code, file=file)
+        for check in CHECKS:
+            try:
+                check(contract)
+            except InputError as err:
+                err.file = err.file or (None if file is None else str(file))
+                raise
+        return contract
+
+    @classmethod
+    def from_toml(cls, text: str, *, file: object = None) -> Self:
+        """Read a complete contract from TOML."""
+        return cls.parse(load_toml(text, file=file), file=file)
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the canonical bytes, in hexadecimal."""
+        return self.digest()
+
+    @property
+    def planned_steps(self) -> int:
+        """DP-SGD steps that the plan covers: every round and every spare attempt."""
+        return (self.training.rounds + self.privacy.spare_attempts) * self.training.local_steps
+
+    def participant(self, party_id: str) -> Participant:
+        """The participant with this id.
+
+        Raises:
+            InputError: no such participant.
+        """
+        for participant in self.participants:
+            if participant.id == party_id:
+                return participant
+        raise InputError(
+            "CONTRACT_NOT_A_PARTY", "This key is not a participant's in the contract.", party=party_id
+        )
+
+    def by_id(self) -> dict[str, Participant]:
+        """Participants by id, in the order of ids (the order of aggregation)."""
+        return dict(sorted((p.id, p) for p in self.participants))
+
+    def parties(self) -> dict[str, Party]:
+        """Everybody who signs, by id."""
+        return {self.operator.id: self.operator, **{p.id: p for p in self.participants}}
+
+
+class Delegation(Record):
+    """A party's word that `run_key` signs for it in this contract; signed by its contract key."""
+
+    TYPE = "delegation"
+
+    contract_id: Hex32
+    party: Hex32
+    run_key: Hex32
+
+
+class SignedContract(Part):
+    """The contract as it travels: its envelope with everybody's signatures, and the delegations."""
+
+    contract: Envelope[Contract]
+    delegations: tuple[Envelope[Delegation], ...]
+
+
+def load_toml(text: str, *, file: object = None) -> dict[str, Any]:
+    """TOML with exact decimals.
+
+    Raises:
+        InputError: not TOML; the message names line and column.
+    """
+    try:
+        return tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as err:
+        raise InputError("TOML_SYNTAX", f"The file is not valid TOML: {err}.", file=file) from err
+
+
+def check_parties(contract: Contract) -> None:
+    """Every party has its own key and legal entity; the operator is not a paid participant."""
+    seen: dict[str, str] = {contract.operator.key: "operator", contract.operator.entity_code: "operator"}
+    for index, participant in enumerate(contract.participants):
+        for field in ("key", "entity_code"):
+            value = getattr(participant, field)
+            if value in seen:
+                raise InputError(
+                    "CONTRACT_PARTY_TWICE",
+                    f"The {field} of {participant.name} is also that of {seen[value]}.",
+                    field=f"participants.{index}.{field}",
+                    party=participant.name,
+                    rule="one legal entity is one party; the operator is no paid participant",
+                )
+            seen[value] = participant.name
+    data_sets = [p.data_set for p in contract.participants]
+    if len(set(data_sets)) != len(data_sets):
+        raise InputError(
+            "CONTRACT_DATA_SET_TWICE", "Two participants name one data set.", field="participants.data_set"
+        )
+
+
+def check_data(contract: Contract) -> None:
+    """Bounds are ordered, names unique, fill values allowed, the label rule complete."""
+    data = contract.data
+    names = [c.name for c in data.columns] + [data.label.name]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise InputError(
+            "CONTRACT_COLUMN_TWICE", f"The column {twice[0]} stands twice.", field="data.columns"
+        )
+    for column in data.columns:
+        field = f"data.columns.{column.name}"
+        if (column.missing == "fill") != (column.fill is not None):
+            raise InputError(
+                "CONTRACT_FILL", '`fill` goes with missing = "fill", and only with it.', field=field
+            )
+        if isinstance(column, NumberColumn):
+            if column.low >= column.high:
+                raise InputError("CONTRACT_BOUNDS", "`low` must be below `high`.", field=field)
+            if column.fill is not None and not column.low <= column.fill <= column.high:
+                raise InputError("CONTRACT_FILL", "`fill` must lie within the bounds.", field=field)
+        else:
+            if len(set(column.values)) != len(column.values):
+                raise InputError(
+                    "CONTRACT_VOCABULARY", "A value stands twice in the vocabulary.", field=field
+                )
+            if column.fill is not None and column.fill not in column.values:
+                raise InputError("CONTRACT_FILL", "`fill` must be in the vocabulary.", field=field)
+    label = data.label
+    if len(set(label.classes)) != len(label.classes):
+        raise InputError("CONTRACT_CLASSES", "A class stands twice.", field="data.label.classes")
+    if (label.rule == "above") != (label.threshold is not None) or (
+        label.rule == "above" and len(label.classes) != 2
+    ):
+        raise InputError(
+            "CONTRACT_LABEL_RULE",
+            "The rule `above` needs a threshold and two classes; the rule `value` needs no threshold.",
+            field="data.label",
+        )
+    _positive(data.feature_scale, "data.feature_scale")
+
+
+def check_model(contract: Contract) -> None:
+    """Hidden layers belong to an mlp."""
+    if (contract.model.kind == "mlp") != bool(contract.model.hidden):
+        raise InputError(
+            "CONTRACT_MODEL", "An mlp has hidden layers, a softmax model none.", field="model.hidden"
+        )
+
+
+def check_training(contract: Contract) -> None:
+    """Rates are positive."""
+    _positive(contract.training.learning_rate, "training.learning_rate")
+    _positive(contract.training.server_rate, "training.server_rate")
+
+
+def check_privacy(contract: Contract) -> None:
+    """Privacy quantities are in range; one delta for all, small enough for the largest data set."""
+    privacy = contract.privacy
+    for name in ("epsilon", "delta", "max_grad_norm", "sample_rate", "noise_multiplier"):
+        _positive(getattr(privacy, name), f"privacy.{name}")
+    if privacy.sample_rate >= 1:
+        raise InputError(
+            "CONTRACT_SAMPLE_RATE", "The sample rate must be below 1.", field="privacy.sample_rate"
+        )
+    limit = min(Decimal("1e-5"), 1 / (10 * Decimal(max(p.num_examples for p in contract.participants))))
+    if privacy.delta > limit:
+        raise InputError(
+            "CONTRACT_DELTA",
+            f"delta must be at most {limit:.3g}.",
+            field="privacy.delta",
+            rule="delta <= min(1e-5, 1/(10 max num_examples))",
+        )
+
+
+def check_participation(contract: Contract) -> None:
+    """The minimum can be reached, and reaches the head threshold where heads are strict."""
+    participation, count = contract.participation, len(contract.participants)
+    if not 2 <= participation.minimum <= count:
+        raise InputError(
+            "CONTRACT_MINIMUM", f"The minimum must lie between 2 and {count}.", field="participation.minimum"
+        )
+    if participation.head_threshold > count - 1:
+        raise InputError(
+            "CONTRACT_HEAD_THRESHOLD",
+            "More countersignatures are asked for than other participants exist.",
+            field="participation.head_threshold",
+        )
+    if participation.strict_heads and participation.minimum <= participation.head_threshold:
+        raise InputError(
+            "CONTRACT_STRICT_HEADS",
+            "With strict_heads the minimum must be above head_threshold, or the run can never go on.",
+            field="participation.minimum",
+        )
+
+
+def check_contribution(contract: Contract) -> None:
+    """Slices come from the operator or participants, each once; exact values need few participants."""
+    sources = [s.source for s in contract.contribution.validation.slices]
+    known = {"operator", *(p.id for p in contract.participants)}
+    if len(set(sources)) != len(sources) or not set(sources) <= known:
+        raise InputError(
+            "CONTRACT_SLICES",
+            "A validation slice comes from the operator or a participant, one slice from each.",
+            field="contribution.validation.slices",
+        )
+    if set(sources) <= {p.id for p in contract.participants} and len(sources) < 2:
+        raise InputError(
+            "CONTRACT_SLICES",
+            "A participant's own slice cannot be the only one: it is scored on the others' rows.",
+            field="contribution.validation.slices",
+        )
+    if len(contract.participants) > 12:
+        raise InputError(
+            "CONTRACT_TOO_MANY_PLAYERS",
+            "Exact Shapley values are offered for at most 12 participants.",
+            field="contribution.estimator",
+        )
+
+
+def check_settlement(contract: Contract) -> None:
+    """Weights are not negative and sum to one."""
+    settlement = contract.settlement
+    weights = (settlement.contribution_weight, settlement.data_weight, settlement.equal_weight)
+    if min(weights) < 0 or sum(weights) != 1:
+        raise InputError(
+            "CONTRACT_WEIGHTS",
+            "contribution_weight, data_weight and equal_weight are not negative and sum to 1.",
+            field="settlement",
+        )
+
+
+def check_term(contract: Contract) -> None:
+    """The term has a length."""
+    if contract.term.not_before >= contract.term.not_after:
+        raise InputError("CONTRACT_TERM", "not_before must be earlier than not_after.", field="term")
+
+
+CHECKS: tuple[Callable[[Contract], None], ...] = (
+    check_parties,
+    check_data,
+    check_model,
+    check_training,
+    check_privacy,
+    check_participation,
+    check_contribution,
+    check_settlement,
+    check_term,
+)
+
+
+def merge(base: Mapping[str, Any], derived: Mapping[str, Any]) -> dict[str, Any]:
+    """A template with derived values filled in; a value that stands in both is an error.
+
+    Raises:
+        InputError: the template gives a value that is derived.
+    """
+    result = dict(base)
+    for key, value in derived.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key, {}), Mapping):
+            result[key] = merge(result.get(key, {}), value)
+        elif key in result:
+            raise InputError(
+                "TEMPLATE_DERIVED_KEY",
+                f"{key} is worked out by `contract new` and cannot be given.",
+                field=key,
+            )
+        else:
+            result[key] = value
+    return result
+
+
+def _positive(value: Decimal, field: str) -> None:
+    if value <= 0:
+        raise InputError("CONTRACT_NOT_POSITIVE", f"{field} must be greater than 0.", field=field)

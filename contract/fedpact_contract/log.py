@@ -1,0 +1,302 @@
+"""The log of one contract: entries, checkpoints, countersignatures, commitments (docs/adr/0005).
+
+Each contract has a log of its own; its origin is the contract's id. A leaf is the canonical bytes of an `Entry`: a
+type, 32 random bytes (so that a leaf hash tells nothing to whom the entry is not shown), and a body.
+"""
+
+import os
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from fedpact_contract import merkle
+from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
+from fedpact_contract.contract import Count, Fen, SignedContract
+from fedpact_contract.errors import FaultError, InputError
+from fedpact_contract.record import Big, Code, Hex32, Instant, Part, Record
+
+
+class Checkpoint(Record):
+    """The operator's signed word on its log: so many entries, this root (RFC 9162 tree)."""
+
+    TYPE = "checkpoint"
+
+    origin: Hex32
+    size: Annotated[int, Field(ge=0)]
+    root: Hex32
+
+
+class Countersignature(Record):
+    """A participant's word that it saw this checkpoint as a continuation of all it saw before."""
+
+    TYPE = "countersignature"
+
+    origin: Hex32
+    size: Annotated[int, Field(ge=0)]
+    root: Hex32
+    participant: Hex32
+
+
+class Body(Part):
+    """The body of an entry."""
+
+    TYPE: ClassVar[str]
+
+
+class Entry(Part):
+    """One entry: `type` names the class of `body`."""
+
+    type: Code
+    salt: Hex32
+    body: dict[str, Any]
+
+    @classmethod
+    def of(cls, body: Body, salt: bytes | None = None) -> Self:
+        """An entry around a body, with fresh random bytes."""
+        return cls(type=body.TYPE, salt=(salt or os.urandom(32)).hex(), body=body.plain())
+
+    def to_bytes(self) -> bytes:
+        """The leaf: canonical bytes."""
+        return canonical_bytes(self.plain())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read a leaf.
+
+        Raises:
+            InputError: malformed.
+        """
+        return cls.parse(parse_canonical(data, what="log entry"), code="ENTRY_FORM")
+
+    @property
+    def leaf_hash(self) -> bytes:
+        """RFC 9162 leaf hash, 32 bytes."""
+        return merkle.leaf_hash(self.to_bytes())
+
+    def open(self) -> Body:
+        """The typed body.
+
+        Raises:
+            FaultError: unknown type, or a body that is not of its type.
+        """
+        kind = ENTRY_TYPES.get(self.type)
+        if kind is None:
+            raise FaultError("ENTRY_TYPE", f"Unknown entry type {self.type}.", field="type")
+        try:
+            return kind.parse(self.body, code="ENTRY_BODY")
+        except InputError as err:
+            raise FaultError("ENTRY_BODY", f"A {self.type} entry: {err.message}", field=err.field) from err
+
+
+class Proved(Part):
+    """An entry with its place in the log and the proof that it stands there."""
+
+    entry: Entry
+    index: Annotated[int, Field(ge=0)]
+    proof: tuple[Hex32, ...]
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise unless the entry stands at its index under this checkpoint.
+
+        Raises:
+            FaultError: it does not.
+        """
+        path = [bytes.fromhex(p) for p in self.proof]
+        if not merkle.verify_inclusion(
+            self.entry.leaf_hash, self.index, checkpoint.size, path, bytes.fromhex(checkpoint.root)
+        ):
+            raise FaultError(
+                "LOG_INCLUSION",
+                "An entry is not in the log under the checkpoint shown.",
+                field=f"entry {self.index}",
+            )
+
+
+class ContractSigned(Body):
+    """Entry 0: the contract with every signature and delegation."""
+
+    TYPE = "contract-signed"
+    signed: SignedContract
+
+
+class RoundOpened(Body):
+    """A round begins from this base model; these participants are invited, until the deadline."""
+
+    TYPE = "round-opened"
+    round: Count
+    base_digest: Hex32
+    deadline: Instant
+    invited: tuple[Hex32, ...]
+
+
+class UpdateDecided(Body):
+    """A participant's signed update and the operator's receipt. Envelopes of `messages.Update` and `Receipt`."""
+
+    TYPE = "update-decided"
+    round: Count
+    participant: Hex32
+    update: dict[str, Any]
+    receipt: dict[str, Any]
+
+
+class UpdateRefused(Body):
+    """A participant's signed refusal. An envelope of `messages.Refusal`."""
+
+    TYPE = "update-refused"
+    round: Count
+    participant: Hex32
+    refusal: dict[str, Any]
+
+
+class ReplyMissed(Body):
+    """No valid reply by the deadline (by the operator's clock), or one that nobody could attribute."""
+
+    TYPE = "reply-missed"
+    round: Count
+    participant: Hex32
+    code: Code
+
+
+class RoundAggregated(Body):
+    """The admitted updates, in the order of participants' ids, and the model they led to."""
+
+    TYPE = "round-aggregated"
+    round: Count
+    admitted: tuple[Hex32, ...]
+    model_digest: Hex32
+
+
+class RoundAbandoned(Body):
+    """Fewer admitted updates than the contract's minimum: the model stays as it was and the run stops."""
+
+    TYPE = "round-abandoned"
+    round: Count
+    admitted: tuple[Hex32, ...]
+    code: Code
+
+
+class RoundScores(Part):
+    """Coalition losses of one round, as integers.
+
+    `players` are the admitted participants in the order of their ids. `losses[mask][k]` is the sum, in 1e-9 nat, of
+    the loss over validation slice k of the model with the updates of the coalition `mask` (bit i: players[i]).
+    `correct` counts rightly classified validation rows before and after the round.
+    """
+
+    round: Count
+    players: tuple[Hex32, ...]
+    losses: tuple[tuple[Big, ...], ...]
+    correct: tuple[int, int]
+
+
+class Moments(Part):
+    """Second moments of the per-example values of the whole run.
+
+    `products[i][j]` = sum over validation rows x of Phi_i(x) Phi_j(x), in 1e-18 nat^2, participants in the order of
+    their ids (contract order of `by_id`). Phi_i(x) is participant i's value on row x, 0 on rows it gave itself and
+    there rescaled on the others, so that its mean over all rows is Phi_i.
+    """
+
+    products: tuple[tuple[Big, ...], ...]
+
+
+class ScoresCommitted(Body):
+    """A salted commitment to a `RoundScores`, opened at the close of the period."""
+
+    TYPE = "scores-committed"
+    round: Count
+    commitment: Hex32
+
+
+class RunCompleted(Body):
+    """The last round is done: the delivered model, and a commitment to the `Moments`."""
+
+    TYPE = "run-completed"
+    rounds: Annotated[int, Field(ge=0)]
+    model_digest: Hex32
+    commitment: Hex32
+
+
+class ScoresOpened(Body):
+    """The opening of a round's commitment."""
+
+    TYPE = "scores-opened"
+    round: Count
+    salt: Hex32
+    scores: RoundScores
+
+
+class MomentsOpened(Body):
+    """The opening of the commitment in `RunCompleted`."""
+
+    TYPE = "moments-opened"
+    salt: Hex32
+    moments: Moments
+
+
+class RevenueRecorded(Body):
+    """The operator's statement of the period's revenue and its deductions, in fen."""
+
+    TYPE = "revenue-recorded"
+    period: Count
+    revenue_fen: Fen
+    fees_fen: Fen
+
+
+class PeriodSettled(Body):
+    """The pool and what each participant is paid, in fen; recomputed by whoever verifies."""
+
+    TYPE = "period-settled"
+    period: Count
+    pool_fen: Fen
+    basis: Literal["contribution", "fallback"]
+    lines: tuple["SettledLine", ...]
+
+
+class SettledLine(Part):
+    """One participant's payment."""
+
+    participant: Hex32
+    fen: Fen
+
+
+class PeriodClosing(Body):
+    """The closing entry: the checkpoint right after it is the one that paid participants countersign."""
+
+    TYPE = "period-closing"
+    period: Count
+
+
+PeriodSettled.model_rebuild()
+
+ENTRY_TYPES: dict[str, type[Body]] = {
+    kind.TYPE: kind
+    for kind in (
+        ContractSigned,
+        RoundOpened,
+        UpdateDecided,
+        UpdateRefused,
+        ReplyMissed,
+        RoundAggregated,
+        RoundAbandoned,
+        ScoresCommitted,
+        RunCompleted,
+        ScoresOpened,
+        MomentsOpened,
+        RevenueRecorded,
+        PeriodSettled,
+        PeriodClosing,
+    )
+}
+
+
+def commitment(kind: type[Part], salt: bytes, value: Part) -> str:
+    """SHA-256(type || 32 salt bytes || canonical bytes), in hexadecimal (trust.md, "Log")."""
+    if len(salt) != 32:
+        raise InputError("COMMITMENT_SALT", "A commitment's salt has 32 bytes.")
+    return sha256_hex(f"fedpact.{kind.__name__}.v1".encode() + salt + canonical_bytes(value.plain()))
+
+
+def validation_leaf(salt: bytes, row: bytes) -> bytes:
+    """The leaf hash of one validation row: its 32 random bytes, then its canonical bytes."""
+    return merkle.leaf_hash(salt + row)

@@ -1,0 +1,186 @@
+"""The signed records that travel while a contract runs (docs/adr/0005, 0006).
+
+order (operator -> agent) -> update or refusal, with a countersignature (agent -> operator) -> receipt, in the log.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedpact_contract.canonical import canonical_bytes, parse_canonical
+from fedpact_contract.contract import Count, EntityCode
+from fedpact_contract.log import Checkpoint, Countersignature, Proved
+from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record
+
+
+class PrivacyEvent(Part):
+    """What one attempt costs: `steps` Poisson-sampled Gaussian steps."""
+
+    sampling: Literal["poisson"]
+    sample_rate: Dec
+    noise_multiplier: Dec
+    max_grad_norm: Dec
+    steps: Count
+
+
+class Metering(Part):
+    """Planned work of one attempt, never realised batches or seconds."""
+
+    rows: Count
+    steps: Count
+
+
+class Head(Part):
+    """Size and root of a log, without a signature."""
+
+    size: Annotated[int, Field(ge=0)]
+    root: Hex32
+
+
+class HeadStep(Part):
+    """A signed checkpoint, and the proof that it only appends to the one before it."""
+
+    checkpoint: Envelope[Checkpoint]
+    consistency: tuple[Hex32, ...]
+
+
+class Order(Record):
+    """The operator's word: train round `round` from the model with this digest; signed by its run key.
+
+    `heads` lead from the last head this agent is known to hold to K_r, the checkpoint that covers `opened`. `result`
+    is the log's word on this agent's last reply, and is absent only where it never replied.
+    """
+
+    TYPE = "order"
+
+    contract_id: Hex32
+    round: Count
+    participant: Hex32
+    base_digest: Hex32
+    heads: Annotated[tuple[HeadStep, ...], Field(min_length=1, max_length=10_000)]
+    opened: Proved
+    result: Proved | None = None
+    countersignatures: tuple[Envelope[Countersignature], ...]
+
+
+class Update(Record):
+    """What an agent says of the update it sends; signed by its run key. Digests: `fedpact_contract.arrays`."""
+
+    TYPE = "update"
+
+    contract_id: Hex32
+    round: Count
+    attempt: Count
+    participant: Hex32
+    base_digest: Hex32
+    update_digest: Hex32
+    num_examples: Count
+    privacy_event: PrivacyEvent
+    noise: Literal["csprng", "test"]
+    metering: Metering
+    ledger_head: Hex32
+    head: Head
+
+
+class Refusal(Record):
+    """An agent's no, with a fixed code; signed by its run key."""
+
+    TYPE = "refusal"
+
+    contract_id: Hex32
+    round: Count
+    participant: Hex32
+    code: Code
+    ledger_head: Hex32
+    head: Head
+
+
+class Receipt(Record):
+    """The operator's word on one update; signed by its run key."""
+
+    TYPE = "receipt"
+
+    contract_id: Hex32
+    round: Count
+    attempt: Count
+    participant: Hex32
+    update_digest: Hex32
+    decision: Literal["admitted", "rejected"]
+    code: Code
+
+
+class Reply(Part):
+    """What an agent answers: an update or a refusal, and its countersignature on the head it was shown.
+
+    A refusal of a head that does not fit countersigns nothing.
+    """
+
+    update: Envelope[Update] | None = None
+    refusal: Envelope[Refusal] | None = None
+    countersignature: Envelope[Countersignature] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.update is None) == (self.refusal is None):
+            raise ValueError("a reply is either an update or a refusal")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes."""
+        return canonical_bytes(self.plain())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read canonical bytes."""
+        return cls.parse(parse_canonical(data, what="reply"), code="REPLY_FORM")
+
+
+class DataSetCard(Record):
+    """A participant's declaration of a data set: its rows, columns and privacy budget; signed by its contract key.
+
+    (epsilon, delta, alpha) bound all contracts on this data set together: a Rényi filter at the one order `alpha`.
+    """
+
+    TYPE = "data-set-card"
+
+    data_set: Code
+    participant: Hex32
+    num_examples: Count
+    columns: Annotated[tuple[Name, ...], Field(min_length=1)]
+    label: Name
+    epsilon: Dec
+    delta: Dec
+    alpha: Dec
+    released_rows: Annotated[int, Field(ge=0)]
+
+
+class Invitation(Part):
+    """What an operator hands to an enterprise: where to enrol, whom to expect there, and the one-time token."""
+
+    url: str
+    ca_pem: str
+    operator: Hex32
+    entity_code: EntityCode
+    token: Hex32
+    expires: Instant
+
+
+class Enrolment(Record):
+    """An enterprise's request to join; signed by its contract key, and by its node key (`Enrolled.node_signature`)."""
+
+    TYPE = "enrolment"
+
+    operator: Hex32
+    name: Name
+    entity_code: EntityCode
+    sector: Code
+    token_digest: Hex32
+    contract_key: Hex32
+    node_key_pem: str
+
+
+class SignedEnrolment(Part):
+    """The enrolment with its two signatures."""
+
+    enrolment: Envelope[Enrolment]
+    node_signature: str

@@ -1,0 +1,266 @@
+"""The base of every record, and signed envelopes around records.
+
+A record is frozen, refuses unknown keys, and has one canonical spelling. A signature is DSSE
+(https://github.com/secure-systems-lab/dsse): it covers the record's type and version before its bytes, so that a
+signature of one type never verifies as another.
+"""
+
+import base64
+import binascii
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    StringConstraints,
+    ValidationError,
+)
+
+from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
+from fedpact_contract.errors import FaultError, InputError
+from fedpact_contract.keys import fingerprint, public_hex, verify_raw
+
+
+def decimal_text(value: Decimal) -> str:
+    """A decimal in its one plain spelling: no exponent, no trailing zeros, no negative zero."""
+    if not value.is_finite():
+        raise ValueError("a quantity must be finite")
+    text = format(value, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text in ("-0", "") else text
+
+
+def _to_decimal(value: object) -> Decimal:
+    if isinstance(value, Decimal):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("must be a decimal number")  # noqa: TRY004 - pydantic turns ValueError into its error
+    try:
+        number = Decimal(value)
+    except InvalidOperation as err:
+        raise ValueError("must be a decimal number") from err
+    if isinstance(value, str) and decimal_text(number) != value:
+        raise ValueError(f"must be written {decimal_text(number)}")
+    return number
+
+
+def _to_big(value: object) -> int:
+    if isinstance(value, str):
+        if str(number := int(value)) != value:
+            raise ValueError("must be a plain integer")
+        return number
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("must be an integer")  # noqa: TRY004 - pydantic turns ValueError into its error
+    return value
+
+
+def _finite(value: Decimal) -> Decimal:
+    decimal_text(value)
+    return value
+
+
+Dec = Annotated[
+    Decimal,
+    BeforeValidator(_to_decimal),
+    AfterValidator(_finite),
+    PlainSerializer(decimal_text, return_type=str),
+]
+"""A decimal quantity, a plain decimal string in canonical form."""
+
+Big = Annotated[int, BeforeValidator(_to_big), PlainSerializer(str, return_type=str)]
+"""An integer of any size, a string in canonical form."""
+
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""32 bytes in hexadecimal: a digest, a public key, a salt."""
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""A name for people: one line, no control characters."""
+
+Code = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9._:-]+$")]
+"""An identifier: letters, digits, and . _ : -"""
+
+Instant = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+"""A UTC instant, to the second."""
+
+
+class Part(BaseModel):
+    """A frozen part of a record: unknown keys refused, types not coerced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+    @classmethod
+    def parse(cls, value: Any, *, code: str, file: object = None) -> Self:  # noqa: ANN401 - any JSON value
+        """Build from plain values.
+
+        Raises:
+            InputError: with `code`, naming the first field that is wrong.
+        """
+        try:
+            return cls.model_validate(_tuples(value))
+        except ValidationError as err:
+            raise input_error(err, code, file) from err
+
+    def plain(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class Record(Part):
+    """A record with a type and a version: what is hashed and signed."""
+
+    TYPE: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+    @classmethod
+    def media_type(cls) -> str:
+        """The DSSE payload type: record type and version."""
+        return f"application/vnd.fedpact.{cls.TYPE}.v{cls.VERSION}+json"
+
+    def to_bytes(self) -> bytes:
+        """The canonical bytes."""
+        return canonical_bytes(self.plain())
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical bytes, in hexadecimal."""
+        return sha256_hex(self.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read canonical bytes.
+
+        Raises:
+            InputError: not canonical, unknown or missing keys, wrong types.
+        """
+        record = cls.parse(
+            parse_canonical(data, what=cls.TYPE), code=f"{cls.TYPE.upper().replace('-', '_')}_FORM"
+        )
+        if record.to_bytes() != data:
+            raise InputError("CANONICAL_FORM", f"The {cls.TYPE} is not in its canonical form.")
+        return record
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Signature(Part):
+    """One signature: the signing key's public bytes and the Ed25519 signature, in hexadecimal."""
+
+    key: Hex32
+    value: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+
+
+class Envelope(Part, Generic[R]):
+    """A record's bytes with their type and signatures, as they travel."""
+
+    type: str
+    payload: str
+    signatures: tuple[Signature, ...]
+
+    @property
+    def body(self) -> bytes:
+        """The signed record's canonical bytes."""
+        try:
+            return base64.b64decode(self.payload.encode(), validate=True)
+        except (binascii.Error, ValueError) as err:
+            raise InputError("ENVELOPE_PAYLOAD", "An envelope's payload is not base64.") from err
+
+    def to_bytes(self) -> bytes:
+        """The envelope's canonical bytes."""
+        return canonical_bytes(self.plain())
+
+
+def pae(media_type: str, body: bytes) -> bytes:
+    """DSSE pre-authentication encoding: what is really signed."""
+    kind = media_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body)
+
+
+def sign(record: R, *keys: Ed25519PrivateKey) -> Envelope[R]:
+    """Sign a record with one or several keys."""
+    body, kind = record.to_bytes(), record.media_type()
+    signatures = tuple(Signature(key=public_hex(k), value=k.sign(pae(kind, body)).hex()) for k in keys)
+    return Envelope(type=kind, payload=base64.b64encode(body).decode(), signatures=signatures)
+
+
+def signers(envelope: Envelope[Any], kind: type[Record]) -> set[str]:
+    """Public keys whose signature on the envelope is valid for this record type.
+
+    Raises:
+        FaultError: another type, or any signature that does not verify (one bad signature taints the whole).
+    """
+    if envelope.type != kind.media_type():
+        raise FaultError(
+            "ENVELOPE_TYPE",
+            f"A signed {envelope.type} stands where a {kind.media_type()} is due.",
+            field="type",
+        )
+    message = pae(envelope.type, envelope.body)
+    for signature in envelope.signatures:
+        if not verify_raw(signature.key, bytes.fromhex(signature.value), message):
+            raise FaultError(
+                "SIGNATURE_INVALID",
+                f"A signature on a {kind.TYPE} does not verify.",
+                party=fingerprint(signature.key),
+                field="signatures",
+            )
+    return {s.key for s in envelope.signatures}
+
+
+def open_signed(envelope: Envelope[R], kind: type[R], key: str) -> R:
+    """The record in the envelope, if `key` signed it.
+
+    Raises:
+        FaultError: another type, a bad signature, or not signed by this key.
+        InputError: the record is malformed.
+    """
+    if key not in signers(envelope, kind):
+        raise FaultError(
+            "SIGNATURE_MISSING",
+            f"A {kind.TYPE} is not signed by the key that should sign it.",
+            party=fingerprint(key),
+        )
+    return kind.from_bytes(envelope.body)
+
+
+def read_envelope(data: bytes | str | dict[str, Any]) -> Envelope[Any]:
+    """Read an envelope from its canonical bytes or from plain values.
+
+    Raises:
+        InputError: malformed.
+    """
+    value = data if isinstance(data, dict) else parse_canonical(_encoded(data), what="envelope")
+    return Envelope[Any].parse(value, code="ENVELOPE_FORM")
+
+
+def input_error(err: ValidationError, code: str, file: object = None) -> InputError:
+    """The first fault of a pydantic error, as ours: field path and rule, never the value."""
+    first = err.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = ".".join(str(p) for p in first["loc"]) or "(whole)"
+    message = first["msg"].removeprefix("Value error, ")
+    rule = first["type"]
+    if rule == "extra_forbidden":
+        return InputError(code + "_UNKNOWN_KEY", f"Unknown key {path}.", file=file, field=path, rule=rule)
+    if rule == "missing":
+        return InputError(
+            code + "_MISSING_KEY", f"The key {path} is missing.", file=file, field=path, rule=rule
+        )
+    return InputError(code, f"{path}: {message}.", file=file, field=path, rule=rule)
+
+
+def _encoded(data: bytes | str) -> bytes:
+    return data.encode() if isinstance(data, str) else data
+
+
+def _tuples(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Lists as tuples, so that strict parsing takes plain JSON and TOML values."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(v) for v in value)
+    return value

@@ -1,0 +1,1 @@
+"""The operator: round loop, admission, aggregation, contribution, log, settlement, reports."""
