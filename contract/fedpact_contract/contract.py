@@ -252,9 +252,7 @@ class Contract(Record):
         for participant in self.participants:
             if participant.id == party_id:
                 return participant
-        raise InputError(
-            "CONTRACT_NOT_A_PARTY", "This key is not a participant's in the contract.", party=party_id
-        )
+        raise InputError("CONTRACT_NOT_A_PARTY", "This key is not a participant's in the contract.", party=party_id)
 
     def by_id(self) -> dict[str, Participant]:
         """Participants by id, in the order of ids (the order of aggregation)."""
@@ -321,15 +319,11 @@ def check_data(contract: Contract) -> None:
     data = contract.data
     names = [c.name for c in data.columns] + [data.label.name]
     if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(
-            "CONTRACT_COLUMN_TWICE", f"The column {twice[0]} stands twice.", field="data.columns"
-        )
+        raise InputError("CONTRACT_COLUMN_TWICE", f"The column {twice[0]} stands twice.", field="data.columns")
     for column in data.columns:
         field = f"data.columns.{column.name}"
         if (column.missing == "fill") != (column.fill is not None):
-            raise InputError(
-                "CONTRACT_FILL", '`fill` goes with missing = "fill", and only with it.', field=field
-            )
+            raise InputError("CONTRACT_FILL", '`fill` goes with missing = "fill", and only with it.', field=field)
         if isinstance(column, NumberColumn):
             if column.low >= column.high:
                 raise InputError("CONTRACT_BOUNDS", "`low` must be below `high`.", field=field)
@@ -337,17 +331,13 @@ def check_data(contract: Contract) -> None:
                 raise InputError("CONTRACT_FILL", "`fill` must lie within the bounds.", field=field)
         else:
             if len(set(column.values)) != len(column.values):
-                raise InputError(
-                    "CONTRACT_VOCABULARY", "A value stands twice in the vocabulary.", field=field
-                )
+                raise InputError("CONTRACT_VOCABULARY", "A value stands twice in the vocabulary.", field=field)
             if column.fill is not None and column.fill not in column.values:
                 raise InputError("CONTRACT_FILL", "`fill` must be in the vocabulary.", field=field)
     label = data.label
     if len(set(label.classes)) != len(label.classes):
         raise InputError("CONTRACT_CLASSES", "A class stands twice.", field="data.label.classes")
-    if (label.rule == "above") != (label.threshold is not None) or (
-        label.rule == "above" and len(label.classes) != 2
-    ):
+    if (label.rule == "above") != (label.threshold is not None) or (label.rule == "above" and len(label.classes) != 2):
         raise InputError(
             "CONTRACT_LABEL_RULE",
             "The rule `above` needs a threshold and two classes; the rule `value` needs no threshold.",
@@ -359,9 +349,7 @@ def check_data(contract: Contract) -> None:
 def check_model(contract: Contract) -> None:
     """Hidden layers belong to an mlp."""
     if (contract.model.kind == "mlp") != bool(contract.model.hidden):
-        raise InputError(
-            "CONTRACT_MODEL", "An mlp has hidden layers, a softmax model none.", field="model.hidden"
-        )
+        raise InputError("CONTRACT_MODEL", "An mlp has hidden layers, a softmax model none.", field="model.hidden")
 
 
 def check_training(contract: Contract) -> None:
@@ -376,9 +364,7 @@ def check_privacy(contract: Contract) -> None:
     for name in ("epsilon", "delta", "max_grad_norm", "sample_rate", "noise_multiplier"):
         _positive(getattr(privacy, name), f"privacy.{name}")
     if privacy.sample_rate >= 1:
-        raise InputError(
-            "CONTRACT_SAMPLE_RATE", "The sample rate must be below 1.", field="privacy.sample_rate"
-        )
+        raise InputError("CONTRACT_SAMPLE_RATE", "The sample rate must be below 1.", field="privacy.sample_rate")
     limit = min(Decimal("1e-5"), 1 / (10 * Decimal(max(p.num_examples for p in contract.participants))))
     if privacy.delta > limit:
         raise InputError(

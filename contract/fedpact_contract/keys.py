@@ -88,9 +88,7 @@ def save_key(path: Path, key: Ed25519PrivateKey, passphrase: bytes | None = None
     protection: serialization.KeySerializationEncryption = (
         serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     )
-    write_private(
-        path, key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
-    )
+    write_private(path, key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection))
 
 
 def load_key(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateKey:
@@ -119,7 +117,5 @@ def load_key(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateKey:
         raise InputError("KEY_KIND", "The file holds another kind of key than Ed25519.", file=path)
     with contextlib.suppress(OSError):
         if path.stat().st_mode & 0o077:
-            raise InputError(
-                "KEY_MODE", "Others can read this key file.", file=path, remedy=f"Run: chmod 600 {path}"
-            )
+            raise InputError("KEY_MODE", "Others can read this key file.", file=path, remedy=f"Run: chmod 600 {path}")
     return key

@@ -137,9 +137,7 @@ class Record(Part):
         Raises:
             InputError: not canonical, unknown or missing keys, wrong types.
         """
-        record = cls.parse(
-            parse_canonical(data, what=cls.TYPE), code=f"{cls.TYPE.upper().replace('-', '_')}_FORM"
-        )
+        record = cls.parse(parse_canonical(data, what=cls.TYPE), code=f"{cls.TYPE.upper().replace('-', '_')}_FORM")
         if record.to_bytes() != data:
             raise InputError("CANONICAL_FORM", f"The {cls.TYPE} is not in its canonical form.")
         return record
@@ -247,9 +245,7 @@ def input_error(err: ValidationError, code: str, file: object = None) -> InputEr
     if rule == "extra_forbidden":
         return InputError(code + "_UNKNOWN_KEY", f"Unknown key {path}.", file=file, field=path, rule=rule)
     if rule == "missing":
-        return InputError(
-            code + "_MISSING_KEY", f"The key {path} is missing.", file=file, field=path, rule=rule
-        )
+        return InputError(code + "_MISSING_KEY", f"The key {path} is missing.", file=file, field=path, rule=rule)
     return InputError(code, f"{path}: {message}.", file=file, field=path, rule=rule)
 
 
