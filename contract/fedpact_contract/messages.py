@@ -47,8 +47,9 @@ class HeadStep(Part):
 class Order(Record):
     """The operator's word: train round `round` from the model with this digest; signed by its run key.
 
-    `heads` lead from the last head this agent is known to hold to K_r, the checkpoint that covers `opened`. `result`
-    is the log's word on this agent's last reply, and is absent only where it never replied.
+    `heads` lead from the head of size `since`, which this agent is known to hold (0: the empty log), to K_r, the
+    checkpoint that covers `opened`. `results` are the log's words on this agent, from the last reply that the
+    operator received on; empty only where none was. `countersignatures` are the participants' on earlier heads.
     """
 
     TYPE = "order"
@@ -57,9 +58,10 @@ class Order(Record):
     round: Count
     participant: Hex32
     base_digest: Hex32
+    since: Annotated[int, Field(ge=0)]
     heads: Annotated[tuple[HeadStep, ...], Field(min_length=1, max_length=10_000)]
     opened: Proved
-    result: Proved | None = None
+    results: tuple[Proved, ...]
     countersignatures: tuple[Envelope[Countersignature], ...]
 
 

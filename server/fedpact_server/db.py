@@ -99,11 +99,11 @@ entries = Table(
     "entries",
     metadata,
     Column("contract_id", Id, ForeignKey("contracts.id"), nullable=False),
-    Column("index", Integer, nullable=False),
+    Column("position", Integer, nullable=False),
     Column("type", String(40), nullable=False),
     Column("data", LargeBinary, nullable=False),
     Column("leaf_hash", LargeBinary, nullable=False),
-    PrimaryKeyConstraint("contract_id", "index"),
+    PrimaryKeyConstraint("contract_id", "position"),
 )
 
 checkpoints = Table(
@@ -168,7 +168,7 @@ outcomes = Table(  # what became of each invited participant in each round
     Column("participant", Id, nullable=False),
     Column("kind", String(12), nullable=False),  # admitted, rejected, refused, missed
     Column("code", String(80), nullable=False),
-    Column("index", Integer, nullable=False),  # the log entry
+    Column("position", Integer, nullable=False),  # of the log entry
     Column("update_digest", Id),
     PrimaryKeyConstraint("contract_id", "round", "participant"),
 )

@@ -27,7 +27,7 @@ def append(connection: Connection, contract_id: str, bodies: Sequence[Body]) -> 
         rows.append(
             {
                 "contract_id": contract_id,
-                "index": first + offset,
+                "position": first + offset,
                 "type": entry.type,
                 "data": entry.to_bytes(),
                 "leaf_hash": entry.leaf_hash,
@@ -47,7 +47,7 @@ def size(connection: Connection, contract_id: str) -> int:
 def leaves(connection: Connection, contract_id: str) -> list[bytes]:
     """Leaf hashes in order."""
     query = sa.select(db.entries.c.leaf_hash).where(db.entries.c.contract_id == contract_id)
-    return [bytes(row[0]) for row in connection.execute(query.order_by(db.entries.c.index))]
+    return [bytes(row[0]) for row in connection.execute(query.order_by(db.entries.c.position))]
 
 
 def checkpoint(connection: Connection, contract_id: str, key: Ed25519PrivateKey) -> Checkpoint:
@@ -94,7 +94,7 @@ def head_chain(connection: Connection, contract_id: str, known: int, upto: int) 
 def prove(connection: Connection, contract_id: str, index: int, tree_size: int) -> Proved:
     """An entry with its inclusion proof under the checkpoint of this size."""
     data = connection.execute(
-        sa.select(db.entries.c.data).where(db.entries.c.contract_id == contract_id, db.entries.c.index == index)
+        sa.select(db.entries.c.data).where(db.entries.c.contract_id == contract_id, db.entries.c.position == index)
     ).scalar_one()
     proof = merkle.inclusion_proof(leaves(connection, contract_id)[:tree_size], index)
     return Proved(entry=Entry.from_bytes(bytes(data)), index=index, proof=tuple(p.hex() for p in proof))
@@ -103,7 +103,7 @@ def prove(connection: Connection, contract_id: str, index: int, tree_size: int) 
 def read_entries(connection: Connection, contract_id: str) -> list[Entry]:
     """Every entry, in order."""
     query = sa.select(db.entries.c.data).where(db.entries.c.contract_id == contract_id)
-    return [Entry.from_bytes(bytes(row[0])) for row in connection.execute(query.order_by(db.entries.c.index))]
+    return [Entry.from_bytes(bytes(row[0])) for row in connection.execute(query.order_by(db.entries.c.position))]
 
 
 def add_countersignature(

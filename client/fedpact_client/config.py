@@ -1,0 +1,234 @@
+"""agent.toml: parsed once, into a frozen record; unknown keys are refused, faults are named by file, line and key."""
+
+import json
+import re
+from decimal import Decimal
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from fedpact_client.policy import Policy
+from fedpact_client.sources import Source
+from fedpact_contract.contract import Count, EntityCode, load_toml
+from fedpact_contract.errors import InputError
+from fedpact_contract.record import Code, Dec, Name, Part
+
+TEMPLATE = "agent.toml"
+
+
+class AgentPart(Part):
+    """Who this enterprise is."""
+
+    name: Name
+    entity_code: EntityCode
+    sector: Code
+
+
+class OperatorPart(Part):
+    """Where the operator's API answers; empty until `enrol`."""
+
+    url: Annotated[
+        str,
+        StringConstraints(
+            pattern=r"^(https://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?)?$"
+        ),
+    ]
+
+
+class DataSet(Part):
+    """A data set: what stands on its card, and where its rows are. `epsilon` at `delta` bounds all contracts on it."""
+
+    id: Code
+    num_examples: Count
+    epsilon: Dec
+    delta: Dec
+    columns: Annotated[tuple[Name, ...], Field(min_length=1)]
+    label: Name
+    source: Source
+    release_fraction: Dec | None = None
+    release_file: Annotated[str, StringConstraints(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.epsilon <= 0:
+            raise ValueError("epsilon must be greater than 0")
+        if not 0 < self.delta < 1:
+            raise ValueError("delta must lie between 0 and 1")
+        names = (*self.columns, self.label)
+        if len(set(names)) != len(names):
+            raise ValueError("a column stands twice (the label is no feature)")
+        if self.release_fraction is not None and self.release_file is not None:
+            raise ValueError("give release_fraction or release_file, not both")
+        if self.release_fraction is not None and not 0 < self.release_fraction <= Decimal("0.5"):
+            raise ValueError("release_fraction must be above 0 and at most 0.5")
+        return self
+
+
+class Limits(Part):
+    """What training may use: `threads`, and `memory` in MiB."""
+
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    memory: Annotated[int, Field(ge=256, le=2**24)]
+
+
+class Network(Part):
+    """Seconds between questions when nothing runs; whether Flower's waits are shortened by patching it."""
+
+    poll_seconds: Annotated[int, Field(ge=1, le=3600)]
+    patched: bool
+
+
+class Paths(Part):
+    """`witness`: a file outside the home that gets the ledger's head."""
+
+    witness: Annotated[str, StringConstraints(min_length=1)] | None = None
+
+
+class AgentConfig(Part):
+    """The whole of agent.toml."""
+
+    agent: AgentPart
+    operator: OperatorPart
+    data_sets: tuple[DataSet, ...] = ()
+    policy: Policy
+    limits: Limits
+    network: Network
+    paths: Paths
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ids = [d.id for d in self.data_sets]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two data sets have one id")
+        return self
+
+    def data_set(self, data_set_id: str) -> DataSet:
+        """The data set with this id.
+
+        Raises:
+            InputError: CONFIG_DATA_SET, naming the ids that there are.
+        """
+        for data_set in self.data_sets:
+            if data_set.id == data_set_id:
+                return data_set
+        known = ", ".join(d.id for d in self.data_sets) or "none"
+        raise InputError(
+            "CONFIG_DATA_SET",
+            f"agent.toml describes no data set {data_set_id}; it describes {known}.",
+            field="data_sets",
+            remedy="Add a [[data_sets]] block with this id.",
+        )
+
+
+def load(path: Path) -> AgentConfig:
+    """Read agent.toml.
+
+    Raises:
+        InputError: no such file, not TOML, or a key that is unknown, missing or wrong; `file` is FILE:LINE.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise InputError("CONFIG_FILE", "The configuration cannot be read as UTF-8 text.", file=path) from err
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> AgentConfig:
+    """Read the text of an agent.toml; relative paths are taken from `path`'s folder.
+
+    Raises:
+        InputError: as `load`.
+    """
+    value = load_toml(text, file=path)
+    try:
+        config = AgentConfig.parse(value, code="CONFIG", file=path)
+    except InputError as err:
+        line = locate(text, err.field or "")
+        err.file = f"{path}:{line}" if line else str(path)
+        err.remedy = err.remedy or "configs/agent.toml documents each key."
+        raise
+    return _absolute(config, path.parent)
+
+
+def locate(text: str, field: str) -> int | None:
+    """The line (from 1) of the key that a dotted field path names, or of the deepest table on the way to it.
+
+    Understands what people write: [table] and [[table]] headers and one `key = value` a line.
+    """
+    wanted = field.split(".")
+    best: tuple[int, int] | None = None
+    here: list[str] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]", line):
+            here = _table(header.group(2), seen, array=header.group(1) == "[[")
+            path = here
+        elif key := re.match(r"^\s*([A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')\s*=", line):
+            path = [*here, key.group(1).strip("\"'")]
+        else:
+            continue
+        depth = _common(path, wanted)
+        if depth == len(path) and (best is None or depth > best[0]):
+            best = (depth, number)
+    return best[1] if best else None
+
+
+def _table(name: str, seen: dict[str, int], *, array: bool) -> list[str]:
+    """The path of a table, with the index that pydantic gives to an element of an array of tables."""
+    parts = [p.strip().strip("\"'") for p in name.split(".")]
+    path: list[str] = []
+    for depth, part in enumerate(parts):
+        path.append(part)
+        key = ".".join(path)
+        if array and depth == len(parts) - 1:
+            seen[key] = seen.get(key, -1) + 1
+        if key in seen:
+            path.append(str(seen[key]))
+    return path
+
+
+def _common(path: list[str], wanted: list[str]) -> int:
+    count = 0
+    for a, b in zip(path, wanted, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def template() -> str:
+    """The documented configuration of a fresh home."""
+    return (resources.files("fedpact_client") / "templates" / TEMPLATE).read_text("utf-8")
+
+
+def fill_template(agent: dict[str, str]) -> str:
+    """The documented configuration with the [agent] values filled in.
+
+    Raises:
+        InputError: a value of the wrong form.
+    """
+    AgentPart.parse(agent, code="AGENT")
+    text = template()
+    for key, value in agent.items():
+        text = set_value(text, "agent", key, value)
+    return text
+
+
+def set_value(text: str, table: str, key: str, value: str) -> str:
+    """The TOML text with one string value replaced, every comment kept.
+
+    Raises:
+        InputError: CONFIG_KEY, the table has no such key.
+    """
+    lines = text.splitlines(keepends=True)
+    here = ""
+    for index, line in enumerate(lines):
+        if header := re.match(r"^\s*\[\s*([A-Za-z0-9_-]+)\s*\]", line):
+            here = header.group(1)
+        elif here == table and re.match(rf"^\s*{re.escape(key)}\s*=", line):
+            # A JSON string is a TOML basic string, apart from DEL, which no Name or address has.
+            lines[index] = f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
+            return "".join(lines)
+    raise InputError("CONFIG_KEY", f"[{table}] has no key {key}.", field=f"{table}.{key}", remedy=f"Add `{key} = ...`.")

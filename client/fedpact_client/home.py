@@ -1,0 +1,371 @@
+"""The agent's home: one folder, readable by its owner alone, with keys, configuration, ledgers and pinned trust.
+
+    keys/contract.key   Ed25519, PKCS#8 with passphrase: a person signs contracts with it
+    keys/contract.pub   its public half in hexadecimal (the participant's id is its fingerprint)
+    keys/node.key       ECDSA P-384, OpenSSH private key without passphrase, as Flower's SuperNode loads it
+    keys/run/ID.key     Ed25519, PKCS#8: signs updates of the contract ID, delegated by the contract key
+    agent.toml          configuration (configs/agent.toml documents each key)
+    agent.db            budget and egress ledgers, outbox, heads, contracts
+    trust.toml          the fingerprints that this enterprise checked itself
+    operator/           ca.crt and operator.json, written by `enrol`
+    released/           the rows that left for validation, per data set: training leaves them out
+    logs/               the agent's log
+
+Folders are 0700, files 0600.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedpact_contract.contract import EntityCode
+from fedpact_contract.errors import InputError
+from fedpact_contract.keys import fingerprint, generate_key, load_key, public_hex, save_key, write_private
+from fedpact_contract.record import Hex32, Name, Part
+
+if TYPE_CHECKING:
+    from fedpact_client.config import AgentConfig
+
+MIN_PASSPHRASE_BYTES = 8
+FOLDERS = ("keys", "keys/run", "operator", "released", "logs")
+
+
+class OperatorData(Part):
+    """The operator that this home is enrolled with, as `enrol` checked it."""
+
+    name: Name
+    entity_code: EntityCode
+    key: Hex32
+
+    @property
+    def id(self) -> str:
+        """The fingerprint of the operator's key."""
+        return fingerprint(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHome:
+    """The paths of a home, and what is read from and written to them."""
+
+    path: Path
+
+    @property
+    def config_path(self) -> Path:
+        """Where the configuration stands."""
+        return self.path / "agent.toml"
+
+    @property
+    def db_path(self) -> Path:
+        """Where the ledgers stand."""
+        return self.path / "agent.db"
+
+    @property
+    def trust_path(self) -> Path:
+        """Where the checked fingerprints stand."""
+        return self.path / "trust.toml"
+
+    @property
+    def contract_key_path(self) -> Path:
+        """The contract key, under a passphrase."""
+        return self.path / "keys" / "contract.key"
+
+    @property
+    def node_key_path(self) -> Path:
+        """The node key: authenticates transport and API requests."""
+        return self.path / "keys" / "node.key"
+
+    @property
+    def ca_path(self) -> Path:
+        """The operator's certificate authority: the only one that TLS connections trust."""
+        return self.path / "operator" / "ca.crt"
+
+    @property
+    def operator_path(self) -> Path:
+        """The operator's name, entity code and key."""
+        return self.path / "operator" / "operator.json"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of logs."""
+        return self.path / "logs"
+
+    def run_key_path(self, contract_id: str) -> Path:
+        """Where the run key of a contract stands.
+
+        Raises:
+            InputError: CONTRACT_ID_FORM, the id is not 64 hexadecimal characters (it becomes a file name).
+        """
+        return self.path / "keys" / "run" / f"{contract_id_form(contract_id)}.key"
+
+    def released_path(self, data_set: str) -> Path:
+        """The rows of a data set that were released: canonical JSON lines."""
+        return self.path / "released" / f"{data_set}.jsonl"
+
+    def check(self) -> "AgentHome":
+        """This home, if there is one here.
+
+        Raises:
+            InputError: HOME_MISSING, or HOME_MODE where others can enter the folder.
+        """
+        if not self.config_path.is_file() or not self.contract_key_path.is_file():
+            raise InputError(
+                "HOME_MISSING",
+                "There is no agent home here.",
+                file=self.path,
+                remedy="Run `fedpact-agent init` first, or name the home with --home.",
+            )
+        if self.path.stat().st_mode & 0o077:
+            raise InputError(
+                "HOME_MODE", "Others can enter the home folder.", file=self.path, remedy=f"Run: chmod 700 {self.path}"
+            )
+        return self
+
+    @property
+    def contract_public(self) -> str:
+        """The contract key's public half, 64 hexadecimal characters; needs no passphrase."""
+        path = self.path / "keys" / "contract.pub"
+        try:
+            text = path.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as err:
+            raise InputError("KEY_MISSING", "The public contract key cannot be read.", file=path) from err
+        if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+            raise InputError("KEY_FORM", "The public contract key is not 64 hexadecimal characters.", file=path)
+        return text
+
+    @property
+    def participant_id(self) -> str:
+        """This participant's id: the fingerprint of its contract key."""
+        return fingerprint(self.contract_public)
+
+    def load_contract_key(self, passphrase: bytes) -> Ed25519PrivateKey:
+        """Open the contract key.
+
+        Raises:
+            InputError: missing, wrong passphrase, or not the key of `contract.pub`.
+        """
+        key = load_key(self.contract_key_path, passphrase)
+        if public_hex(key) != self.contract_public:
+            raise InputError(
+                "KEY_MISMATCH",
+                "contract.key and contract.pub are not one key.",
+                file=self.contract_key_path,
+                remedy="Restore both files from one backup.",
+            )
+        return key
+
+    def load_node_key(self) -> ec.EllipticCurvePrivateKey:
+        """Open the node key, by the reader that Flower's SuperNode uses.
+
+        Raises:
+            InputError: missing, readable by others, or not a P-384 key in OpenSSH form.
+        """
+        path = self.node_key_path
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as err:
+            raise InputError(
+                "KEY_MISSING", "The key file is missing.", file=path, remedy="Run `init` first, or restore a backup."
+            ) from err
+        if path.stat().st_mode & 0o077:
+            raise InputError("KEY_MODE", "Others can read this key file.", file=path, remedy=f"Run: chmod 600 {path}")
+        try:
+            key = serialization.load_ssh_private_key(data, None)
+        except ValueError as err:
+            raise InputError("KEY_FORM", "The node key is not a readable OpenSSH private key.", file=path) from err
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+            raise InputError("KEY_KIND", "The node key must be an ECDSA key on P-384.", file=path)
+        return key
+
+    def run_key(self, contract_id: str) -> Ed25519PrivateKey:
+        """The run key of a signed contract.
+
+        Raises:
+            InputError: missing or damaged.
+        """
+        return load_key(self.run_key_path(contract_id))
+
+    def make_run_key(self, contract_id: str) -> Ed25519PrivateKey:
+        """The run key of a contract, made where there is none yet: signing again delegates the same key."""
+        path = self.run_key_path(contract_id)
+        if not path.exists():
+            save_key(path, generate_key())
+        return load_key(path)
+
+    def operator(self) -> OperatorData:
+        """The operator that this home is enrolled with.
+
+        Raises:
+            InputError: NOT_ENROLLED, or a damaged file.
+        """
+        try:
+            data = self.operator_path.read_bytes()
+        except FileNotFoundError as err:
+            raise InputError(
+                "NOT_ENROLLED",
+                "This agent is not enrolled with an operator.",
+                file=self.operator_path,
+                remedy="Run `fedpact-agent enrol INVITATION`.",
+            ) from err
+        return OperatorData.parse(
+            read_json(data, "operator data", self.operator_path), code="OPERATOR_DATA", file=self.operator_path
+        )
+
+    def operator_ca(self) -> str:
+        """The operator's CA certificates as PEM.
+
+        Raises:
+            InputError: NOT_ENROLLED.
+        """
+        try:
+            return self.ca_path.read_text("ascii")
+        except FileNotFoundError as err:
+            raise InputError(
+                "NOT_ENROLLED",
+                "This agent has no certificate of its operator.",
+                file=self.ca_path,
+                remedy="Run `fedpact-agent enrol INVITATION`.",
+            ) from err
+
+    def config(self) -> "AgentConfig":
+        """The configuration.
+
+        Raises:
+            InputError: a fault in agent.toml, with file and line.
+        """
+        from fedpact_client.config import load
+
+        return load(self.config_path)
+
+
+def init(path: Path, *, name: str, entity_code: str, sector: str, passphrase: bytes) -> AgentHome:
+    """Make a new home with fresh keys, a documented configuration and an empty trust file.
+
+    It is built beside its place and moved there whole, so that an interrupted `init` leaves no half-made home.
+
+    Raises:
+        InputError: HOME_EXISTS, PASSPHRASE_SHORT, or a name, entity code or sector of the wrong form.
+    """
+    path = path.expanduser().absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(
+            "HOME_EXISTS",
+            "There is something here already, and it is not overwritten.",
+            file=path,
+            remedy="Choose another folder with --home.",
+        )
+    from fedpact_client.config import fill_template
+
+    check_passphrase(passphrase)
+    config = fill_template({"name": name, "entity_code": entity_code, "sector": sector})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    build = AgentHome(path.parent / f".{path.name}.{secrets.token_hex(4)}")
+    build.path.mkdir(mode=0o700)
+    try:
+        _fill(build, config, passphrase)
+        build.path.rename(path)
+    except BaseException:
+        shutil.rmtree(build.path)
+        raise
+    return AgentHome(path)
+
+
+def _fill(home: AgentHome, config: str, passphrase: bytes) -> None:
+    for folder in FOLDERS:
+        (home.path / folder).mkdir(mode=0o700)
+    contract_key, node_key = generate_key(), ec.generate_private_key(ec.SECP384R1())
+    save_key(home.contract_key_path, contract_key, passphrase)
+    write_private(home.path / "keys" / "contract.pub", public_hex(contract_key).encode() + b"\n")
+    write_private(
+        home.node_key_path,
+        node_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        ),
+    )
+    write_private(home.config_path, config.encode())
+    write_private(home.trust_path, TRUST_HEAD.encode())
+
+
+def check_passphrase(passphrase: bytes) -> None:
+    """Raise unless the passphrase is long enough.
+
+    Raises:
+        InputError: PASSPHRASE_SHORT.
+    """
+    if len(passphrase) < MIN_PASSPHRASE_BYTES:
+        raise InputError(
+            "PASSPHRASE_SHORT",
+            f"The passphrase of the contract key needs at least {MIN_PASSPHRASE_BYTES} characters.",
+            remedy="Choose a longer one; it protects the key that signs contracts.",
+        )
+
+
+def read_passphrase_file(path: Path) -> bytes:
+    """The first line of a passphrase file.
+
+    Raises:
+        InputError: missing, empty, or readable by others.
+    """
+    try:
+        if path.stat().st_mode & 0o077:
+            raise InputError(
+                "PASSPHRASE_FILE_MODE",
+                "Others can read the passphrase file.",
+                file=path,
+                remedy=f"Run: chmod 600 {path}",
+            )
+        line = path.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+    except OSError as err:
+        raise InputError("PASSPHRASE_FILE", f"The passphrase file cannot be read: {err.strerror}.", file=path) from err
+    if not line:
+        raise InputError("PASSPHRASE_FILE", "The first line of the passphrase file is empty.", file=path)
+    return line
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file in one step, durably, readable by its owner alone."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_private(draft, data)
+        draft.rename(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def contract_id_form(text: str) -> str:
+    """A contract's id, checked before it becomes a file name or part of an address.
+
+    Raises:
+        InputError: CONTRACT_ID_FORM.
+    """
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise InputError(
+            "CONTRACT_ID_FORM",
+            "A contract's id is 64 hexadecimal characters.",
+            remedy="Copy it from `fedpact-agent contract list`.",
+        )
+    return text
+
+
+def read_json(data: bytes, what: str, file: Path | None = None) -> Any:  # noqa: ANN401 - any JSON value
+    """Plain JSON that a person may have reformatted.
+
+    Raises:
+        InputError: JSON_SYNTAX.
+    """
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as err:
+        raise InputError("JSON_SYNTAX", f"The {what} is not readable JSON.", file=file) from err

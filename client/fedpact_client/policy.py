@@ -1,0 +1,208 @@
+"""What this enterprise allows, whoever asks: checked when a contract is signed and again before every round.
+
+Each clause reads the contract, which is signed, and the policy, which is local. A clause that is not satisfied
+refuses; an empty list allows nothing. The policy can only narrow what a signed contract allows.
+"""
+
+import datetime
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from fedpact_contract.contract import Contract, Count
+from fedpact_contract.errors import InputError, RefusedError
+from fedpact_contract.record import Code, Dec, Hex32, Instant, Name, Part
+from fedpact_contract.request import instant, parse_instant
+
+
+def _instant(value: object) -> object:
+    if isinstance(value, datetime.datetime):
+        if value.tzinfo is None:
+            raise ValueError("needs a time zone: end it with Z")
+        value = instant(value)
+    if isinstance(value, str):
+        try:
+            parse_instant(value)
+        except InputError as err:
+            raise ValueError(err.message) from err
+    return value
+
+
+class Policy(Part):
+    """The enterprise's own limits. None has a default: agent.toml states each one.
+
+    `operators` are fingerprints of operators' keys, or "enrolled" for the one that `enrol` checked; `resolve` puts
+    its fingerprint in place. `sectors` are those that the other participants may come from. `max_epsilon` holds for
+    one contract; the data set's own limit over all contracts stands on its card.
+    """
+
+    purposes: tuple[Code, ...]
+    operators: tuple[Hex32, ...] | Literal["enrolled"]
+    sectors: tuple[Code, ...] | Literal["*"]
+    model_kinds: tuple[Code, ...]
+    columns: tuple[Name, ...] | Literal["*"]
+    max_epsilon: Dec
+    min_participants: Count
+    max_rounds: Count
+    not_after: Annotated[Instant, BeforeValidator(_instant)]
+
+    def resolve(self, operator_id: str) -> "Policy":
+        """This policy with the enrolled operator's fingerprint in the place of "enrolled"."""
+        return self.model_copy(update={"operators": (operator_id,)}) if self.operators == "enrolled" else self
+
+
+def check(contract: Contract, participant_id: str, policy: Policy, now: datetime.datetime) -> None:
+    """Raise unless every clause of the policy allows this contract now, for this participant.
+
+    Args:
+        contract: The contract, its signatures already verified where that matters.
+        participant_id: This enterprise's id.
+        policy: Resolved: an "enrolled" that still stands there allows no operator.
+        now: The time, with a time zone.
+
+    Raises:
+        RefusedError: POLICY_*, with the clause as `rule` and what the policy says.
+    """
+    if participant_id not in contract.by_id():
+        raise _refused("POLICY_NOT_A_PARTY", "party", "This enterprise is not a participant of the contract.")
+    for clause in CLAUSES:
+        clause(contract, participant_id, policy, now)
+
+
+def check_purpose(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """The contract's purpose is one of those allowed, letter by letter."""
+    if contract.purpose not in policy.purposes:
+        raise _refused(
+            "POLICY_PURPOSE_MISMATCH",
+            "purposes",
+            f"The contract's purpose is {contract.purpose}; the policy allows {_list(policy.purposes)}.",
+        )
+
+
+def check_operator(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """The operator's key is one of those allowed."""
+    allowed = () if isinstance(policy.operators, str) else policy.operators
+    if contract.operator.id not in allowed:
+        raise _refused(
+            "POLICY_OPERATOR",
+            "operators",
+            f"The operator's key {contract.operator.id} is not allowed; the policy allows {_list(allowed)}.",
+        )
+
+
+def check_sectors(contract: Contract, me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """The other participants come from the sectors allowed."""
+    if policy.sectors == "*":
+        return
+    for participant in contract.participants:
+        if participant.id != me and participant.sector not in policy.sectors:
+            raise _refused(
+                "POLICY_SECTOR",
+                "sectors",
+                f"{participant.name} is of the sector {participant.sector}; the policy allows {_list(policy.sectors)}.",
+            )
+
+
+def check_model(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """The kind of model is one of those allowed."""
+    if contract.model.kind not in policy.model_kinds:
+        raise _refused(
+            "POLICY_MODEL",
+            "model_kinds",
+            f"The model is a {contract.model.kind}; the policy allows {_list(policy.model_kinds)}.",
+        )
+
+
+def check_columns(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """Only allowed columns are read, the label among them."""
+    if policy.columns == "*":
+        return
+    for name in (*(c.name for c in contract.data.columns), contract.data.label.name):
+        if name not in policy.columns:
+            raise _refused(
+                "POLICY_COLUMN", "columns", f"The contract reads the column {name}, which the policy does not list."
+            )
+
+
+def check_epsilon(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """The contract's epsilon is within the limit for one contract."""
+    if contract.privacy.epsilon > policy.max_epsilon:
+        raise _refused(
+            "POLICY_EPSILON",
+            "max_epsilon",
+            f"The contract costs epsilon {contract.privacy.epsilon}; the policy allows {policy.max_epsilon} a contract.",
+        )
+
+
+def check_minimum(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """Enough participants must be admitted in each round."""
+    if contract.participation.minimum < policy.min_participants:
+        raise _refused(
+            "POLICY_MIN_PARTICIPANTS",
+            "min_participants",
+            f"A round counts from {contract.participation.minimum} participants on; "
+            f"the policy wants at least {policy.min_participants}.",
+        )
+
+
+def check_rounds(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """Not more rounds than allowed."""
+    if contract.training.rounds > policy.max_rounds:
+        raise _refused(
+            "POLICY_ROUNDS",
+            "max_rounds",
+            f"The contract has {contract.training.rounds} rounds; the policy allows {policy.max_rounds}.",
+        )
+
+
+def check_expiry(contract: Contract, _me: str, policy: Policy, now: datetime.datetime) -> None:
+    """The policy still holds, and does so until the contract's term ends."""
+    limit = parse_instant(policy.not_after)
+    if now > limit or _moment(contract.term.not_after) > limit:
+        raise _refused(
+            "POLICY_EXPIRED",
+            "not_after",
+            f"The policy ends on {policy.not_after}; the contract runs until {contract.term.not_after}.",
+        )
+
+
+def check_term(contract: Contract, _me: str, _policy: Policy, now: datetime.datetime) -> None:
+    """Now lies within the contract's term."""
+    if not _moment(contract.term.not_before) <= now <= _moment(contract.term.not_after):
+        raise _refused(
+            "POLICY_TERM",
+            "term",
+            f"It is {instant(now)}; the contract runs from {contract.term.not_before} to {contract.term.not_after}.",
+        )
+
+
+CLAUSES: tuple[Callable[[Contract, str, Policy, datetime.datetime], None], ...] = (
+    check_purpose,
+    check_operator,
+    check_sectors,
+    check_model,
+    check_columns,
+    check_epsilon,
+    check_minimum,
+    check_rounds,
+    check_expiry,
+    check_term,
+)
+
+
+def _moment(text: str) -> datetime.datetime:
+    try:
+        return parse_instant(text)
+    except InputError as err:
+        raise _refused("POLICY_TERM", "term", f"The contract's term names no moment: {text}.") from err
+
+
+def _list(allowed: tuple[str, ...]) -> str:
+    return ", ".join(allowed) if allowed else "none"
+
+
+def _refused(code: str, rule: str, message: str) -> RefusedError:
+    return RefusedError(
+        code, message, rule=rule, remedy="Do not take part, or change [policy] in agent.toml if you mean to allow it."
+    )

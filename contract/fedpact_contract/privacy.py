@@ -1,0 +1,315 @@
+"""Privacy arithmetic that everybody recomputes: epsilon of a plan, the noise for a budget, Rényi sums and their filter.
+
+Everything is for Poisson-sampled Gaussian steps under zero-out neighbours (dp-accounting `REPLACE_SPECIAL`) and is
+rounded to the side of caution. dp-accounting is imported on use: an import of this module costs nothing.
+
+Inside one contract the plan is fixed at signature, so `epsilon_pld` holds for the whole of it. Across contracts only
+a filter is valid: Rényi sums at one fixed order against a fixed limit (Feldman and Zrnic 2021; Lécuyer 2021).
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
+from typing import TYPE_CHECKING, Any
+
+from fedpact_contract.contract import Contract
+from fedpact_contract.errors import InputError
+from fedpact_contract.record import decimal_text
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+
+ACCOUNTANT = "dp-accounting 0.6 PLD, zero-out (REPLACE_SPECIAL)"
+"""What a contract's `privacy.accountant` must say: the accountant and version that this package recomputes with."""
+
+Group = tuple[Decimal, Decimal, int]
+"""(noise multiplier, sample rate, steps): so many equal steps."""
+
+INFINITE = Decimal("Infinity")
+CEILING = 100
+"""Epsilons beyond this are not told apart: they promise nothing."""
+
+_EPSILON_STEP, _RDP_STEP, _NOISE_STEP, _ALPHA_STEP = Decimal("1e-6"), Decimal("1e-9"), Decimal("1e-3"), Decimal("0.1")
+_NOISE_LOW, _NOISE_HIGH = 250, 1_000_000  # in thousandths: the noise multipliers that are computed at all
+_MAX_STEPS = 1_000_000
+_COARSE, _MIDDLE, _FINE = 1e-2, 1e-3, 1e-4  # value discretisation intervals
+_MANY_GROUPS = 10
+_CONTEXT = Context(prec=50)
+
+
+def epsilon_pld(groups: Sequence[Group], delta: Decimal) -> Decimal:
+    """Epsilon at `delta` of all these steps together, by privacy loss distributions, rounded up to 1e-6.
+
+    `Infinity` beyond an epsilon of 100, a noise multiplier below 0.25 or a million steps: what lies there protects
+    nobody, and hostile values would only cost memory.
+
+    Raises:
+        InputError: PRIVACY_RANGE, a quantity that makes no sense.
+    """
+    merged = _merge(groups, delta)
+    if not merged:
+        return Decimal(0)
+    if any(noise < Decimal(_NOISE_LOW) * _NOISE_STEP for noise, _, _ in merged):
+        return INFINITE
+    if sum(steps for _, _, steps in merged) > _MAX_STEPS:
+        return INFINITE
+    if _epsilon(merged, delta, _COARSE) > CEILING:
+        return INFINITE
+    value = _epsilon(merged, delta, _FINE if len(merged) <= _MANY_GROUPS else _MIDDLE)
+    return _round_up(value, _EPSILON_STEP) if value <= CEILING else INFINITE
+
+
+def solve_noise_multiplier(epsilon: Decimal, delta: Decimal, sample_rate: Decimal, steps: int) -> Decimal:
+    """The smallest noise multiplier, in thousandths, under which `steps` steps cost at most `epsilon`; at least 0.25.
+
+    Raises:
+        InputError: PRIVACY_RANGE; PRIVACY_UNREACHABLE, no noise multiplier up to 1000 is enough.
+    """
+    _require(0 < epsilon <= CEILING, "epsilon", f"above 0 and at most {CEILING}")
+    _require(steps >= 1, "steps", "at least 1")
+    _require(steps <= _MAX_STEPS, "steps", f"at most {_MAX_STEPS}")
+    _merge([(Decimal(1), sample_rate, steps)], delta)
+
+    def costs(thousandths: int, interval: float) -> Decimal:
+        if interval == _FINE:
+            return epsilon_pld([(Decimal(thousandths) * _NOISE_STEP, sample_rate, steps)], delta)
+        value = _epsilon(((Decimal(thousandths) * _NOISE_STEP, sample_rate, steps),), delta, interval)
+        return _round_up(value, _EPSILON_STEP)
+
+    found: int | None = 1000
+    for interval in (_COARSE, _MIDDLE, _FINE):
+        found = _smallest(lambda k, i=interval: costs(k, i) <= epsilon, found or _NOISE_HIGH)  # type: ignore[misc]  # mypy cannot type a lambda's default
+    if found is None:
+        raise InputError(
+            "PRIVACY_UNREACHABLE",
+            f"No noise multiplier up to {_NOISE_HIGH // 1000} keeps {steps} steps within epsilon {epsilon}.",
+            remedy="Plan fewer steps, a smaller sample rate, or a larger epsilon.",
+        )
+    return Decimal(found) * _NOISE_STEP
+
+
+def rdp(noise_multiplier: Decimal, sample_rate: Decimal, steps: int, alpha: Decimal) -> Decimal:
+    """Rényi divergence of order `alpha` (real, above 1) of all the steps, rounded up to 1e-9.
+
+    dp-accounting's series for real orders loses digits or does not converge for some values; its integer orders do
+    neither. The logarithm of the moment is convex in the order, so the chord between the neighbouring integers is an
+    upper bound, and the divergence at the integer below a lower one: the series is kept within both.
+
+    Raises:
+        InputError: PRIVACY_RANGE.
+    """
+    _require(alpha.is_finite() and alpha > 1, "alpha", "a finite order above 1")
+    if not _merge([(noise_multiplier, sample_rate, steps)], Decimal("0.5")):
+        return Decimal(0)
+    order = float(alpha)
+    below = math.floor(order)
+    whole = [*([below] if below >= 2 else []), below + 1]
+    at = dict(zip([*whole, order], _rdp_one(noise_multiplier, sample_rate, [*whole, order]), strict=True))
+    low = at.get(below, 0.0)
+    chord = (1 - (order - below)) * (below - 1) * low + (order - below) * below * at[below + 1]
+    high = chord / (order - 1) if alpha != below else low
+    value = max(low, min(high, at[order])) if math.isfinite(at[order]) else high
+    if not math.isfinite(value):
+        return INFINITE
+    return (Decimal(steps) * _decimal(value)).quantize(_RDP_STEP, ROUND_CEILING, _CONTEXT)
+
+
+def filter_alpha(epsilon: Decimal, delta: Decimal) -> Decimal:
+    """The one order for a data set whose whole budget is (epsilon, delta), to one decimal (docs: privacy).
+
+    alpha = 1 + sqrt(ln(1/delta) / rho), rho = (sqrt(ln(1/delta) + epsilon) - sqrt(ln(1/delta)))^2.
+
+    Raises:
+        InputError: PRIVACY_RANGE.
+    """
+    _require(epsilon.is_finite() and epsilon > 0, "epsilon", "a finite number above 0")
+    _require(0 < delta < 1, "delta", "between 0 and 1")
+    log = -delta.ln(_CONTEXT)
+    root = _CONTEXT.subtract(_CONTEXT.sqrt(_CONTEXT.add(log, epsilon)), _CONTEXT.sqrt(log))
+    alpha = _CONTEXT.add(Decimal(1), _CONTEXT.divide(_CONTEXT.sqrt(log), root))
+    return max(alpha.quantize(_ALPHA_STEP, ROUND_HALF_EVEN, _CONTEXT), 1 + _ALPHA_STEP)
+
+
+def filter_limit(epsilon: Decimal, delta: Decimal, alpha: Decimal) -> Decimal:
+    """The fixed limit R of the Rényi sum at `alpha` that keeps (epsilon, delta), rounded down to 1e-9.
+
+    R = epsilon - ln(1 - 1/alpha) + ln(delta alpha) / (alpha - 1); not above 0 means that nothing fits.
+
+    Raises:
+        InputError: PRIVACY_RANGE.
+    """
+    _require(epsilon.is_finite() and epsilon > 0, "epsilon", "a finite number above 0")
+    return _CONTEXT.subtract(epsilon, _conversion(delta, alpha)).quantize(_RDP_STEP, ROUND_FLOOR, _CONTEXT)
+
+
+def epsilon_gate(rdp_sum: Decimal, delta: Decimal, alpha: Decimal) -> Decimal:
+    """The Rényi sum converted to epsilon at its order, rounded up to 1e-6; 0 for an empty ledger.
+
+    At most `epsilon` exactly where the sum is at most `filter_limit`. It is a gate, no meter: a small sum converts
+    to a large epsilon.
+
+    Raises:
+        InputError: PRIVACY_RANGE.
+    """
+    _require(rdp_sum >= 0, "rdp_sum", "not negative")
+    if rdp_sum == 0:
+        return Decimal(0)
+    if not rdp_sum.is_finite():
+        return INFINITE
+    value = _CONTEXT.add(rdp_sum, _conversion(delta, alpha)).quantize(_EPSILON_STEP, ROUND_CEILING, _CONTEXT)
+    return max(Decimal(0), value)
+
+
+def check_plan(contract: Contract) -> None:
+    """The contract's noise keeps its whole plan (every round, every spare attempt) within its epsilon.
+
+    Raises:
+        InputError: CONTRACT_ACCOUNTANT, another accountant is named; CONTRACT_NOISE_TOO_SMALL.
+    """
+    privacy = contract.privacy
+    if privacy.accountant != ACCOUNTANT:
+        raise InputError(
+            "CONTRACT_ACCOUNTANT",
+            f"The contract names the accountant {privacy.accountant!r}; this version recomputes with {ACCOUNTANT!r}.",
+            field="privacy.accountant",
+            remedy="Make the contract with this version, or verify with the version that made it.",
+        )
+    costs = epsilon_pld([_group(contract, contract.planned_steps)], privacy.delta)
+    if costs > privacy.epsilon:
+        shown = f"{costs}" if costs.is_finite() else f"more than {CEILING}"
+        raise InputError(
+            "CONTRACT_NOISE_TOO_SMALL",
+            f"The plan of {contract.planned_steps} steps costs epsilon {shown}; "
+            f"the contract promises {decimal_text(privacy.epsilon)}.",
+            field="privacy.noise_multiplier",
+            rule="epsilon of the plan <= privacy.epsilon",
+            remedy="Take the noise multiplier that `fedpact contract new` works out.",
+        )
+
+
+def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]) -> dict[str, Any]:
+    """What privacy was promised and what was spent, with the fields that NIST SP 800-226 asks for.
+
+    `charged_steps_by_participant` maps a participant's id to the DP-SGD steps charged to it (failed attempts too).
+    Quantities are decimal strings.
+
+    Raises:
+        InputError: CONTRACT_NOT_A_PARTY.
+    """
+    privacy, local = contract.privacy, contract.training.local_steps
+    participants = []
+    for party_id, steps in sorted(charged_steps_by_participant.items()):
+        spent = epsilon_pld([_group(contract, steps)], privacy.delta) if steps else Decimal(0)
+        participants.append(
+            {
+                "participant": party_id,
+                "name": contract.participant(party_id).name,
+                "steps": steps,
+                "releases": -(-steps // local),
+                "epsilon": decimal_text(spent) if spent.is_finite() else f"more than {CEILING}",
+            }
+        )
+    return {
+        "standard": "NIST SP 800-226",
+        "epsilon": decimal_text(privacy.epsilon),
+        "delta": decimal_text(privacy.delta),
+        "privacy_unit": privacy.unit,
+        "neighbours": privacy.relation,
+        "trust_model": privacy.trust_model,
+        "accountant": privacy.accountant,
+        "sampling": {"method": privacy.sampling, "rate": decimal_text(privacy.sample_rate)},
+        "clip": {"method": "flat", "max_grad_norm": decimal_text(privacy.max_grad_norm)},
+        "noise": {"distribution": "gaussian", "multiplier": decimal_text(privacy.noise_multiplier)},
+        "plan": {
+            "steps": contract.planned_steps,
+            "releases": contract.training.rounds + privacy.spare_attempts,
+        },
+        "participants": participants,
+    }
+
+
+def _group(contract: Contract, steps: int) -> Group:
+    return contract.privacy.noise_multiplier, contract.privacy.sample_rate, steps
+
+
+def _merge(groups: Sequence[Group], delta: Decimal) -> tuple[Group, ...]:
+    """Checked groups, equal ones joined, in one order: the result does not depend on how the plan is cut."""
+    _require(delta.is_finite() and 0 < delta < 1, "delta", "between 0 and 1")
+    total: dict[tuple[Decimal, Decimal], int] = {}
+    for noise, rate, steps in groups:
+        _require(noise.is_finite() and noise > 0, "noise_multiplier", "a finite number above 0")
+        _require(rate.is_finite() and 0 < rate <= 1, "sample_rate", "above 0 and at most 1")
+        _require(steps >= 0, "steps", "not negative")
+        total[noise, rate] = total.get((noise, rate), 0) + steps
+    return tuple((noise, rate, steps) for (noise, rate), steps in sorted(total.items()) if steps)
+
+
+@functools.lru_cache(maxsize=256)
+def _epsilon(groups: tuple[Group, ...], delta: Decimal, interval: float) -> float:
+    """Epsilon by PLD at one discretisation interval (pessimistic: never below the truth). Pure, so remembered."""
+    import dp_accounting
+    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+
+    relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
+    accountant: PLDAccountant = PLDAccountant(relation, value_discretization_interval=interval)
+    for noise, rate, steps in groups:
+        gaussian = dp_accounting.GaussianDpEvent(float(noise))
+        accountant.compose(dp_accounting.PoissonSampledDpEvent(float(rate), gaussian), steps)
+    return float(accountant.get_epsilon(float(delta)))
+
+
+def _rdp_one(noise: Decimal, rate: Decimal, orders: Sequence[float]) -> list[float]:
+    """Rényi divergences of one step."""
+    import dp_accounting
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
+
+    accountant = RdpAccountant(list(orders), dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(float(rate), dp_accounting.GaussianDpEvent(float(noise))))
+    return [max(0.0, float(value)) for value in accountant.rdp]
+
+
+def _smallest(fits: Callable[[int], bool], start: int) -> int | None:
+    """The smallest noise (in thousandths) that fits: gallop away from a guess, then halve. None if none does."""
+    step = 1
+    if fits(start):
+        low, high = start, start
+        while low == high or (fits(low) and low > _NOISE_LOW):
+            high, low, step = low, max(_NOISE_LOW, low - step), step * 2
+            if low == high:
+                return high
+    else:
+        low, high = start, min(_NOISE_HIGH, start + step)
+        while not fits(high):
+            if high == _NOISE_HIGH:
+                return None
+            step *= 2
+            low, high = high, min(_NOISE_HIGH, high + step)
+    if fits(low):
+        return low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _conversion(delta: Decimal, alpha: Decimal) -> Decimal:
+    """What is added to a Rényi sum: ln(1 - 1/alpha) - ln(delta alpha) / (alpha - 1) (Canonne, Kamath, Steinke 2020)."""
+    _require(delta.is_finite() and 0 < delta < 1, "delta", "between 0 and 1")
+    _require(alpha.is_finite() and alpha > 1, "alpha", "a finite order above 1")
+    first = _CONTEXT.subtract(Decimal(1), _CONTEXT.divide(Decimal(1), alpha)).ln(_CONTEXT)
+    second = _CONTEXT.divide(_CONTEXT.multiply(delta, alpha).ln(_CONTEXT), alpha - 1)
+    return _CONTEXT.subtract(first, second)
+
+
+def _decimal(value: float) -> Decimal:
+    return Decimal(value)
+
+
+def _round_up(value: float, step: Decimal) -> Decimal:
+    return _decimal(value).quantize(step, ROUND_CEILING, _CONTEXT) if math.isfinite(value) else INFINITE
+
+
+def _require(holds: bool, field: str, rule: str) -> None:  # noqa: FBT001 - a condition, not a flag
+    if not holds:
+        raise InputError("PRIVACY_RANGE", f"{field} must be {rule}.", field=field, rule=rule)

@@ -1,0 +1,209 @@
+"""The share of the pool that each participant is paid, with its interval (docs/adr/0004).
+
+Rule, with Phi+ = max(0, Phi), n the contracted examples, r the rounds admitted, a, b, c the contract's weights:
+
+    share_i = a Phi+_i / sum Phi+  +  b n_i r_i / sum n r  +  c r_i / sum r
+
+Data and equality are paid pro rata to rounds admitted: whoever did not train is paid for neither. If no Phi is
+positive, b and c are renormalised; if both are 0 the contract's fallback holds: "metered" is b = 1, "equal" is c = 1.
+It also holds where the total value is at most twice its standard error: then no share is reliable.
+
+Floors are no part of the share. They move fen between participants after it (`settlement.water_fill`); so the
+interval covers the share alone, before floors and rounding to fen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Literal
+
+from fedpact_contract.contract import Contract, Settlement
+from fedpact_contract.contribution import period_values, total_value
+from fedpact_contract.errors import InputError
+from fedpact_contract.intervals import Bounds, Matrix, Method, Rule, covariance, intervals, outward, standard_error
+from fedpact_contract.log import Moments, RoundScores
+
+COVERS = "validation sampling only"
+"""What the interval covers; it stands beside every interval that is shown."""
+
+_ZERO = Fraction(0)
+
+Basis = Literal["contribution", "fallback"]
+Reason = Literal["reliable", "not-reliable", "no-positive-value", "contribution-not-paid"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """How much of the pool follows contribution, metered data and equality; they sum to 1."""
+
+    contribution: Fraction
+    data: Fraction
+    equal: Fraction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """A share by what it is paid for."""
+
+    contribution: Fraction
+    data: Fraction
+    equal: Fraction
+
+    @property
+    def total(self) -> Fraction:
+        """The share."""
+        return self.contribution + self.data + self.equal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantShare:
+    """One participant's share, its parts and its interval. `value` (Phi) and its standard error are in 1e-9 nat."""
+
+    participant: str
+    num_examples: int
+    rounds_admitted: int
+    value: Fraction
+    value_se: Decimal
+    parts: Parts
+    share: Fraction
+    low: Decimal
+    high: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodShares:
+    """The shares of a period, in the order of ids, and what they rest on.
+
+    `basis` is "contribution" where the contract's weights hold and "fallback" where its fallback does; `reason` says
+    why. `weights` are the ones applied. `total_value` and its standard error (that of the sum of the values, rounded
+    up) are in 1e-9 nat. `method` is that of the intervals; "none": the share does not depend on the validation rows,
+    and its interval is the share itself.
+    """
+
+    basis: Basis
+    reason: Reason
+    weights: Weights
+    total_value: Fraction
+    total_se: Decimal
+    method: Method
+    covers: str
+    rounds: tuple[int, ...]
+    lines: tuple[ParticipantShare, ...]
+
+
+def shares(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) -> PeriodShares:
+    """The paid share of every participant of the contract over these rounds, with its interval.
+
+    Raises:
+        InputError: no round, or fewer than two validation rows.
+        FaultError: scores that do not fit the contract or each other, or impossible second moments.
+    """
+    if not rounds:
+        raise InputError("SHARES_NO_ROUNDS", "No round was completed: there is nothing to share by.")
+    values, total = period_values(rounds, contract), total_value(rounds, contract)
+    admitted = {p: sum(p in r.players for r in rounds) for p in values}
+    cov = covariance(contract, rounds, values, moments)
+    total_variance = max(_ZERO, sum((sum(row, _ZERO) for row in cov), _ZERO))
+    basis, reason, weights = _choose(contract.settlement, values, total, total_variance)
+    parts = _parts(contract, values, admitted, weights)
+    method, bounds = _bounds(contract, values, admitted, cov, reason, [p.total for p in parts])
+    participants = contract.by_id()
+    return PeriodShares(
+        basis=basis,
+        reason=reason,
+        weights=weights,
+        total_value=total,
+        total_se=standard_error(total_variance),
+        method=method,
+        covers=COVERS,
+        rounds=tuple(r.round for r in rounds),
+        lines=tuple(
+            ParticipantShare(
+                participant=player,
+                num_examples=participants[player].num_examples,
+                rounds_admitted=admitted[player],
+                value=value,
+                value_se=standard_error(cov[i][i]),
+                parts=parts[i],
+                share=parts[i].total,
+                low=bounds[i][0],
+                high=bounds[i][1],
+            )
+            for i, (player, value) in enumerate(values.items())
+        ),
+    )
+
+
+def _choose(
+    settlement: Settlement, values: Mapping[str, Fraction], total: Fraction, total_variance: Fraction
+) -> tuple[Basis, Reason, Weights]:
+    """What is paid by, and why."""
+    weights = _agreed(settlement)
+    if weights.contribution == 0:
+        return "contribution", "contribution-not-paid", weights
+    if not any(v > 0 for v in values.values()):
+        basis: Basis = "contribution" if weights.data + weights.equal > 0 else "fallback"
+        return basis, "no-positive-value", _without_value(settlement)
+    if total <= 0 or total**2 <= 4 * total_variance:
+        return "fallback", "not-reliable", _fallback(settlement)
+    return "contribution", "reliable", weights
+
+
+def _agreed(settlement: Settlement) -> Weights:
+    return Weights(
+        contribution=Fraction(settlement.contribution_weight),
+        data=Fraction(settlement.data_weight),
+        equal=Fraction(settlement.equal_weight),
+    )
+
+
+def _fallback(settlement: Settlement) -> Weights:
+    metered = settlement.fallback == "metered"
+    return Weights(contribution=_ZERO, data=Fraction(metered), equal=Fraction(not metered))
+
+
+def _without_value(settlement: Settlement) -> Weights:
+    """The weights where no value is positive."""
+    agreed = _agreed(settlement)
+    rest = agreed.data + agreed.equal
+    if rest == 0:
+        return _fallback(settlement)
+    return Weights(contribution=_ZERO, data=agreed.data / rest, equal=agreed.equal / rest)
+
+
+def _parts(
+    contract: Contract, values: Mapping[str, Fraction], admitted: Mapping[str, int], weights: Weights
+) -> list[Parts]:
+    """Each participant's share by its parts, in the order of ids."""
+    rows = {p: party.num_examples * admitted[p] for p, party in contract.by_id().items()}
+    gained, metered, attended = sum(max(_ZERO, v) for v in values.values()), sum(rows.values()), sum(admitted.values())
+    return [
+        Parts(
+            contribution=weights.contribution * max(_ZERO, values[p]) / gained if gained else _ZERO,
+            data=weights.data * rows[p] / metered,
+            equal=weights.equal * admitted[p] / attended,
+        )
+        for p in values
+    ]
+
+
+def _bounds(
+    contract: Contract,
+    values: Mapping[str, Fraction],
+    admitted: Mapping[str, int],
+    cov: Matrix,
+    reason: Reason,
+    paid: Sequence[Fraction],
+) -> tuple[Method, list[Bounds]]:
+    """The intervals; where the validation rows do not enter the share, the share itself."""
+    if reason in ("contribution-not-paid", "not-reliable"):
+        return "none", [outward(share, share) for share in paid]
+    nobody = dict.fromkeys(values, _ZERO)
+    agreed, without = _agreed(contract.settlement), _without_value(contract.settlement)
+    rule = Rule(
+        contribution=agreed.contribution,
+        fixed=tuple(p.total for p in _parts(contract, nobody, admitted, agreed)),
+        otherwise=tuple(p.total for p in _parts(contract, nobody, admitted, without)),
+    )
+    return intervals(contract.id, list(values.values()), cov, rule, paid)

@@ -1,0 +1,155 @@
+"""Admission: may this update enter the aggregate? Pure checks that return None or raise `RejectedError`.
+
+An update whose signature is not the participant's is nobody's word: the caller logs it as missed, with the code.
+"""
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+
+from fedpact_contract.arrays import update_digest
+from fedpact_contract.contract import Contract
+from fedpact_contract.errors import FaultError, InputError, RejectedError
+from fedpact_contract.messages import Head, Metering, PrivacyEvent, Update
+from fedpact_contract.record import Envelope, open_signed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the coordinator expects of one participant's update in one round."""
+
+    contract: Contract
+    contract_id: str
+    round: int
+    participant: str
+    run_key: str
+    base_digest: str
+    head: Head
+    parameters: int
+    known_digests: frozenset[str]
+    accept_test_noise: bool = False
+
+
+def open_update(envelope: Envelope[Update], expected: Expected) -> Update:
+    """The update, if this participant's run key signed it.
+
+    Raises:
+        RejectedError: UPDATE_SIGNATURE.
+    """
+    try:
+        return open_signed(envelope, Update, expected.run_key)
+    except (FaultError, InputError) as err:
+        raise RejectedError(
+            "UPDATE_SIGNATURE", "The update is not signed by this participant's run key.", party=expected.participant
+        ) from err
+
+
+def admit(update: Update, array: bytes, expected: Expected) -> None:
+    """Raise unless the update is the contracted one for this round and may be aggregated.
+
+    Args:
+        update: What the participant signed.
+        array: The update itself, little-endian float32.
+        expected: The round's facts.
+
+    Raises:
+        RejectedError: with the code of the first rule broken.
+    """
+    for check in (_check_place, _check_terms, _check_privacy):
+        check(update, expected)
+    _check_array(update, array, expected)
+
+
+def contracted_event(contract: Contract) -> PrivacyEvent:
+    """The privacy event of one attempt, as the contract has it."""
+    privacy = contract.privacy
+    return PrivacyEvent(
+        sampling=privacy.sampling,
+        sample_rate=privacy.sample_rate,
+        noise_multiplier=privacy.noise_multiplier,
+        max_grad_norm=privacy.max_grad_norm,
+        steps=contract.training.local_steps,
+    )
+
+
+def norm_bound(contract: Contract, num_examples: int, parameters: int) -> float:
+    """The largest norm an honest update can have: every row in every batch, noise six deviations out."""
+    privacy, training = contract.privacy, contract.training
+    signal = float(privacy.max_grad_norm) * num_examples
+    noise = 6 * float(privacy.noise_multiplier * privacy.max_grad_norm) * math.sqrt(max(parameters, 36))
+    scale = training.learning_rate / (privacy.sample_rate * Decimal(num_examples))
+    return training.local_steps * float(scale) * (signal + noise)
+
+
+def _check_place(update: Update, expected: Expected) -> None:
+    places = {
+        "contract_id": expected.contract_id,
+        "round": expected.round,
+        "participant": expected.participant,
+        "base_digest": expected.base_digest,
+        "head": expected.head,
+    }
+    for field, value in places.items():
+        if getattr(update, field) != value:
+            raise RejectedError(
+                f"UPDATE_{field.upper()}",
+                f"The update names another {field.replace('_', ' ')} than this round's.",
+                party=expected.participant,
+                field=field,
+            )
+    attempts = 1 + expected.contract.privacy.spare_attempts
+    if update.attempt > attempts:
+        raise RejectedError(
+            "UPDATE_ATTEMPT", f"At most {attempts} attempts are contracted.", party=expected.participant
+        )
+
+
+def _check_terms(update: Update, expected: Expected) -> None:
+    rows = expected.contract.participant(expected.participant).num_examples
+    metering = Metering(rows=rows, steps=expected.contract.training.local_steps)
+    if update.num_examples != rows or update.metering != metering:
+        raise RejectedError(
+            "UPDATE_METERING",
+            "The update meters other rows or steps than contracted.",
+            party=expected.participant,
+            field="metering",
+        )
+
+
+def _check_privacy(update: Update, expected: Expected) -> None:
+    if update.privacy_event != contracted_event(expected.contract):
+        raise RejectedError(
+            "UPDATE_PRIVACY_EVENT",
+            "The update claims another privacy event than contracted.",
+            party=expected.participant,
+            field="privacy_event",
+        )
+    if update.noise != "csprng" and not expected.accept_test_noise:
+        raise RejectedError(
+            "UPDATE_TEST_NOISE", "The update was made with test noise.", party=expected.participant, field="noise"
+        )
+
+
+def _check_array(update: Update, array: bytes, expected: Expected) -> None:
+    if len(array) != 4 * expected.parameters:
+        raise RejectedError(
+            "UPDATE_SHAPE",
+            f"The update has {len(array)} bytes, the model has {expected.parameters} parameters.",
+            party=expected.participant,
+        )
+    if update_digest(array) != update.update_digest:
+        raise RejectedError("UPDATE_DIGEST", "The update is not the one that was signed.", party=expected.participant)
+    if update.update_digest in expected.known_digests:
+        raise RejectedError("UPDATE_REPLAYED", "The same update was received before.", party=expected.participant)
+    values = np.frombuffer(array, "<f4").astype(np.float64)
+    if not np.isfinite(values).all():
+        raise RejectedError("UPDATE_NOT_FINITE", "The update holds a NaN or an infinity.", party=expected.participant)
+    bound = norm_bound(expected.contract, update.num_examples, expected.parameters)
+    if float(np.linalg.norm(values)) > bound:
+        raise RejectedError(
+            "UPDATE_NORM",
+            f"The update's norm is beyond {bound:.3g}, the largest that contracted training can give.",
+            party=expected.participant,
+        )

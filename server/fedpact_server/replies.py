@@ -1,0 +1,142 @@
+"""One reply: read, attributed, admitted or rejected, and entered in the log with the operator's receipt."""
+
+from pathlib import Path
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.engine import Connection
+
+from fedpact_contract.arrays import update_digest
+from fedpact_contract.errors import FaultError, InputError, RejectedError
+from fedpact_contract.log import Body, Countersignature, ReplyMissed, UpdateDecided, UpdateRefused
+from fedpact_contract.messages import Head, Receipt, Refusal, Reply, Update
+from fedpact_contract.record import Envelope, open_signed, sign
+from fedpact_server import db, logbook
+from fedpact_server.admission import Expected, admit, open_update
+from fedpact_server.run_state import RunContext, record_outcome, write_array
+
+
+def take(
+    connection: Connection,
+    context: RunContext,
+    current: sa.Row[tuple[object, ...]],
+    participant: str,
+    head: Head,
+    data: bytes,
+    array: bytes,
+    *,
+    parameters: int,
+    last_chance: bool,
+) -> tuple[str, str]:
+    """Decide one reply, enter it in the log, and keep its countersignature; returns (kind, code).
+
+    A reply that its participant did not sign is nobody's word: "unreadable", and nothing is logged, unless this was
+    the last chance; then it is logged as missed, with the code.
+    """
+    number = int(current.round)
+    expected = Expected(
+        contract=context.contract,
+        contract_id=context.contract_id,
+        round=number,
+        participant=participant,
+        run_key=context.run_keys[participant],
+        base_digest=str(current.base_digest),
+        head=head,
+        parameters=parameters,
+        known_digests=_known_digests(connection, context.contract_id),
+        accept_test_noise=context.accept_test_noise,
+    )
+    digest: str | None = None
+    try:
+        reply = Reply.from_bytes(data)
+        if reply.countersignature is not None:
+            _keep_countersignature(connection, reply.countersignature, expected)
+        if reply.refusal is not None:
+            kind, code, body = _refused(reply.refusal, expected)
+        else:
+            assert reply.update is not None  # noqa: S101 - Reply has one of the two
+            kind, code, body, digest = _decided(reply.update, array, expected, context)
+    except (InputError, FaultError, RejectedError) as err:
+        if not last_chance:
+            return "unreadable", err.code
+        kind, code = "missed", err.code
+        body = ReplyMissed(round=number, participant=participant, code=err.code)
+    record_outcome(
+        connection, context.contract_id, number, participant, kind=kind, code=code, body=body, update_digest=digest
+    )
+    return kind, code
+
+
+def load_update(arrays: Path, digest: str) -> NDArray[np.float32]:
+    """An admitted update by its digest, float32 [P].
+
+    Raises:
+        FaultError: the file is missing or is not what its name says.
+    """
+    path = arrays / f"{digest}.f4"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as err:
+        raise FaultError("UPDATE_MISSING", "An admitted update's file is missing.", file=path) from err
+    if update_digest(data) != digest:
+        raise FaultError("UPDATE_DIGEST", "An update's file is not what its digest says.", file=path)
+    return np.frombuffer(data, "<f4").copy()
+
+
+def _decided(
+    envelope: Envelope[Update], array: bytes, expected: Expected, context: RunContext
+) -> tuple[str, str, Body, str]:
+    update = open_update(envelope, expected)
+    try:
+        admit(update, array, expected)
+    except RejectedError as err:
+        kind, code = "rejected", err.code
+    else:
+        kind, code = "admitted", "ADMITTED"
+        write_array(context.arrays / f"{update.update_digest}.f4", array)
+    receipt = Receipt(
+        contract_id=expected.contract_id,
+        round=expected.round,
+        attempt=update.attempt,
+        participant=expected.participant,
+        update_digest=update.update_digest,
+        decision="admitted" if kind == "admitted" else "rejected",
+        code=code,
+    )
+    body = UpdateDecided(
+        round=expected.round,
+        participant=expected.participant,
+        update=envelope.plain(),
+        receipt=sign(receipt, context.run_key).plain(),
+    )
+    return kind, code, body, update.update_digest
+
+
+def _refused(envelope: Envelope[Refusal], expected: Expected) -> tuple[str, str, Body]:
+    refusal = open_signed(envelope, Refusal, expected.run_key)
+    place = (refusal.contract_id, refusal.round, refusal.participant)
+    if place != (expected.contract_id, expected.round, expected.participant):
+        raise RejectedError("REFUSAL_PLACE", "The refusal names another contract, round or participant.")
+    body = UpdateRefused(round=expected.round, participant=expected.participant, refusal=envelope.plain())
+    return "refused", refusal.code, body
+
+
+def _keep_countersignature(connection: Connection, envelope: Envelope[Countersignature], expected: Expected) -> None:
+    record = open_signed(envelope, Countersignature, expected.run_key)
+    if (record.origin, record.size, record.root, record.participant) != (
+        expected.contract_id,
+        expected.head.size,
+        expected.head.root,
+        expected.participant,
+    ):
+        raise RejectedError("COUNTERSIGNATURE_HEAD", "The countersignature is on another head than the one shown.")
+    logbook.add_countersignature(connection, expected.contract_id, envelope, record)
+
+
+def _known_digests(connection: Connection, contract_id: str) -> frozenset[str]:
+    table = db.outcomes.c
+    rows = connection.execute(
+        sa.select(table.update_digest).where(table.contract_id == contract_id, table.update_digest.is_not(None))
+    )
+    return frozenset(str(digest) for digest in rows.scalars())

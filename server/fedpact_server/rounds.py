@@ -1,0 +1,447 @@
+"""The round loop: a durable state machine that any Flower run can pick up at the last committed phase.
+
+opened -> sent -> admitted -> aggregated -> evaluated -> scored -> committed. Every step commits its log entries and
+its phase in one transaction, so that a crash repeats at most work that left no trace. Orders are stored before the
+first one leaves: a resend carries the same bytes, and an agent that already answered sends its same bytes again.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+import structlog
+
+from fedpact_contract import merkle
+from fedpact_contract.contract import Contract
+from fedpact_contract.keys import load_key
+from fedpact_contract.log import (
+    ReplyMissed,
+    RoundAbandoned,
+    RoundAggregated,
+    RoundOpened,
+    RoundScores,
+    RunCompleted,
+    ScoresCommitted,
+    commitment,
+)
+from fedpact_contract.messages import Head
+from fedpact_contract.request import instant, parse_instant, utc_now
+from fedpact_models.features import Examples
+from fedpact_models.registry import parameter_count
+from fedpact_server import aggregation, db, logbook, orders, replies, scoring, validation
+from fedpact_server.run_state import (
+    RunContext,
+    SupersededError,
+    add_timing,
+    invited,
+    last_round,
+    load_model,
+    node_ids,
+    outcomes,
+    record_outcome,
+    run_keys,
+    run_row,
+    set_phase,
+    signed_contract,
+    store_model,
+)
+from fedpact_server.transport import Outgoing, Transport
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 0.05
+RESEND_SECONDS = 5.0
+DRIVER_SECONDS = 30.0
+UNREADABLE_REPLIES = 3
+"""Replies without a valid signature that a participant has in one round: others can send such in its name."""
+GATHER_SECONDS = 60.0
+"""How long a round waits for invited participants to be online before it opens with enough of them."""
+
+
+@dataclass(slots=True)
+class Loop:
+    """One process's work on a run: what it holds in memory between steps."""
+
+    context: RunContext
+    transport: Transport
+    examples: Examples
+    sleep: Callable[[float], None] = time.sleep
+    waiting: dict[str, str] = field(default_factory=dict)  # message id -> participant
+    unreadable: dict[str, int] = field(default_factory=dict)  # participant -> replies that nobody signed
+
+    def run(self) -> str:
+        """Drive the run until it is completed, stopped, or handed to somebody else; returns its phase."""
+        try:
+            while (phase := self._step()) == "running":
+                pass
+        except SupersededError:
+            log.info("run superseded", contract=self.context.contract_id, driver=self.context.driver)
+            return "superseded"
+        return phase
+
+    def _step(self) -> str:
+        context = self.context
+        with context.database.read() as connection:
+            run = run_row(connection, context.contract_id)
+            current = last_round(connection, context.contract_id)
+        if run is None or run.phase != "running":
+            return "stopped" if run is None else str(run.phase)
+        if current is None or current.phase == "committed":
+            done = 0 if current is None else int(current.round)
+            if done == context.contract.training.rounds:
+                self._complete(done)
+            else:
+                self._open(done + 1)
+        else:
+            steps = {
+                "opened": self._send,
+                "sent": self._collect,
+                "admitted": self._aggregate,
+                "aggregated": self._evaluate,
+                "evaluated": self._score,
+                "scored": self._commit,
+            }
+            steps[str(current.phase)](current)
+        return "running"
+
+    def _open(self, number: int) -> None:
+        """Wait for enough participants, then log that the round is open, from which model, until when."""
+        context = self.context
+        present = self._gather()
+        started = time.perf_counter()
+        with context.write() as connection:
+            base = self._base_digest(connection, number)
+            deadline = instant(utc_now() + timedelta(seconds=context.contract.participation.deadline_seconds))
+            body = RoundOpened(round=number, base_digest=base, deadline=deadline, invited=tuple(sorted(present)))
+            (position,) = logbook.append(connection, context.contract_id, [body])
+            head = logbook.checkpoint(connection, context.contract_id, context.run_key)
+            connection.execute(
+                db.rounds.insert().values(
+                    contract_id=context.contract_id,
+                    round=number,
+                    phase="opened",
+                    base_digest=base,
+                    deadline=deadline,
+                    opened_index=position,
+                    checkpoint_size=head.size,
+                )
+            )
+            self._detail(connection, f"round {number} of {context.contract.training.rounds}")
+            add_timing(connection, context.contract_id, number, "log", time.perf_counter() - started)
+        log.info("round opened", contract=context.contract_id, round=number, invited=len(present))
+
+    def _gather(self) -> set[str]:
+        """Participants to invite: not suspended, not silent too often; wait until enough are online."""
+        context = self.context
+        minimum = context.contract.participation.minimum
+        begun = time.monotonic()
+        told = False
+        while True:
+            with context.read() as connection:
+                candidates = self._candidates(connection)
+            if len(candidates) < minimum:
+                with context.write() as connection:
+                    self._stop(connection, None, "RUN_TOO_FEW_PARTICIPANTS")
+                raise SupersededError("RUN_STOPPED", "Too few participants are left.")
+            online = self.transport.online()
+            present = {p for p in candidates if online.get(context.nodes[p], False)}
+            patience = time.monotonic() - begun > GATHER_SECONDS
+            if present == candidates or (patience and len(present) >= minimum):
+                return present
+            if patience and not told:
+                told = True
+                with context.write() as connection:
+                    self._detail(connection, f"waiting: {len(present)} of at least {minimum} participants online")
+            self.sleep(4 * POLL_SECONDS)
+
+    def _candidates(self, connection: sa.Connection) -> set[str]:
+        context = self.context
+        limit = context.contract.participation.missed_rounds_limit
+        table = db.outcomes.c
+        suspended = set(
+            connection.execute(sa.select(db.participants.c.id).where(db.participants.c.state == "suspended")).scalars()
+        )
+        result = set()
+        for participant in context.nodes:
+            query = (
+                sa.select(table.kind)
+                .where(table.contract_id == context.contract_id, table.participant == participant)
+                .order_by(table.round.desc())
+                .limit(limit)
+            )
+            kinds = [str(kind) for kind in connection.execute(query).scalars()]
+            silent = len(kinds) == limit and all(kind in ("missed", "refused") for kind in kinds)
+            if not silent and participant not in suspended:
+                result.add(participant)
+        return result
+
+    def _base_digest(self, connection: sa.Connection, number: int) -> str:
+        if number == 1:
+            return self.context.contract.model.initial_digest
+        return next(
+            str(entry.body["model_digest"])
+            for entry in reversed(logbook.read_entries(connection, self.context.contract_id))
+            if entry.type == "round-aggregated"
+        )
+
+    def _send(self, current: sa.Row[tuple[object, ...]]) -> None:
+        """Make and keep the orders; from here on a resend sends the same bytes."""
+        context, number = self.context, int(current.round)
+        started = time.perf_counter()
+        with context.write() as connection:
+            names = invited(connection, context.contract_id, number)
+            orders.store_orders(connection, context.contract_id, current, names, context.run_key)
+            set_phase(connection, context.contract_id, number, "sent")
+            add_timing(connection, context.contract_id, number, "orders", time.perf_counter() - started)
+
+    def _collect(self, current: sa.Row[tuple[object, ...]]) -> None:
+        """Send orders to whoever has not answered, and take answers until all are in or the deadline is past."""
+        context, number = self.context, int(current.round)
+        self.waiting.clear()
+        self.unreadable.clear()
+        deadline = parse_instant(str(current.deadline))
+        if deadline <= utc_now():  # we were away: whoever trained sends its same bytes again
+            deadline = utc_now() + timedelta(seconds=context.contract.participation.deadline_seconds)
+        model = load_model(context.home, str(current.base_digest)).astype("<f8").tobytes()
+        with context.database.read() as connection:
+            names = invited(connection, context.contract_id, number)
+        sent_at: dict[str, float] = {}
+        while True:
+            with context.read() as connection:
+                missing = set(names) - outcomes(connection, context.contract_id, number).keys()
+            if not missing:
+                break
+            if utc_now() > deadline:
+                self._miss(number, missing)
+                break
+            now = time.monotonic()
+            due = {p for p in missing if p not in self.waiting.values() and now - sent_at.get(p, -1e9) > RESEND_SECONDS}
+            if due:
+                self._dispatch(number, due, model, int((deadline - utc_now()).total_seconds()) + 1)
+                sent_at.update(dict.fromkeys(due, now))
+            self._take(current)
+            self.sleep(POLL_SECONDS)
+        with context.write() as connection:
+            set_phase(connection, context.contract_id, number, "admitted")
+
+    def _dispatch(self, number: int, due: set[str], model: bytes, ttl: int) -> None:
+        context = self.context
+        with context.database.read() as connection:
+            table = db.orders.c
+            rows = connection.execute(
+                sa.select(table.participant, table.order).where(
+                    table.contract_id == context.contract_id, table.round == number, table.participant.in_(due)
+                )
+            ).all()
+        by_node = {context.nodes[str(row.participant)]: str(row.participant) for row in rows}
+        outgoing = [Outgoing(node=context.nodes[str(r.participant)], order=bytes(r.order), model=model) for r in rows]
+        for message_id, node in self.transport.send(outgoing, ttl).items():
+            self.waiting[message_id] = by_node[node]
+
+    def _take(self, current: sa.Row[tuple[object, ...]]) -> None:
+        """Take what has arrived; each answer is decided, logged and kept at once."""
+        context, number = self.context, int(current.round)
+        for incoming in self.transport.poll(list(self.waiting)):
+            participant = self.waiting.pop(incoming.message_id, None)
+            if participant is None:
+                continue
+            if incoming.error is not None or incoming.reply is None:
+                log.warning("no reply", participant=participant, round=number, code=incoming.error)
+                continue  # lost on the way: the order is sent again until the deadline
+            started = time.perf_counter()
+            with context.write() as connection:
+                if participant in outcomes(connection, context.contract_id, number):
+                    continue
+                head = self._head(connection, int(current.checkpoint_size))
+                kind, code = replies.take(
+                    connection,
+                    context,
+                    current,
+                    participant,
+                    head,
+                    incoming.reply,
+                    incoming.array,
+                    parameters=self.parameters,
+                    last_chance=self.unreadable.get(participant, 0) + 1 >= UNREADABLE_REPLIES,
+                )
+                if kind == "unreadable":
+                    self.unreadable[participant] = self.unreadable.get(participant, 0) + 1
+                add_timing(connection, context.contract_id, number, "admission", time.perf_counter() - started)
+            log.info("reply", participant=participant, round=number, kind=kind, code=code)
+
+    def _miss(self, number: int, missing: set[str]) -> None:
+        with self.context.write() as connection:
+            for participant in sorted(missing):
+                record_outcome(
+                    connection,
+                    self.context.contract_id,
+                    number,
+                    participant,
+                    kind="missed",
+                    code="DEADLINE",
+                    body=ReplyMissed(round=number, participant=participant, code="DEADLINE"),
+                )
+
+    def _aggregate(self, current: sa.Row[tuple[object, ...]]) -> None:
+        """The next model from the admitted updates; fewer than the minimum stop the run."""
+        context, number = self.context, int(current.round)
+        started = time.perf_counter()
+        with context.database.read() as connection:
+            admitted = self._admitted(connection, number)
+        if len(admitted) < context.contract.participation.minimum:
+            with context.write() as connection:
+                body = RoundAbandoned(round=number, admitted=tuple(admitted), code="ROUND_TOO_FEW_UPDATES")
+                logbook.append(connection, context.contract_id, [body])
+                self._stop(connection, number, "ROUND_TOO_FEW_UPDATES")
+            return
+        base = load_model(context.home, str(current.base_digest))
+        digest = store_model(context.home, aggregation.apply(base, self._steps(admitted)))
+        with context.write() as connection:
+            body_ = RoundAggregated(round=number, admitted=tuple(admitted), model_digest=digest)
+            logbook.append(connection, context.contract_id, [body_])
+            set_phase(connection, context.contract_id, number, "aggregated")
+            add_timing(connection, context.contract_id, number, "aggregation", time.perf_counter() - started)
+
+    def _evaluate(self, current: sa.Row[tuple[object, ...]]) -> None:
+        """Coalition losses, kept as integers behind a commitment."""
+        context, number = self.context, int(current.round)
+        started = time.perf_counter()
+        with context.database.read() as connection:
+            admitted = self._admitted(connection, number)
+            previous = scoring.opened_scores(connection, context.contract_id, number - 1)
+        base = load_model(context.home, str(current.base_digest))
+        scores, values = scoring.score_round(
+            context.contract,
+            number,
+            list(admitted),
+            base,
+            self._steps(admitted),
+            self.examples,
+            None if previous is None else previous[1],
+        )
+        scoring.store_values(context.arrays, number, values)
+        with context.write() as connection:
+            scoring.keep(connection, context.contract_id, f"round:{number}", scores)
+            set_phase(connection, context.contract_id, number, "evaluated")
+            add_timing(connection, context.contract_id, number, "contribution", time.perf_counter() - started)
+
+    def _score(self, current: sa.Row[tuple[object, ...]]) -> None:
+        """Log the commitment to the round's scores."""
+        context, number = self.context, int(current.round)
+        with context.write() as connection:
+            kept = scoring.opened_scores(connection, context.contract_id, number)
+            assert kept is not None  # noqa: S101 - the phase before this one kept it
+            value = commitment(RoundScores, *kept)
+            logbook.append(connection, context.contract_id, [ScoresCommitted(round=number, commitment=value)])
+            set_phase(connection, context.contract_id, number, "scored")
+
+    def _commit(self, current: sa.Row[tuple[object, ...]]) -> None:
+        """A checkpoint over the whole round."""
+        context, number = self.context, int(current.round)
+        started = time.perf_counter()
+        with context.write() as connection:
+            logbook.checkpoint(connection, context.contract_id, context.run_key)
+            set_phase(connection, context.contract_id, number, "committed")
+            add_timing(connection, context.contract_id, number, "log", time.perf_counter() - started)
+        log.info("round committed", contract=context.contract_id, round=number)
+
+    def _complete(self, done: int) -> None:
+        """Commit to the second moments, name the delivered model, end the run."""
+        context = self.context
+        with context.write() as connection:
+            rounds = [scores for _, scores in scoring.all_scores(connection, context.contract_id)]
+            moments = scoring.moments(context.arrays, context.contract, rounds)
+            value = scoring.keep(connection, context.contract_id, "moments", moments)
+            digest = self._base_digest(connection, done + 1)
+            body = RunCompleted(rounds=done, model_digest=digest, commitment=value)
+            logbook.append(connection, context.contract_id, [body])
+            logbook.checkpoint(connection, context.contract_id, context.run_key)
+            self._detail(connection, "")
+            connection.execute(
+                db.runs.update().where(db.runs.c.contract_id == context.contract_id).values(phase="completed")
+            )
+        log.info("run completed", contract=context.contract_id, rounds=done, model=digest)
+
+    def _stop(self, connection: sa.Connection, number: int | None, code: str) -> None:
+        context = self.context
+        logbook.checkpoint(connection, context.contract_id, context.run_key)
+        connection.execute(
+            db.runs.update()
+            .where(db.runs.c.contract_id == context.contract_id)
+            .values(phase="stopped", detail=code if number is None else f"{code} in round {number}")
+        )
+        log.warning("run stopped", contract=context.contract_id, round=number, code=code)
+
+    def _admitted(self, connection: sa.Connection, number: int) -> dict[str, str]:
+        """Participant id -> update digest of the admitted updates, in the order of ids."""
+        rows = outcomes(connection, self.context.contract_id, number)
+        return {p: str(row.update_digest) for p, row in sorted(rows.items()) if row.kind == "admitted"}
+
+    def _steps(self, admitted: Mapping[str, str]) -> scoring.FloatArray:
+        context = self.context
+        updates = {p: replies.load_update(context.arrays, digest) for p, digest in admitted.items()}
+        counts = {p: context.contract.participant(p).num_examples for p in admitted}
+        return aggregation.weighted_steps(updates, counts, context.contract.training.server_rate)
+
+    def _head(self, connection: sa.Connection, size: int) -> Head:
+        root = merkle.root(logbook.leaves(connection, self.context.contract_id)[:size])
+        return Head(size=size, root=root.hex())
+
+    @property
+    def parameters(self) -> int:
+        """Number of the model's parameters."""
+        return parameter_count(self.context.contract.model, self.context.contract.data)
+
+    def _detail(self, connection: sa.Connection, text: str) -> None:
+        table = db.runs
+        connection.execute(table.update().where(table.c.contract_id == self.context.contract_id).values(detail=text))
+
+
+def drive(
+    home: Path, contract_id: str, transport: Transport, flower_run_id: int, *, accept_test_noise: bool = False
+) -> None:
+    """Drive one contract's run from a Flower run: what the ServerApp's main calls.
+
+    Returns when the run is completed or stopped, or when another Flower run has taken over.
+    """
+    database = db.Database.in_home(home)
+    context = run_context(home, database, contract_id, str(flower_run_id), accept_test_noise=accept_test_noise)
+    examples = validation.load(home, context.contract.contribution.validation.root).examples
+    phase = Loop(context=context, transport=transport, examples=examples).run()
+    log.info("driver ends", contract=contract_id, driver=str(flower_run_id), phase=phase)
+
+
+def run_context(
+    home: Path, database: db.Database, contract_id: str, driver: str, *, accept_test_noise: bool = False
+) -> RunContext:
+    """What is fixed about a run; waits until the supervisor has named this driver.
+
+    Raises:
+        SupersededError: the supervisor names another.
+    """
+    patience = time.monotonic() + DRIVER_SECONDS
+    while True:
+        with database.read() as connection:
+            run = run_row(connection, contract_id)
+            if run is not None and run.driver == driver:
+                signed = signed_contract(connection, contract_id)
+                contract = Contract.from_bytes(signed.contract.body)
+                nodes = node_ids(connection, contract)
+                break
+        if time.monotonic() > patience:
+            raise SupersededError("RUN_SUPERSEDED", "The supervisor names another Flower run.")
+        time.sleep(POLL_SECONDS)
+    return RunContext(
+        home=home,
+        database=database,
+        contract_id=contract_id,
+        contract=contract,
+        run_key=load_key(home / "keys" / "run" / f"{contract_id}.key"),
+        run_keys=run_keys(signed, contract),
+        nodes=nodes,
+        driver=driver,
+        accept_test_noise=accept_test_noise,
+    )

@@ -1,0 +1,133 @@
+"""Contribution scores of a round: coalition losses on the committed validation set, kept behind salted commitments."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.engine import Connection
+
+from fedpact_contract.contract import Contract
+from fedpact_contract.errors import FaultError
+from fedpact_contract.log import Moments, RoundScores, commitment
+from fedpact_contract.record import Part
+from fedpact_models.evaluate import evaluate_round
+from fedpact_models.features import Examples
+from fedpact_server import db
+from fedpact_server.run_state import write_array
+
+FloatArray = NDArray[np.float64]
+
+
+def score_round(
+    contract: Contract,
+    round_number: int,
+    players: Sequence[str],
+    base: FloatArray,
+    steps: FloatArray,
+    examples: Examples,
+    previous: RoundScores | None,
+) -> tuple[RoundScores, FloatArray]:
+    """Coalition losses of one round, and the per-example Shapley values.
+
+    Args:
+        contract: The contract.
+        round_number: The round.
+        players: Admitted participants in the order of their ids.
+        base: The round's base model, float64 [P].
+        steps: eta w_i D_i, float64 [N, P], in the order of `players`.
+        examples: The validation set, slices in the contract's order.
+        previous: The scores of the round that made the base model: both rounds tell of it with the same integers.
+
+    Returns:
+        The scores, and float64 [N, V] in nat.
+    """
+    slices = contract.contribution.validation.slices
+    sources = [s.source for s in slices]
+    own = [sources.index(p) if p in sources else None for p in players]
+    result = evaluate_round(
+        contract.model, contract.data, base, steps, examples, [s.count for s in slices], own_slice=own
+    )
+    losses, correct = list(result.losses), result.correct
+    if previous is not None:
+        losses[0], correct = previous.losses[-1], (previous.correct[1], correct[1])
+    scores = RoundScores(round=round_number, players=tuple(players), losses=tuple(losses), correct=correct)
+    return scores, result.values
+
+
+def values_path(arrays: Path, round_number: int) -> Path:
+    """Where a round's per-example values are kept."""
+    return arrays / f"values-{round_number}.f8"
+
+
+def store_values(arrays: Path, round_number: int, values: FloatArray) -> None:
+    """Keep a round's per-example values, float64 [N, V]."""
+    write_array(values_path(arrays, round_number), values.astype("<f8").tobytes())
+
+
+def moments(arrays: Path, contract: Contract, rounds: Sequence[RoundScores]) -> Moments:
+    """Second moments of the per-example values summed over the run's rounds.
+
+    Raises:
+        FaultError: a round's values are missing or of another size.
+    """
+    ids = list(contract.by_id())
+    rows = sum(s.count for s in contract.contribution.validation.slices)
+    total = np.zeros((len(ids), rows))
+    for scores in rounds:
+        path = values_path(arrays, scores.round)
+        try:
+            values = np.fromfile(path, "<f8")
+        except FileNotFoundError as err:
+            raise FaultError("VALUES_MISSING", "A round's per-example values are missing.", file=path) from err
+        if values.size != len(scores.players) * rows:
+            raise FaultError("VALUES_SIZE", "A round's per-example values have another size.", file=path)
+        total[[ids.index(p) for p in scores.players]] += values.reshape(len(scores.players), rows)
+    scaled = total * 1e9
+    products = [[round(float(scaled[i] @ scaled[j])) for j in range(len(ids))] for i in range(len(ids))]
+    return Moments(
+        products=tuple(tuple(products[min(i, j)][max(i, j)] for j in range(len(ids))) for i in range(len(ids)))
+    )
+
+
+def keep(connection: Connection, contract_id: str, name: str, value: Part) -> str:
+    """Keep a value under a fresh salt until it is opened; returns the commitment to it."""
+    salt = os.urandom(32)
+    connection.execute(
+        db.openings.insert().values(
+            contract_id=contract_id, name=name, salt=salt, value=value.model_dump_json(exclude_none=True).encode()
+        )
+    )
+    return commitment(type(value), salt, value)
+
+
+def opened_scores(connection: Connection, contract_id: str, round_number: int) -> tuple[bytes, RoundScores] | None:
+    """Salt and scores of a round that was scored."""
+    table = db.openings.c
+    row = connection.execute(
+        sa.select(table.salt, table.value).where(
+            table.contract_id == contract_id, table.name == f"round:{round_number}"
+        )
+    ).first()
+    return None if row is None else (bytes(row.salt), RoundScores.model_validate_json(bytes(row.value)))
+
+
+def opened_moments(connection: Connection, contract_id: str) -> tuple[bytes, Moments] | None:
+    """Salt and second moments of a completed run."""
+    table = db.openings.c
+    row = connection.execute(
+        sa.select(table.salt, table.value).where(table.contract_id == contract_id, table.name == "moments")
+    ).first()
+    return None if row is None else (bytes(row.salt), Moments.model_validate_json(bytes(row.value)))
+
+
+def all_scores(connection: Connection, contract_id: str) -> list[tuple[bytes, RoundScores]]:
+    """Salt and scores of every round, in order."""
+    table = db.openings.c
+    rows = connection.execute(
+        sa.select(table.salt, table.value).where(table.contract_id == contract_id, table.name.like("round:%"))
+    )
+    pairs = [(bytes(row.salt), RoundScores.model_validate_json(bytes(row.value))) for row in rows]
+    return sorted(pairs, key=lambda pair: pair[1].round)
