@@ -62,7 +62,7 @@ class OperatorClient:
             follow_redirects=False,
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             transport=self.transport,
-            headers={"user-agent": "fedpact-agent"},
+            headers={"user-agent": "fedpact-agent", "accept-encoding": "identity"},
         )
         object.__setattr__(self, "_client", client)
 
@@ -257,7 +257,7 @@ def error_of(status: int, content: bytes) -> FedpactError:
 def _read(reply: "httpx.Response", limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    for part in reply.iter_bytes():
+    for part in reply.iter_raw():
         size += len(part)
         if size > limit:
             raise ServiceError(

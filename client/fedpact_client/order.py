@@ -70,7 +70,7 @@ def open_order(data: bytes, known: Known) -> Order:
         RefusedError: ORDER_SIGNATURE, ORDER_FORM, ORDER_ADDRESSEE.
     """
     try:
-        order = open_signed(read_envelope(data), Order, known.operator_key)
+        order: Order = open_signed(read_envelope(data), Order, known.operator_key)
     except InputError as err:
         raise RefusedError("ORDER_FORM", f"The order is malformed: {err.message}") from err
     except FaultError as err:
@@ -214,7 +214,8 @@ def _signed_reply(body: UpdateDecided | UpdateRefused, known: Known) -> Update |
     key = known.run_keys[known.participant]
     kind: type[Update] | type[Refusal] = Update if isinstance(body, UpdateDecided) else Refusal
     plain = body.update if isinstance(body, UpdateDecided) else body.refusal
-    return _open(plain, kind, key)
+    reply: Update | Refusal = _open(plain, kind, key)
+    return reply
 
 
 def _same_reply(body: UpdateDecided | UpdateRefused, known: Known) -> None:

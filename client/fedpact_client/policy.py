@@ -131,7 +131,7 @@ def check_epsilon(contract: Contract, _me: str, policy: Policy, _now: datetime.d
         raise _refused(
             "POLICY_EPSILON",
             "max_epsilon",
-            f"The contract costs epsilon {contract.privacy.epsilon}; the policy allows {policy.max_epsilon} a contract.",
+            f"The contract costs epsilon {contract.privacy.epsilon}; the policy allows {policy.max_epsilon} for one.",
         )
 
 

@@ -93,7 +93,7 @@ def intervals(
         rule: The paying rule.
         paid: The shares that are paid: the rule at `values`.
     """
-    if not any(0 < cov[i][i] and v**2 <= 4 * cov[i][i] for i, v in enumerate(values)):
+    if not any(cov[i][i] > 0 and v**2 <= 4 * cov[i][i] for i, v in enumerate(values)):
         halves = _delta(values, cov, rule.contribution)
         return "delta", [outward(share - half, share + half) for share, half in zip(paid, halves, strict=True)]
     drawn = _drawn(contract_id, values, cov, rule)

@@ -1,16 +1,15 @@
 """The budget ledger of one data set: its rows, and the rules by which one row may follow another.
 
 Every attempt at a round is charged once, in full, when it is reserved, whatever becomes of it: spent, failed, or
-crashed without a word. The gate is a Rényi filter at the data set's one order alpha (Feldman and Zrnic 2021, "Individual
-privacy accounting via a Rényi filter"): the sum of the divergences of all attempts, rounded up, never exceeds the
-limit R. Pure: rows in, the next row or a refusal out. Whoever keeps the rows must make this check and the append one
-transaction.
+crashed without a word. The gate is a Rényi filter at the data set's one order alpha (Feldman and Zrnic 2021,
+"Individual privacy accounting via a Rényi filter"): the sum of the divergences of all attempts, rounded up, never
+exceeds the limit R. Pure: rows in, the next row or a refusal out. Whoever keeps the rows must make this check and the
+append one transaction.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, Context, Decimal, localcontext
-from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,6 +26,10 @@ NO_CONTRACT = "0" * 64
 
 UPWARD = Context(prec=60, rounding=ROUND_CEILING)
 """Sums of charges never round down, however many digits the summands have."""
+
+EVENT = {"data_set", "contract_id", "steps", "sample_rate", "noise_multiplier", "max_grad_norm", "rdp"}
+ATTEMPT = EVENT | {"round", "attempt", "base_digest"}
+"""Fields that a contract's terms fix for each attempt, and those that an attempt's last row has from its first."""
 
 State = Literal["reserved", "spent", "failed", "restored"]
 Natural = Annotated[int, Field(ge=0, le=2**53 - 1)]
@@ -130,7 +133,7 @@ class LedgerRow(Record):
             raise ValueError("an attempt has a round, a number, a base model, steps and a charge")
         return self
 
-    @cached_property
+    @property
     def row_hash(self) -> str:
         """SHA-256 of the canonical bytes: what the next row names, and the ledger's head while there is none."""
         return self.digest()
@@ -210,20 +213,13 @@ def next_reserved(rows: Sequence[LedgerRow], request: Request, limit: Decimal) -
             rule="the sum of all attempts stays within the limit on the data set's card",
             remedy="Nothing more can be trained on this data set.",
         )
-    return LedgerRow(
-        data_set=terms.data_set,
-        contract_id=terms.contract_id,
+    return _row(
+        rows,
+        terms.model_dump(include=EVENT),
         round=request.round,
         attempt=len(again) + 1,
         state="reserved",
         base_digest=request.base_digest,
-        steps=terms.steps,
-        sample_rate=terms.sample_rate,
-        noise_multiplier=terms.noise_multiplier,
-        max_grad_norm=terms.max_grad_norm,
-        rdp=terms.rdp,
-        seq=len(rows),
-        previous=ledger_head(rows),
     )
 
 
@@ -234,7 +230,7 @@ def next_spent(rows: Sequence[LedgerRow], reservation: LedgerRow, update_digest:
         RefusedError: the attempt is not open: ATTEMPT_UNKNOWN, ATTEMPT_ENDED or ATTEMPT_SUPERSEDED.
     """
     _check_open(rows, reservation)
-    return _after(rows, reservation, state="spent", update_digest=update_digest)
+    return _row(rows, reservation.model_dump(include=ATTEMPT), state="spent", update_digest=update_digest)
 
 
 def next_failed(rows: Sequence[LedgerRow], reservation: LedgerRow, code: str) -> LedgerRow:
@@ -244,7 +240,7 @@ def next_failed(rows: Sequence[LedgerRow], reservation: LedgerRow, code: str) ->
         RefusedError: the attempt is not open: ATTEMPT_UNKNOWN, ATTEMPT_ENDED or ATTEMPT_SUPERSEDED.
     """
     _check_open(rows, reservation)
-    return _after(rows, reservation, state="failed", code=code)
+    return _row(rows, reservation.model_dump(include=ATTEMPT), state="failed", code=code)
 
 
 def next_restored(rows: Sequence[LedgerRow], terms: Terms) -> LedgerRow:
@@ -258,25 +254,15 @@ def next_restored(rows: Sequence[LedgerRow], terms: Terms) -> LedgerRow:
     left = _attempts_left(rows, terms)
     with localcontext(UPWARD):
         rdp = left * terms.rdp
-    return _restored(rows, terms, left * terms.steps, rdp)
+    event = terms.model_dump(include=EVENT) | {"steps": left * terms.steps, "rdp": rdp}
+    return _row(rows, event, round=0, attempt=0, state="restored")
 
 
 def next_lost(rows: Sequence[LedgerRow], data_set: str, rdp: Decimal) -> LedgerRow:
     """The row that charges what a witness saw charged, by contracts that the restored copy does not know."""
-    return LedgerRow(
-        data_set=data_set,
-        contract_id=NO_CONTRACT,
-        round=0,
-        attempt=0,
-        state="restored",
-        steps=0,
-        sample_rate=Decimal(0),
-        noise_multiplier=Decimal(0),
-        max_grad_norm=Decimal(0),
-        rdp=rdp,
-        seq=len(rows),
-        previous=ledger_head(rows),
-    )
+    event = {"data_set": data_set, "contract_id": NO_CONTRACT, "steps": 0, "rdp": rdp}
+    unknown = dict.fromkeys(("sample_rate", "noise_multiplier", "max_grad_norm"), Decimal(0))
+    return _row(rows, event | unknown, round=0, attempt=0, state="restored")
 
 
 class Replay:
@@ -377,7 +363,7 @@ def _check_attempts(tries: Sequence[LedgerRow], again: Sequence[LedgerRow], term
 def _check_open(rows: Sequence[LedgerRow], reservation: LedgerRow) -> None:
     where = f"round {reservation.round}, attempt {reservation.attempt}"
     place = reservation.seq
-    known = place < len(rows) and rows[place].row_hash == reservation.row_hash
+    known = place < len(rows) and rows[place] == reservation
     if not known or reservation.state != "reserved":
         raise RefusedError("ATTEMPT_UNKNOWN", "This attempt is not reserved in the ledger.", field=where)
     for row in rows[place + 1 :]:
@@ -388,48 +374,8 @@ def _check_open(rows: Sequence[LedgerRow], reservation: LedgerRow) -> None:
         raise RefusedError("ATTEMPT_SUPERSEDED", "A later attempt was begun, or the contract written off.", field=where)
 
 
-def _after(
-    rows: Sequence[LedgerRow],
-    reservation: LedgerRow,
-    *,
-    state: State,
-    update_digest: str | None = None,
-    code: str | None = None,
-) -> LedgerRow:
-    return LedgerRow(
-        data_set=reservation.data_set,
-        contract_id=reservation.contract_id,
-        round=reservation.round,
-        attempt=reservation.attempt,
-        state=state,
-        base_digest=reservation.base_digest,
-        steps=reservation.steps,
-        sample_rate=reservation.sample_rate,
-        noise_multiplier=reservation.noise_multiplier,
-        max_grad_norm=reservation.max_grad_norm,
-        rdp=reservation.rdp,
-        update_digest=update_digest,
-        code=code,
-        seq=len(rows),
-        previous=ledger_head(rows),
-    )
-
-
-def _restored(rows: Sequence[LedgerRow], terms: Terms, steps: int, rdp: Decimal) -> LedgerRow:
-    return LedgerRow(
-        data_set=terms.data_set,
-        contract_id=terms.contract_id,
-        round=0,
-        attempt=0,
-        state="restored",
-        steps=steps,
-        sample_rate=terms.sample_rate,
-        noise_multiplier=terms.noise_multiplier,
-        max_grad_norm=terms.max_grad_norm,
-        rdp=rdp,
-        seq=len(rows),
-        previous=ledger_head(rows),
-    )
+def _row(rows: Sequence[LedgerRow], copied: Mapping[str, Any], **own: Any) -> LedgerRow:  # noqa: ANN401 - fields
+    return LedgerRow(**copied, **own, seq=len(rows), previous=ledger_head(rows))
 
 
 def _restored_error(contract_id: str) -> RefusedError:
@@ -446,13 +392,12 @@ def _may_follow(last: LedgerRow | None, row: LedgerRow) -> bool:
     if row.contract_id == NO_CONTRACT or row.state == "restored":
         return row.state == "restored" and (row.contract_id == NO_CONTRACT or last is None or last.state != "restored")
     if row.state != "reserved":  # an end: of the attempt that is open, with the same parameters
-        return last is not None and last.state == "reserved" and _attempt_key(last) == _attempt_key(row)
+        return last is not None and last.state == "reserved" and _same_attempt(last, row)
     if last is None or row.round > last.round:
         return row.attempt == 1 and (last is None or last.state != "restored")
     crashed = last.state == "reserved" and row.round == last.round and row.attempt == last.attempt + 1
     return crashed and row.base_digest == last.base_digest
 
 
-def _attempt_key(row: LedgerRow) -> tuple[object, ...]:
-    parameters = (row.steps, row.sample_rate, row.noise_multiplier, row.max_grad_norm, row.rdp)
-    return (row.round, row.attempt, row.base_digest, *parameters)
+def _same_attempt(first: LedgerRow, second: LedgerRow) -> bool:
+    return first.model_dump(include=ATTEMPT) == second.model_dump(include=ATTEMPT)

@@ -40,7 +40,7 @@ invitations = Table(
     Column("name", String(200), nullable=False),
     Column("sector", String(80), nullable=False),
     Column("expires", String(20), nullable=False),
-    Column("state", String(12), nullable=False),  # open, used, frozen
+    Column("state", String(12), nullable=False),  # open, used, frozen, closed
     Column("participant", Id),
 )
 
@@ -55,7 +55,8 @@ participants = Table(
     Column("node_key_pem", String(1000), nullable=False),
     Column("node", Id, nullable=False, unique=True),  # hex SHA-256 of the node key's DER SubjectPublicKeyInfo
     Column("enrolment", LargeBinary, nullable=False),  # canonical bytes of the SignedEnrolment
-    Column("state", String(12), nullable=False),  # requested, approved, registered, suspended
+    Column("state", String(12), nullable=False),  # requested, approved, registered, suspended, frozen
+    Column("approved", String(20)),  # when its fingerprint was first compared and found right
     Column("flower_node", String(24)),
 )
 

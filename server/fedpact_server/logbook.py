@@ -50,6 +50,11 @@ def leaves(connection: Connection, contract_id: str) -> list[bytes]:
     return [bytes(row[0]) for row in connection.execute(query.order_by(db.entries.c.position))]
 
 
+def root_of(hashes: Sequence[bytes]) -> str:
+    """Merkle root over leaf hashes, in hexadecimal."""
+    return merkle.root(hashes).hex()
+
+
 def checkpoint(connection: Connection, contract_id: str, key: Ed25519PrivateKey) -> Checkpoint:
     """Sign the log as it stands and keep the checkpoint; the same size keeps its first checkpoint."""
     hashes = leaves(connection, contract_id)

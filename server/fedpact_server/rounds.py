@@ -14,7 +14,6 @@ from pathlib import Path
 import sqlalchemy as sa
 import structlog
 
-from fedpact_contract import merkle
 from fedpact_contract.contract import Contract
 from fedpact_contract.keys import load_key
 from fedpact_contract.log import (
@@ -387,8 +386,7 @@ class Loop:
         return aggregation.weighted_steps(updates, counts, context.contract.training.server_rate)
 
     def _head(self, connection: sa.Connection, size: int) -> Head:
-        root = merkle.root(logbook.leaves(connection, self.context.contract_id)[:size])
-        return Head(size=size, root=root.hex())
+        return Head(size=size, root=logbook.root_of(logbook.leaves(connection, self.context.contract_id)[:size]))
 
     @property
     def parameters(self) -> int:

@@ -1,0 +1,579 @@
+"""The guard's store: one SQLite file with the budget ledger, the outbox and what else must outlive a crash.
+
+Transaction 1 (`reserve`) charges an attempt before it sees the data. Transaction 2 (`complete`, `fail`) ends it: the
+row that says so and the bytes that will leave are one commit, and only then may they leave. A crash anywhere leaves
+either nothing, or a charge without output, or output that is sent again byte for byte: it over-counts and never
+under-counts (../../docs/adr, privacy.md "Budget ledger").
+
+Whoever reserves holds the `HomeLock`. Reservations without an end count as crashed: never ask again for a round that
+is still training.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedpact_client import store_witness
+from fedpact_client.store_db import Database
+from fedpact_client.store_lock import HomeLock
+from fedpact_client.store_records import (
+    OVER,
+    Agreement,
+    Alarm,
+    ContractState,
+    DataSet,
+    EgressEntry,
+    EgressKind,
+    Records,
+    SeenHead,
+    utc_now,
+)
+from fedpact_contract import ledger
+from fedpact_contract.arrays import update_digest as digest_of_update
+from fedpact_contract.canonical import parse_canonical, sha256_hex
+from fedpact_contract.contract import SignedContract
+from fedpact_contract.errors import FaultError, InputError, RefusedError
+from fedpact_contract.keys import public_hex
+from fedpact_contract.ledger import LedgerRow, Replay, Request, Terms
+from fedpact_contract.record import Envelope, open_signed, read_envelope, sign
+
+__all__ = [
+    "Agreement",
+    "Alarm",
+    "Budget",
+    "ContractState",
+    "DataSet",
+    "EgressEntry",
+    "EgressKind",
+    "HomeLock",
+    "Ready",
+    "Reservation",
+    "SeenHead",
+    "Store",
+]
+
+Reservation = LedgerRow
+"""A reserved attempt is its ledger row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Bytes in the outbox: the reply, and the update's array (empty beside a refusal). They are always the same."""
+
+    kind: Literal["update", "refusal"]
+    reply: bytes
+    array: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Where a data set stands: Rényi divergence at alpha. `committed` adds what signed contracts may still charge."""
+
+    alpha: Decimal
+    limit: Decimal
+    charged: Decimal
+    committed: Decimal
+
+
+@dataclass(slots=True)
+class _Chain:
+    """One data set's rows in memory, as far as they were read and verified."""
+
+    rows: list[LedgerRow] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
+    signed: list[bytes] = field(default_factory=list)
+    replay: Replay = field(default_factory=Replay)
+
+
+class Store(Records):
+    """The agent's store.
+
+    Args:
+        path: The SQLite file.
+        witness: Where each ledger's head is written after each commit: on another disk than `path`, outside the backup.
+        create: Make a new store (`init` only): a missing file is otherwise an error, never an empty ledger.
+        read_only: For commands beside a running guard.
+        restoring: For `restore` only: open an old copy, to `write_off` what it may have forgotten.
+        clock: UTC instants for the egress ledger and alarms.
+
+    Raises:
+        InputError, FailedError: the file (`store_db.Database`) or the witness (`store_witness`) cannot be used.
+        FaultError: LEDGER_CHAIN or a bad signature, in any data set's ledger.
+        RefusedError: LEDGER_RESTORED, the witness is ahead of the ledger.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        witness: Path | None = None,
+        create: bool = False,
+        read_only: bool = False,
+        restoring: bool = False,
+        clock: Callable[[], str] = utc_now,
+    ) -> None:
+        # Read before the ledger: a guard that commits in between is then ahead of the witness, which is no fault.
+        seen = store_witness.read_witness(witness) if witness else None
+        super().__init__(Database(path, create=create, read_only=read_only), clock)
+        self._witness = witness
+        self._witnessed = seen
+        self._chains: dict[str, _Chain] = {}
+        try:
+            with self._db.reading():
+                self._load_all()
+            if seen is not None and not restoring:
+                store_witness.check_witness(seen, self._hashes(), witness)
+            if not (read_only or restoring):
+                self._publish()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Contracts that charge
+
+    def add_contract(self, signed: bytes, terms: Terms, run_key_name: str, run_public: str) -> None:
+        """Keep a contract that is about to be signed here, if its whole plan fits into the data set's budget.
+
+        Args:
+            signed: The contract as it travels (`SignedContract`, canonical bytes).
+            terms: What it fixes for this agent (`Terms.of`).
+            run_key_name: Where the run key is kept.
+            run_public: The run key's public half, hexadecimal.
+
+        Raises:
+            InputError: DATA_SET_UNKNOWN; CONTRACT_ID, the terms are another contract's; CONTRACT_KNOWN.
+            RefusedError: BUDGET_EXCEEDED.
+        """
+        travelling = SignedContract.parse(parse_canonical(signed, what="signed contract"), code="SIGNED_CONTRACT")
+        if sha256_hex(travelling.contract.body) != terms.contract_id:
+            raise InputError("CONTRACT_ID", "The terms are those of another contract.", field="contract_id")
+        agreement = Agreement(
+            contract_id=terms.contract_id,
+            state="signed",
+            terms=terms,
+            run_key_name=run_key_name,
+            run_public=run_public,
+            signed=signed,
+        )
+        with self._db.transaction():
+            if self._db.one("SELECT 1 FROM contracts WHERE contract_id = ?", (terms.contract_id,)):
+                raise InputError("CONTRACT_KNOWN", "This contract was signed here before.", field=terms.contract_id)
+            limit = self._data_set(terms.data_set).limit
+            ledger.check_plan(self._chain(terms.data_set).rows, self._running(terms.data_set), terms, limit)
+            self._insert_contract(agreement)
+
+    def replace_signed(self, contract_id: str, signed: bytes) -> None:
+        """Keep the same contract with more signatures on it.
+
+        Raises:
+            InputError: CONTRACT_UNKNOWN; CONTRACT_ID, these are another contract's bytes.
+        """
+        travelling = SignedContract.parse(parse_canonical(signed, what="signed contract"), code="SIGNED_CONTRACT")
+        if sha256_hex(travelling.contract.body) != contract_id:
+            raise InputError("CONTRACT_ID", "These are the bytes of another contract.", field="contract_id")
+        with self._db.transaction():
+            self._contract(contract_id)
+            self._db.execute("UPDATE contracts SET signed = ? WHERE contract_id = ?", (signed, contract_id))
+
+    # The budget ledger
+
+    def reserve(
+        self, contract_id: str, round_number: int, base_digest: str, run_key: Ed25519PrivateKey
+    ) -> Reservation | Ready:
+        """Transaction 1: charge one attempt, or hand out the bytes that answer this round already.
+
+        Raises:
+            InputError: CONTRACT_UNKNOWN, RUN_KEY_WRONG, LEDGER_REQUEST.
+            RefusedError: CONTRACT_NOT_RUNNING, or what `ledger.next_reserved` refuses.
+            FailedError: the disk or the witness failed; the attempt may be charged, nothing may leave.
+        """
+        with self._committing():
+            agreement = self._active(contract_id, OVER)
+            if ready := self._outbox(contract_id, round_number, base_digest):
+                return ready
+            self._active(contract_id, OVER | {"signed", "paused"})
+            request = Request.parse(
+                {"terms": agreement.terms, "round": round_number, "base_digest": base_digest}, code="LEDGER_REQUEST"
+            )
+            data_set = self._data_set(agreement.terms.data_set)
+            row = ledger.next_reserved(self._chain(data_set.data_set).rows, request, data_set.limit)
+            self._append(row, agreement, run_key)
+        return row
+
+    def complete(
+        self,
+        reservation: Reservation,
+        build: Callable[[str], tuple[bytes, bytes]],
+        update_digest: str,
+        run_key: Ed25519PrivateKey,
+    ) -> Ready:
+        """Transaction 2: end the attempt with its one output; what it returns may leave.
+
+        `build` gets the new ledger head and returns the signed reply and the array (little-endian float32). It runs
+        inside the transaction: it signs, and does nothing slow. If it raises, nothing has happened.
+
+        Raises:
+            InputError: RUN_KEY_WRONG; UPDATE_DIGEST, the array is not the one that the ledger row names.
+            RefusedError: ATTEMPT_UNKNOWN, ATTEMPT_ENDED, ATTEMPT_SUPERSEDED, OUTBOX_TAKEN, CONTRACT_NOT_RUNNING.
+            FailedError: the disk or the witness failed; ask `reserve` again.
+        """
+        with self._committing():
+            agreement = self._active(reservation.contract_id, OVER)
+            row = ledger.next_spent(self._chain(reservation.data_set).rows, reservation, update_digest)
+            self._append(row, agreement, run_key)
+            reply, array = build(row.row_hash)
+            if digest_of_update(array) != update_digest:
+                raise InputError("UPDATE_DIGEST", "The array is not the one that the ledger names.", field="array")
+            ready = Ready(kind="update", reply=reply, array=array)
+            self._put(row.contract_id, row.round, str(row.base_digest), ready)
+        return ready
+
+    def fail(
+        self, reservation: Reservation, code: str, build: Callable[[str], bytes], run_key: Ed25519PrivateKey
+    ) -> Ready:
+        """Transaction 2 of an attempt that data or output made fail: charged, refused, never tried again.
+
+        Raises:
+            InputError: RUN_KEY_WRONG, CONTRACT_UNKNOWN.
+            RefusedError: ATTEMPT_UNKNOWN, ATTEMPT_ENDED, ATTEMPT_SUPERSEDED, OUTBOX_TAKEN.
+            FailedError: the disk or the witness failed; ask `reserve` again.
+        """
+        with self._committing():
+            agreement = self._contract(reservation.contract_id)
+            row = ledger.next_failed(self._chain(reservation.data_set).rows, reservation, code)
+            self._append(row, agreement, run_key)
+            ready = Ready(kind="refusal", reply=build(row.row_hash), array=b"")
+            self._put(row.contract_id, row.round, str(row.base_digest), ready)
+        return ready
+
+    def refuse(self, contract_id: str, round_number: int, base_digest: str, build: Callable[[str], bytes]) -> Ready:
+        """Keep a refusal that costs nothing: policy, or an order that does not fit. It is final for this order.
+
+        The operator logs it, so asking again for this round and base gets the same bytes. Only for orders whose
+        signature is the operator's: others get no answer that is kept.
+
+        Raises:
+            InputError: CONTRACT_UNKNOWN.
+            RefusedError: OUTBOX_TAKEN, an update answers this round already, and a refusal would be a second answer.
+        """
+        with self._committing():
+            agreement = self._contract(contract_id)
+            if known := self._outbox(contract_id, round_number, base_digest):
+                if known.kind == "refusal":
+                    return known
+                raise _taken(round_number)
+            head = ledger.ledger_head(self._chain(agreement.terms.data_set).rows)
+            ready = Ready(kind="refusal", reply=build(head), array=b"")
+            self._put(contract_id, round_number, base_digest, ready)
+        return ready
+
+    def discard_arrays(self, contract_id: str, before_round: int) -> int:
+        """Drop the arrays of updates that the log has decided, to free the disk; how many. Replies and digests stay.
+
+        A round without its array is answered with ROUND_DONE.
+        """
+        with self._db.transaction():
+            return self._db.execute(
+                "UPDATE outbox SET array = NULL WHERE contract_id = ? AND round < ? AND array IS NOT NULL "
+                "AND kind = 'update'",
+                (contract_id, before_round),
+            )
+
+    def rows(self, data_set: str) -> tuple[LedgerRow, ...]:
+        """The data set's ledger."""
+        with self._db.reading():
+            return tuple(self._chain(data_set).rows)
+
+    def signed_rows(self, data_set: str) -> tuple[bytes, ...]:
+        """The data set's ledger as signed envelopes (canonical bytes), for a third party."""
+        with self._db.reading():
+            return tuple(self._chain(data_set).signed)
+
+    def ledger_head(self, data_set: str) -> str:
+        """The hash of the data set's last row; GENESIS while there is none."""
+        return ledger.ledger_head(self.rows(data_set))
+
+    def budget(self, data_set: str) -> Budget:
+        """Where the data set stands.
+
+        Raises:
+            InputError: DATA_SET_UNKNOWN.
+        """
+        with self._db.reading():
+            declared, rows = self._data_set(data_set), self._chain(data_set).rows
+            return Budget(
+                alpha=declared.alpha,
+                limit=declared.limit,
+                charged=ledger.charged(rows),
+                committed=ledger.committed(rows, self._running(data_set)),
+            )
+
+    def sent_updates(self, contract_id: str) -> dict[int, str]:
+        """By round, the digest of the one update that this agent made for the contract.
+
+        Raises:
+            InputError: CONTRACT_UNKNOWN.
+        """
+        with self._db.reading():
+            rows = self._chain(self._contract(contract_id).terms.data_set).rows
+            return {r.round: str(r.update_digest) for r in rows if r.contract_id == contract_id and r.state == "spent"}
+
+    # Old copies
+
+    def check_logged_head(self, data_set: str, head: str) -> None:
+        """Raise unless the head that the log last showed of this agent is on our chain (which may be longer).
+
+        Raises:
+            RefusedError: LEDGER_RESTORED.
+        """
+        with self._db.reading():
+            store_witness.check_logged(data_set, self._chain(data_set).hashes, head)
+
+    def witness_status(self) -> Literal["none", "absent", "behind", "current"]:
+        """For `preflight`: no witness is configured, its file is not there, or it is behind the ledger, or current."""
+        if self._witness is None:
+            return "none"
+        found = store_witness.read_witness(self._witness)
+        if found is None:
+            return "absent"
+        with self._db.reading():
+            return "current" if found == self._marks() else "behind"
+
+    def write_off(self, run_keys: Mapping[str, Ed25519PrivateKey]) -> list[LedgerRow]:
+        """After an old copy was restored: charge all that the contracts in it have left; the rows appended.
+
+        A contract whose run key (by contract id) is not at hand gets an unsigned row. Where the witness saw more
+        charged than even that, by contracts that this copy does not know, the difference is charged too.
+
+        Raises:
+            InputError: RUN_KEY_WRONG.
+        """
+        added: list[LedgerRow] = []
+        with self._committing():
+            for (contract_id,) in self._db.all("SELECT contract_id FROM contracts ORDER BY rowid"):
+                agreement = self._contract(contract_id)
+                rows = self._chain(agreement.terms.data_set).rows
+                if agreement.state in OVER or ledger.written_off(rows, contract_id):
+                    continue
+                added.append(ledger.next_restored(rows, agreement.terms))
+                self._append(added[-1], agreement, run_keys.get(contract_id))
+            for data_set, mark in sorted(self._witnessed.marks.items() if self._witnessed else ()):
+                rows = self._chain(data_set).rows
+                if (missing := mark.charged - ledger.charged(rows)) > 0:
+                    self._data_set(data_set)
+                    added.append(ledger.next_lost(rows, data_set, missing))
+                    self._append(added[-1], None, None)
+        return added
+
+    def backup(self, target: Path) -> None:
+        """Copy the store as of its last commit to a new file; the witness stays out of backups.
+
+        Raises:
+            InputError: STORE_EXISTS.
+        """
+        self._db.copy_to(target)
+
+    def check_integrity(self) -> None:
+        """Read the whole file (`preflight`); the ledgers were verified when it was opened.
+
+        Raises:
+            InputError: STORE_DAMAGED.
+        """
+        self._db.check_integrity()
+
+    # Inside a transaction
+
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
+        """A transaction over the ledger or the outbox; the witness is current before anything may leave."""
+        try:
+            with self._db.transaction():
+                yield
+        except BaseException:
+            self._chains.clear()  # rows of a transaction that never happened may be in memory
+            raise
+        finally:
+            pass
+        self._publish()
+
+    def _active(self, contract_id: str, not_in: frozenset[ContractState]) -> Agreement:
+        agreement = self._contract(contract_id)
+        if agreement.state in not_in:
+            raise RefusedError(
+                "CONTRACT_NOT_RUNNING",
+                f"The contract is {agreement.state}.",
+                field=f"contract {contract_id}",
+                remedy="`fedpact-agent resume` continues a paused contract; a withdrawn or closed one has ended.",
+            )
+        return agreement
+
+    def _running(self, data_set: str) -> list[Terms]:
+        """Terms of the contracts that may still charge this data set."""
+        rows = self._db.all("SELECT contract_id FROM contracts WHERE data_set = ?", (data_set,))
+        agreements = [self._contract(contract_id) for (contract_id,) in rows]
+        return [a.terms for a in agreements if a.state not in OVER]
+
+    def _append(self, row: LedgerRow, agreement: Agreement | None, run_key: Ed25519PrivateKey | None) -> None:
+        if agreement and run_key and public_hex(run_key) != agreement.run_public:
+            raise InputError(
+                "RUN_KEY_WRONG",
+                "This is not the run key that was delegated for the contract.",
+                field=f"contract {row.contract_id}",
+                file=agreement.run_key_name,
+            )
+        envelope = sign(row, *([run_key] if run_key else []))
+        self._db.execute(
+            "INSERT INTO ledger (data_set, seq, contract_id, round, attempt, state, row_hash, envelope) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*_columns(row), row.row_hash, envelope.to_bytes()),
+        )
+
+    def _chain(self, data_set: str) -> _Chain:
+        """The ledger, with whatever was appended since it was last read."""
+        chain = self._chains.setdefault(data_set, _Chain())
+        first = max(0, len(chain.rows) - 1)
+        found = self._db.all(
+            "SELECT data_set, seq, contract_id, round, attempt, state, row_hash, envelope FROM ledger "
+            "WHERE data_set = ? AND seq >= ? ORDER BY seq",
+            (data_set, first),
+        )
+        if chain.rows and (not found or found[0][6] != chain.hashes[first]):
+            raise _chain_error(data_set, first, "a row once read stays as it was")
+        for *columns, row_hash, envelope in found[1 if chain.rows else 0 :]:
+            row = self._verified(read_envelope(envelope), data_set, columns[1])
+            if list(_columns(row)) != columns or row.row_hash != row_hash:
+                raise _chain_error(data_set, columns[1], "the columns beside a row are the row's")
+            chain.replay.add(row)
+            chain.rows.append(row)
+            chain.hashes.append(row_hash)
+            chain.signed.append(envelope)
+        return chain
+
+    def _verified(self, envelope: Envelope[LedgerRow], data_set: str, seq: int) -> LedgerRow:
+        """The row, if its contract's run key signed it; a restored row only takes budget away and may be unsigned."""
+        row = LedgerRow.from_bytes(envelope.body)
+        if row.state == "restored" and not envelope.signatures and envelope.type == LedgerRow.media_type():
+            return row
+        known = self._db.one("SELECT run_public FROM contracts WHERE contract_id = ?", (row.contract_id,))
+        if known is None:
+            raise _chain_error(data_set, seq, "a row belongs to a contract that was signed here")
+        return open_signed(envelope, LedgerRow, known[0])
+
+    def _load_all(self) -> None:
+        for (data_set,) in self._db.all("SELECT data_set FROM data_sets ORDER BY data_set"):
+            self._chain(data_set)
+
+    def _hashes(self) -> dict[str, list[str]]:
+        return {data_set: chain.hashes for data_set, chain in self._chains.items()}
+
+    def _marks(self) -> store_witness.Witness:
+        self._load_all()
+        return store_witness.Witness(
+            marks={
+                data_set: store_witness.Mark(
+                    rows=len(chain.rows), head=chain.hashes[-1], charged=ledger.charged(chain.rows)
+                )
+                for data_set, chain in self._chains.items()
+                if chain.rows
+            }
+        )
+
+    def _publish(self) -> None:
+        """Bring the witness up to the ledger. The write lock keeps two processes from writing it in the wrong order."""
+        if self._witness is None:
+            return
+        with self._db.transaction():
+            marks = self._marks()
+            if marks != self._witnessed:
+                store_witness.write_witness(self._witness, marks)
+                self._witnessed = marks
+
+    def _outbox(self, contract_id: str, round_number: int, base_digest: str) -> Ready | None:
+        row = self._db.one(
+            "SELECT kind, reply_digest, array_digest, reply, array FROM outbox "
+            "WHERE contract_id = ? AND round = ? AND base_digest = ?",
+            (contract_id, round_number, base_digest),
+        )
+        if row is None:
+            return None
+        kind, reply_digest, array_digest, reply, array = row
+        if kind == "update" and array is None:
+            raise RefusedError(
+                "ROUND_DONE",
+                "This round has its one update already, and the log's decision on it.",
+                field=f"round {round_number}",
+            )
+        array = array or b""
+        if sha256_hex(reply) != reply_digest or (kind == "update" and digest_of_update(array) != array_digest):
+            raise FaultError(
+                "OUTBOX_DAMAGED",
+                "The bytes in the outbox are not those that were put there; they are not sent.",
+                file=self._db.path,
+                field=f"contract {contract_id}, round {round_number}",
+            )
+        return Ready(kind=kind, reply=reply, array=array)
+
+    def _put(self, contract_id: str, round_number: int, base_digest: str, ready: Ready) -> None:
+        """Put the one answer into the outbox, which must be empty for it."""
+        if self._db.one(
+            "SELECT 1 FROM outbox WHERE contract_id = ? AND round = ? AND (base_digest = ? OR kind = 'update')",
+            (contract_id, round_number, base_digest),
+        ):
+            raise _taken(round_number)
+        array_digest = digest_of_update(ready.array) if ready.kind == "update" else None
+        array = ready.array if ready.kind == "update" else None
+        self._db.execute(
+            "INSERT INTO outbox (contract_id, round, base_digest, kind, reply_digest, array_digest, reply, array) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                contract_id,
+                round_number,
+                base_digest,
+                ready.kind,
+                sha256_hex(ready.reply),
+                array_digest,
+                ready.reply,
+                array,
+            ),
+        )
+
+
+def _columns(row: LedgerRow) -> tuple[object, ...]:
+    return (row.data_set, row.seq, row.contract_id, row.round, row.attempt, row.state)
+
+
+def _chain_error(data_set: str, seq: int, rule: str) -> FaultError:
+    return FaultError(
+        "LEDGER_CHAIN",
+        f"The budget ledger of {data_set} is broken at row {seq}.",
+        field=f"row {seq}",
+        rule=rule,
+        remedy="Rows were changed or removed: restore a backup, then run `fedpact-agent restore`.",
+    )
+
+
+def _taken(round_number: int) -> RefusedError:
+    return RefusedError(
+        "OUTBOX_TAKEN",
+        "This round has its one answer already.",
+        field=f"round {round_number}",
+        rule="never two answers for one contract and round",
+    )

@@ -1,0 +1,223 @@
+"""The report of a run: a pure function of its log, so that any participant reproduces it byte for byte.
+
+Everything is plain JSON: integers in a named unit, decimals and fractions as strings. What the log does not open yet
+(scores before the close) is not in the report.
+"""
+
+from collections.abc import Sequence
+from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
+from typing import Any, TypeVar
+
+from fedpact_contract.contract import Contract
+from fedpact_contract.contribution import leave_one_out, own_slice_difference, round_values, validation_rows
+from fedpact_contract.errors import FaultError
+from fedpact_contract.log import (
+    Body,
+    ContractSigned,
+    Entry,
+    MomentsOpened,
+    PeriodSettled,
+    ReplyMissed,
+    RevenueRecorded,
+    RoundAbandoned,
+    RoundAggregated,
+    RoundOpened,
+    RunCompleted,
+    ScoresOpened,
+    UpdateDecided,
+    UpdateRefused,
+)
+from fedpact_contract.messages import Receipt, Refusal, Update
+from fedpact_contract.privacy import dp_label
+from fedpact_contract.record import Envelope, decimal_text, read_envelope
+from fedpact_contract.settlement import PeriodResult, settle_period, statement
+
+VERSION = 1
+
+NOT_STOPPED = (
+    "A participant that runs altered code can skip or choose its noise.",
+    "Near-copies of rows, and affiliates that were not declared.",
+    "A biased choice of validation rows, or rows leaked to a favourite.",
+    "Side payments of the operator that are not logged, or use of a model that was declared unaccepted.",
+    "Updates that somebody kept: later attacks stay within the epsilon of all releases.",
+    "Resale of the model, and backdoors that the validation set does not show.",
+    "An operator that stops serving.",
+    "Poisoned rows, and a changed copy declared as a new data set: the card's signer answers for it.",
+)
+"""What nothing here stops (trust.md): said in every report and in the contract's text."""
+
+B = TypeVar("B", bound=Body)
+
+
+def build(entries: Sequence[Entry]) -> dict[str, Any]:
+    """The report of a log.
+
+    Args:
+        entries: The log's entries in order; the first is the signed contract.
+
+    Raises:
+        FaultError: the log is empty or an entry is malformed.
+    """
+    bodies = [entry.open() for entry in entries]
+    if not bodies or not isinstance(bodies[0], ContractSigned):
+        raise FaultError("REPORT_NO_CONTRACT", "The log does not begin with a signed contract.")
+    contract = Contract.from_bytes(bodies[0].signed.contract.body)
+    steps = charged_steps(bodies, contract)
+    label = dp_label(contract, steps)
+    completed = _only(bodies, RunCompleted)
+    report: dict[str, Any] = {
+        "version": VERSION,
+        "contract_id": contract.id,
+        "title": contract.title,
+        "purpose": contract.purpose,
+        "operator": {"id": contract.operator.id, "name": contract.operator.name},
+        "state": _state(bodies),
+        "entries": len(entries),
+        "rounds": _rounds(bodies, contract),
+        "model": None if not completed else {"digest": completed[0].model_digest, "rounds": completed[0].rounds},
+        "participants": _participants(contract, label, steps),
+        "privacy": label,
+        "utilities": "the operator's statement, not re-evaluated by an auditor",
+        "not_stopped": list(NOT_STOPPED),
+        "metric": None,
+        "settlement": None,
+    }
+    _add_scores(report, bodies, contract)
+    return report
+
+
+def charged_steps(bodies: Sequence[Body], contract: Contract) -> dict[str, int]:
+    """DP-SGD steps that the log shows as charged: attempt k means k attempts, each charged in full.
+
+    An agent's own ledger may charge more (attempts that left no reply); it never charges less.
+    """
+    attempts = dict.fromkeys(contract.by_id(), 0)
+    for body in bodies:
+        if isinstance(body, UpdateDecided):
+            attempts[body.participant] += Update.from_bytes(read_envelope(body.update).body).attempt
+    return {p: count * contract.training.local_steps for p, count in attempts.items()}
+
+
+def settled(bodies: Sequence[Body], contract: Contract) -> PeriodResult | None:
+    """The settlement, recomputed from the opened scores; None before the close."""
+    revenue, moments = _only(bodies, RevenueRecorded), _only(bodies, MomentsOpened)
+    scores = [body.scores for body in _only(bodies, ScoresOpened)]
+    if not revenue or not moments or not _only(bodies, PeriodSettled):
+        return None
+    return settle_period(contract, scores, moments[0].moments, revenue[0].revenue_fen, revenue[0].fees_fen)
+
+
+def ratio_text(value: Fraction, places: int = 6) -> str:
+    """A fraction as a decimal string with this many places, half to even."""
+    number = Decimal(value.numerator) / Decimal(value.denominator)
+    return decimal_text(number.quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN))
+
+
+def _only(bodies: Sequence[Body], kind: type[B]) -> list[B]:
+    return [body for body in bodies if isinstance(body, kind)]
+
+
+def _state(bodies: Sequence[Body]) -> str:
+    if _only(bodies, PeriodSettled):
+        return "settled"
+    if _only(bodies, RunCompleted):
+        return "completed"
+    if _only(bodies, RoundAbandoned):
+        return "stopped"
+    return "running" if _only(bodies, RoundOpened) else "signed"
+
+
+def _rounds(bodies: Sequence[Body], contract: Contract) -> list[dict[str, Any]]:
+    rounds: dict[int, dict[str, Any]] = {}
+    for body in bodies:
+        if isinstance(body, RoundOpened):
+            rounds[body.round] = {"round": body.round, "invited": len(body.invited), "outcomes": [], "admitted": 0}
+        elif isinstance(body, UpdateDecided):
+            receipt = Receipt.from_bytes(_body(body.receipt))
+            _outcome(rounds, body.round, body.participant, receipt.decision, receipt.code, contract)
+        elif isinstance(body, UpdateRefused):
+            refusal = Refusal.from_bytes(_body(body.refusal))
+            _outcome(rounds, body.round, body.participant, "refused", refusal.code, contract)
+        elif isinstance(body, ReplyMissed):
+            _outcome(rounds, body.round, body.participant, "missed", body.code, contract)
+        elif isinstance(body, RoundAggregated | RoundAbandoned):
+            rounds[body.round]["admitted"] = len(body.admitted)
+    return [rounds[number] for number in sorted(rounds)]
+
+
+def _outcome(
+    rounds: dict[int, dict[str, Any]], number: int, participant: str, kind: str, code: str, contract: Contract
+) -> None:
+    name = contract.participant(participant).name
+    rounds[number]["outcomes"].append({"participant": participant, "name": name, "outcome": kind, "code": code})
+
+
+def _body(plain: dict[str, Any]) -> bytes:
+    envelope: Envelope[Any] = read_envelope(plain)
+    return envelope.body
+
+
+def _participants(contract: Contract, label: dict[str, Any], steps: dict[str, int]) -> list[dict[str, Any]]:
+    spent = {line["participant"]: line["epsilon"] for line in label["participants"]}
+    return [
+        {
+            "id": party_id,
+            "name": party.name,
+            "entity_code": party.entity_code,
+            "sector": party.sector,
+            "num_examples": party.num_examples,
+            "epsilon_spent": spent[party_id],
+            "epsilon_budget": decimal_text(contract.privacy.epsilon),
+            "steps": steps[party_id],
+        }
+        for party_id, party in contract.by_id().items()
+    ]
+
+
+def _add_scores(report: dict[str, Any], bodies: Sequence[Body], contract: Contract) -> None:
+    """Metric, contribution by round, shares and fen: what the openings show."""
+    scores = [body.scores for body in _only(bodies, ScoresOpened)]
+    if not scores:
+        return
+    rows = validation_rows(contract)
+    report["metric"] = {
+        "name": "accuracy",
+        "initial": ratio_text(Fraction(scores[0].correct[0], rows)),
+        "final": ratio_text(Fraction(scores[-1].correct[1], rows)),
+        "rows": rows,
+    }
+    total = dict.fromkeys(contract.by_id(), Fraction(0))
+    for line, score in zip(report["rounds"], scores, strict=False):
+        values = round_values(score, contract)
+        for party_id in total:
+            total[party_id] += values[party_id]
+        line["metric"] = ratio_text(Fraction(score.correct[1], rows))
+        line["loss_before"] = _nats(Fraction(sum(score.losses[0]), rows))
+        line["loss_after"] = _nats(Fraction(sum(score.losses[-1]), rows))
+        line["values"] = {p: _nats(v) for p, v in values.items()}
+        line["cumulative"] = {p: _nats(v) for p, v in total.items()}
+    result = settled(bodies, contract)
+    if result is None:
+        return
+    without = leave_one_out(scores, contract)
+    for line in report["participants"]:
+        paid = statement(result, contract, line["id"])["line"]
+        line |= {key: paid[key] for key in ("rounds_admitted", "share_low", "share_high", "fen")}
+        line["share"] = ratio_text(Fraction(paid["share"]), 9)
+        line["value"], line["leave_one_out"] = _nats(Fraction(paid["value"])), _nats(without[line["id"]])
+    report["settlement"] = {
+        "currency": contract.settlement.currency,
+        "revenue_fen": result.revenue_fen,
+        "fees_fen": result.fees_fen,
+        "pool_fen": result.pool_fen,
+        "basis": result.basis,
+        "interval": result.shares.covers,
+        "method": result.shares.method,
+        "own_slice_difference": _nats(own_slice_difference(scores, contract)),
+    }
+
+
+def _nats(value: Fraction) -> str:
+    """A value in 1e-9 nat, shown in nat."""
+    return ratio_text(value / 10**9, 9)

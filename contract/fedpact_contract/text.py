@@ -1,0 +1,316 @@
+"""A contract as a document for people: complete, clause by clause, in plain English.
+
+What is signed is the record, not its rendering; the document therefore prints every value of the record and ends with
+the contract's id. Values come from several parties: characters that a terminal would act on are shown as escapes.
+"""
+
+from collections.abc import Iterable, Iterator
+from decimal import ROUND_CEILING, Context, Decimal
+
+from fedpact_contract.contract import Column, Contract, NumberColumn, Party
+from fedpact_contract.record import decimal_text
+from fedpact_contract.report import NOT_STOPPED
+from fedpact_contract.settlement import format_fen
+
+_CONTEXT = Context(prec=30)
+_FAR = Decimal(20)
+"""Epsilons from here on promise nothing that words could tell."""
+
+
+def render(contract: Contract) -> str:
+    """The whole document; lines end in a newline."""
+    sections = (
+        ("Parties", _parties(contract)),
+        ("Purpose and term", _purpose(contract)),
+        ("Data", _data(contract)),
+        ("Model and training", _training(contract)),
+        ("Privacy", _privacy(contract)),
+        ("Taking part", _participation(contract)),
+        ("Contribution", _contribution(contract)),
+        ("Money", _money(contract)),
+        ("Code", _code(contract)),
+        ("Evidence", _evidence()),
+        ("What nothing here stops", NOT_STOPPED),
+    )
+    lines = [
+        f"FEDERATED LEARNING CONTRACT: {_shown(contract.title)}",
+        "",
+        f"This document renders a record of the type {contract.TYPE}, version {contract.VERSION}. The record is what is "
+        "signed; its id stands at the end.",
+    ]
+    for number, (title, clauses) in enumerate(sections, start=1):
+        lines += ["", f"{number}. {title}"]
+        lines += [f"{number}.{item} {clause}" for item, clause in enumerate(clauses, start=1)]
+    lines += ["", "Contract id (SHA-256 of the record's canonical bytes):", contract.id]
+    return "\n".join(lines) + "\n"
+
+
+def _parties(contract: Contract) -> Iterator[str]:
+    yield "The operator coordinates training, keeps the log and the validation set, and pays. " + _party(
+        contract.operator
+    )
+    yield (
+        f"The participants are {len(contract.participants)} enterprises that train, each on its own premises. They are:"
+        + "".join(
+            f"\n    - {_party(p)}"
+            f"\n      Sector: {_shown(p.sector)}. Data set: {_shown(p.data_set)}. "
+            f"Contracted examples: {p.num_examples}. Payment floor: {_fen(p.floor_fen)}."
+            for p in contract.participants
+        )
+    )
+    yield (
+        "A party is its key: whoever signs must compare the fingerprints above with what the other parties told it "
+        "directly. Names are labels. Each party delegates one run key for this contract with its signature."
+    )
+
+
+def _purpose(contract: Contract) -> Iterator[str]:
+    yield f"The data may be used for this purpose only: {_shown(contract.purpose)}."
+    yield (
+        f"Training may take place from {contract.term.not_before} to {contract.term.not_after} (UTC). "
+        "Each participant's agent refuses every order outside this term."
+    )
+    yield (
+        "The contract has one run. Any participant may pause or withdraw at any time: its agent then sends nothing "
+        "more. What it has sent stays in the model."
+    )
+
+
+def _data(contract: Contract) -> Iterator[str]:
+    data, label = contract.data, contract.data.label
+    yield (
+        "Rows of the data sets do not leave the participants' premises, but for validation rows that a participant "
+        f"released by itself. Training reads these {len(data.columns)} columns, and no other:"
+        + "".join(f"\n    - {_column(column)}" for column in data.columns)
+    )
+    rule = (
+        "the cell is the class"
+        if label.threshold is None
+        else f"a number above {decimal_text(label.threshold)} is {_shown(label.classes[1])}, else "
+        f"{_shown(label.classes[0])}"
+    )
+    yield (
+        f"Predicted is the column {_shown(label.name)}, with the classes {_list(label.classes)} "
+        f'(rule "{label.rule}": {rule}).'
+    )
+    yield (
+        "Bounds and vocabularies are public and part of this contract; nothing is learned from the data to scale it. "
+        "Features are scaled to [-1, 1] and multiplied by "
+        f"{decimal_text(data.feature_scale)} / sqrt(number of features)."
+    )
+    yield (
+        "Each participant trains on exactly its contracted number of examples. More rows change nothing; fewer are "
+        "refused before the first round."
+    )
+
+
+def _training(contract: Contract) -> Iterator[str]:
+    model, training = contract.model, contract.training
+    hidden = f" with hidden layers of {_list(str(width) for width in model.hidden)} units" if model.hidden else ""
+    yield f'The model is of the kind "{model.kind}"{hidden}. The first round starts from the model with this digest: {model.initial_digest}'
+    yield (
+        f"There are {training.rounds} rounds. In each, every participant makes {training.local_steps} training steps "
+        f"at the learning rate {decimal_text(training.learning_rate)} and sends the change of the model, with noise."
+    )
+    yield (
+        f'The operator combines the admitted changes by the rule "{training.aggregation}": the mean weighted by the '
+        f"contracted examples, times {decimal_text(training.server_rate)}, is added to the model."
+    )
+
+
+def _privacy(contract: Contract) -> Iterator[str]:
+    privacy, training = contract.privacy, contract.training
+    epsilon, delta = privacy.epsilon, decimal_text(privacy.delta)
+    yield (
+        f'Trust model "{privacy.trust_model}": the noise is added by the participant, before anything leaves. Neither '
+        "the operator nor the others see anything without it."
+    )
+    yield (
+        f"The whole contract, every round and spare attempt, costs at most epsilon {decimal_text(epsilon)} at delta "
+        f"{delta} for each data set."
+    )
+    yield _meaning(epsilon, delta)
+    yield (
+        f'What is protected (the unit) is one "{privacy.unit}", that is one row; neighbouring data sets are taken by '
+        f'"{privacy.relation}": the row is there, or zeros stand in its place. The number of rows is public. A person '
+        "with k rows has less: k times epsilon, and delta times (e^(k epsilon) - 1) / (e^epsilon - 1)."
+    )
+    yield (
+        f'In each step every row is drawn by itself with probability {decimal_text(privacy.sample_rate)} ("'
+        f'{privacy.sampling}" sampling); its gradient is clipped to the norm {decimal_text(privacy.max_grad_norm)}; '
+        f"Gaussian noise of {decimal_text(privacy.noise_multiplier)} times that norm is added to the sum. The noise "
+        "comes from the operating system's random numbers and is never drawn from a fixed seed."
+    )
+    yield (
+        f"The plan is {training.rounds} rounds and {privacy.spare_attempts} spare attempts (after a crash) of "
+        f"{training.local_steps} steps each: {contract.planned_steps} steps. Epsilon covers all of them, and was "
+        f"computed by {_shown(privacy.accountant)}. An attempt is charged in full even where its result never arrived."
+    )
+    yield (
+        "Each participant's agent keeps its own ledger of what was spent on its data set over all contracts, and "
+        "refuses the step that would exceed the limit on the data set's card."
+    )
+
+
+def _meaning(epsilon: Decimal, delta: str) -> str:
+    if epsilon >= _FAR:
+        return "In words: an epsilon of this size is no protection that words could describe."
+    factor = _CONTEXT.exp(epsilon)
+    guess = _CONTEXT.divide(factor, _CONTEXT.add(factor, Decimal(1))) * 100
+    return (
+        "In words: whatever anybody learns from this training, it is at most "
+        f"{_rounded(factor, '0.01')} times as likely (e^epsilon) as it would be without any one row, apart from a "
+        f"chance of {delta}. Someone who held it for even whether a certain row was used guesses right at most "
+        f"{_rounded(guess, '0.1')} % of the time, instead of 50 %. What is true of people in general, and would be "
+        "learned without the row too, is not protected."
+    )
+
+
+def _participation(contract: Contract) -> Iterator[str]:
+    part = contract.participation
+    yield (
+        f"A round counts with at least {part.minimum} admitted updates; with fewer the run stops and the model stays "
+        f"as it was. A participant has {part.deadline_seconds} seconds to answer an order."
+    )
+    yield (f"After {part.missed_rounds_limit} missed or refused rounds in a row a participant gets no more orders.")
+    strict = "refuses the order (strict heads: yes)" if part.strict_heads else "raises an alarm (strict heads: no)"
+    yield (
+        "With every reply an agent countersigns the log's head that it was shown. An agent that sees fewer than "
+        f"{part.head_threshold} countersignatures of the others on the head before {strict}."
+    )
+    yield (
+        "An update is rejected, with a signed receipt that says why, if it is not signed, was sent before, has another "
+        "shape, is not finite, or is larger than contracted training can give. A refusal by an agent is a recorded "
+        "result, not a breach."
+    )
+
+
+def _contribution(contract: Contract) -> Iterator[str]:
+    contribution, names = contract.contribution, {p.id: p.name for p in contract.participants}
+    validation = contribution.validation
+    yield (
+        f'Contribution is the Shapley value, estimator "{contribution.estimator}", of the game "{contribution.game}": '
+        f'for every group of participants, how much the loss "{contribution.loss}" on the validation rows falls when '
+        "only their updates of the round are added, with their weights unchanged. Whoever was not admitted in a round "
+        "has contributed 0 in it."
+    )
+    yield (
+        "The validation rows are fixed before the first round and stay at the operator. Their salted Merkle root is: "
+        f"{validation.root}"
+    )
+    yield "They come from:" + "".join(f"\n    - {_source(s.source, names)}: {s.count} rows" for s in validation.slices)
+    yield (
+        "A participant that gave validation rows is scored on the others' rows only. Scores are committed in each round "
+        "and opened to all signatories at the close of the period; that uses the validation rows up."
+    )
+    yield (
+        "Scores are the operator's statement, computed from the logged updates; whoever holds the updates and the "
+        "validation rows can compute them again."
+    )
+
+
+def _money(contract: Contract) -> Iterator[str]:
+    terms = contract.settlement
+    yield (
+        f"Amounts are in {terms.currency}, in whole fen. The pool of a period is its revenue less fees, as the operator "
+        "states them in the log."
+    )
+    yield (
+        f"Of the pool, {_percent(terms.contribution_weight)} is split by contribution (weight "
+        f"{decimal_text(terms.contribution_weight)}; a negative contribution counts as 0), "
+        f"{_percent(terms.data_weight)} by contracted examples (weight {decimal_text(terms.data_weight)}) and "
+        f"{_percent(terms.equal_weight)} equally (weight {decimal_text(terms.equal_weight)}); the last two pro rata to "
+        "the rounds in which a participant was admitted."
+    )
+    basis = {
+        "metered": "by contracted examples, pro rata to rounds admitted",
+        "equal": "equally, pro rata to rounds admitted",
+    }
+    yield (
+        f'If contributions cannot be told from chance on the validation rows, the fallback is "{terms.fallback}": the '
+        f"pool is split {basis[terms.fallback]}."
+    )
+    yield (
+        "Each participant gets at least its payment floor, pro rata to its rounds; what that takes comes from the "
+        "others in proportion. Floors beyond the pool are paid pro rata. Fen left over in rounding go to the largest "
+        "remainders, ties by fingerprint. The amounts sum to the pool, to the fen."
+    )
+    yield (
+        f"A period closes when the paid participants have countersigned its closing. They have {terms.close_days} days; "
+        "the line of a participant that does not sign is held, the others are paid."
+    )
+
+
+def _code(contract: Contract) -> Iterator[str]:
+    code = contract.code
+    yield (
+        f"Training runs by the installed release {_shown(code.release)}, whose training code has this digest: "
+        f"{code.models_digest}"
+    )
+    yield (
+        "The bundle that Flower carries is an empty shell; no code of it runs at a participant. Its digest is: "
+        f"{code.shell_digest}"
+    )
+
+
+def _evidence() -> Iterator[str]:
+    yield (
+        "Everything that counts is in one append-only log (RFC 9162): this contract with all signatures, each round, "
+        "each update's digest and receipt, refusals, scores, revenue and payments. Participants hold signed heads of "
+        "it, so that a change afterwards is found."
+    )
+    yield "Every signatory may fetch the log and recompute every share and every fen with `fedpact verify`."
+    yield (
+        "The operator may suspend a participant (no more orders). It cannot change keys, thresholds or what was earned."
+    )
+
+
+def _party(party: Party) -> str:
+    return (
+        f"{_shown(party.name)}, legal-entity code {party.entity_code}."
+        f"\n      Key fingerprint: {party.id}"
+        f"\n      Key: {party.key}"
+    )
+
+
+def _column(column: Column) -> str:
+    fill = (
+        ""
+        if column.fill is None
+        else _shown(decimal_text(column.fill) if isinstance(column.fill, Decimal) else column.fill)
+    )
+    missing = {
+        "refuse": "the data set is refused",
+        "drop": "the row is left out",
+        "fill": f"it is taken as {fill}",
+    }[column.missing]
+    if isinstance(column, NumberColumn):
+        what = f"a {column.kind}, clipped to {decimal_text(column.low)} to {decimal_text(column.high)}"
+    else:
+        what = f"a {column.kind}, one of {_list(column.values)}"
+    return f'{_shown(column.name)}: {what}; where it is missing ("{column.missing}"), {missing}'
+
+
+def _source(source: str, names: dict[str, str]) -> str:
+    return "the operator" if source == "operator" else f"{_shown(names[source])}, {source}"
+
+
+def _list(values: Iterable[str]) -> str:
+    return ", ".join(_shown(value) for value in values)
+
+
+def _percent(weight: Decimal) -> str:
+    return f"{decimal_text(weight * 100)} %"
+
+
+def _fen(fen: int) -> str:
+    return f"{fen} fen ({format_fen(fen, 'en')})"
+
+
+def _rounded(value: Decimal, step: str) -> str:
+    return str(value.quantize(Decimal(step), ROUND_CEILING))
+
+
+def _shown(text: str) -> str:
+    """Text of another party as a terminal may show it: no control characters, no changes of writing direction."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

@@ -1,0 +1,140 @@
+"""The trust file: whom its reader knows, by legal entity and key fingerprint, obtained by another way than the operator.
+
+TOML, one table a party:
+
+    [[party]]
+    role = "participant"            # operator, participant or auditor
+    name = "Hospital A"
+    entity_code = "91310000MA1K000001"
+    fingerprint = "3f2a ... 64 hexadecimal characters, spaces and colons allowed"
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field
+
+from fedpact_contract.contract import Contract, EntityCode, Party, load_toml
+from fedpact_contract.errors import FedpactError, InputError
+from fedpact_contract.keys import parse_fingerprint, show_fingerprint
+from fedpact_contract.record import Hex32, Name, Part
+
+Role = Literal["operator", "participant", "auditor"]
+
+
+def _fingerprint(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_fingerprint(value)
+    except FedpactError as err:
+        raise ValueError(err.message.rstrip(".")) from err
+
+
+class TrustedParty(Part):
+    """A legal entity in a role, and the fingerprint of its contract key."""
+
+    role: Role
+    name: Name
+    entity_code: EntityCode
+    fingerprint: Annotated[Hex32, BeforeValidator(_fingerprint)]
+
+
+class Trust(Part):
+    """Everybody whom the reader of the evidence knows."""
+
+    party: Annotated[tuple[TrustedParty, ...], Field(min_length=1, max_length=10_000)]
+
+    @classmethod
+    def from_toml(cls, text: str, *, file: object = None) -> Self:
+        """Read a trust file's text.
+
+        Raises:
+            InputError: TOML_SYNTAX, TRUST..., naming the field; TRUST_PARTY_TWICE, entries that contradict each other.
+        """
+        trust = cls.parse(load_toml(text, file=file), code="TRUST", file=file)
+        _refuse_contradictions(trust, file)
+        return trust
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a trust file.
+
+        Raises:
+            InputError: TRUST_MISSING, TRUST_ENCODING, or as `from_toml`.
+        """
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except (FileNotFoundError, IsADirectoryError) as err:
+            raise InputError(
+                "TRUST_MISSING",
+                "There is no trust file here.",
+                file=path,
+                remedy="Write one with the fingerprints that the parties told you themselves.",
+            ) from err
+        except UnicodeDecodeError as err:
+            raise InputError("TRUST_ENCODING", "The trust file is not UTF-8 text.", file=path) from err
+        return cls.from_toml(text, file=path)
+
+    @classmethod
+    def of(cls, contract: Contract) -> Self:
+        """What a contract itself says of its parties: shows the mechanism (the demo), proves nothing."""
+
+        def entry(role: Role, party: Party) -> dict[str, Any]:
+            return {"role": role, "name": party.name, "entity_code": party.entity_code, "fingerprint": party.id}
+
+        parties = [entry("operator", contract.operator), *(entry("participant", p) for p in contract.participants)]
+        return cls.parse({"party": parties}, code="TRUST")
+
+    def to_toml(self) -> str:
+        """The file's text; `from_toml` reads it back."""
+        tables = []
+        for party in self.party:
+            lines = [
+                f'role = "{party.role}"',
+                f"name = {json.dumps(party.name, ensure_ascii=False)}",
+                f'entity_code = "{party.entity_code}"',
+                f'fingerprint = "{show_fingerprint(party.fingerprint)}"',
+            ]
+            tables.append("\n".join(["[[party]]", *lines]) + "\n")
+        return "\n".join(tables)
+
+    def entries(self, entity_code: str) -> tuple[TrustedParty, ...]:
+        """What is known of a legal entity."""
+        return tuple(p for p in self.party if p.entity_code == entity_code)
+
+
+def write(path: Path, trust: Trust) -> None:
+    """Write a trust file, whole or not at all; one that exists is replaced."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8", newline="\n") as out:
+        out.write(trust.to_toml())
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(path)
+
+
+def _refuse_contradictions(trust: Trust, file: object) -> None:
+    """One entity has one key in a role; one key belongs to one entity."""
+    keys: dict[tuple[str, str], int] = {}
+    owners: dict[str, str] = {}
+    for index, party in enumerate(trust.party):
+        place, owner = (party.role, party.entity_code), owners.setdefault(party.fingerprint, party.entity_code)
+        if place in keys or owner != party.entity_code:
+            what = (
+                f"The {party.role} {party.entity_code} stands twice (also as entry {keys[place]})."
+                if place in keys
+                else f"One key is given to two legal entities, {owner} and {party.entity_code}."
+            )
+            raise InputError(
+                "TRUST_PARTY_TWICE",
+                what,
+                file=file,
+                field=f"party.{index}",
+                party=party.name,
+                rule="one key for each legal entity and role, one legal entity for each key",
+                remedy="Ask the party which entry is right, and remove the other.",
+            )
+        keys[place] = index

@@ -1,0 +1,315 @@
+"""From a table to examples: the contract's schema applied. Bounds are public, nothing is learned from the data.
+
+Errors name file, column, rule, the number of rows at fault and the first of them (rows count from 1, without a
+header). They never show a value.
+"""
+
+import hmac
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from fedpact_contract import merkle
+from fedpact_contract.contract import Column, Data, Label, NumberColumn
+from fedpact_contract.errors import InputError
+from fedpact_contract.log import validation_leaf
+
+Floats: TypeAlias = NDArray[np.float64]
+Integers: TypeAlias = NDArray[np.int64]
+Flags: TypeAlias = NDArray[np.bool_]
+Fault: TypeAlias = tuple[str, str, Flags]
+
+ROW_TYPE = b"fedpact.row.v1:"
+PLAIN_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]*))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Examples:
+    """Encoded rows: features `x`, float64 [n, d], and classes `y`, int64 [n], indices into the label's classes."""
+
+    x: Floats
+    y: Integers
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Cells:
+    """One column, parsed: a float64 number or a choice's index a row, where nothing is missing or at fault.
+
+    `on_missing`: refuse, drop or fill. `faults`: error code, what is wrong, and in which rows.
+    """
+
+    name: str
+    rule: str
+    on_missing: str
+    values: Floats
+    missing: Flags
+    faults: tuple[Fault, ...]
+
+
+def feature_count(data: Data) -> int:
+    """Number of features: one a number, one a vocabulary value."""
+    return sum(1 if isinstance(column, NumberColumn) else len(column.values) for column in data.columns)
+
+
+def encode(data: Data, table: pl.DataFrame, *, file: str) -> Examples:
+    """Features and labels of a table, in the table's order, without the rows that a `drop` rule leaves out.
+
+    Numbers are clipped to their public bounds and scaled to [-1, 1], categories are one-hot in {-1, 1}; all are then
+    multiplied by feature_scale / sqrt(d).
+
+    Raises:
+        InputError: DATA_EMPTY (no rows, or none left), DATA_COLUMN_MISSING, DATA_LABEL_MISSING, DATA_NOT_A_NUMBER,
+            DATA_NOT_FINITE, DATA_UNKNOWN_CATEGORY, DATA_UNKNOWN_CLASS, DATA_MISSING_VALUE.
+    """
+    columns = _parse_columns(data, table, file)
+    label = _parse_label(data.label, table, file)
+    keep = _kept(columns)
+    for cells in (*columns, label):
+        _refuse_faults(cells, keep, file)
+    if not keep.any():
+        raise InputError(
+            "DATA_EMPTY", "No row is left: a value that the contract's schema needs is missing in every row.", file=file
+        )
+    return Examples(x=_features(data, columns)[keep], y=label.values[keep].astype(np.int64))
+
+
+def encode_features(data: Data, table: pl.DataFrame, *, file: str) -> tuple[Floats, Flags]:
+    """Features alone, for prediction: x, float64 [m, d], and which of the table's rows they are, bool [n].
+
+    Raises:
+        InputError: as `encode`, but that no label is asked for and no row need be left.
+    """
+    columns = _parse_columns(data, table, file)
+    keep = _kept(columns)
+    for cells in columns:
+        _refuse_faults(cells, keep, file)
+    return _features(data, columns)[keep], keep
+
+
+def select_rows(examples: Examples, n: int, key: bytes) -> Examples:
+    """Exactly n rows: the first n by HMAC-SHA-256 under `key` of the row's bytes and its occurrence number.
+
+    The same rows in the same order however the table was sorted: identical rows are told apart by a count alone.
+
+    Raises:
+        InputError: DATA_TOO_FEW_ROWS.
+    """
+    if len(examples) < n:
+        raise InputError(
+            "DATA_TOO_FEW_ROWS",
+            f"The contract needs {n} rows and the data has {len(examples)}.",
+            rule="train on exactly the contracted number of rows",
+            remedy="Restore the rows, or agree on an amendment of the contract.",
+        )
+    seen: dict[bytes, int] = {}
+    ranked = []
+    for index, row in enumerate(_rows(examples)):
+        count = seen[row] = seen.get(row, -1) + 1
+        ranked.append((hmac.digest(key, row + count.to_bytes(8, "little"), "sha256"), index))
+    chosen = [index for _, index in sorted(ranked)[:n]]
+    return Examples(x=examples.x[chosen], y=examples.y[chosen])
+
+
+def duplicate_count(examples: Examples) -> int:
+    """How many rows are exact copies (features and label) of another row that is counted once."""
+    return len(examples) - len(set(_rows(examples)))
+
+
+def row_bytes(x_row: Floats, y: int) -> bytes:
+    """One row's canonical bytes: type, features as little-endian float64, class as little-endian int64."""
+    features = np.asarray(x_row, dtype="<f8") + 0.0  # no negative zero: one value has one spelling
+    return ROW_TYPE + features.astype("<f8").tobytes() + int(y).to_bytes(8, "little", signed=True)
+
+
+def validation_root(examples: Examples, salts: Sequence[bytes]) -> str:
+    """Merkle root (hexadecimal) over the salted rows in their order: one fresh salt of 32 bytes a row.
+
+    Raises:
+        InputError: VALIDATION_SALTS: not one salt of 32 bytes a row, or a salt twice.
+    """
+    if len(salts) != len(examples) or len(set(salts)) != len(salts) or any(len(salt) != 32 for salt in salts):
+        raise InputError("VALIDATION_SALTS", "Each validation row needs its own salt of 32 bytes.")
+    return merkle.root([validation_leaf(s, row) for s, row in zip(salts, _rows(examples), strict=True)]).hex()
+
+
+def _rows(examples: Examples) -> list[bytes]:
+    return [row_bytes(x, int(y)) for x, y in zip(examples.x, examples.y, strict=True)]
+
+
+def _parse_columns(data: Data, table: pl.DataFrame, file: str) -> list[_Cells]:
+    if table.height == 0:
+        raise InputError("DATA_EMPTY", "The table has no rows.", file=file)
+    absent = [column.name for column in data.columns if column.name not in table.columns]
+    if absent:
+        more = f", and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise InputError(
+            "DATA_COLUMN_MISSING",
+            f"The table lacks the column {absent[0]}{more}, which the contract's schema names.",
+            file=file,
+            field=absent[0],
+            rule="every column of the contract's schema",
+            remedy="Name the source that has it; column names are compared exactly.",
+        )
+    return [_parse_column(column, table[column.name]) for column in data.columns]
+
+
+def _parse_column(column: Column, series: pl.Series) -> _Cells:
+    if isinstance(column, NumberColumn):
+        values, missing, faults = _parse_numbers(series)
+        rule = f"number in [{column.low}, {column.high}]"
+    else:
+        values, missing, unknown = _parse_choices(series, column.values)
+        faults = (("DATA_UNKNOWN_CATEGORY", "hold a value outside the vocabulary", unknown),)
+        rule = f"category of {len(column.values)} values"
+    return _Cells(
+        name=column.name,
+        rule=f"{rule}, missing: {column.missing}",
+        on_missing=column.missing,
+        values=values,
+        missing=missing,
+        faults=faults,
+    )
+
+
+def _parse_label(label: Label, table: pl.DataFrame, file: str) -> _Cells:
+    if label.name not in table.columns:
+        raise InputError(
+            "DATA_LABEL_MISSING",
+            f"The table lacks the label column {label.name}.",
+            file=file,
+            field=label.name,
+            rule="label",
+            remedy="Name the source that has it; column names are compared exactly.",
+        )
+    series = table[label.name]
+    if label.threshold is None:
+        values, missing, unknown = _parse_choices(series, label.classes)
+        faults: tuple[Fault, ...] = (("DATA_UNKNOWN_CLASS", "hold a value outside the classes", unknown),)
+        rule = f"label, one of {len(label.classes)} classes"
+    else:
+        numbers, missing, faults = _parse_numbers(series)
+        values = (numbers > float(label.threshold)).astype(np.float64)
+        rule = f"label, above {label.threshold}"
+    return _Cells(name=label.name, rule=rule, on_missing="refuse", values=values, missing=missing, faults=faults)
+
+
+def _parse_numbers(series: pl.Series) -> tuple[Floats, Flags, tuple[Fault, ...]]:
+    series = _stripped(series)
+    missing = series.is_null().to_numpy()
+    if series.dtype.is_nested() or series.dtype.is_temporal() or series.dtype in (pl.Binary, pl.Object):
+        values, strange = np.zeros(len(series)), ~missing
+    else:
+        numbers = series.cast(pl.Float64, strict=False)
+        strange = numbers.is_null().to_numpy() & ~missing
+        values = numbers.fill_null(0.0).to_numpy()
+    infinite = ~np.isfinite(values)
+    faults = (
+        ("DATA_NOT_A_NUMBER", "hold something that is not a number", strange),
+        ("DATA_NOT_FINITE", "hold a number that is not finite", infinite),
+    )
+    return np.where(infinite, 0.0, values), missing, faults
+
+
+def _parse_choices(series: pl.Series, choices: Sequence[str]) -> tuple[Floats, Flags, Flags]:
+    """Index of the choice in each row (-1: none), where nothing stands, and where something unknown does."""
+    series = _stripped(series)
+    missing = series.is_null().to_numpy()
+    values = np.full(len(series), -1.0)
+    if not (series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object)):
+        text = series.cast(pl.String)
+        known = _lookup(choices, text.unique().drop_nulls().to_list())
+        if known:
+            found = text.replace_strict(list(known), list(known.values()), default=-1, return_dtype=pl.Int64)
+            values = found.fill_null(-1).to_numpy().astype(np.float64)
+    return values, missing, (values < 0) & ~missing
+
+
+def _stripped(series: pl.Series) -> pl.Series:
+    """Text without surrounding blanks, nothing as null."""
+    if series.dtype in (pl.Categorical, pl.Enum):
+        series = series.cast(pl.String)
+    if series.dtype != pl.String:
+        return series
+    frame = series.str.strip_chars().to_frame("t")
+    return frame.select(pl.when(pl.col("t") == "").then(None).otherwise(pl.col("t"))).to_series()
+
+
+def _lookup(choices: Sequence[str], texts: Sequence[str]) -> dict[str, int]:
+    """Which choice each text is: by spelling, else as a plain number (3 and 3.0 are one, 03 is not)."""
+    exact = {choice: index for index, choice in enumerate(choices)}
+    by_number: dict[str, list[int]] = {}
+    for choice, index in exact.items():
+        if (number := _plain_number(choice)) is not None:
+            by_number.setdefault(number, []).append(index)
+    result = {}
+    for text in texts:
+        same = by_number.get(_plain_number(text) or "", [])
+        if text in exact:
+            result[text] = exact[text]
+        elif len(same) == 1:
+            result[text] = same[0]
+    return result
+
+
+def _plain_number(text: str) -> str | None:
+    """A decimal number's one spelling, or None."""
+    if not (match := PLAIN_NUMBER.fullmatch(text)):
+        return None
+    sign, whole, fraction = match.groups()
+    fraction = (fraction or "").rstrip("0")
+    number = f"{whole}.{fraction}" if fraction else whole
+    return number if number == "0" else sign + number
+
+
+def _kept(columns: Sequence[_Cells]) -> Flags:
+    """Rows that no `drop` rule leaves out."""
+    keep = np.ones(len(columns[0].missing), dtype=np.bool_)
+    for cells in columns:
+        if cells.on_missing == "drop":
+            keep &= ~cells.missing
+    return keep
+
+
+def _refuse_faults(cells: _Cells, keep: Flags, file: str) -> None:
+    """Raise at the first fault in a row that is kept."""
+    faults = cells.faults
+    if cells.on_missing == "refuse":
+        faults = (*faults, ("DATA_MISSING_VALUE", "hold no value", cells.missing))
+    for code, what, rows in faults:
+        wrong = np.flatnonzero(rows & keep)
+        if len(wrong):
+            raise InputError(
+                code,
+                f"{len(wrong)} row(s) of the column {cells.name} {what}; the first is row {wrong[0] + 1}.",
+                file=file,
+                field=cells.name,
+                rule=cells.rule,
+                remedy="Correct these rows, or name the marker for a missing value in the source's `missing`.",
+            )
+
+
+def _features(data: Data, columns: Sequence[_Cells]) -> Floats:
+    """All rows' features, float64 [n, d]; rows left out hold anything."""
+    blocks = [_block(column, cells) for column, cells in zip(data.columns, columns, strict=True)]
+    x = np.concatenate(blocks, axis=1)
+    return x * (float(data.feature_scale) / math.sqrt(x.shape[1]))
+
+
+def _block(column: Column, cells: _Cells) -> Floats:
+    """One column's features in [-1, 1], float64 [n, 1 or vocabulary size]."""
+    if isinstance(column, NumberColumn):
+        low, high = float(column.low), float(column.high)
+        values = np.where(cells.missing, low if column.fill is None else float(column.fill), cells.values)
+        return (2.0 * ((np.clip(values, low, high) - low) / (high - low)) - 1.0)[:, None]
+    fill = -1.0 if column.fill is None else float(column.values.index(column.fill))
+    chosen = np.where(cells.missing, fill, cells.values)
+    return np.where(chosen[:, None] == np.arange(len(column.values)), 1.0, -1.0)

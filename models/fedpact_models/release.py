@@ -1,0 +1,184 @@
+"""The delivered model: safetensors with the weights, and a JSON card beside it that says what the weights are."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedpact_contract.arrays import model_digest
+from fedpact_contract.contract import Data, Model
+from fedpact_contract.errors import FaultError, InputError
+from fedpact_contract.record import Hex32, Record
+from fedpact_models.features import Floats, encode_features
+from fedpact_models.registry import parameter_shapes
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class ReleaseCard(Record):
+    """What a delivered model is: its task, shape and schema, where it comes from, its privacy label and digest."""
+
+    TYPE = "model-release"
+
+    task: Literal["classification"]
+    model: Model
+    data: Data
+    contract_id: Hex32
+    round: Annotated[int, Field(ge=0)]
+    privacy: dict[str, Any]
+    digest: Hex32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Release:
+    """A delivered model: its card and its weights, float64 [P]."""
+
+    card: ReleaseCard
+    weights: Floats
+
+
+def make_release(
+    model: Model,
+    data: Data,
+    weights: Floats,
+    *,
+    contract_id: str,
+    round: int,
+    privacy: dict[str, Any],  # noqa: A002 - the domain's word
+) -> Release:
+    """A release of these weights; `privacy` is the label, plain JSON values without floats.
+
+    Raises:
+        InputError: WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE, RELEASE_FORM.
+    """
+    from fedpact_models.registry import parameter_count
+    from fedpact_models.weights import check_flat
+
+    check_flat(weights, parameter_count(model, data))
+    values = {
+        "task": "classification",
+        "model": model.plain(),
+        "data": data.plain(),
+        "contract_id": contract_id,
+        "round": round,
+        "privacy": privacy,
+        "digest": flat_digest(weights),
+    }
+    return Release(card=ReleaseCard.parse(values, code="RELEASE_FORM"), weights=np.array(weights, dtype=np.float64))
+
+
+def flat_digest(weights: Floats) -> str:
+    """The model's digest: `arrays.model_digest` of the flat little-endian float64 array."""
+    return model_digest(np.ascontiguousarray(weights, dtype="<f8").tobytes())
+
+
+def save_release(path: Path, release: Release) -> tuple[Path, Path]:
+    """Write NAME.safetensors and NAME.json; returns both paths. Each file is whole or absent.
+
+    Raises:
+        InputError: RELEASE_FORM: the label has no canonical form (a float).
+    """
+    from safetensors.numpy import save
+
+    tensors: dict[str, Floats] = {}
+    start = 0
+    for name, shape in parameter_shapes(release.card.model, release.card.data).items():
+        size = int(np.prod(shape))
+        tensors[name] = release.weights[start : start + size].reshape(shape)
+        start += size
+    card = release.card.to_bytes()
+    weights_path, card_path = _paths(path)
+    _write(weights_path, save(tensors))
+    _write(card_path, card)
+    return weights_path, card_path
+
+
+def load_release(path: Path) -> Release:
+    """Read a release by either of its two files, and check the weights against the card.
+
+    Raises:
+        InputError: RELEASE_FILE_MISSING, RELEASE_UNREADABLE, MODEL_RELEASE_FORM or CANONICAL_* (the card).
+        FaultError: MODEL_TENSORS (other tensors than the card's model has), MODEL_DIGEST.
+    """
+    weights_path, card_path = _paths(path)
+    card = ReleaseCard.from_bytes(_bytes(card_path))
+    tensors = _tensors(weights_path)
+    shapes = parameter_shapes(card.model, card.data)
+    if {n: t.shape for n, t in tensors.items()} != shapes or any(t.dtype != np.float64 for t in tensors.values()):
+        raise FaultError(
+            "MODEL_TENSORS", "The tensors are not those of the model that the card describes.", file=weights_path
+        )
+    flat = np.concatenate([tensors[name].reshape(-1) for name in shapes])
+    if flat_digest(flat) != card.digest:
+        raise FaultError(
+            "MODEL_DIGEST",
+            "The weights are not those that the card was made for.",
+            file=weights_path,
+            field="digest",
+            remedy="Fetch the model again from where it was delivered.",
+        )
+    return Release(card=card, weights=flat)
+
+
+def predict(release: Release, table: "pl.DataFrame", *, file: str) -> "pl.DataFrame":
+    """Class and probability for each row: columns `row` (from 1), `predicted`, `probability`.
+
+    A row that the schema's `drop` rule leaves out has nulls.
+
+    Raises:
+        InputError: as `features.encode_features`; a missing column is named.
+    """
+    import polars as pl
+
+    from fedpact_models.evaluate import logits
+    from fedpact_models.tasks import predicted, probabilities
+
+    card = release.card
+    x, kept = encode_features(card.data, table, file=file)
+    rows = np.arange(1, table.height + 1)
+    result = pl.DataFrame({"row": rows})
+    if not kept.any():
+        return result.with_columns(predicted=pl.lit(None, pl.String), probability=pl.lit(None, pl.Float64))
+    scores = logits(card.model, card.data, release.weights, x)
+    classes = [card.data.label.classes[index] for index in predicted(scores)]
+    found = pl.DataFrame({"row": rows[kept], "predicted": classes, "probability": probabilities(scores).max(axis=1)})
+    return result.join(found, on="row", how="left", maintain_order="left")
+
+
+def _paths(path: Path) -> tuple[Path, Path]:
+    stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
+    return stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(content)
+    os.replace(partial, path)  # noqa: PTH105 - atomic, and overwrites
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as err:
+        raise InputError(
+            "RELEASE_FILE_MISSING",
+            "The file does not exist.",
+            file=path,
+            remedy="A model is two files side by side, NAME.safetensors and NAME.json.",
+        ) from err
+    except OSError as err:
+        raise InputError("RELEASE_UNREADABLE", f"The file cannot be read: {err.strerror or err}.", file=path) from err
+
+
+def _tensors(path: Path) -> dict[str, Floats]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(_bytes(path))
+    except (SafetensorError, ValueError, KeyError) as err:
+        raise InputError("RELEASE_UNREADABLE", "The file is not a safetensors file.", file=path) from err

@@ -1,0 +1,60 @@
+"""A participant's work in one round: from the base model to its update, as the contract says."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedpact_contract.contract import Contract
+from fedpact_contract.errors import FailedError, InputError
+from fedpact_models.dp import Noise, dp_sgd
+from fedpact_models.features import Examples, Floats
+from fedpact_models.registry import build, parameter_count
+from fedpact_models.weights import flatten, load_flat
+
+GRADIENT_ELEMENTS = 2**24
+"""Per-example gradients (float64) held at a time: 128 MiB."""
+
+
+def local_update(contract: Contract, base: Floats, examples: Examples, noise: Noise) -> NDArray[np.float32]:
+    """Train `local_steps` private steps from `base`; local weights minus base, float32 [P].
+
+    The public denominator is sample_rate * n, n the contracted number of rows: the caller hands over exactly so many.
+
+    Raises:
+        InputError: TRAINING_ROWS (a number of rows that no participant contracted), WEIGHTS_SHAPE,
+            WEIGHTS_NOT_FINITE, MODEL_NOT_PRIVATE.
+        FailedError: TRAINING_NOT_FINITE.
+    """
+    if len(examples) not in {p.num_examples for p in contract.participants}:
+        raise InputError(
+            "TRAINING_ROWS",
+            f"No participant contracted {len(examples)} rows.",
+            field="participants.num_examples",
+            rule="train on exactly the contracted number of rows",
+        )
+    privacy, training = contract.privacy, contract.training
+    module = build(contract.model, contract.data)
+    load_flat(module, base)
+    sample_rate = float(privacy.sample_rate)
+    dp_sgd(
+        module,
+        torch.from_numpy(examples.x),
+        torch.from_numpy(examples.y),
+        steps=training.local_steps,
+        sample_rate=sample_rate,
+        noise_multiplier=float(privacy.noise_multiplier),
+        max_grad_norm=float(privacy.max_grad_norm),
+        denominator=sample_rate * len(examples),
+        learning_rate=float(training.learning_rate),
+        noise=noise,
+        physical_batch=max(1, GRADIENT_ELEMENTS // parameter_count(contract.model, contract.data)),
+    )
+    with np.errstate(over="ignore"):  # an overflow becomes infinite and is refused below
+        update = (flatten(module) - base).astype(np.float32)
+    if not np.isfinite(update).all():
+        raise FailedError(
+            "TRAINING_NOT_FINITE",
+            "The trained weights are not finite numbers.",
+            remedy="The contract's learning rate is too large for its model; the round is charged and not retried.",
+        )
+    return update

@@ -1,0 +1,51 @@
+"""Weights as one flat array. Order: `module.parameters()`, each tensor in C order; for our models that is, layer by
+layer, the weight matrix [outputs, inputs] by rows, then the bias.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpact_contract.errors import InputError
+from fedpact_models.features import Floats
+
+if TYPE_CHECKING:
+    import torch
+
+
+def flatten(module: "torch.nn.Module") -> Floats:
+    """The module's parameters, float64 [P], a copy."""
+    parts = [p.detach().cpu().double().reshape(-1).numpy() for p in module.parameters()]
+    return np.concatenate(parts)
+
+
+def load_flat(module: "torch.nn.Module", flat: NDArray[np.floating]) -> None:
+    """Set the module's parameters from a flat array [P], cast to each parameter's type.
+
+    Raises:
+        InputError: WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE; the module is then unchanged.
+    """
+    import torch
+
+    parameters = list(module.parameters())
+    check_flat(flat, sum(p.numel() for p in parameters))
+    source, start = torch.from_numpy(np.array(flat, dtype=np.float64)), 0
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(source[start : start + parameter.numel()].view_as(parameter))
+            start += parameter.numel()
+
+
+def check_flat(flat: NDArray[np.floating], count: int) -> None:
+    """Raise unless the array is one flat array of `count` finite numbers.
+
+    Raises:
+        InputError: WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
+    """
+    if flat.shape != (count,):
+        raise InputError(
+            "WEIGHTS_SHAPE", f"The weights have the shape {flat.shape}; the model needs ({count},).", field="weights"
+        )
+    if not np.isfinite(flat).all():
+        raise InputError("WEIGHTS_NOT_FINITE", "A weight is not a finite number.", field="weights")

@@ -1,0 +1,78 @@
+"""The HTML report: one file, no script, nothing fetched."""
+
+from typing import Any
+
+from fedpact_contract.settlement import format_fen
+from fedpact_server.report.charts import Bar, Series, bars, lines
+from fedpact_server.report.labels import Lang, words
+
+
+def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = None) -> str:
+    """The report as one HTML document.
+
+    Args:
+        report: `fedpact_contract.report.build` of the log.
+        lang: Language of the words; the data is the same.
+        lift: Each participant's own model against the federation's (`fedpact_server.demo.lift`), where known.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fedpact_server", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["money"] = lambda fen: format_fen(fen, lang)
+    environment.filters["percent"] = lambda text: f"{100 * float(text):.2f} %"
+    return environment.get_template("report.html.j2").render(
+        r=report, w=words(lang), lang=lang, lift=lift, charts=_charts(report, lift, words(lang))
+    )
+
+
+def _charts(report: dict[str, Any], lift: dict[str, Any] | None, w: dict[str, str]) -> dict[str, str]:
+    charts = {"privacy": bars(_epsilon(report), "ε"), "metric": "", "cumulative": "", "shares": "", "lift": ""}
+    names = {p["id"]: p["name"] for p in report["participants"]}
+    scored = [line for line in report["rounds"] if "metric" in line]
+    if scored:
+        metric = [float(report["metric"]["initial"]), *(float(line["metric"]) for line in scored)]
+        charts["metric"] = lines([Series(name=report["metric"]["name"], values=metric)], 0, "")
+        cumulative = [
+            Series(name=names[p], values=[0.0, *(float(line["cumulative"][p]) for line in scored)]) for p in names
+        ]
+        charts["cumulative"] = lines(cumulative, 0, "nat")
+    if report["settlement"] is not None:
+        charts["shares"] = bars(_shares(report), "")
+    if lift is not None:
+        charts["lift"] = bars(_lift(lift, w), "")
+    return charts
+
+
+def _epsilon(report: dict[str, Any]) -> list[Bar]:
+    return [
+        Bar(
+            name=p["name"],
+            value=float(p["epsilon_spent"]),
+            limit=float(p["epsilon_budget"]),
+            label=f"{float(p['epsilon_spent']):.3f} / {p['epsilon_budget']}",
+        )
+        for p in report["participants"]
+    ]
+
+
+def _shares(report: dict[str, Any]) -> list[Bar]:
+    return [
+        Bar(
+            name=p["name"],
+            value=float(p["share"]),
+            low=float(p["share_low"]),
+            high=float(p["share_high"]),
+            label=f"{100 * float(p['share']):.2f} %",
+        )
+        for p in report["participants"]
+    ]
+
+
+def _lift(lift: dict[str, Any], w: dict[str, str]) -> list[Bar]:
+    alone = [
+        Bar(name=line["name"], value=line["mean"], low=min(line["draws"]), high=max(line["draws"]))
+        for line in lift["participants"]
+    ]
+    return [Bar(name=w["together"], value=lift["together"]), *alone]

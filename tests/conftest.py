@@ -1,0 +1,40 @@
+"""What every test shares: markers that skip with a reason, and the switch under which such a skip is a failure."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # tests.support
+
+REQUIRED = os.environ.get("FEDPACT_REQUIRE") == "1"
+"""Set by .ci/run: there, a skip for want of root or a server is a failure."""
+
+DATA = Path(os.environ.get("FEDPACT_DATA", ROOT.parent / "shared" / "data"))
+
+
+def _missing(item: pytest.Item) -> str | None:
+    if item.get_closest_marker("root") is not None:
+        if os.geteuid() != 0:
+            return "needs root (network namespaces)"
+        if shutil.which("ip") is None:
+            return "needs the command `ip` (iproute2)"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    reason = _missing(item)
+    if reason and REQUIRED:
+        pytest.fail(f"{reason}, and FEDPACT_REQUIRE=1 forbids the skip")
+    if reason:
+        pytest.skip(reason)
+    if item.get_closest_marker("data") is not None and not DATA.is_dir():
+        pytest.skip(f"needs the public data sets in {DATA} (FEDPACT_DATA; sources in docs/data.md)")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    return DATA

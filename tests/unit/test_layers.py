@@ -1,0 +1,85 @@
+"""The layer test: who may import whom, and where torch, opacus and flwr may stand (docs/adr/0001)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {
+    "fedpact_contract": ROOT / "contract" / "fedpact_contract",
+    "fedpact_models": ROOT / "models" / "fedpact_models",
+    "fedpact_client": ROOT / "client" / "fedpact_client",
+    "fedpact_server": ROOT / "server" / "fedpact_server",
+}
+MAY_IMPORT = {
+    "fedpact_contract": set(),
+    "fedpact_models": {"fedpact_contract"},
+    "fedpact_client": {"fedpact_contract", "fedpact_models"},
+    "fedpact_server": {"fedpact_contract", "fedpact_models"},
+}
+ONLY_IN = {
+    "opacus": {"models/fedpact_models/dp.py"},
+    "flwr": {
+        "client/fedpact_client/executor.py",
+        "client/fedpact_client/supernode.py",
+        "server/fedpact_server/app.py",
+        "server/fedpact_server/superlink.py",
+        "server/fedpact_server/shell/",
+    },
+}
+AUDITOR = {"cryptography", "dp_accounting", "pydantic", "pydantic_core", "rfc8785", "rich", "typer", "click"}
+"""Third-party imports of the contract package: the base dependencies of the wheel."""
+
+
+def _imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(top package, whether at module level) of every import."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+        for name in names:
+            yield name.split(".")[0], id(node) in top
+
+
+def _modules() -> list[tuple[str, Path]]:
+    return [(name, path) for name, folder in PACKAGES.items() for path in sorted(folder.rglob("*.py"))]
+
+
+@pytest.mark.parametrize(("package", "path"), _modules(), ids=lambda v: v.name if isinstance(v, Path) else v)
+def test_a_package_imports_only_what_lies_below_it(package: str, path: Path) -> None:
+    for name, _ in _imports(path):
+        if name in PACKAGES and name != package:
+            assert name in MAY_IMPORT[package], f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize(("package", "path"), _modules(), ids=lambda v: v.name if isinstance(v, Path) else v)
+def test_heavy_libraries_stand_at_the_edges(package: str, path: Path) -> None:
+    place = str(path.relative_to(ROOT))
+    for name, _ in _imports(path):
+        allowed = ONLY_IN.get(name)
+        assert allowed is None or any(place == a or (a.endswith("/") and place.startswith(a)) for a in allowed), (
+            f"{place} imports {name}"
+        )
+
+
+def test_the_contract_package_needs_the_base_dependencies_alone() -> None:
+    import sys
+
+    for path in sorted(PACKAGES["fedpact_contract"].rglob("*.py")):
+        for name, at_top in _imports(path):
+            known = name in sys.stdlib_module_names or name in AUDITOR or name == "fedpact_contract"
+            assert known, f"{path.name} imports {name}"
+            assert not (name == "dp_accounting" and at_top), f"{path.name} imports dp_accounting at module level"
+            assert name not in ("socket", "http", "urllib"), f"{path.name} reaches for the network: {name}"
+
+
+def test_a_wall_that_moves_is_noticed(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    from fedpact_server import db\n    import flwr.app\n")
+    assert {name for name, _ in _imports(bad)} == {"fedpact_server", "flwr"}

@@ -1,0 +1,159 @@
+"""The policy: every clause refuses what it should, by a code of its own, and an empty policy allows nothing."""
+
+import datetime
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+from agent_world import NOW, contract, key
+
+from fedpact_client import policy
+from fedpact_client.policy import Policy, check
+from fedpact_contract.errors import InputError, RefusedError
+from fedpact_contract.keys import fingerprint, public_hex
+
+ME = fingerprint(public_hex(key("own")))
+ALLOW = {
+    "purposes": ["disease-prediction"],
+    "operators": [fingerprint(public_hex(key("operator")))],
+    "sectors": ["finance", "medical"],
+    "model_kinds": ["softmax"],
+    "columns": ["age", "sex", "ill"],
+    "max_epsilon": "2",
+    "min_participants": 3,
+    "max_rounds": 4,
+    "not_after": "2026-12-31T00:00:00Z",
+}
+
+
+def parsed(**changes: object) -> Policy:
+    return Policy.parse(ALLOW | changes, code="POLICY")
+
+
+def test_a_policy_that_just_fits_allows() -> None:
+    assert check(contract(), ME, parsed(), NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "rule"),
+    [
+        ({"purposes": []}, "POLICY_PURPOSE_MISMATCH", "purposes"),
+        ({"purposes": ["Disease-prediction", "disease"]}, "POLICY_PURPOSE_MISMATCH", "purposes"),
+        ({"operators": []}, "POLICY_OPERATOR", "operators"),
+        ({"operators": "enrolled"}, "POLICY_OPERATOR", "operators"),
+        ({"operators": ["a" * 64]}, "POLICY_OPERATOR", "operators"),
+        ({"sectors": []}, "POLICY_SECTOR", "sectors"),
+        ({"sectors": ["medical"]}, "POLICY_SECTOR", "sectors"),
+        ({"model_kinds": []}, "POLICY_MODEL", "model_kinds"),
+        ({"model_kinds": ["mlp"]}, "POLICY_MODEL", "model_kinds"),
+        ({"columns": []}, "POLICY_COLUMN", "columns"),
+        ({"columns": ["age", "sex"]}, "POLICY_COLUMN", "columns"),
+        ({"columns": ["age", "ill"]}, "POLICY_COLUMN", "columns"),
+        ({"max_epsilon": "1.999999"}, "POLICY_EPSILON", "max_epsilon"),
+        ({"max_epsilon": "0"}, "POLICY_EPSILON", "max_epsilon"),
+        ({"min_participants": 4}, "POLICY_MIN_PARTICIPANTS", "min_participants"),
+        ({"max_rounds": 3}, "POLICY_ROUNDS", "max_rounds"),
+        ({"not_after": "2026-12-30T23:59:59Z"}, "POLICY_EXPIRED", "not_after"),
+    ],
+)
+def test_each_clause_refuses(changes: dict[str, object], code: str, rule: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        check(contract(), ME, parsed(**changes), NOW)
+    assert (caught.value.code, caught.value.rule) == (code, rule)
+    assert caught.value.remedy
+    assert caught.value.exit_code == 5
+
+
+def test_every_setting_is_read_by_some_clause() -> None:
+    """A setting that no clause reads would be a promise that nothing keeps."""
+    refusing = {"purposes", "operators", "sectors", "model_kinds", "columns", "max_epsilon"}
+    refusing |= {"min_participants", "max_rounds", "not_after"}
+    assert set(Policy.model_fields) == refusing
+
+
+def test_stars_allow_any_sector_and_column() -> None:
+    assert check(contract(), ME, parsed(sectors="*", columns="*"), NOW) is None
+
+
+def test_own_sector_needs_no_permission() -> None:
+    assert check(contract(sector="mining"), ME, parsed(), NOW) is None
+
+
+def test_enrolled_means_the_enrolled_operator_alone() -> None:
+    open_policy = parsed(operators="enrolled")
+    assert check(contract(), ME, open_policy.resolve(ALLOW["operators"][0]), NOW) is None
+    with pytest.raises(RefusedError, match="POLICY_OPERATOR"):
+        check(contract(), ME, open_policy.resolve("b" * 64), NOW)
+
+
+def test_resolve_leaves_a_list_alone() -> None:
+    assert parsed().resolve("b" * 64) == parsed()
+
+
+def test_a_stranger_is_no_party() -> None:
+    with pytest.raises(RefusedError, match="POLICY_NOT_A_PARTY"):
+        check(contract(), "c" * 64, parsed(), NOW)
+
+
+@pytest.mark.parametrize(
+    ("moment", "allowed"),
+    [
+        ("2026-10-31T23:59:59", False),
+        ("2026-11-01T00:00:00", True),
+        ("2026-12-31T00:00:00", True),
+        ("2026-12-31T00:00:01", False),
+    ],
+)
+def test_the_term_has_sharp_ends(moment: str, allowed: bool) -> None:
+    now = datetime.datetime.fromisoformat(moment).replace(tzinfo=datetime.UTC)
+    endless = parsed(not_after="2030-01-01T00:00:00Z")
+    if allowed:
+        assert check(contract(), ME, endless, now) is None
+        return
+    with pytest.raises(RefusedError) as caught:
+        check(contract(), ME, endless, now)
+    assert (caught.value.code, caught.value.rule) == ("POLICY_TERM", "term")
+
+
+def test_a_term_that_names_no_moment_is_refused() -> None:
+    broken = contract(changes={"term.not_after": "2026-12-99T00:00:00Z"})
+    for clause in (policy.check_expiry, policy.check_term):
+        with pytest.raises(RefusedError, match="POLICY_TERM"):
+            clause(broken, ME, parsed(), NOW)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"not_after": "2026-13-01T00:00:00Z"},
+        {"not_after": NOW.replace(tzinfo=None)},
+        {"not_after": "tomorrow"},
+        {"max_epsilon": 2.5},
+        {"max_epsilon": Decimal("NaN")},
+        {"min_participants": 0},
+        {"purposes": "disease-prediction"},
+        {"purposes": ["two words"]},
+        {"operators": ["not a fingerprint"]},
+        {"operators": "anybody"},
+        {"columns": "all"},
+        {"max_rounds": True},
+        {"extra": 1},
+    ],
+)
+def test_bad_policies_are_not_parsed(changes: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        parsed(**changes)
+
+
+@pytest.mark.parametrize("missing", sorted(ALLOW))
+def test_no_setting_has_a_default(missing: str) -> None:
+    with pytest.raises(InputError, match="POLICY_MISSING_KEY"):
+        Policy.parse({k: v for k, v in ALLOW.items() if k != missing}, code="POLICY")
+
+
+def test_a_toml_date_is_a_moment() -> None:
+    moment = datetime.datetime(2026, 12, 31, tzinfo=datetime.UTC)
+    assert parsed(not_after=moment).not_after == "2026-12-31T00:00:00Z"
