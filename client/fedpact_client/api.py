@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedpact_client.home import AgentHome, contract_id_form
-from fedpact_contract.canonical import canonical_bytes
+from fedpact_client.store import EgressKind, Store
+from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.errors import FedpactError, InputError, RefusedError, ServiceError
 from fedpact_contract.request import API, sign_request, utc_now
 
@@ -27,8 +28,30 @@ MAX_EVIDENCE_BYTES = 512 * 2**20
 _INPUT_STATUS = {400, 404, 405, 410, 413, 415, 422}
 _REFUSED_STATUS = {401, 403, 409, 423, 429}
 
-Record = Callable[[str, bytes], None]
-"""Enters one outgoing message in the egress ledger: kind and bytes; returns when that is durable."""
+Egress = Callable[[EgressKind, str | None, str, bytes], None]
+"""Enters one outgoing message in the egress ledger: kind, contract, "METHOD path", bytes; returns when durable."""
+
+
+def egress_of(store: Store) -> Egress:
+    """Enters messages in this store's egress ledger."""
+
+    def record(kind: EgressKind, contract_id: str | None, detail: str, body: bytes) -> None:
+        store.record_egress(kind, contract_id, None, len(body), sha256_hex(body), detail=detail)
+
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request: what it is in the egress ledger, whose contract it is about, how large a reply may be."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+    kind: EgressKind = EgressKind.REQUEST
+    contract_id: str | None = None
+    signed: bool = True
+    limit: int = MAX_REPLY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +70,7 @@ class OperatorClient:
     url: str
     ca_pem: str
     node_key: ec.EllipticCurvePrivateKey
-    record: Record
+    record: Egress
     transport: "httpx.BaseTransport | None" = None
     now: Callable[[], datetime.datetime] = utc_now
     _client: "httpx.Client" = field(init=False, repr=False)
@@ -67,7 +90,7 @@ class OperatorClient:
         object.__setattr__(self, "_client", client)
 
     @classmethod
-    def of_home(cls, home: AgentHome, record: Record) -> Self:
+    def of_home(cls, home: AgentHome, record: Egress) -> Self:
         """A connection to the operator that the home is enrolled with.
 
         Raises:
@@ -97,86 +120,80 @@ class OperatorClient:
 
     def operator(self) -> dict[str, Any]:
         """Who answers here: name, entity_code, key (asserted, unsigned)."""
-        return self._object("GET", "/operator", signed=False)
+        return self._object(Call("GET", f"{API}/operator", signed=False))
 
     def enrol(self, body: dict[str, Any]) -> dict[str, Any]:
         """Ask to join: {"token", "request"}."""
-        return self._object("POST", "/enrol", body, signed=False)
+        return self._object(Call("POST", f"{API}/enrol", body, kind=EgressKind.ENROLMENT, signed=False))
 
     def enrolment(self) -> str:
-        """What became of this agent's enrolment: requested, approved, registered, suspended."""
-        return self._text(self._object("GET", "/enrolment"), "state")
+        """What became of this agent's enrolment: requested, approved, registered, suspended, frozen."""
+        return _text(self.get(f"{API}/enrolment"), "state")
 
     def send_card(self, envelope: dict[str, Any], released: list[dict[str, Any]] | None) -> dict[str, Any]:
         """Send a signed card, and the rows released for validation, if any."""
-        return self._object("POST", "/cards", {"card": envelope, "released": released})
+        return self.post(f"{API}/cards", {"card": envelope, "released": released}, EgressKind.CARD)
 
     def contracts(self) -> list[dict[str, Any]]:
         """The contracts that name this participant: id, title, state, signed (ids of parties)."""
-        found = self._object("GET", "/contracts").get("contracts")
+        found = self.get(f"{API}/contracts").get("contracts")
         if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-            raise _reply("contracts is not a list of objects")
+            raise reply_error("contracts is not a list of objects")
         return found
 
     def contract(self, contract_id: str) -> dict[str, Any]:
         """One contract: payload (canonical text), state, contract (envelope), delegations (envelopes)."""
-        return self._object("GET", f"/contracts/{contract_id_form(contract_id)}")
+        return self.get(contract_path(contract_id), contract_id=contract_id)
 
     def sign(self, contract_id: str, envelope: dict[str, Any], delegation: dict[str, Any]) -> dict[str, Any]:
         """Send this party's signature and delegation."""
         body = {"contract": envelope, "delegation": delegation}
-        return self._object("POST", f"/contracts/{contract_id_form(contract_id)}/signature", body)
+        path = contract_path(contract_id) + "/signature"
+        return self.post(path, body, EgressKind.SIGNATURE, contract_id=contract_id)
 
     def head(self, contract_id: str) -> dict[str, Any]:
         """The log's latest signed checkpoint, as the operator answers it."""
-        return self._object("GET", f"/contracts/{contract_id_form(contract_id)}/head")
+        return self.get(contract_path(contract_id) + "/head", contract_id=contract_id)
 
     def evidence(self, contract_id: str) -> dict[str, Any]:
         """The evidence files by name."""
-        path = f"/contracts/{contract_id_form(contract_id)}/evidence"
-        return self._object("GET", path, limit=MAX_EVIDENCE_BYTES)
+        path = contract_path(contract_id) + "/evidence"
+        return self.get(path, contract_id=contract_id, limit=MAX_EVIDENCE_BYTES)
 
     def report(self, contract_id: str, form: str) -> bytes:
         """The report's bytes; `form` is html or json."""
-        path = f"/contracts/{contract_id_form(contract_id)}/report?format={form}"
-        return self.request("GET", path, limit=MAX_EVIDENCE_BYTES)
+        path = contract_path(contract_id) + f"/report?format={form}"
+        return self.send(Call("GET", path, contract_id=contract_id, limit=MAX_EVIDENCE_BYTES))
 
-    def get(self, path: str) -> dict[str, Any]:
-        """A signed GET of a path below the API's root, answered by a JSON object."""
-        return self._object("GET", path)
+    def get(self, path: str, *, contract_id: str | None = None, limit: int = MAX_REPLY_BYTES) -> dict[str, Any]:
+        """A signed GET, answered by a JSON object."""
+        return self._object(Call("GET", path, contract_id=contract_id, limit=limit))
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """A signed POST of canonical JSON to a path below the API's root, answered by a JSON object."""
-        return self._object("POST", path, body)
+    def post(
+        self, path: str, body: dict[str, Any], kind: EgressKind = EgressKind.REQUEST, *, contract_id: str | None = None
+    ) -> dict[str, Any]:
+        """A signed POST of canonical JSON, answered by a JSON object."""
+        return self._object(Call("POST", path, body, kind=kind, contract_id=contract_id))
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None = None,
-        *,
-        signed: bool = True,
-        limit: int = MAX_REPLY_BYTES,
-    ) -> bytes:
+    def send(self, call: Call) -> bytes:
         """One request; the reply's bytes.
 
         Raises:
-            ServiceError: OPERATOR_AWAY, no connection or no trusted one, or the operator failed.
+            ServiceError: OPERATOR_AWAY, no connection or no trusted one; OPERATOR_REPLY, OPERATOR_REPLY_SIZE; or the
+                operator's own failure.
             InputError, RefusedError: the operator's error, with its code.
-            ServiceError: OPERATOR_REPLY, a reply that is none of the above.
         """
         import httpx
 
-        data = b"" if body is None else canonical_bytes(body)
-        target = API + path
+        data = b"" if call.body is None else canonical_bytes(call.body)
         headers = {"content-type": "application/json"} if data else {}
-        if signed:
-            headers |= sign_request(self.node_key, method, target, data, self.now())
-        # The kind names method and path: the ids in the path leave too, and requests without a body are messages.
-        self.record(f"api {method} {path}", data)
+        if call.signed:
+            headers |= sign_request(self.node_key, call.method, call.path, data, self.now())
+        # Requests without a body are messages too: their address leaves.
+        self.record(call.kind, call.contract_id, f"{call.method} {call.path}", data)
         try:
-            with self._client.stream(method, target, content=data or None, headers=headers) as reply:
-                content = _read(reply, limit)
+            with self._client.stream(call.method, call.path, content=data or None, headers=headers) as reply:
+                content = _read(reply, call.limit)
                 status = reply.status_code
         except httpx.HTTPError as err:
             raise _away(self.url, err) from err
@@ -184,30 +201,23 @@ class OperatorClient:
             return content
         raise error_of(status, content)
 
-    def _object(
-        self,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None = None,
-        *,
-        signed: bool = True,
-        limit: int = MAX_REPLY_BYTES,
-    ) -> dict[str, Any]:
-        content = self.request(method, path, body, signed=signed, limit=limit)
+    def _object(self, call: Call) -> dict[str, Any]:
         try:
-            value = json.loads(content.decode("utf-8"))
+            value = json.loads(self.send(call).decode("utf-8"))
         except (UnicodeDecodeError, ValueError, RecursionError) as err:
-            raise _reply("it is not JSON") from err
+            raise reply_error("it is not JSON") from err
         if not isinstance(value, dict):
-            raise _reply("it is not an object")
+            raise reply_error("it is not an object")
         return value
 
-    @staticmethod
-    def _text(value: dict[str, Any], key: str) -> str:
-        text = value.get(key)
-        if not isinstance(text, str):
-            raise _reply(f"{key} is not text")
-        return printable(text)
+
+def contract_path(contract_id: str) -> str:
+    """Where a contract stands in the API.
+
+    Raises:
+        InputError: CONTRACT_ID_FORM.
+    """
+    return f"{API}/contracts/{contract_id_form(contract_id)}"
 
 
 def tls_context(ca_pem: str) -> ssl.SSLContext:
@@ -242,9 +252,9 @@ def error_of(status: int, content: bytes) -> FedpactError:
         code, message = error["code"], error["message"]
         places = {k: error[k] for k in ("field", "party", "rule", "remedy") if isinstance(error.get(k), str)}
     except (UnicodeDecodeError, ValueError, RecursionError, KeyError, TypeError):
-        return _reply(f"it has status {status} and no readable error")
+        return reply_error(f"it has status {status} and no readable error")
     if not isinstance(code, str) or not code.replace("_", "").isalnum() or not code.isupper() or len(code) > 80:
-        return _reply(f"it has status {status} and no error code")
+        return reply_error(f"it has status {status} and no error code")
     kind: type[FedpactError] = ServiceError
     if status in _INPUT_STATUS:
         kind = InputError
@@ -287,7 +297,15 @@ def _away(url: str, err: Exception) -> ServiceError:
     )
 
 
-def _reply(what: str) -> ServiceError:
+def _text(value: dict[str, Any], key: str) -> str:
+    text = value.get(key)
+    if not isinstance(text, str):
+        raise reply_error(f"{key} is not text")
+    return printable(text)
+
+
+def reply_error(what: str) -> ServiceError:
+    """The operator answers what cannot be used."""
     return ServiceError(
         "OPERATOR_REPLY",
         f"The operator's reply cannot be used: {what}.",

@@ -149,7 +149,18 @@ def parse(text: str, path: Path) -> AgentConfig:
         err.file = f"{path}:{line}" if line else str(path)
         err.remedy = err.remedy or "configs/agent.toml documents each key."
         raise
-    return _absolute(config, path.parent)
+    return _absolute(config, path.parent.absolute())
+
+
+def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
+    """Paths outside the sources made absolute (a source's path is taken from the home where it is read)."""
+    witness = config.paths.witness
+    data_sets = tuple(
+        d if d.release_file is None else d.model_copy(update={"release_file": str(folder / d.release_file)})
+        for d in config.data_sets
+    )
+    paths = config.paths if witness is None else Paths(witness=str(folder / Path(witness).expanduser()))
+    return config.model_copy(update={"data_sets": data_sets, "paths": paths})
 
 
 def locate(text: str, field: str) -> int | None:

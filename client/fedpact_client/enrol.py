@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedpact_client.api import OperatorClient, Record, printable
+from fedpact_client.api import Egress, OperatorClient, printable
 from fedpact_client.config import OperatorPart, set_value
 from fedpact_client.home import AgentHome, OperatorData, read_json, replace_file
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
@@ -20,6 +20,7 @@ from fedpact_contract.errors import FaultError, InputError, RefusedError
 from fedpact_contract.messages import Enrolment, Invitation, SignedEnrolment
 from fedpact_contract.record import sign
 from fedpact_contract.request import node_public_pem, node_sign, parse_instant, utc_now
+from fedpact_contract.trust import Trust, TrustedParty
 
 if TYPE_CHECKING:
     import httpx
@@ -125,7 +126,7 @@ def enrol(
     home: AgentHome,
     invitation_path: Path,
     passphrase: bytes,
-    record: Record,
+    record: Egress,
     *,
     now: datetime.datetime | None = None,
     transport: "httpx.BaseTransport | None" = None,
@@ -157,6 +158,7 @@ def enrol(
     node_key = home.load_node_key()
     with OperatorClient(invitation.url, invitation.ca_pem, node_key, record, transport=transport) as client:
         operator = fetch_operator(client, invitation)
+        pinned(home.trust_path, home.trust_path.read_text("utf-8"), operator)  # a contradiction stops here
         state = _ask(home, client, invitation, key)
     remember(home, invitation, operator)
     _pending_path(home).unlink(missing_ok=True)
@@ -165,11 +167,41 @@ def enrol(
 
 def remember(home: AgentHome, invitation: Invitation, operator: OperatorData) -> None:
     """Keep the operator's address, certificates, name and key, and pin its fingerprint in trust.toml."""
+    trust = pinned(home.trust_path, home.trust_path.read_text("utf-8"), operator)
+    config = set_value(home.config_path.read_text("utf-8"), "operator", "url", invitation.url)
+    replace_file(home.trust_path, trust.encode())
     replace_file(home.ca_path, invitation.ca_pem.encode())
-    replace_file(home.operator_path, canonical_bytes(operator.plain()))
-    text = home.config_path.read_text("utf-8")
-    replace_file(home.config_path, set_value(text, "operator", "url", invitation.url).encode())
-    pin(home, role="operator", name=operator.name, entity_code=operator.entity_code, fingerprint=operator.id)
+    replace_file(home.config_path, config.encode())
+    replace_file(home.operator_path, canonical_bytes(operator.plain()))  # last: its presence means enrolled
+
+
+def pinned(path: Path, text: str, operator: OperatorData) -> str:
+    """The trust file's text with the operator in it; what people wrote there stays.
+
+    Raises:
+        RefusedError: TRUST_CONTRADICTION, the file has another key for this operator, or another owner of this key.
+        InputError: the file is malformed.
+    """
+    entry = TrustedParty(role="operator", name=operator.name, entity_code=operator.entity_code, fingerprint=operator.id)
+    known = Trust.from_toml(text, file=path)
+    if any(
+        (p.role, p.entity_code, p.fingerprint) == ("operator", entry.entity_code, entry.fingerprint)
+        for p in known.party
+    ):
+        return text
+    longer = text.rstrip("\n") + "\n\n" + Trust(party=(entry,)).to_toml()
+    try:
+        Trust.from_toml(longer, file=path)
+    except InputError as err:
+        raise RefusedError(
+            "TRUST_CONTRADICTION",
+            f"trust.toml contradicts the invitation: {err.message}",
+            file=path,
+            party=printable(operator.name),
+            rule=err.rule,
+            remedy="Ask the operator by telephone for its fingerprint before you go on.",
+        ) from err
+    return longer
 
 
 def _ask(home: AgentHome, client: OperatorClient, invitation: Invitation, key: Ed25519PrivateKey) -> str:

@@ -30,11 +30,18 @@ from fedpact_contract.contract import EntityCode
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint, generate_key, load_key, public_hex, save_key, write_private
 from fedpact_contract.record import Hex32, Name, Part
+from fedpact_contract.trust import Trust, TrustedParty
 
 if TYPE_CHECKING:
     from fedpact_client.config import AgentConfig
 
 MIN_PASSPHRASE_BYTES = 8
+TRUST_HEAD = """\
+# Whom this enterprise knows: one [[party]] for each legal entity whose fingerprint you learnt by another way than
+# through the operator (by telephone, on paper). `enrol` pins the operator; add the other participants yourself:
+# `sign` compares every party of a contract with this file, and `statement` and `fedpact verify` rest on it.
+
+"""
 FOLDERS = ("keys", "keys/run", "operator", "released", "logs")
 
 
@@ -234,6 +241,14 @@ class AgentHome:
                 remedy="Run `fedpact-agent enrol INVITATION`.",
             ) from err
 
+    def trust(self) -> Trust:
+        """Whom this enterprise knows.
+
+        Raises:
+            InputError: missing or malformed.
+        """
+        return Trust.read(self.trust_path)
+
     def config(self) -> "AgentConfig":
         """The configuration.
 
@@ -261,15 +276,12 @@ def init(path: Path, *, name: str, entity_code: str, sector: str, passphrase: by
             file=path,
             remedy="Choose another folder with --home.",
         )
-    from fedpact_client.config import fill_template
-
     check_passphrase(passphrase)
-    config = fill_template({"name": name, "entity_code": entity_code, "sector": sector})
     path.parent.mkdir(parents=True, exist_ok=True)
     build = AgentHome(path.parent / f".{path.name}.{secrets.token_hex(4)}")
     build.path.mkdir(mode=0o700)
     try:
-        _fill(build, config, passphrase)
+        _fill(build, {"name": name, "entity_code": entity_code, "sector": sector}, passphrase)
         build.path.rename(path)
     except BaseException:
         shutil.rmtree(build.path)
@@ -277,7 +289,11 @@ def init(path: Path, *, name: str, entity_code: str, sector: str, passphrase: by
     return AgentHome(path)
 
 
-def _fill(home: AgentHome, config: str, passphrase: bytes) -> None:
+def _fill(home: AgentHome, agent: dict[str, str], passphrase: bytes) -> None:
+    from fedpact_client.config import fill_template
+    from fedpact_client.store import Store
+
+    config = fill_template(agent)
     for folder in FOLDERS:
         (home.path / folder).mkdir(mode=0o700)
     contract_key, node_key = generate_key(), ec.generate_private_key(ec.SECP384R1())
@@ -290,7 +306,11 @@ def _fill(home: AgentHome, config: str, passphrase: bytes) -> None:
         ),
     )
     write_private(home.config_path, config.encode())
-    write_private(home.trust_path, TRUST_HEAD.encode())
+    own = TrustedParty(
+        role="participant", name=agent["name"], entity_code=agent["entity_code"], fingerprint=home.participant_id
+    )
+    write_private(home.trust_path, (TRUST_HEAD + Trust(party=(own,)).to_toml()).encode())
+    Store(home.db_path, create=True).close()
 
 
 def check_passphrase(passphrase: bytes) -> None:

@@ -44,7 +44,8 @@ class Known:
     participant: str
     run_keys: Mapping[str, str]  # party id -> run key
     heads: Sequence[Head]  # every head seen, ascending
-    replied: Replied | None
+    replied: Replied | None  # to a round before the order's
+    latest: int = 0  # the latest round answered at all
 
     @property
     def operator_key(self) -> str:
@@ -167,7 +168,7 @@ def check_order(order: Order, model: bytes, head: Head, known: Known) -> None:
         raise RefusedError("NOT_INVITED", "The log does not name this participant as invited to the round.")
     if order.round > known.contract.training.rounds:
         raise RefusedError("ROUND_BEYOND_CONTRACT", "The contract has fewer rounds.", rule="training.rounds")
-    if known.replied is not None and order.round < known.replied.round:
+    if order.round < known.latest:
         raise RefusedError("ROUND_BACKWARDS", "The agent answered a later round already.", rule="rounds only increase")
 
 

@@ -3,7 +3,7 @@
 Transaction 1 (`reserve`) charges an attempt before it sees the data. Transaction 2 (`complete`, `fail`) ends it: the
 row that says so and the bytes that will leave are one commit, and only then may they leave. A crash anywhere leaves
 either nothing, or a charge without output, or output that is sent again byte for byte: it over-counts and never
-under-counts (../../docs/adr, privacy.md "Budget ledger").
+under-counts.
 
 Whoever reserves holds the `HomeLock`. Reservations without an end count as crashed: never ask again for a round that
 is still training.
@@ -11,7 +11,7 @@ is still training.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +20,10 @@ from typing import Literal, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedpact_client import store_witness
+from fedpact_client.store_chain import Chains
 from fedpact_client.store_db import Database
 from fedpact_client.store_lock import HomeLock
+from fedpact_client.store_outbox import Outbox, Ready, taken
 from fedpact_client.store_records import (
     OVER,
     Agreement,
@@ -38,10 +40,9 @@ from fedpact_contract import ledger
 from fedpact_contract.arrays import update_digest as digest_of_update
 from fedpact_contract.canonical import parse_canonical, sha256_hex
 from fedpact_contract.contract import SignedContract
-from fedpact_contract.errors import FaultError, InputError, RefusedError
+from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.keys import public_hex
-from fedpact_contract.ledger import LedgerRow, Replay, Request, Terms
-from fedpact_contract.record import Envelope, open_signed, read_envelope, sign
+from fedpact_contract.ledger import LedgerRow, Request, Terms
 
 __all__ = [
     "Agreement",
@@ -63,15 +64,6 @@ Reservation = LedgerRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """Bytes in the outbox: the reply, and the update's array (empty beside a refusal). They are always the same."""
-
-    kind: Literal["update", "refusal"]
-    reply: bytes
-    array: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """Where a data set stands: Rényi divergence at alpha. `committed` adds what signed contracts may still charge."""
 
@@ -79,16 +71,6 @@ class Budget:
     limit: Decimal
     charged: Decimal
     committed: Decimal
-
-
-@dataclass(slots=True)
-class _Chain:
-    """One data set's rows in memory, as far as they were read and verified."""
-
-    rows: list[LedgerRow] = field(default_factory=list)
-    hashes: list[str] = field(default_factory=list)
-    signed: list[bytes] = field(default_factory=list)
-    replay: Replay = field(default_factory=Replay)
 
 
 class Store(Records):
@@ -123,14 +105,19 @@ class Store(Records):
         super().__init__(Database(path, create=create, read_only=read_only), clock)
         self._witness = witness
         self._witnessed = seen
-        self._chains: dict[str, _Chain] = {}
+        self._chains = Chains(self._db)
+        self._outbox = Outbox(self._db)
+        self._restoring = restoring
+        self._behind = False
         try:
             with self._db.reading():
-                self._load_all()
+                hashes = {data_set: chain.hashes for data_set, chain in self._chains.every()}
             if seen is not None and not restoring:
-                store_witness.check_witness(seen, self._hashes(), witness)
-            if not (read_only or restoring):
-                self._publish()
+                store_witness.check_witness(seen, hashes, witness)
+                # A crash may have come between a commit and the witness. An absent one stays a fact for preflight
+                # until the next commit.
+                if not read_only:
+                    self._publish()
         except BaseException:
             self.close()
             raise
@@ -177,7 +164,7 @@ class Store(Records):
             if self._db.one("SELECT 1 FROM contracts WHERE contract_id = ?", (terms.contract_id,)):
                 raise InputError("CONTRACT_KNOWN", "This contract was signed here before.", field=terms.contract_id)
             limit = self._data_set(terms.data_set).limit
-            ledger.check_plan(self._chain(terms.data_set).rows, self._running(terms.data_set), terms, limit)
+            ledger.check_plans(self._chains.get(terms.data_set).rows, self._running(terms.data_set), terms, limit)
             self._insert_contract(agreement)
 
     def replace_signed(self, contract_id: str, signed: bytes) -> None:
@@ -206,15 +193,16 @@ class Store(Records):
             FailedError: the disk or the witness failed; the attempt may be charged, nothing may leave.
         """
         with self._committing():
-            agreement = self._active(contract_id, OVER)
-            if ready := self._outbox(contract_id, round_number, base_digest):
+            agreement = self._contract(contract_id)
+            _check_state(agreement, OVER)
+            if ready := self._outbox.get(contract_id, round_number, base_digest):
                 return ready
-            self._active(contract_id, OVER | {"signed", "paused"})
+            _check_state(agreement, OVER | {"signed", "paused"})
             request = Request.parse(
                 {"terms": agreement.terms, "round": round_number, "base_digest": base_digest}, code="LEDGER_REQUEST"
             )
             data_set = self._data_set(agreement.terms.data_set)
-            row = ledger.next_reserved(self._chain(data_set.data_set).rows, request, data_set.limit)
+            row = ledger.next_reserved(self._chains.get(data_set.data_set).rows, request, data_set.limit)
             self._append(row, agreement, run_key)
         return row
 
@@ -236,14 +224,15 @@ class Store(Records):
             FailedError: the disk or the witness failed; ask `reserve` again.
         """
         with self._committing():
-            agreement = self._active(reservation.contract_id, OVER)
-            row = ledger.next_spent(self._chain(reservation.data_set).rows, reservation, update_digest)
+            agreement = self._contract(reservation.contract_id)
+            _check_state(agreement, OVER)
+            row = ledger.next_spent(self._chains.get(reservation.data_set).rows, reservation, update_digest)
             self._append(row, agreement, run_key)
             reply, array = build(row.row_hash)
             if digest_of_update(array) != update_digest:
                 raise InputError("UPDATE_DIGEST", "The array is not the one that the ledger names.", field="array")
             ready = Ready(kind="update", reply=reply, array=array)
-            self._put(row.contract_id, row.round, str(row.base_digest), ready)
+            self._outbox.put(row.contract_id, row.round, str(row.base_digest), ready, update_digest)
         return ready
 
     def fail(
@@ -258,10 +247,10 @@ class Store(Records):
         """
         with self._committing():
             agreement = self._contract(reservation.contract_id)
-            row = ledger.next_failed(self._chain(reservation.data_set).rows, reservation, code)
+            row = ledger.next_failed(self._chains.get(reservation.data_set).rows, reservation, code)
             self._append(row, agreement, run_key)
             ready = Ready(kind="refusal", reply=build(row.row_hash), array=b"")
-            self._put(row.contract_id, row.round, str(row.base_digest), ready)
+            self._outbox.put(row.contract_id, row.round, str(row.base_digest), ready)
         return ready
 
     def refuse(self, contract_id: str, round_number: int, base_digest: str, build: Callable[[str], bytes]) -> Ready:
@@ -272,17 +261,17 @@ class Store(Records):
 
         Raises:
             InputError: CONTRACT_UNKNOWN.
-            RefusedError: OUTBOX_TAKEN, an update answers this round already, and a refusal would be a second answer.
+            RefusedError: OUTBOX_TAKEN or ROUND_DONE, an update answers this order already; nothing more is sent.
         """
         with self._committing():
             agreement = self._contract(contract_id)
-            if known := self._outbox(contract_id, round_number, base_digest):
-                if known.kind == "refusal":
-                    return known
-                raise _taken(round_number)
-            head = ledger.ledger_head(self._chain(agreement.terms.data_set).rows)
+            if known := self._outbox.get(contract_id, round_number, base_digest):
+                if known.kind == "update":
+                    raise taken(round_number)
+                return known
+            head = ledger.ledger_head(self._chains.get(agreement.terms.data_set).rows)
             ready = Ready(kind="refusal", reply=build(head), array=b"")
-            self._put(contract_id, round_number, base_digest, ready)
+            self._outbox.put(contract_id, round_number, base_digest, ready)
         return ready
 
     def discard_arrays(self, contract_id: str, before_round: int) -> int:
@@ -291,21 +280,17 @@ class Store(Records):
         A round without its array is answered with ROUND_DONE.
         """
         with self._db.transaction():
-            return self._db.execute(
-                "UPDATE outbox SET array = NULL WHERE contract_id = ? AND round < ? AND array IS NOT NULL "
-                "AND kind = 'update'",
-                (contract_id, before_round),
-            )
+            return self._outbox.discard_arrays(contract_id, before_round)
 
     def rows(self, data_set: str) -> tuple[LedgerRow, ...]:
         """The data set's ledger."""
         with self._db.reading():
-            return tuple(self._chain(data_set).rows)
+            return tuple(self._chains.get(data_set).rows)
 
     def signed_rows(self, data_set: str) -> tuple[bytes, ...]:
         """The data set's ledger as signed envelopes (canonical bytes), for a third party."""
         with self._db.reading():
-            return tuple(self._chain(data_set).signed)
+            return tuple(self._chains.get(data_set).signed)
 
     def ledger_head(self, data_set: str) -> str:
         """The hash of the data set's last row; GENESIS while there is none."""
@@ -318,13 +303,18 @@ class Store(Records):
             InputError: DATA_SET_UNKNOWN.
         """
         with self._db.reading():
-            declared, rows = self._data_set(data_set), self._chain(data_set).rows
+            declared, rows = self._data_set(data_set), self._chains.get(data_set).rows
             return Budget(
                 alpha=declared.alpha,
                 limit=declared.limit,
                 charged=ledger.charged(rows),
                 committed=ledger.committed(rows, self._running(data_set)),
             )
+
+    def answers(self, contract_id: str) -> list[int]:
+        """Rounds of the contract that this agent answered, by an update or a refusal, ascending."""
+        with self._db.reading():
+            return self._outbox.rounds(contract_id)
 
     def sent_updates(self, contract_id: str) -> dict[int, str]:
         """By round, the digest of the one update that this agent made for the contract.
@@ -333,8 +323,13 @@ class Store(Records):
             InputError: CONTRACT_UNKNOWN.
         """
         with self._db.reading():
-            rows = self._chain(self._contract(contract_id).terms.data_set).rows
+            rows = self._chains.get(self._contract(contract_id).terms.data_set).rows
             return {r.round: str(r.update_digest) for r in rows if r.contract_id == contract_id and r.state == "spent"}
+
+    def last_reply(self, contract_id: str) -> tuple[int, str | None] | None:
+        """Round of the last answer in the outbox, and its update's digest (None: a refusal); None if there is none."""
+        with self._db.reading():
+            return self._outbox.last(contract_id)
 
     # Old copies
 
@@ -345,7 +340,7 @@ class Store(Records):
             RefusedError: LEDGER_RESTORED.
         """
         with self._db.reading():
-            store_witness.check_logged(data_set, self._chain(data_set).hashes, head)
+            store_witness.check_logged(data_set, self._chains.get(data_set).hashes, head)
 
     def witness_status(self) -> Literal["none", "absent", "behind", "current"]:
         """For `preflight`: no witness is configured, its file is not there, or it is behind the ledger, or current."""
@@ -355,7 +350,7 @@ class Store(Records):
         if found is None:
             return "absent"
         with self._db.reading():
-            return "current" if found == self._marks() else "behind"
+            return "current" if found == self._chains.marks() else "behind"
 
     def write_off(self, run_keys: Mapping[str, Ed25519PrivateKey]) -> list[LedgerRow]:
         """After an old copy was restored: charge all that the contracts in it have left; the rows appended.
@@ -364,23 +359,24 @@ class Store(Records):
         charged than even that, by contracts that this copy does not know, the difference is charged too.
 
         Raises:
-            InputError: RUN_KEY_WRONG.
+            InputError: RUN_KEY_WRONG; DATA_SET_UNKNOWN, the witness saw a data set that must be declared again first.
         """
         added: list[LedgerRow] = []
-        with self._committing():
-            for (contract_id,) in self._db.all("SELECT contract_id FROM contracts ORDER BY rowid"):
-                agreement = self._contract(contract_id)
-                rows = self._chain(agreement.terms.data_set).rows
-                if agreement.state in OVER or ledger.written_off(rows, contract_id):
+        with self._committing(writing_off=True):
+            for agreement in self._agreements():
+                rows = self._chains.get(agreement.terms.data_set).rows
+                if agreement.state in OVER or ledger.written_off(rows, agreement.contract_id):
                     continue
                 added.append(ledger.next_restored(rows, agreement.terms))
-                self._append(added[-1], agreement, run_keys.get(contract_id))
+                if key := run_keys.get(agreement.contract_id):
+                    self._append(added[-1], agreement, key)
+                else:
+                    self._chains.append(added[-1], [])
             for data_set, mark in sorted(self._witnessed.marks.items() if self._witnessed else ()):
-                rows = self._chain(data_set).rows
-                if (missing := mark.charged - ledger.charged(rows)) > 0:
-                    self._data_set(data_set)
-                    added.append(ledger.next_lost(rows, data_set, missing))
-                    self._append(added[-1], None, None)
+                self._data_set(data_set)
+                if row := ledger.next_lost(self._chains.get(data_set).rows, data_set, mark.charged):
+                    added.append(row)
+                    self._chains.append(row, [])
         return added
 
     def backup(self, target: Path) -> None:
@@ -402,178 +398,61 @@ class Store(Records):
     # Inside a transaction
 
     @contextmanager
-    def _committing(self) -> Iterator[None]:
-        """A transaction over the ledger or the outbox; the witness is current before anything may leave."""
-        try:
-            with self._db.transaction():
-                yield
-        except BaseException:
-            self._chains.clear()  # rows of a transaction that never happened may be in memory
-            raise
-        finally:
-            pass
-        self._publish()
+    def _committing(self, *, writing_off: bool = False) -> Iterator[None]:
+        """A transaction over the ledger or the outbox; the witness is current before anything may leave.
 
-    def _active(self, contract_id: str, not_in: frozenset[ContractState]) -> Agreement:
-        agreement = self._contract(contract_id)
-        if agreement.state in not_in:
-            raise RefusedError(
-                "CONTRACT_NOT_RUNNING",
-                f"The contract is {agreement.state}.",
-                field=f"contract {contract_id}",
-                remedy="`fedpact-agent resume` continues a paused contract; a withdrawn or closed one has ended.",
-            )
-        return agreement
+        Nothing is charged that could then not be witnessed, nor while an earlier commit is not. An old copy's witness
+        stays as it is until the copy is written off.
+        """
+        with self._db.lock:
+            if self._restoring and not writing_off:
+                raise RuntimeError("this old copy must be written off before it is used")
+            if self._witness:
+                store_witness.check_writable(self._witness)
+            if self._behind:
+                self._publish()
+            try:
+                with self._db.transaction():
+                    yield
+            except BaseException:
+                self._chains.forget()
+                raise
+            self._chains.settle()
+            self._restoring, self._behind = False, True
+            self._publish()
 
     def _running(self, data_set: str) -> list[Terms]:
         """Terms of the contracts that may still charge this data set."""
-        rows = self._db.all("SELECT contract_id FROM contracts WHERE data_set = ?", (data_set,))
-        agreements = [self._contract(contract_id) for (contract_id,) in rows]
-        return [a.terms for a in agreements if a.state not in OVER]
+        return [a.terms for a in self._agreements() if a.terms.data_set == data_set and a.state not in OVER]
 
-    def _append(self, row: LedgerRow, agreement: Agreement | None, run_key: Ed25519PrivateKey | None) -> None:
-        if agreement and run_key and public_hex(run_key) != agreement.run_public:
+    def _append(self, row: LedgerRow, agreement: Agreement, run_key: Ed25519PrivateKey) -> None:
+        if public_hex(run_key) != agreement.run_public:
             raise InputError(
                 "RUN_KEY_WRONG",
                 "This is not the run key that was delegated for the contract.",
                 field=f"contract {row.contract_id}",
                 file=agreement.run_key_name,
             )
-        envelope = sign(row, *([run_key] if run_key else []))
-        self._db.execute(
-            "INSERT INTO ledger (data_set, seq, contract_id, round, attempt, state, row_hash, envelope) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (*_columns(row), row.row_hash, envelope.to_bytes()),
-        )
-
-    def _chain(self, data_set: str) -> _Chain:
-        """The ledger, with whatever was appended since it was last read."""
-        chain = self._chains.setdefault(data_set, _Chain())
-        first = max(0, len(chain.rows) - 1)
-        found = self._db.all(
-            "SELECT data_set, seq, contract_id, round, attempt, state, row_hash, envelope FROM ledger "
-            "WHERE data_set = ? AND seq >= ? ORDER BY seq",
-            (data_set, first),
-        )
-        if chain.rows and (not found or found[0][6] != chain.hashes[first]):
-            raise _chain_error(data_set, first, "a row once read stays as it was")
-        for *columns, row_hash, envelope in found[1 if chain.rows else 0 :]:
-            row = self._verified(read_envelope(envelope), data_set, columns[1])
-            if list(_columns(row)) != columns or row.row_hash != row_hash:
-                raise _chain_error(data_set, columns[1], "the columns beside a row are the row's")
-            chain.replay.add(row)
-            chain.rows.append(row)
-            chain.hashes.append(row_hash)
-            chain.signed.append(envelope)
-        return chain
-
-    def _verified(self, envelope: Envelope[LedgerRow], data_set: str, seq: int) -> LedgerRow:
-        """The row, if its contract's run key signed it; a restored row only takes budget away and may be unsigned."""
-        row = LedgerRow.from_bytes(envelope.body)
-        if row.state == "restored" and not envelope.signatures and envelope.type == LedgerRow.media_type():
-            return row
-        known = self._db.one("SELECT run_public FROM contracts WHERE contract_id = ?", (row.contract_id,))
-        if known is None:
-            raise _chain_error(data_set, seq, "a row belongs to a contract that was signed here")
-        return open_signed(envelope, LedgerRow, known[0])
-
-    def _load_all(self) -> None:
-        for (data_set,) in self._db.all("SELECT data_set FROM data_sets ORDER BY data_set"):
-            self._chain(data_set)
-
-    def _hashes(self) -> dict[str, list[str]]:
-        return {data_set: chain.hashes for data_set, chain in self._chains.items()}
-
-    def _marks(self) -> store_witness.Witness:
-        self._load_all()
-        return store_witness.Witness(
-            marks={
-                data_set: store_witness.Mark(
-                    rows=len(chain.rows), head=chain.hashes[-1], charged=ledger.charged(chain.rows)
-                )
-                for data_set, chain in self._chains.items()
-                if chain.rows
-            }
-        )
+        self._chains.append(row, [run_key])
 
     def _publish(self) -> None:
         """Bring the witness up to the ledger. The write lock keeps two processes from writing it in the wrong order."""
         if self._witness is None:
+            self._behind = False
             return
         with self._db.transaction():
-            marks = self._marks()
+            marks = self._chains.marks()
             if marks != self._witnessed:
                 store_witness.write_witness(self._witness, marks)
                 self._witnessed = marks
+            self._behind = False
 
-    def _outbox(self, contract_id: str, round_number: int, base_digest: str) -> Ready | None:
-        row = self._db.one(
-            "SELECT kind, reply_digest, array_digest, reply, array FROM outbox "
-            "WHERE contract_id = ? AND round = ? AND base_digest = ?",
-            (contract_id, round_number, base_digest),
+
+def _check_state(agreement: Agreement, not_in: frozenset[ContractState]) -> None:
+    if agreement.state in not_in:
+        raise RefusedError(
+            "CONTRACT_NOT_RUNNING",
+            f"The contract is {agreement.state}.",
+            field=f"contract {agreement.contract_id}",
+            remedy="`fedpact-agent resume` continues a paused contract; a withdrawn or closed one has ended.",
         )
-        if row is None:
-            return None
-        kind, reply_digest, array_digest, reply, array = row
-        if kind == "update" and array is None:
-            raise RefusedError(
-                "ROUND_DONE",
-                "This round has its one update already, and the log's decision on it.",
-                field=f"round {round_number}",
-            )
-        array = array or b""
-        if sha256_hex(reply) != reply_digest or (kind == "update" and digest_of_update(array) != array_digest):
-            raise FaultError(
-                "OUTBOX_DAMAGED",
-                "The bytes in the outbox are not those that were put there; they are not sent.",
-                file=self._db.path,
-                field=f"contract {contract_id}, round {round_number}",
-            )
-        return Ready(kind=kind, reply=reply, array=array)
-
-    def _put(self, contract_id: str, round_number: int, base_digest: str, ready: Ready) -> None:
-        """Put the one answer into the outbox, which must be empty for it."""
-        if self._db.one(
-            "SELECT 1 FROM outbox WHERE contract_id = ? AND round = ? AND (base_digest = ? OR kind = 'update')",
-            (contract_id, round_number, base_digest),
-        ):
-            raise _taken(round_number)
-        array_digest = digest_of_update(ready.array) if ready.kind == "update" else None
-        array = ready.array if ready.kind == "update" else None
-        self._db.execute(
-            "INSERT INTO outbox (contract_id, round, base_digest, kind, reply_digest, array_digest, reply, array) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                contract_id,
-                round_number,
-                base_digest,
-                ready.kind,
-                sha256_hex(ready.reply),
-                array_digest,
-                ready.reply,
-                array,
-            ),
-        )
-
-
-def _columns(row: LedgerRow) -> tuple[object, ...]:
-    return (row.data_set, row.seq, row.contract_id, row.round, row.attempt, row.state)
-
-
-def _chain_error(data_set: str, seq: int, rule: str) -> FaultError:
-    return FaultError(
-        "LEDGER_CHAIN",
-        f"The budget ledger of {data_set} is broken at row {seq}.",
-        field=f"row {seq}",
-        rule=rule,
-        remedy="Rows were changed or removed: restore a backup, then run `fedpact-agent restore`.",
-    )
-
-
-def _taken(round_number: int) -> RefusedError:
-    return RefusedError(
-        "OUTBOX_TAKEN",
-        "This round has its one answer already.",
-        field=f"round {round_number}",
-        rule="never two answers for one contract and round",
-    )

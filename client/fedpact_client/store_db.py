@@ -56,7 +56,7 @@ CREATE TABLE outbox (
 CREATE UNIQUE INDEX outbox_one_update ON outbox (contract_id, round) WHERE kind = 'update';
 CREATE TABLE egress (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, kind TEXT NOT NULL, contract_id TEXT, round INTEGER,
-    size INTEGER NOT NULL, sha256 TEXT NOT NULL);
+    size INTEGER NOT NULL, sha256 TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE TABLE results (
     seq INTEGER PRIMARY KEY, contract_id TEXT NOT NULL REFERENCES contracts, round INTEGER NOT NULL,
     body BLOB NOT NULL, UNIQUE (contract_id, round, body));
@@ -83,7 +83,7 @@ class Database:
 
     def __init__(self, path: Path, *, create: bool = False, read_only: bool = False) -> None:
         self.path = path
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         if create:
             _create_file(path)
         elif not path.is_file():
@@ -122,7 +122,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """One consistent view; inside this thread's transaction, that transaction's view."""
-        with self._lock:
+        with self.lock:
             if self._connection.in_transaction:
                 yield
                 return
@@ -166,17 +166,24 @@ class Database:
             InputError: STORE_EXISTS, the target is there already.
         """
         _create_file(target)
-        with self._lock, self._translated():
+        with self.lock, self._translated():
             copy = sqlite3.connect(target)
             try:
+                copy.execute("PRAGMA synchronous = FULL")
                 self._connection.backup(copy)
             finally:
                 copy.close()
-        sync_path(target)
 
     def _prepare(self, *, create: bool, read_only: bool) -> None:
-        for pragma in ("journal_mode = TRUNCATE", "synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
+        for pragma in ("synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
             self.execute(f"PRAGMA {pragma}")
+        if self.one("PRAGMA journal_mode = TRUNCATE") != ("truncate",):
+            raise FailedError(
+                "STORE_BUSY",
+                "Another program holds the store in another journal mode.",
+                file=self.path,
+                remedy="End the program that has the file open.",
+            )
         if create:
             with self.transaction():
                 for statement in _statements(SCHEMA):
@@ -198,7 +205,7 @@ class Database:
 
     @contextmanager
     def _bracket(self, begin: str) -> Iterator[None]:
-        with self._lock:
+        with self.lock:
             if self._connection.in_transaction:
                 raise RuntimeError("a transaction is open in this thread already")
             self.execute(begin)
@@ -237,14 +244,13 @@ class Database:
         )
 
 
-def sync_path(path: Path) -> None:
-    """Flush a file, and the directory entry that names it, to the disk."""
-    for target in (path, path.parent):
-        handle = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a new or renamed file in it keeps its name."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _create_file(path: Path) -> None:
@@ -252,7 +258,7 @@ def _create_file(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        sync_path(path)
+        sync_folder(path.parent)
     except FileExistsError as err:
         raise InputError(
             "STORE_EXISTS",

@@ -1,6 +1,6 @@
 """What the guard keeps besides the budget ledger: data sets, contracts, heads, results, egress, alarms.
 
-Every method is one transaction, or joins none: what it returns is on the disk.
+Every method that writes is one transaction of its own: when it returns, what it wrote is on the disk.
 """
 
 from collections.abc import Callable, Iterable
@@ -88,6 +88,7 @@ class EgressEntry:
     round: int | None
     size: int
     sha256: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +212,7 @@ class Records:
     def contracts(self) -> list[Agreement]:
         """Every signed contract, in the order of signing."""
         with self._db.reading():
-            return [_agreement(row) for row in self._db.all("SELECT * FROM contracts ORDER BY rowid")]
+            return self._agreements()
 
     def set_state(self, contract_id: str, state: ContractState) -> None:
         """Move a contract to another state.
@@ -304,7 +305,14 @@ class Records:
             return [(row[0], row[1]) for row in rows]
 
     def record_egress(
-        self, kind: EgressKind, contract_id: str | None, round_number: int | None, size: int, sha256: str
+        self,
+        kind: EgressKind,
+        contract_id: str | None,
+        round_number: int | None,
+        size: int,
+        sha256: str,
+        *,
+        detail: str = "",
     ) -> int:
         """Enter what is about to leave; call it, and only then send. The entry's number.
 
@@ -318,16 +326,27 @@ class Records:
             raise InputError("EGRESS_KIND", f"Only these may leave: {allowed}.", field="kind") from err
         with self._db.transaction():
             return self._db.insert(
-                "INSERT INTO egress (at, kind, contract_id, round, size, sha256) VALUES (?, ?, ?, ?, ?, ?)",
-                (self._clock(), kind.value, contract_id, round_number, size, sha256),
+                "INSERT INTO egress (at, kind, contract_id, round, size, sha256, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (self._clock(), kind.value, contract_id, round_number, size, sha256, detail),
             )
 
     def egress(self) -> list[EgressEntry]:
         """Everything that left or was about to, oldest first."""
         with self._db.reading():
-            rows = self._db.all("SELECT seq, at, kind, contract_id, round, size, sha256 FROM egress ORDER BY seq")
+            rows = self._db.all(
+                "SELECT seq, at, kind, contract_id, round, size, sha256, detail FROM egress ORDER BY seq"
+            )
         return [
-            EgressEntry(seq=r[0], at=r[1], kind=EgressKind(r[2]), contract_id=r[3], round=r[4], size=r[5], sha256=r[6])
+            EgressEntry(
+                seq=r[0],
+                at=r[1],
+                kind=EgressKind(r[2]),
+                contract_id=r[3],
+                round=r[4],
+                size=r[5],
+                sha256=r[6],
+                detail=r[7],
+            )
             for r in rows
         ]
 
@@ -378,6 +397,9 @@ class Records:
                 remedy="Sign it first, or answer the operator that you are no party to it.",
             )
         return _agreement(row)
+
+    def _agreements(self) -> list[Agreement]:
+        return [_agreement(row) for row in self._db.all("SELECT * FROM contracts ORDER BY rowid")]
 
     def _head_root(self, contract_id: str, size: int) -> str | None:
         row = self._db.one("SELECT root FROM heads WHERE contract_id = ? AND size = ?", (contract_id, size))

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedpact_client.store_db import sync_path
+from fedpact_client.store_db import sync_folder
 from fedpact_contract.errors import FailedError, InputError, RefusedError
 from fedpact_contract.ledger import GENESIS
 from fedpact_contract.record import Code, Dec, Hex32, Part, Record
@@ -76,16 +76,21 @@ def write_witness(path: Path, witness: Witness) -> None:
             out.flush()
             os.fsync(out.fileno())
         draft.replace(path)
-        sync_path(path)
+        sync_folder(path.parent)
     except OSError as err:
         with contextlib.suppress(OSError):
             draft.unlink()
-        raise FailedError(
-            "WITNESS_UNWRITABLE",
-            f"The witness file cannot be written: {err.strerror}.",
-            file=path,
-            remedy="Mount or free the disk that holds it; nothing leaves before it is written.",
-        ) from err
+        raise _unwritable(path, str(err.strerror)) from err
+
+
+def check_writable(path: Path) -> None:
+    """Raise where `write_witness` is bound to fail: its folder is away (not mounted?) or closed to this user.
+
+    Raises:
+        FailedError: WITNESS_UNWRITABLE.
+    """
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise _unwritable(path, "its folder is missing or closed to this user")
 
 
 def check_witness(witness: Witness, hashes: Mapping[str, Sequence[str]], file: object = None) -> None:
@@ -124,4 +129,13 @@ def restored_error(data_set: str, why: str, file: object) -> RefusedError:
         field=f"data set {data_set}",
         rule="what was spent stays spent",
         remedy="Run `fedpact-agent restore`: every running contract then counts as fully spent.",
+    )
+
+
+def _unwritable(path: Path, why: str) -> FailedError:
+    return FailedError(
+        "WITNESS_UNWRITABLE",
+        f"The witness file cannot be written: {why}.",
+        file=path,
+        remedy="Mount or free the disk that holds it; nothing leaves before it is written.",
     )

@@ -19,12 +19,13 @@ def canonical_bytes(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     """RFC 8785 bytes of a JSON value without floats.
 
     Raises:
-        InputError: a float, an integer beyond 2**53 - 1, or a type that JSON does not have.
+        InputError: a float, an integer beyond 2**53 - 1, a type that JSON does not have, text that is not Unicode,
+            or nesting beyond Python's stack.
     """
-    _refuse_floats(value, "$")
     try:
+        _refuse_floats(value, "$")
         return rfc8785.dumps(value)
-    except rfc8785.CanonicalizationError as err:
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as err:
         raise InputError("CANONICAL_VALUE", f"The value has no canonical form: {err}.") from err
 
 

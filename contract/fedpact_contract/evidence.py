@@ -18,7 +18,7 @@ from typing import Any
 
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import Checkpoint, Countersignature, Entry
-from fedpact_contract.record import Envelope
+from fedpact_contract.record import Envelope, read_envelope
 
 LOG, LEAVES = "log.jsonl", "leaves.txt"
 CHECKPOINTS, COUNTERSIGNATURES = "checkpoints.jsonl", "countersignatures.jsonl"
@@ -148,6 +148,19 @@ def read_evidence(folder: Path) -> Evidence:
     return unpack(files, where=folder)
 
 
+def read_line(line: bytes, file: str, number: int, what: str) -> Envelope[Any]:
+    """The envelope in a line of checkpoints.jsonl or countersignatures.jsonl (`number` from 1).
+
+    Raises:
+        FaultError: EVIDENCE_LINE, not an envelope in canonical form.
+    """
+    try:
+        return read_envelope(line)
+    except InputError as err:
+        message = f"The {what} is not readable: {err.message}"
+        raise FaultError("EVIDENCE_LINE", message, file=file, field=f"line {number}") from err
+
+
 def _lines(data: bytes, place: str) -> tuple[bytes, ...]:
     if not data:
         return ()
@@ -166,18 +179,3 @@ def _lines(data: bytes, place: str) -> tuple[bytes, ...]:
     if rest:
         raise fault(len(lines) + 1, "The last line does not end with a newline.")
     return tuple(lines)
-
-
-def read_line(line: bytes, file: str, number: int, what: str) -> Envelope[Any]:
-    """The envelope in a line of checkpoints.jsonl or countersignatures.jsonl (`number` from 1).
-
-    Raises:
-        FaultError: EVIDENCE_LINE, not an envelope in canonical form.
-    """
-    from fedpact_contract.record import read_envelope
-
-    try:
-        return read_envelope(line)
-    except InputError as err:
-        message = f"The {what} is not readable: {err.message}"
-        raise FaultError("EVIDENCE_LINE", message, file=file, field=f"line {number}") from err

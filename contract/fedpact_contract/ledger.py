@@ -171,7 +171,7 @@ def committed(rows: Sequence[LedgerRow], running: Iterable[Terms]) -> Decimal:
         return sum((_attempts_left(rows, terms) * terms.rdp for terms in running), charged(rows))
 
 
-def check_plan(rows: Sequence[LedgerRow], running: Iterable[Terms], new: Terms, limit: Decimal) -> None:
+def check_plans(rows: Sequence[LedgerRow], running: Iterable[Terms], new: Terms, limit: Decimal) -> None:
     """Raise unless the whole plan of a new contract fits beside what is charged and the other signed plans.
 
     Raises:
@@ -228,6 +228,7 @@ def next_spent(rows: Sequence[LedgerRow], reservation: LedgerRow, update_digest:
 
     Raises:
         RefusedError: the attempt is not open: ATTEMPT_UNKNOWN, ATTEMPT_ENDED or ATTEMPT_SUPERSEDED.
+        InputError: LEDGER_ROW, a malformed digest or code.
     """
     _check_open(rows, reservation)
     return _row(rows, reservation.model_dump(include=ATTEMPT), state="spent", update_digest=update_digest)
@@ -238,6 +239,7 @@ def next_failed(rows: Sequence[LedgerRow], reservation: LedgerRow, code: str) ->
 
     Raises:
         RefusedError: the attempt is not open: ATTEMPT_UNKNOWN, ATTEMPT_ENDED or ATTEMPT_SUPERSEDED.
+        InputError: LEDGER_ROW, a malformed digest or code.
     """
     _check_open(rows, reservation)
     return _row(rows, reservation.model_dump(include=ATTEMPT), state="failed", code=code)
@@ -258,8 +260,12 @@ def next_restored(rows: Sequence[LedgerRow], terms: Terms) -> LedgerRow:
     return _row(rows, event, round=0, attempt=0, state="restored")
 
 
-def next_lost(rows: Sequence[LedgerRow], data_set: str, rdp: Decimal) -> LedgerRow:
-    """The row that charges what a witness saw charged, by contracts that the restored copy does not know."""
+def next_lost(rows: Sequence[LedgerRow], data_set: str, seen: Decimal) -> LedgerRow | None:
+    """The row that charges what a witness saw charged beyond these rows, by contracts that they do not know."""
+    with localcontext(UPWARD):
+        rdp = seen - charged(rows)
+    if rdp <= 0:
+        return None
     event = {"data_set": data_set, "contract_id": NO_CONTRACT, "steps": 0, "rdp": rdp}
     unknown = dict.fromkeys(("sample_rate", "noise_multiplier", "max_grad_norm"), Decimal(0))
     return _row(rows, event | unknown, round=0, attempt=0, state="restored")
@@ -375,7 +381,7 @@ def _check_open(rows: Sequence[LedgerRow], reservation: LedgerRow) -> None:
 
 
 def _row(rows: Sequence[LedgerRow], copied: Mapping[str, Any], **own: Any) -> LedgerRow:  # noqa: ANN401 - fields
-    return LedgerRow(**copied, **own, seq=len(rows), previous=ledger_head(rows))
+    return LedgerRow.parse({**copied, **own, "seq": len(rows), "previous": ledger_head(rows)}, code="LEDGER_ROW")
 
 
 def _restored_error(contract_id: str) -> RefusedError:

@@ -186,3 +186,15 @@ class SignedEnrolment(Part):
 
     enrolment: Envelope[Enrolment]
     node_signature: str
+
+
+class Objection(Record):
+    """A participant's no to a closing checkpoint, with a fixed code; signed by its run key."""
+
+    TYPE = "objection"
+
+    contract_id: Hex32
+    size: Annotated[int, Field(ge=0)]
+    root: Hex32
+    participant: Hex32
+    code: Code

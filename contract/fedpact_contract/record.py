@@ -164,9 +164,12 @@ class Envelope(Part, Generic[R]):
     def body(self) -> bytes:
         """The signed record's canonical bytes."""
         try:
-            return base64.b64decode(self.payload.encode(), validate=True)
+            body = base64.b64decode(self.payload.encode(), validate=True)
         except (binascii.Error, ValueError) as err:
             raise InputError("ENVELOPE_PAYLOAD", "An envelope's payload is not base64.") from err
+        if base64.b64encode(body).decode() != self.payload:  # unused bits of the last character
+            raise InputError("ENVELOPE_PAYLOAD", "An envelope's payload is not in its one base64 spelling.")
+        return body
 
     def to_bytes(self) -> bytes:
         """The envelope's canonical bytes."""

@@ -35,8 +35,8 @@ def render(contract: Contract) -> str:
     lines = [
         f"FEDERATED LEARNING CONTRACT: {_shown(contract.title)}",
         "",
-        f"This document renders a record of the type {contract.TYPE}, version {contract.VERSION}. The record is what is "
-        "signed; its id stands at the end.",
+        f"This document renders a record of the type {contract.TYPE}, version {contract.VERSION}. The record is "
+        "what is signed; its id stands at the end.",
     ]
     for number, (title, clauses) in enumerate(sections, start=1):
         lines += ["", f"{number}. {title}"]
@@ -107,7 +107,10 @@ def _data(contract: Contract) -> Iterator[str]:
 def _training(contract: Contract) -> Iterator[str]:
     model, training = contract.model, contract.training
     hidden = f" with hidden layers of {_list(str(width) for width in model.hidden)} units" if model.hidden else ""
-    yield f'The model is of the kind "{model.kind}"{hidden}. The first round starts from the model with this digest: {model.initial_digest}'
+    yield (
+        f'The model is of the kind "{model.kind}"{hidden}. The first round starts from the model with this digest: '
+        f"{model.initial_digest}"
+    )
     yield (
         f"There are {training.rounds} rounds. In each, every participant makes {training.local_steps} training steps "
         f"at the learning rate {decimal_text(training.learning_rate)} and sends the change of the model, with noise."
@@ -200,8 +203,8 @@ def _contribution(contract: Contract) -> Iterator[str]:
     )
     yield "They come from:" + "".join(f"\n    - {_source(s.source, names)}: {s.count} rows" for s in validation.slices)
     yield (
-        "A participant that gave validation rows is scored on the others' rows only. Scores are committed in each round "
-        "and opened to all signatories at the close of the period; that uses the validation rows up."
+        "A participant that gave validation rows is scored on the others' rows only. Scores are committed in each "
+        "round and opened to all signatories at the close of the period; that uses the validation rows up."
     )
     yield (
         "Scores are the operator's statement, computed from the logged updates; whoever holds the updates and the "
@@ -212,8 +215,8 @@ def _contribution(contract: Contract) -> Iterator[str]:
 def _money(contract: Contract) -> Iterator[str]:
     terms = contract.settlement
     yield (
-        f"Amounts are in {terms.currency}, in whole fen. The pool of a period is its revenue less fees, as the operator "
-        "states them in the log."
+        f"Amounts are in {terms.currency}, in whole fen. The pool of a period is its revenue less fees, as the "
+        "operator states them in the log."
     )
     yield (
         f"Of the pool, {_percent(terms.contribution_weight)} is split by contribution (weight "
@@ -236,8 +239,8 @@ def _money(contract: Contract) -> Iterator[str]:
         "remainders, ties by fingerprint. The amounts sum to the pool, to the fen."
     )
     yield (
-        f"A period closes when the paid participants have countersigned its closing. They have {terms.close_days} days; "
-        "the line of a participant that does not sign is held, the others are paid."
+        f"A period closes when the paid participants have countersigned its closing. They have {terms.close_days} "
+        "days; the line of a participant that does not sign is held, the others are paid."
     )
 
 

@@ -1,4 +1,4 @@
-"""The trust file: whom its reader knows, by legal entity and key fingerprint, obtained by another way than the operator.
+"""The trust file: whom its reader knows, by legal entity and key fingerprint, learnt by another way than the operator.
 
 TOML, one table a party:
 

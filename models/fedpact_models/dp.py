@@ -7,6 +7,7 @@ the number of steps is exact, and noise and sampling come from a source that is 
 
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -35,11 +36,11 @@ class Noise(Protocol):
         ...
 
     def uniform(self, n: int) -> Floats:
-        """n independent numbers, uniform in (0, 1), float64."""
+        """Draw n independent numbers, uniform in (0, 1), float64."""
         ...
 
     def normal(self, n: int) -> Floats:
-        """n independent standard normal numbers, float64."""
+        """Draw n independent standard normal numbers, float64."""
         ...
 
 
@@ -57,11 +58,11 @@ class SystemNoise:
 
     @property
     def label(self) -> str:
-        """csprng."""
+        """The label csprng."""
         return "csprng"
 
     def uniform(self, n: int) -> Floats:
-        """n numbers, uniform on the odd multiples of 2^-53 in (0, 1)."""
+        """Draw n numbers, uniform on the odd multiples of 2^-53 in (0, 1)."""
         out = np.empty(n)
         for start in range(0, n, NOISE_CHUNK):
             part = out[start : start + NOISE_CHUNK]
@@ -69,7 +70,7 @@ class SystemNoise:
         return out
 
     def normal(self, n: int) -> Floats:
-        """n standard normal numbers."""
+        """Draw n standard normal numbers."""
         out = np.empty(n)
         for start in range(0, n, NOISE_CHUNK):
             part = out[start : start + NOISE_CHUNK]
@@ -103,7 +104,7 @@ def validate(module: nn.Module) -> None:
     for name, part in module.named_modules():
         check = ModuleValidator.VALIDATORS.get(type(part))
         errors: list[Exception] = list(check(part)) if check else []
-        if not errors and part.buffers(recurse=False) and any(p.requires_grad for p in part.parameters(recurse=False)):
+        if not errors and any(p.requires_grad for p in part.parameters(recurse=False)):
             errors = list(GradSampleModule.validate(part))
         if errors:
             raise _not_private(name or type(part).__name__, str(errors[0]))
@@ -111,7 +112,7 @@ def validate(module: nn.Module) -> None:
         raise _not_private(type(module).__name__, str(errors[0]))
 
 
-class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc] - opacus has no types
+class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
     """One noised step for each logical batch, which comes in as many micro-batches as memory asks for.
 
     `begin`, then `accumulate` after each micro-batch's backward pass, then `finish`. Nothing of an interrupted batch
@@ -226,16 +227,29 @@ def dp_sgd(
         max_grad_norm=max_grad_norm,
     )
     try:
-        for _ in range(steps):
-            chosen = torch.from_numpy(np.flatnonzero(noise.uniform(len(x)) < sample_rate))
-            optimizer.begin()
-            for part in _micro_batches(chosen, physical_batch):
-                functional.cross_entropy(wrapped(x[part]), y[part], reduction="sum").backward()
-                optimizer.accumulate()
-            optimizer.finish()
+        with warnings.catch_warnings():
+            # Data needs no gradient; torch warns of every hook on a layer whose input has none.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            for _ in range(steps):
+                chosen = torch.from_numpy(np.flatnonzero(noise.uniform(len(x)) < sample_rate))
+                optimizer.begin()
+                for part in _micro_batches(chosen, physical_batch):
+                    loss = functional.cross_entropy(wrapped(x[part]), y[part], reduction="sum")
+                    torch.autograd.backward(loss)
+                    optimizer.accumulate()
+                optimizer.finish()
     finally:
         optimizer.clear()
         wrapped.to_standard_module()
+        _forget_activations(module)
+
+
+def _forget_activations(module: nn.Module) -> None:
+    """Drop what opacus keeps on the layers of a pass that was broken off."""
+    for part in module.modules():
+        for name in ("activations", "max_batch_len"):
+            if name in part.__dict__:
+                delattr(part, name)
 
 
 def _micro_batches(rows: torch.Tensor, size: int) -> Iterator[torch.Tensor]:

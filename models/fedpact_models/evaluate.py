@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +104,7 @@ def evaluate_round(
         raise FailedError("EVALUATION_NOT_FINITE", "A coalition's loss on the validation set is not a finite number.")
     edges = np.cumsum([0, *slices])
     return RoundEvaluation(
-        losses=tuple(tuple(_unit_sum(row[a:b]) for a, b in zip(edges, edges[1:], strict=False)) for row in losses),
+        losses=tuple(tuple(_unit_sum(row[a:b]) for a, b in pairwise(edges)) for row in losses),
         values=_without_own(shapley_by_example(losses), edges, own_slice),
         correct=(right[0], right[2**players - 1]),
     )

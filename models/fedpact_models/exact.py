@@ -25,15 +25,15 @@ def exponents(a: Floats, axes: tuple[int, ...]) -> Floats:
 def slices(a: Floats, bits: int) -> tuple[Floats, Floats]:
     """The two leading slices of numbers in [-1, 1]: integers of at most `bits` bits times 2^-bits and 2^-(2 bits + 1).
 
-    What is left out is below 2^-(2 bits + 2).
+    What is left out is at most 2^-(2 bits + 2).
     """
     high = _rounded(a, bits)
     rest = a - high
-    return high, _rounded(rest, 2 * bits + 1)
+    return high, _rounded(rest, 2 * bits + 1, out=rest)
 
 
 def matmul_transposed(a: Floats, b: Floats) -> Floats:
-    """a [..., n, k] times b [..., m, k] transposed -> [..., n, m], float64.
+    """The product of a [..., n, k] and b [..., m, k] transposed, float64 [..., n, m].
 
     The error is below 3 k 2^-(2 slice_bits(k)) max|a| max|b|, with the maxima of each matrix: 5e-10 at worst for k =
     784, in practice (errors of both signs) near 1e-13. A zero matrix gives exact zeros.
@@ -44,10 +44,15 @@ def matmul_transposed(a: Floats, b: Floats) -> Floats:
     b_high, b_low = (part.swapaxes(-2, -1) for part in slices(b / scale_b, bits))
     small = a_high @ b_low
     small += a_low @ b_high
-    return np.asarray((a_high @ b_high + small) * (scale_a * scale_b))
+    product = a_high @ b_high
+    product += small
+    product *= scale_a * scale_b
+    return product
 
 
-def _rounded(a: Floats, bits: int) -> Floats:
+def _rounded(a: Floats, bits: int, out: Floats | None = None) -> Floats:
     """To the nearest multiple of 2^-bits, by the rounding of the addition itself; |a| <= 1."""
     grid = 1.5 * 2.0 ** (52 - bits)
-    return (a + grid) - grid
+    result = np.add(a, grid, out=out)
+    result -= grid
+    return result

@@ -1,4 +1,4 @@
-"""Which models there are. A model kind is one entry of `ARCHITECTURES`; all are stacks of dense layers with ReLU between.
+"""Which models there are. A kind is one entry of `ARCHITECTURES`; all are stacks of dense layers with ReLU between.
 
 That shape is used in three places: `build` (training), `initial_weights` and `evaluate` (which exploits that the first
 layer is linear in the weights). A kind of another shape needs its own path in `evaluate`.
@@ -75,7 +75,7 @@ def parameter_count(model: Model, data: Data) -> int:
 
 
 def build(model: Model, data: Data) -> "torch.nn.Module":
-    """The network in float64, a plain `Sequential` that Opacus takes; its weights are arbitrary until they are loaded."""
+    """The network in float64, a `Sequential` that Opacus takes; its weights are arbitrary until they are loaded."""
     from torch import float64, nn
 
     parts: list[nn.Module] = []

@@ -13,7 +13,8 @@ from fedpact_contract.contract import Data, Model
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.record import Hex32, Record
 from fedpact_models.features import Floats, encode_features
-from fedpact_models.registry import parameter_shapes
+from fedpact_models.registry import parameter_count, parameter_shapes
+from fedpact_models.weights import check_flat
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,7 +31,7 @@ class ReleaseCard(Record):
     contract_id: Hex32
     round: Annotated[int, Field(ge=0)]
     privacy: dict[str, Any]
-    digest: Hex32
+    model_digest: Hex32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,17 +48,14 @@ def make_release(
     weights: Floats,
     *,
     contract_id: str,
-    round: int,
-    privacy: dict[str, Any],  # noqa: A002 - the domain's word
+    round: int,  # noqa: A002 - the word for it everywhere
+    privacy: dict[str, Any],
 ) -> Release:
     """A release of these weights; `privacy` is the label, plain JSON values without floats.
 
     Raises:
         InputError: WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE, RELEASE_FORM.
     """
-    from fedpact_models.registry import parameter_count
-    from fedpact_models.weights import check_flat
-
     check_flat(weights, parameter_count(model, data))
     values = {
         "task": "classification",
@@ -66,7 +64,7 @@ def make_release(
         "contract_id": contract_id,
         "round": round,
         "privacy": privacy,
-        "digest": flat_digest(weights),
+        "model_digest": flat_digest(weights),
     }
     return Release(card=ReleaseCard.parse(values, code="RELEASE_FORM"), weights=np.array(weights, dtype=np.float64))
 
@@ -113,12 +111,12 @@ def load_release(path: Path) -> Release:
             "MODEL_TENSORS", "The tensors are not those of the model that the card describes.", file=weights_path
         )
     flat = np.concatenate([tensors[name].reshape(-1) for name in shapes])
-    if flat_digest(flat) != card.digest:
+    if flat_digest(flat) != card.model_digest:
         raise FaultError(
             "MODEL_DIGEST",
             "The weights are not those that the card was made for.",
             file=weights_path,
-            field="digest",
+            field="model_digest",
             remedy="Fetch the model again from where it was delivered.",
         )
     return Release(card=card, weights=flat)

@@ -112,7 +112,7 @@ def _check_magic(path: Path, kind: str, head: bytes) -> None:
 def _read(path: Path, kind: str, reader: Callable[[IO[bytes]], pl.DataFrame]) -> pl.DataFrame:
     """Call a polars reader on the open file: an open file is never taken for a pattern or an address."""
     try:
-        with path.open("rb") as source:
+        with path.open("rb", buffering=0) as source:  # polars reads on from the descriptor's place, not the buffer's
             return reader(source)
     except pl.exceptions.NoDataError as err:
         raise InputError("DATA_EMPTY", "The file holds no table.", file=path) from err

@@ -19,7 +19,7 @@ def cross_entropy(logits: Floats, y: Integers) -> Floats:
     for scores in by_class:
         total += np.exp(scores - largest)
     chosen = np.take_along_axis(by_class, np.broadcast_to(y, largest.shape)[None], axis=0)[0]
-    return np.log(total) + (largest - chosen)
+    return np.asarray(np.log(total) + (largest - chosen))
 
 
 def probabilities(logits: Floats) -> Floats:

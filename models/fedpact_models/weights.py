@@ -1,5 +1,7 @@
-"""Weights as one flat array. Order: `module.parameters()`, each tensor in C order; for our models that is, layer by
-layer, the weight matrix [outputs, inputs] by rows, then the bias.
+"""Weights as one flat array.
+
+Order: `module.parameters()`, each tensor in C order; for our models that is, layer by layer, the weight matrix
+[outputs, inputs] by rows, then the bias.
 """
 
 from typing import TYPE_CHECKING

@@ -209,7 +209,7 @@ def open_invitations(connection: Connection) -> list[dict[str, str]]:
     """Invitations that nobody used yet: name, entity_code, sector, expires."""
     known = db.invitations.c
     query = sa.select(known.name, known.entity_code, known.sector, known.expires).where(known.state == "open")
-    return [dict(row._mapping) for row in connection.execute(query.order_by(known.name))]  # noqa: SLF001 - public API
+    return [dict(row._mapping) for row in connection.execute(query.order_by(known.name))]
 
 
 def by_node(connection: Connection, node: str) -> tuple[Member, str] | None:

@@ -154,6 +154,7 @@ class OperatorHome:
         path = self.run_key_path(contract_id)
         if not path.exists():
             save_key(path, generate_key())
+            _sync_folder(path.parent)
         return load_key(path)
 
     def database(self) -> Database:
@@ -255,7 +256,12 @@ def write_durable(path: Path, data: bytes) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a new name in a folder durable."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -21,7 +21,6 @@ from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Data, ValidationSlice
 from fedpact_contract.errors import FaultError, InputError
-from fedpact_contract.messages import DataSetCard
 from fedpact_models.features import Examples, encode, validation_root
 from fedpact_server import db
 from fedpact_server.home import write_durable
@@ -121,37 +120,6 @@ def load(home: Path, root: str) -> ValidationSet:
             remedy="Restore a backup of the home.",
         )
     return ValidationSet(examples=examples, salts=salt_list, root=root, slices=slices)
-
-
-def store_release(connection: Connection, participant: str, card: DataSetCard, rows: Sequence[dict[str, Any]]) -> None:
-    """Keep the rows that a participant released with its card, as they are named in it.
-
-    Raises:
-        InputError: RELEASE_COUNT, RELEASE_COLUMNS, RELEASE_CELL.
-    """
-    if len(rows) != card.released_rows:
-        raise InputError(
-            "RELEASE_COUNT",
-            f"The card says that {card.released_rows} rows are released, {len(rows)} came.",
-            field="released",
-        )
-    names = {*card.columns, card.label}
-    for number, row in enumerate(rows, start=1):
-        if set(row) != names:
-            raise InputError(
-                "RELEASE_COLUMNS", f"Row {number} has other columns than the card names.", field="released"
-            )
-        if not all(
-            cell is None or (isinstance(cell, int | str) and not isinstance(cell, bool)) for cell in row.values()
-        ):
-            raise InputError("RELEASE_CELL", f"Row {number} has a cell that is no text or integer.", field="released")
-    known = db.releases.c
-    connection.execute(db.releases.delete().where(known.participant == participant, known.data_set == card.data_set))
-    if rows:
-        lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-        connection.execute(
-            db.releases.insert().values(participant=participant, data_set=card.data_set, table=lines.encode())
-        )
 
 
 def released_table(connection: Connection, participant: str, data_set: str) -> pl.DataFrame | None:

@@ -73,10 +73,8 @@ def bars(items: Sequence[Bar], unit: str) -> str:
         )
         if bar.low is not None and bar.high is not None:
             a, b, middle = left + bar.low * scale, left + bar.high * scale, y + row / 2 - 1
-            parts.append(
-                f'<path d="M{a:.1f} {middle - 5}V{middle + 5}M{a:.1f} {middle}H{b:.1f}M{b:.1f} {middle - 5}V{middle + 5}" '
-                'stroke="#1a202c" stroke-width="1.5" fill="none"/>'
-            )
+            ends = "".join(f"M{x:.1f} {middle - 5}V{middle + 5}" for x in (a, b))
+            parts.append(f'<path d="{ends}M{a:.1f} {middle}H{b:.1f}" stroke="#1a202c" stroke-width="1.5" fill="none"/>')
         if bar.limit is not None:
             x = left + bar.limit * scale
             parts.append(f'<path d="M{x:.1f} {y}V{y + row - 3}" stroke="#c53030" stroke-width="2"/>')

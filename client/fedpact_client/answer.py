@@ -1,0 +1,286 @@
+"""From an order to its reply: what the guard does with one message, without pipes, processes or clocks of its own.
+
+The order of things is the order of trust: whose order is it, does its head continue what this agent saw, is the
+receipt for the last reply there, is the round really open from this base model, do contract and policy allow it now,
+is there budget. Only then is data touched. A refusal is a recorded result: its code leaves, its reason stays.
+"""
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedpact_client import order as checks
+from fedpact_client.policy import Policy, check
+from fedpact_client.store import Ready, Reservation, SeenHead, Store
+from fedpact_contract.arrays import update_digest
+from fedpact_contract.canonical import parse_canonical
+from fedpact_contract.contract import Contract, Delegation, SignedContract
+from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError
+from fedpact_contract.log import Countersignature
+from fedpact_contract.messages import Head, Metering, Order, PrivacyEvent, Refusal, Reply, Update
+from fedpact_contract.record import Envelope, open_signed, sign, signers
+
+log = structlog.get_logger()
+
+
+class TrainerLostError(FedpactError):
+    """The trainer's process ended without an answer: the attempt stays charged, a spare one may follow."""
+
+
+class TrainingFailedError(FedpactError):
+    """The trainer answered that data or output do not allow it: charged, refused, never tried again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What the trainer gave: the update (little-endian float32), how its noise was made, the data's version."""
+
+    update: bytes
+    noise: str
+    rows_fingerprint: str
+
+
+class Train(Protocol):
+    """Trains one attempt; the guard gives the real trainer, tests a double."""
+
+    def __call__(self, contract: Contract, round_number: int, attempt: int, base: bytes) -> Trained:
+        """The update of one attempt.
+
+        Raises:
+            TrainingFailedError: data or output do not allow it.
+            TrainerLostError: the process ended without an answer.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What answering needs: ledgers, this contract's keys, the policy, the trainer, a clock."""
+
+    store: Store
+    contract: Contract
+    contract_id: str
+    participant: str
+    run_keys: dict[str, str]
+    run_key: Ed25519PrivateKey
+    policy: Policy
+    train: Train
+    now: Callable[[], datetime.datetime]
+
+    @property
+    def data_set(self) -> str:
+        """The data set that this contract trains on."""
+        return self.contract.participant(self.participant).data_set
+
+    def known(self, before: int) -> checks.Known:
+        """What this agent knows of the contract's log, and its last reply to a round before this one."""
+        heads = [Head(size=h.size, root=h.root) for h in self.store.heads(self.contract_id)]
+        answers = self.store.answers(self.contract_id)
+        earlier = [number for number in answers if number < before]
+        replied = None
+        if earlier:
+            digest = self.store.sent_updates(self.contract_id).get(earlier[-1])
+            replied = checks.Replied(round=earlier[-1], update_digest=digest)
+        return checks.Known(
+            contract=self.contract,
+            contract_id=self.contract_id,
+            participant=self.participant,
+            run_keys=self.run_keys,
+            heads=heads,
+            replied=replied,
+            latest=max(answers, default=0),
+        )
+
+
+def open_contract(signed: SignedContract, participant: str) -> tuple[Contract, dict[str, str]]:
+    """The contract and each party's run key, if everybody signed and delegated.
+
+    Raises:
+        RefusedError: CONTRACT_NOT_SIGNED, naming the party; CONTRACT_NOT_A_PARTY.
+        FaultError: a signature that does not verify.
+    """
+    contract = Contract.from_bytes(signed.contract.body)
+    if participant not in contract.by_id():
+        raise RefusedError("CONTRACT_NOT_A_PARTY", "This enterprise is not a participant of the contract.")
+    parties, keys = contract.parties(), signers(signed.contract, Contract)
+    run_keys: dict[str, str] = {}
+    for envelope in signed.delegations:
+        party = parties.get(Delegation.from_bytes(envelope.body).party)
+        if party is None:
+            raise FaultError("DELEGATION_PARTY", "A delegation is from somebody who is no party.")
+        delegation = open_signed(envelope, Delegation, party.key)
+        if delegation.contract_id != contract.id or delegation.party in run_keys:
+            raise FaultError("DELEGATION_TWICE", "A delegation is for another contract, or a second one.")
+        run_keys[delegation.party] = delegation.run_key
+    for party_id, party in parties.items():
+        if party.key not in keys or party_id not in run_keys:
+            raise RefusedError("CONTRACT_NOT_SIGNED", "A party has not signed the contract yet.", party=party.name)
+    return contract, run_keys
+
+
+def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:
+    """The reply to one order, durable in the outbox; None where nothing may be answered.
+
+    Args:
+        desk: The agent's side.
+        data: The signed order's canonical bytes.
+        model: The base model, little-endian float64.
+        bundle: Digest of the bundle that Flower sent along (its code never runs here).
+    """
+    try:
+        order = checks.open_order(data, desk.known(0))
+    except RefusedError as err:
+        desk.store.add_alarm(err.code, desk.contract_id, err.message, data)
+        log.warning("order without the operator's word", code=err.code)
+        return None
+    try:
+        head, missed = _check_log(desk, order)
+    except (RefusedError, FaultError) as err:
+        return _refuse(desk, order, err, head=None, evidence=data)
+    if missed:
+        desk.store.add_alarm("REPLY_LATE", desk.contract_id, f"the log says that no reply came before {order.round}")
+    try:
+        _check_terms(desk, order, model, head, bundle)
+    except (RefusedError, FaultError) as err:
+        return _refuse(desk, order, err, head=head, evidence=data)
+    return _train(desk, order, model, head)
+
+
+def _check_log(desk: Desk, order: Order) -> tuple[Head, bool]:
+    """Keep the heads shown, if they continue what was seen and show the receipt; the newest one."""
+    known = desk.known(order.round)
+    heads = checks.check_head(order.since, order.heads, known)
+    head = heads[-1]
+    ledger_head, missed = checks.check_results(order, head, known)
+    if ledger_head is not None:
+        desk.store.check_logged_head(desk.data_set, ledger_head)
+    checkpoints = {step_size(step.checkpoint.body): step.checkpoint.to_bytes() for step in order.heads}
+    desk.store.add_heads(
+        desk.contract_id, [SeenHead(size=h.size, root=h.root, checkpoint=checkpoints[h.size]) for h in heads]
+    )
+    for proved in order.results:
+        desk.store.add_result(desk.contract_id, int(proved.entry.body["round"]), proved.entry.to_bytes())
+    return head, missed
+
+
+def step_size(body: bytes) -> int:
+    """Size of a checkpoint from its canonical bytes (verified by the caller)."""
+    return int(parse_canonical(body, what="checkpoint")["size"])
+
+
+def _check_terms(desk: Desk, order: Order, model: bytes, head: Head, bundle: str) -> None:
+    known = desk.known(order.round)
+    witnesses = checks.count_witnesses(order, known)
+    threshold = desk.contract.participation.head_threshold
+    if order.round > 1 and witnesses < threshold:
+        text = f"round {order.round}: {witnesses} of {threshold} countersignatures on the head before"
+        desk.store.add_alarm("HEAD_FEW_WITNESSES", desk.contract_id, text)
+        if desk.contract.participation.strict_heads:
+            raise RefusedError("HEAD_FEW_WITNESSES", text)
+    checks.check_order(order, model, head, known)
+    if bundle != desk.contract.code.shell_digest:
+        raise RefusedError("CODE_BUNDLE_MISMATCH", "The bundle that Flower carries is not the contracted one.")
+    check(desk.contract, desk.participant, desk.policy, desk.now())
+
+
+def _train(desk: Desk, order: Order, model: bytes, head: Head) -> Ready | None:
+    """Transaction 1, training, transaction 2; a lost trainer is another attempt while there are spares."""
+    while True:
+        try:
+            reserved = desk.store.reserve(desk.contract_id, order.round, order.base_digest, desk.run_key)
+        except RefusedError as err:
+            return _refuse(desk, order, err, head=head, evidence=b"")
+        if isinstance(reserved, Ready):
+            return reserved
+        try:
+            trained = desk.train(desk.contract, order.round, reserved.attempt, model)
+            desk.store.add_version(desk.data_set, trained.rows_fingerprint)
+        except TrainerLostError as err:
+            desk.store.add_alarm("TRAINER_LOST", desk.contract_id, f"round {order.round}: {err.message}")
+            log.warning("trainer lost", round=order.round, attempt=reserved.attempt)
+            continue
+        except (TrainingFailedError, RefusedError, InputError) as err:
+            return _fail(desk, order, reserved, err, head)
+        return _complete(desk, order, reserved, trained, head)
+
+
+def _complete(desk: Desk, order: Order, reserved: Reservation, trained: Trained, head: Head) -> Ready:
+    digest = update_digest(trained.update)
+    privacy = desk.contract.privacy
+
+    def build(ledger_head: str) -> tuple[bytes, bytes]:
+        update = Update(
+            contract_id=desk.contract_id,
+            round=order.round,
+            attempt=reserved.attempt,
+            participant=desk.participant,
+            base_digest=order.base_digest,
+            update_digest=digest,
+            num_examples=desk.contract.participant(desk.participant).num_examples,
+            privacy_event=PrivacyEvent(
+                sampling=privacy.sampling,
+                sample_rate=privacy.sample_rate,
+                noise_multiplier=privacy.noise_multiplier,
+                max_grad_norm=privacy.max_grad_norm,
+                steps=desk.contract.training.local_steps,
+            ),
+            noise="csprng" if trained.noise == "csprng" else "test",
+            metering=Metering(
+                rows=desk.contract.participant(desk.participant).num_examples,
+                steps=desk.contract.training.local_steps,
+            ),
+            ledger_head=ledger_head,
+            head=head,
+        )
+        reply = Reply(update=sign(update, desk.run_key), countersignature=_countersignature(desk, head))
+        return reply.to_bytes(), trained.update
+
+    desk.store.countersign(desk.contract_id, head.size, head.root)
+    return desk.store.complete(reserved, build, digest, desk.run_key)
+
+
+def _fail(desk: Desk, order: Order, reserved: Reservation, err: FedpactError, head: Head) -> Ready:
+    log.warning("training failed", round=order.round, code=err.code, reason=str(err))
+    desk.store.add_alarm(err.code, desk.contract_id, str(err))
+    desk.store.countersign(desk.contract_id, head.size, head.root)
+    return desk.store.fail(reserved, err.code, lambda row: _refusal(desk, order, err.code, row, head), desk.run_key)
+
+
+def _refuse(desk: Desk, order: Order, err: FedpactError, *, head: Head | None, evidence: bytes) -> Ready | None:
+    """A refusal that costs nothing; where an update answers this order already, nothing more is said."""
+    log.warning("order refused", round=order.round, code=err.code, reason=str(err))
+    desk.store.add_alarm(err.code, desk.contract_id, str(err), evidence or None)
+    if head is not None:
+        desk.store.countersign(desk.contract_id, head.size, head.root)
+    try:
+        return desk.store.refuse(
+            desk.contract_id,
+            order.round,
+            order.base_digest,
+            lambda row: _refusal(desk, order, err.code, row, head),
+        )
+    except RefusedError as taken:
+        log.warning("no second answer", round=order.round, code=taken.code)
+        return None
+
+
+def _refusal(desk: Desk, order: Order, code: str, ledger_head: str, head: Head | None) -> bytes:
+    refusal = Refusal(
+        contract_id=desk.contract_id,
+        round=order.round,
+        participant=desk.participant,
+        code=code,
+        ledger_head=ledger_head,
+        head=head or checks.EMPTY,
+    )
+    signature = None if head is None else _countersignature(desk, head)
+    return Reply(refusal=sign(refusal, desk.run_key), countersignature=signature).to_bytes()
+
+
+def _countersignature(desk: Desk, head: Head) -> Envelope[Countersignature]:
+    record = Countersignature(origin=desk.contract_id, size=head.size, root=head.root, participant=desk.participant)
+    return sign(record, desk.run_key)

@@ -1,0 +1,227 @@
+"""The entries of a round: opened, one outcome for each invited participant, aggregated or abandoned.
+
+Each function yields what is wrong with its entry and then takes it into the state.
+"""
+
+from fedpact_contract.log import (
+    ReplyMissed,
+    RoundAbandoned,
+    RoundAggregated,
+    RoundOpened,
+    UpdateDecided,
+    UpdateRefused,
+)
+from fedpact_contract.messages import Head, Metering, PrivacyEvent, Receipt, Refusal, Update
+from fedpact_contract.parties import Place
+from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
+
+
+def round_opened(run: Run, place: Place, body: RoundOpened) -> Faults:
+    """Rounds increase by one, begin at the model before, and invite participants of the contract."""
+    contract = run.parties.contract
+    due = len(run.rounds) + 1
+    if run.completed or run.abandoned:
+        yield place.fault("ROUND_AFTER_END", "A round opens after the run has ended.", field="round")
+    if run.open_round:
+        yield place.fault("ROUND_NOT_CLOSED", f"Round {run.open_round.number} is still open.", field="round")
+        run.open_round.closed = True
+    if body.round != due:
+        yield place.fault("ROUND_ORDER", f"Round {body.round} opens where round {due} is due.", field="round")
+    elif body.round > contract.training.rounds:
+        yield place.fault(
+            "ROUND_BEYOND_CONTRACT", f"The contract has {contract.training.rounds} rounds.", field="round"
+        )
+    if missing := sorted(run.aggregated.keys() - run.committed.keys()):
+        message = f"The scores of round {missing[-1]} are not committed to yet."
+        yield place.fault("SCORES_NOT_COMMITTED", message, field="round")
+    if body.base_digest != run.model_digest:
+        message = "The base model is not the one that the round before led to (or the contract's initial one)."
+        yield place.fault("BASE_MODEL", message, field="base_digest")
+    yield from _invited(run, place, body)
+    run.rounds.append(
+        Round(number=body.round, index=place.index, base_digest=body.base_digest, invited=tuple(body.invited))
+    )
+
+
+def _invited(run: Run, place: Place, body: RoundOpened) -> Faults:
+    contract = run.parties.contract
+    if list(body.invited) != sorted(set(body.invited)):
+        message = "The invited are not each named once, in the order of ids."
+        yield place.fault("INVITED_ORDER", message, field="invited")
+    for party_id in body.invited:
+        name = run.parties.name(party_id)
+        if party_id not in contract.by_id():
+            message = "Somebody is invited who is no participant of the contract."
+            yield place.fault("PARTICIPANT_UNKNOWN", message, field="invited", party=name)
+        elif run.silent.get(party_id, 0) >= contract.participation.missed_rounds_limit:
+            message = f"A participant is invited after {run.silent[party_id]} missed or refused rounds in a row."
+            rule = "participation.missed_rounds_limit"
+            yield place.fault("INVITED_SILENT", message, field="invited", party=name, rule=rule)
+
+
+def _outcome(run: Run, place: Place, body: UpdateDecided | UpdateRefused | ReplyMissed, outcome: str) -> Faults:
+    """One outcome for each invited participant, in the round that is open."""
+    current, name = run.open_round, run.parties.name(body.participant)
+    if current is None or current.number != body.round:
+        yield place.fault("ROUND_NOT_OPEN", f"Round {body.round} is not open.", field="round", party=name)
+        return
+    if body.participant not in run.parties.contract.by_id():
+        message = "An outcome is logged for somebody who is no participant of the contract."
+        yield place.fault("PARTICIPANT_UNKNOWN", message, field="participant", party=name)
+    elif body.participant not in current.invited:
+        message = f"An outcome is logged for a participant that was not invited to round {body.round}."
+        yield place.fault("PARTICIPANT_NOT_INVITED", message, field="participant", party=name)
+    elif body.participant in current.outcomes:
+        message = f"A participant has two outcomes in round {body.round}."
+        yield place.fault("OUTCOME_TWICE", message, field="participant", party=name, rule="one outcome a round")
+    else:
+        current.outcomes[body.participant] = outcome
+
+
+def update_decided(run: Run, place: Place, body: UpdateDecided) -> Faults:
+    """The update is the participant's and the receipt the operator's; an admitted one is the contracted one."""
+    parties = run.parties
+    name = parties.name(body.participant)
+    key = parties.run_keys.get(body.participant, "")
+    update, fault = open_inside(place, body.update, Update, key, "update", name)
+    receipt, receipt_fault = open_inside(
+        place, body.receipt, Receipt, parties.operator_key, "receipt", parties.contract.operator.name
+    )
+    decision = receipt.decision if receipt else "rejected"
+    yield from _outcome(run, place, body, decision)
+    yield from (f for f in (fault, receipt_fault) if f)
+    if receipt is not None:
+        yield from _receipt(run, place, body, receipt, update)
+    if update is None:
+        return
+    if update.round == body.round and update.contract_id == parties.contract.id:
+        run.ledger_heads[body.participant] = update.ledger_head
+        run.spares[body.participant] = run.spares.get(body.participant, 0) + update.attempt - 1
+    if decision == "admitted":
+        yield from _admitted(run, place, body, update)
+
+
+def _receipt(run: Run, place: Place, body: UpdateDecided, receipt: Receipt, update: Update | None) -> Faults:
+    due: dict[str, object] = {
+        "contract_id": run.parties.contract.id,
+        "round": body.round,
+        "participant": body.participant,
+    }
+    if update is not None:
+        due |= {"attempt": update.attempt, "update_digest": update.update_digest}
+    for name in differing(receipt, due):
+        message = f"The receipt's {name} is not that of the update it decides."
+        party = run.parties.contract.operator.name
+        yield place.fault("RECEIPT_MISMATCH", message, field=f"receipt.{name}", party=party)
+
+
+def _admitted(run: Run, place: Place, body: UpdateDecided, update: Update) -> Faults:
+    """An update that entered the model is the contracted one."""
+    contract, name = run.parties.contract, run.parties.name(body.participant)
+    current = run.open_round
+    due: dict[str, object] = {
+        "contract_id": contract.id,
+        "round": body.round,
+        "participant": body.participant,
+        "noise": "csprng",
+        "privacy_event": PrivacyEvent(
+            sampling=contract.privacy.sampling,
+            sample_rate=contract.privacy.sample_rate,
+            noise_multiplier=contract.privacy.noise_multiplier,
+            max_grad_norm=contract.privacy.max_grad_norm,
+            steps=contract.training.local_steps,
+        ),
+    }
+    if body.participant in contract.by_id():
+        rows = contract.participant(body.participant).num_examples
+        due |= {"num_examples": rows, "metering": Metering(rows=rows, steps=contract.training.local_steps)}
+    if current is not None:
+        due["base_digest"] = current.base_digest
+    for wrong in differing(update, due):
+        message = f"An update was admitted whose {wrong} is not the round's or the contract's."
+        yield place.fault("UPDATE_MISMATCH", message, field=f"update.{wrong}", party=name, rule=wrong)
+    if run.spares.get(body.participant, 0) > contract.privacy.spare_attempts:
+        message = f"Attempt {update.attempt}: more spare attempts are used than the plan has."
+        yield place.fault("UPDATE_ATTEMPT", message, field="update.attempt", party=name, rule="privacy.spare_attempts")
+    if update.update_digest in run.updates:
+        message = "The same update was admitted before."
+        yield place.fault("UPDATE_REPLAYED", message, field="update.update_digest", party=name)
+    run.updates.add(update.update_digest)
+    yield from _head(run, place, update.head, "update.head", name)
+    if current is not None and not current.index < update.head.size <= place.index:
+        message = "The update's head is not of the time between the round's opening and this entry."
+        yield place.fault("HEAD_TIME", message, field="update.head.size", party=name)
+
+
+def _head(run: Run, place: Place, head: Head, where: str, name: str) -> Faults:
+    """A head that a participant named is a signed checkpoint of this log."""
+    if head.size >= len(run.roots) or run.roots[head.size] != head.root:
+        message = "The head that this participant was shown is not this log's: it saw another log."
+        yield place.fault("HEAD_ROOT", message, field=where, party=name, rule="append-only log")
+    elif head.size and run.checkpoints is not None and head.size not in run.checkpoints:
+        message = f"No signed checkpoint has the size {head.size} of the head that this participant was shown."
+        yield place.fault("HEAD_CHECKPOINT", message, field=where, party=name)
+
+
+def update_refused(run: Run, place: Place, body: UpdateRefused) -> Faults:
+    """The refusal is the participant's, of this round, and names a head of this log."""
+    parties = run.parties
+    name = parties.name(body.participant)
+    yield from _outcome(run, place, body, "refused")
+    refusal, fault = open_inside(
+        place, body.refusal, Refusal, parties.run_keys.get(body.participant, ""), "refusal", name
+    )
+    if fault:
+        yield fault
+    if refusal is None:
+        return
+    due = {"contract_id": parties.contract.id, "round": body.round, "participant": body.participant}
+    for wrong in differing(refusal, due):
+        message = f"The refusal's {wrong} is not the round's or the contract's."
+        yield place.fault("REFUSAL_MISMATCH", message, field=f"refusal.{wrong}", party=name)
+    run.ledger_heads[body.participant] = refusal.ledger_head
+    yield from _head(run, place, refusal.head, "refusal.head", name)
+
+
+def reply_missed(run: Run, place: Place, body: ReplyMissed) -> Faults:
+    """One more outcome."""
+    yield from _outcome(run, place, body, "missed")
+
+
+def _round_over(run: Run, place: Place, body: RoundAggregated | RoundAbandoned) -> Faults:
+    """The round is open, everybody invited has an outcome, and the admitted are those whose receipts say so."""
+    current = run.open_round
+    if current is None or current.number != body.round:
+        yield place.fault("ROUND_NOT_OPEN", f"Round {body.round} is not open.", field="round")
+        return
+    for party_id in current.invited:
+        if party_id not in current.outcomes:
+            message = f"A participant that was invited to round {body.round} has no outcome: no receipt, no refusal."
+            yield place.fault("OUTCOME_MISSING", message, field="admitted", party=run.parties.name(party_id))
+    if tuple(body.admitted) != current.admitted:
+        message = "The admitted are not those whose receipts say so, in the order of ids."
+        yield place.fault("ADMITTED", message, field="admitted")
+    current.closed = True
+    for party_id in current.invited:
+        absent = current.outcomes.get(party_id) in ("missed", "refused")
+        run.silent[party_id] = run.silent.get(party_id, 0) + 1 if absent else 0
+
+
+def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
+    """At least the minimum of admitted updates led to the next model."""
+    yield from _round_over(run, place, body)
+    minimum = run.parties.contract.participation.minimum
+    if len(body.admitted) < minimum:
+        message = f"{len(body.admitted)} updates were aggregated; the contract's minimum is {minimum}."
+        yield place.fault("ADMITTED_TOO_FEW", message, field="admitted", rule="participation.minimum")
+    run.aggregated[body.round] = tuple(body.admitted)
+    run.model_digest = body.model_digest
+
+
+def round_abandoned(run: Run, place: Place, body: RoundAbandoned) -> Faults:
+    """Fewer than the minimum were admitted, and the run ends."""
+    yield from _round_over(run, place, body)
+    if len(body.admitted) >= run.parties.contract.participation.minimum:
+        message = "A round was abandoned that had enough admitted updates."
+        yield place.fault("ABANDONED_WITHOUT_NEED", message, field="admitted", rule="participation.minimum")
+    run.abandoned = True

@@ -1,0 +1,98 @@
+"""What a replay knows of a run after the entries read so far."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fedpact_contract.errors import FaultError, FedpactError
+from fedpact_contract.log import (
+    Checkpoint,
+    Moments,
+    PeriodSettled,
+    RevenueRecorded,
+    RoundScores,
+    RunCompleted,
+)
+from fedpact_contract.parties import Parties, Place, opened
+from fedpact_contract.record import Record, read_envelope
+from fedpact_contract.settlement import PeriodResult
+
+R = TypeVar("R", bound=Record)
+Faults = Iterator[FaultError]
+
+
+@dataclass(slots=True, kw_only=True)
+class Round:
+    """A round as logged: outcomes by participant are admitted, rejected, refused or missed."""
+
+    number: int
+    index: int
+    base_digest: str
+    invited: tuple[str, ...]
+    outcomes: dict[str, str] = field(default_factory=dict)
+    closed: bool = False
+
+    @property
+    def admitted(self) -> tuple[str, ...]:
+        """The admitted participants in the order of their ids."""
+        return tuple(sorted(p for p, outcome in self.outcomes.items() if outcome == "admitted"))
+
+
+@dataclass(slots=True, kw_only=True)
+class Period:
+    """A period: what the operator stated, what it settled, what is recomputed (None where that failed)."""
+
+    revenue: RevenueRecorded
+    settled: PeriodSettled | None = None
+    result: PeriodResult | None = None
+    closing_index: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """The state after the entries read so far, and every fault found in them."""
+
+    parties: Parties
+    roots: tuple[str, ...]
+    checkpoints: Mapping[int, Checkpoint] | None
+    model_digest: str
+    rounds: list[Round] = field(default_factory=list)
+    abandoned: bool = False
+    aggregated: dict[int, tuple[str, ...]] = field(default_factory=dict)  # round -> admitted
+    committed: dict[int, str] = field(default_factory=dict)
+    completed: RunCompleted | None = None
+    scores: dict[int, RoundScores] = field(default_factory=dict)
+    moments: Moments | None = None
+    periods: list[Period] = field(default_factory=list)
+    ledger_heads: dict[str, str] = field(default_factory=dict)  # participant -> the last one logged
+    spares: dict[str, int] = field(default_factory=dict)  # participant -> spare attempts used
+    silent: dict[str, int] = field(default_factory=dict)  # participant -> rounds missed or refused in a row
+    updates: set[str] = field(default_factory=set)  # digests of admitted updates
+    faults: list[FaultError] = field(default_factory=list)
+
+    @property
+    def open_round(self) -> Round | None:
+        """The round that is under way."""
+        return self.rounds[-1] if self.rounds and not self.rounds[-1].closed else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last period has its closing entry."""
+        return bool(self.periods) and self.periods[-1].closing_index is not None
+
+
+def open_inside(
+    place: Place, plain: dict[str, Any], kind: type[R], key: str, where: str, name: str
+) -> tuple[R | None, FaultError | None]:
+    """The signed record inside an entry, or the fault that keeps it shut."""
+    try:
+        return opened(read_envelope(plain), kind, key), None
+    except FedpactError as err:
+        fault = place.within(err, field=where)
+        fault.party = name
+        return None, fault
+
+
+def differing(record: Record, due: Mapping[str, object]) -> list[str]:
+    """The fields of a record that are not what they should be."""
+    return [name for name, value in due.items() if getattr(record, name) != value]

@@ -1,0 +1,282 @@
+"""`fedpact verify`: what does this evidence prove, to whom, and on whose word does the rest stand?
+
+Exit codes: 0 verified and authenticated; 1 a fault; 3 internally consistent, not authenticated (no trust file);
+4 partly authenticated, naming what rests on which key. Utilities are always the operator's statement: nothing here
+re-evaluates a model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpact_contract.contract import Party
+from fedpact_contract.errors import FaultError
+from fedpact_contract.evidence import Evidence, read_evidence
+from fedpact_contract.log import Countersignature
+from fedpact_contract.logcheck import Log, verify_log
+from fedpact_contract.record import decimal_text
+from fedpact_contract.replay import replay
+from fedpact_contract.replay_state import Run
+from fedpact_contract.trust import Role, Trust
+
+__all__ = ["ParticipantResult", "Report", "Run", "replay", "verify", "verify_folder", "verify_log"]
+
+UTILITIES = (
+    "Utilities (coalition losses on the validation set) are the operator's statement; no auditor re-evaluated them."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantResult:
+    """One participant's line: share and its interval (None before the settlement), fen, and what supports them.
+
+    `fen` and `held_fen` are sums over periods; fen are held while the period's closing checkpoint lacks this
+    participant's countersignature. `countersigned`: it signed every closing checkpoint that pays it, and at least one.
+    """
+
+    id: str
+    name: str
+    entity_code: str
+    rounds_admitted: int
+    share: str | None
+    low: str | None
+    high: str | None
+    fen: int | None
+    held_fen: int
+    countersigned: bool
+    authenticated: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What verifying found. `status` is how far the run is: unreadable, running, stopped, completed, settled, closed."""
+
+    exit_code: int
+    verdict: str
+    status: str
+    contract_id: str | None
+    title: str | None
+    entries: int
+    checkpoints: int
+    countersignatures: int
+    rounds_planned: int | None
+    rounds_aggregated: int | None
+    pool_fen: int | None
+    basis: str | None
+    participants: tuple[ParticipantResult, ...]
+    faults: tuple[FaultError, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values["participants"] = [p.as_dict() for p in self.participants]
+        values["faults"] = [f.as_dict() for f in self.faults]
+        values["notes"] = list(self.notes)
+        return values
+
+
+def verify_folder(folder: Path, trust: Trust | None, *, privacy: bool = True) -> Report:
+    """Verify the evidence in a folder.
+
+    Raises:
+        InputError: there is no evidence here. Everything that is wrong with evidence is a fault in the report.
+    """
+    try:
+        evidence = read_evidence(folder)
+    except FaultError as err:
+        return _report(None, None, (err,), (), None, _sizes(None))
+    return verify(evidence, trust, privacy=privacy)
+
+
+def verify(evidence: Evidence, trust: Trust | None, *, privacy: bool = True) -> Report:
+    """Verify evidence: log, signatures, rounds, openings, settlement; then who vouches for what.
+
+    Args:
+        evidence: The four files' lines.
+        trust: Whom the reader knows; None: nobody.
+        privacy: Whether to recompute that the plan keeps the contract's epsilon.
+    """
+    log = verify_log(evidence)
+    faults = list(log.faults)
+    run = None
+    if log.sound and log.parties is not None:
+        run = replay(log.entries, checkpoints=log.checkpoints, privacy=privacy)
+        faults += [fault for fault in run.faults if fault.as_dict() not in [known.as_dict() for known in log.faults]]
+    if trust is not None and log.parties is not None:
+        faults += _contradictions(log, trust)
+    return _report(log, run, tuple(faults), log.countersignatures, trust, _sizes(evidence))
+
+
+def _sizes(evidence: Evidence | None) -> dict[str, int]:
+    lines = {"entries": "log", "checkpoints": "checkpoints", "countersignatures": "countersignatures"}
+    return {name: len(getattr(evidence, field)) if evidence else 0 for name, field in lines.items()}
+
+
+def _report(
+    log: Log | None,
+    run: Run | None,
+    faults: tuple[FaultError, ...],
+    held: tuple[Countersignature, ...],
+    trust: Trust | None,
+    sizes: dict[str, int],
+) -> Report:
+    contract = log.parties.contract if log and log.parties else None
+    participants = tuple(_participants(run, held, trust)) if run else ()
+    missing = tuple(_missing(run, participants, trust)) if run and trust is not None else ()
+    exit_code, verdict = _verdict(faults, trust, missing)
+    settled = [p for p in run.periods if p.settled] if run else []
+    return Report(
+        exit_code=exit_code,
+        verdict=verdict,
+        status=_status(run),
+        contract_id=contract.id if contract else None,
+        title=contract.title if contract else None,
+        **sizes,
+        rounds_planned=contract.training.rounds if contract else None,
+        rounds_aggregated=len(run.aggregated) if run else None,
+        pool_fen=sum(p.settled.pool_fen for p in settled if p.settled) if settled else None,
+        basis=settled[-1].settled.basis if settled and settled[-1].settled else None,
+        participants=participants,
+        faults=faults,
+        notes=(*missing, *_notes(run, participants, trust), UTILITIES),
+    )
+
+
+def _status(run: Run | None) -> str:
+    if run is None:
+        return "unreadable"
+    if run.closed:
+        return "closed"
+    if run.periods and run.periods[-1].settled:
+        return "settled"
+    if run.completed:
+        return "completed"
+    return "stopped" if run.abandoned else "running"
+
+
+def _verdict(faults: tuple[FaultError, ...], trust: Trust | None, missing: tuple[str, ...]) -> tuple[int, str]:
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        return 1, f"FAULT: {count} found; this evidence proves nothing beyond it."
+    if trust is None:
+        return 3, "INTERNALLY CONSISTENT, NOT AUTHENTICATED: no trust file was given, so all of it may be invented."
+    if missing:
+        return 4, "PARTLY AUTHENTICATED: no fault was found; the notes name what is missing or rests on which key."
+    return 0, "VERIFIED: recomputed to the fen, and authenticated by the trust file."
+
+
+def _participants(run: Run, held: tuple[Countersignature, ...], trust: Trust | None) -> Iterator[ParticipantResult]:
+    signed = {(record.size, record.participant) for record in held}
+    result = run.periods[-1].result if run.periods else None
+    lines = {line.participant: line.share for line in result.lines} if result else {}
+    for party_id, party in run.parties.contract.by_id().items():
+        paid = [
+            (line.fen, period.closing_index is not None and (period.closing_index + 1, party_id) in signed)
+            for period in run.periods
+            if period.settled
+            for line in period.settled.lines
+            if line.participant == party_id
+        ]
+        line = lines.get(party_id)
+        yield ParticipantResult(
+            id=party_id,
+            name=party.name,
+            entity_code=party.entity_code,
+            rounds_admitted=sum(party_id in admitted for admitted in run.aggregated.values()),
+            share=_six_places(line.share) if line else None,
+            low=decimal_text(line.low) if line else None,
+            high=decimal_text(line.high) if line else None,
+            fen=sum(fen for fen, _ in paid) if paid else None,
+            held_fen=sum(fen for fen, countersigned in paid if not countersigned),
+            countersigned=any(done for _, done in paid) and all(done for fen, done in paid if fen),
+            authenticated=trust is not None and _known(trust, "participant", party),
+        )
+
+
+def _missing(run: Run, participants: tuple[ParticipantResult, ...], trust: Trust) -> Iterator[str]:
+    """What keeps the evidence from being wholly authenticated, in sentences."""
+    contract = run.parties.contract
+    operator = contract.operator
+    if not _known(trust, "operator", operator):
+        yield (
+            f"The log, its decisions and the settlement rest on the operator's key {operator.id} ({operator.name}, "
+            f"{operator.entity_code}), which the trust file does not name as an operator's."
+        )
+    for line in participants:
+        outcomes = [r.number for r in run.rounds if r.outcomes.get(line.id, "missed") != "missed"]
+        if not line.authenticated and (outcomes or line.fen):
+            on = [f"its replies in {_rounds(outcomes)}"] if outcomes else []
+            on += [f"its line of {line.fen} fen"] if line.fen else []
+            yield (
+                f"{' and '.join(on).capitalize()} rest on the key {line.id} ({line.name}, {line.entity_code}), which "
+                "the trust file does not name as a participant's."
+            )
+        if line.held_fen:
+            yield f"{line.name} has not countersigned the closing checkpoint: {line.held_fen} fen are held."
+    if not run.closed:
+        yield f"The run is not closed yet ({_status(run)}): nothing is final, and the rest verifies as far as it goes."
+
+
+def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: Trust | None) -> Iterator[str]:
+    if run is None:
+        return
+    if trust is None:
+        for line in participants:
+            if line.held_fen:
+                yield f"{line.name} has not countersigned the closing checkpoint: {line.held_fen} fen are held."
+        if not run.closed:
+            yield f"The run is not closed yet ({_status(run)}): the log verifies as far as it goes."
+    planned = run.parties.contract.training.rounds
+    if run.completed and len(run.aggregated) < planned:
+        yield f"The run ended after {len(run.aggregated)} of {planned} rounds."
+    if run.abandoned:
+        yield "A round had too few admitted updates: the run was stopped."
+    for party_id, party in run.parties.contract.by_id().items():
+        left_out = [r.number for r in run.rounds if party_id not in r.invited]
+        if left_out:
+            yield f"{party.name} was not invited in {_rounds(left_out)}."
+
+
+def _known(trust: Trust, role: Role, party: Party) -> bool:
+    return any(entry.role == role and entry.fingerprint == party.id for entry in trust.entries(party.entity_code))
+
+
+def _contradictions(log: Log, trust: Trust) -> Iterator[FaultError]:
+    """The trust file and the contract name the same legal entity, or the same key, and differ in the other."""
+    assert log.parties is not None  # noqa: S101 - the caller looked
+    for party in log.parties.contract.parties().values():
+        entries = trust.entries(party.entity_code)
+        other = next((e for e in trust.party if e.fingerprint == party.id and e.entity_code != party.entity_code), None)
+        if other is not None:
+            message = f"The contract gives the key of {other.name} ({other.entity_code}) to {party.entity_code}."
+        elif entries and all(entry.fingerprint != party.id for entry in entries):
+            message = f"The contract has another key for {party.entity_code} than the trust file."
+        else:
+            continue
+        yield FaultError(
+            "TRUST_CONTRADICTION",
+            message,
+            file="log.jsonl",
+            field="entries.0.signed.contract",
+            party=party.name,
+            rule="entity code and fingerprint of the contract are those of the trust file",
+            remedy="Ask that party for its fingerprint by another way than the operator.",
+        )
+
+
+def _rounds(numbers: list[int]) -> str:
+    """Rounds as ranges: "rounds 1-3, 5"."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    text = ", ".join("-".join(map(str, part)) for part in parts)
+    return f"round {text}" if len(numbers) == 1 else f"rounds {text}"

@@ -1,0 +1,1 @@
+"""The demo: a real federation on one machine, made with the public commands."""

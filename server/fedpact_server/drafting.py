@@ -1,0 +1,233 @@
+"""`contract new`: from a template to a draft contract, with everything filled in that is derived, not chosen.
+
+The template gives what people decide. Derived are: the operator, the participants' names, keys and sectors (from
+their enrolment), their numbers of examples (from their signed cards), the noise multiplier (from the whole plan), the
+accountant, the initial model, the validation set's root and slices, and the digests of the installed code.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from fedpact_contract import privacy
+from fedpact_contract.contract import Contract, Software, load_toml, merge
+from fedpact_contract.errors import InputError
+from fedpact_contract.messages import DataSetCard
+from fedpact_contract.record import read_envelope
+from fedpact_contract.request import instant
+from fedpact_models.code import models_digest
+from fedpact_models.registry import initial_weights
+from fedpact_models.tables import read_table
+from fedpact_server import db, enrolment, validation
+from fedpact_server.db import Database
+from fedpact_server.home import OperatorHome
+from fedpact_server.run_state import store_model
+
+_DIGEST = "0" * 64
+"""Stands for a digest while the template is checked, before anything expensive is worked out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationFile:
+    """The operator's validation rows: a file and how to read it (`fedpact_models.tables.read_table`)."""
+
+    path: Path
+    kind: Literal["csv", "parquet", "sqlite", "ndjson", "arrow"] = "csv"
+    table: str | None = None
+    column_names: tuple[str, ...] | None = None
+    delimiter: str = ","
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Signatory:
+    """A participant of the draft, as enrolled, with the card of the data set that the template names."""
+
+    member: enrolment.Member
+    card: DataSetCard
+
+
+def new(
+    home: OperatorHome,
+    database: Database,
+    template: str,
+    validation_file: ValidationFile | None,
+    *,
+    now: datetime.datetime,
+    released: bool = False,
+    file: object = None,
+) -> Contract:
+    """Make a draft contract from a template and keep it, with its validation set and initial model.
+
+    Args:
+        home: The operator's home.
+        database: Its database.
+        template: TOML (see templates/).
+        validation_file: The operator's validation rows, if it has any.
+        now: The clock.
+        released: Also take the validation rows that participants released from the data sets of this contract.
+        file: What errors call the template.
+
+    Raises:
+        InputError: an unknown, missing, derived or ill-typed key; an enterprise that is not approved or has no card
+            for its data set; a schema that does not fit the cards or the validation rows; a term that has ended.
+    """
+    values = load_toml(template, file=file)
+    with database.read() as connection:
+        signatories, values = _participants(connection, values, file)
+        tables = [*_own_rows(validation_file), *(_released_rows(connection, signatories) if released else ())]
+    software = installed_code()
+    sketch = Contract.parse(merge(values, _derived(home, software, _SKETCH)), file=file)
+    _check_cards(sketch, signatories)
+    if sketch.term.not_after <= instant(now):
+        raise InputError("CONTRACT_EXPIRED", "The term has ended already.", file=file, field="term.not_after")
+    rows = validation.build(sketch.data, tables)
+    plan, weights = sketch.privacy, initial_weights(sketch.model, sketch.data, np.random.default_rng())
+    derived = {
+        "noise_multiplier": privacy.solve_noise_multiplier(
+            plan.epsilon, plan.delta, plan.sample_rate, sketch.planned_steps
+        ),
+        "initial_digest": store_model(home.path, weights),
+        "root": rows.root,
+        "slices": [s.plain() for s in rows.slices],
+    }
+    contract = Contract.parse(merge(values, _derived(home, software, derived)), file=file)
+    privacy.check_plan(contract)
+    validation.save(home.path, rows)
+    with database.write() as connection:
+        connection.execute(db.contracts.insert().values(id=contract.id, payload=contract.to_bytes(), state="draft"))
+    return contract
+
+
+def installed_code() -> Software:
+    """The code that is installed here: release, and the digests of training code and Flower bundle."""
+    from fedpact_server.superlink import shell_digest
+
+    return Software(release=version("fedpact"), models_digest=models_digest(), shell_digest=shell_digest())
+
+
+_SKETCH: dict[str, Any] = {
+    "noise_multiplier": 1,
+    "initial_digest": _DIGEST,
+    "root": _DIGEST,
+    "slices": [{"source": "operator", "count": 1}],
+}
+
+
+def _derived(home: OperatorHome, software: Software, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "operator": home.party.plain(),
+        "privacy": {"noise_multiplier": values["noise_multiplier"], "accountant": privacy.ACCOUNTANT},
+        "model": {"initial_digest": values["initial_digest"]},
+        "contribution": {"validation": {"root": values["root"], "slices": values["slices"]}},
+        "code": software.plain(),
+    }
+
+
+def _participants(
+    connection: Connection, values: dict[str, Any], file: object
+) -> tuple[list[_Signatory], dict[str, Any]]:
+    """The signatories, and the template's values with their participants filled in."""
+    given = values.get("participants")
+    if not isinstance(given, list) or not given or not all(isinstance(item, dict) for item in given):
+        raise InputError(
+            "TEMPLATE_PARTICIPANTS",
+            "The template names no participants.",
+            file=file,
+            field="participants",
+            remedy="Give one [[participants]] table with entity_code, data_set and floor_fen for each.",
+        )
+    signatories, filled = [], []
+    for index, item in enumerate(given):
+        signatory = _signatory(connection, item, f"participants.{index}", file)
+        member, card = signatory.member, signatory.card
+        derived = {"name": member.name, "key": member.contract_key, "sector": member.sector}
+        filled.append(merge(item, {**derived, "num_examples": card.num_examples}))
+        signatories.append(signatory)
+    return signatories, values | {"participants": filled}
+
+
+def _signatory(connection: Connection, item: Mapping[str, Any], field: str, file: object) -> _Signatory:
+    for key in ("entity_code", "data_set"):
+        if not isinstance(item.get(key), str):
+            raise InputError(
+                "CONTRACT_MISSING_KEY", f"The key {field}.{key} is missing.", file=file, field=f"{field}.{key}"
+            )
+    member = enrolment.by_entity(connection, item["entity_code"])
+    if member is None or member.state not in ("approved", "registered"):
+        raise InputError(
+            "TEMPLATE_NOT_APPROVED",
+            "No approved participant has this entity code.",
+            file=file,
+            field=f"{field}.entity_code",
+            party=item["entity_code"],
+            remedy="`fedpact participant list` shows who is approved.",
+        )
+    stored = connection.execute(
+        sa.select(db.cards.c.envelope).where(
+            db.cards.c.participant == member.id, db.cards.c.data_set == item["data_set"]
+        )
+    ).scalar()
+    if stored is None:
+        raise InputError(
+            "TEMPLATE_NO_CARD",
+            f"{member.name} has sent no card for this data set.",
+            file=file,
+            field=f"{field}.data_set",
+            party=member.name,
+            remedy="Ask the enterprise to sign and send the card of its data set.",
+        )
+    return _Signatory(member=member, card=DataSetCard.from_bytes(read_envelope(bytes(stored)).body))
+
+
+def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
+    """Every data set has the contract's columns and label, as its card says."""
+    names = [column.name for column in contract.data.columns]
+    for signatory in signatories:
+        card, party = signatory.card, signatory.member.name
+        if missing := [name for name in names if name not in card.columns]:
+            raise InputError(
+                "TEMPLATE_CARD_COLUMN",
+                f"The data set {card.data_set} of {party} has no column {missing[0]}.",
+                field="data.columns",
+                party=party,
+            )
+        if card.label != contract.data.label.name:
+            raise InputError(
+                "TEMPLATE_CARD_LABEL",
+                f"The label of the data set {card.data_set} of {party} is {card.label}.",
+                field="data.label.name",
+                party=party,
+            )
+
+
+def _own_rows(given: ValidationFile | None) -> list[validation.Source]:
+    if given is None:
+        return []
+    table = read_table(
+        given.path,
+        kind=given.kind,
+        table=given.table,
+        column_names=given.column_names,
+        delimiter=given.delimiter,
+        missing=given.missing,
+    )
+    return [validation.Source(giver="operator", table=table, name=str(given.path))]
+
+
+def _released_rows(connection: Connection, signatories: Sequence[_Signatory]) -> list[validation.Source]:
+    sources = []
+    for signatory in signatories:
+        card = signatory.card
+        table = validation.released_table(connection, signatory.member.id, card.data_set)
+        if table is not None:
+            name = f"rows released by {signatory.member.name}"
+            sources.append(validation.Source(giver=signatory.member.id, table=table, name=name))
+    return sources

@@ -1,0 +1,1 @@
+"""The bundle's package: a shell around installed code."""

@@ -1,0 +1,190 @@
+"""Tables from files: what is read, and what is refused with which code."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from fedpact_contract.errors import InputError
+from fedpact_models.tables import read_table
+
+FRAME = pl.DataFrame({"age": [31, None, 55], "city": ["Wuhan", "", " Xi'an "], "score": [0.5, -9.0, None]})
+
+
+def _sqlite(path: Path, *statements: str) -> Path:
+    with closing(sqlite3.connect(path)) as database:
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+    return path
+
+
+def _write(path: Path, kind: str) -> dict[str, Any]:
+    if kind == "csv":
+        FRAME.write_csv(path)
+    elif kind == "parquet":
+        FRAME.write_parquet(path)
+    elif kind == "ndjson":
+        FRAME.write_ndjson(path)
+    elif kind == "arrow":
+        FRAME.write_ipc(path)
+    else:
+        rows = "INSERT INTO \"a \"\" table\" VALUES (31, 'Wuhan', 0.5), (NULL, '', -9), (55, ' Xi''an ', NULL)"
+        _sqlite(path, 'CREATE TABLE "a "" table" (age, city, score)', rows)
+        return {"table": 'a " table'}
+    return {}
+
+
+def _code(path: Path, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        read_table(path, **options)
+    assert caught.value.file == str(path)
+    assert caught.value.message.endswith(".")
+    return caught.value.code
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "sqlite", "ndjson", "arrow"])
+def test_every_kind_gives_the_same_cells_with_blanks_and_markers_as_null(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / f"a [1] * {kind}?"  # a name that would be a pattern or an address elsewhere
+    options = _write(path, kind)
+    frame = read_table(path, kind=kind, missing=["-9.0"], **options)
+    assert frame.columns == ["age", "city", "score"]
+    assert frame["age"].cast(pl.Int64).to_list() == [31, None, 55]
+    assert frame["city"].to_list() == ["Wuhan", None, "Xi'an"]
+    assert frame["score"].cast(pl.Float64).to_list() == [0.5, None, None]
+
+
+def test_csv_cells_stay_text(tmp_path: Path) -> None:
+    (path := tmp_path / "t.csv").write_text('a,b\n007,"x, y"\n1e3,true\n')
+    frame = read_table(path, kind="csv")
+    assert frame.rows() == [("007", "x, y"), ("1e3", "true")]
+
+
+def test_csv_without_a_header_with_another_delimiter_and_a_bom(tmp_path: Path) -> None:
+    (path := tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf1;?\n2;b\n")
+    frame = read_table(path, kind="csv", column_names=["n", "t"], delimiter=";", missing=["?"])
+    assert frame.rows() == [("1", None), ("2", "b")]
+    assert _code(path, kind="csv", column_names=["n"], delimiter=";") == "DATA_COLUMN_COUNT"
+
+
+def test_an_arrow_stream_is_arrow_too(tmp_path: Path) -> None:
+    FRAME.write_ipc_stream(path := tmp_path / "t.arrows")
+    assert read_table(path, kind="arrow").height == 3
+
+
+def test_nan_can_be_a_marker(tmp_path: Path) -> None:
+    pl.DataFrame({"v": [1.0, float("nan")]}).write_parquet(path := tmp_path / "t.parquet")
+    assert read_table(path, kind="parquet", missing=["nan"])["v"].to_list() == [1.0, None]
+
+
+def test_sqlite_cells_of_mixed_types_become_text_and_a_view_is_a_table(tmp_path: Path) -> None:
+    path = _sqlite(
+        tmp_path / "t.db",
+        "CREATE TABLE t (m, f, b)",
+        "INSERT INTO t VALUES (1, 1, x'00'), ('two', 2.5, NULL), (3.5, NULL, NULL)",
+        "CREATE VIEW v AS SELECT * FROM t",
+    )
+    frame = read_table(path, kind="sqlite", table="v")
+    assert frame["m"].to_list() == ["1", "two", "3.5"]
+    assert frame["f"].to_list() == [1.0, 2.5, None]
+    assert frame["b"].dtype == pl.Binary
+
+
+def test_sqlite_is_opened_read_only(tmp_path: Path) -> None:
+    path = _sqlite(tmp_path / "t.db", "CREATE TABLE t (a)", "INSERT INTO t VALUES (1)")
+    before = path.read_bytes()
+    assert _code(path, kind="sqlite", table='t"; DROP TABLE t; --') == "DATA_TABLE_MISSING"
+    path.chmod(0o444)
+    assert read_table(path, kind="sqlite", table="t").rows() == [(1,)]
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["t.db"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "sqlite", "ndjson", "arrow"])
+def test_missing_empty_and_unreadable_files(tmp_path: Path, kind: Any) -> None:
+    options = {"kind": kind, "table": "t"} if kind == "sqlite" else {"kind": kind}
+    assert _code(tmp_path / "none", **options) == "DATA_FILE_MISSING"
+    (empty := tmp_path / "empty").touch()
+    assert _code(empty, **options) == "DATA_EMPTY"
+    assert _code(tmp_path, **options) == "DATA_UNREADABLE"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "sqlite", "arrow"])
+def test_a_damaged_file_is_unreadable(tmp_path: Path, kind: Any) -> None:
+    options = _write(tmp_path / "whole", kind)
+    content = (tmp_path / "whole").read_bytes()
+    (path := tmp_path / "cut").write_bytes(content[:16] + bytes(reversed(content[16 : len(content) // 2])))
+    assert _code(path, kind=kind, **options) == "DATA_UNREADABLE"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("ndjson", b'{"a": 1}\n{"a": \n'),
+        ("ndjson", b"\x00\x01\x02\x03\x04"),
+        ("csv", b"a,b\n1,2,3\n"),
+        ("csv", "姓名\n张三\n".encode("gb18030")),
+    ],
+)
+def test_text_that_is_not_of_its_kind_is_unreadable(tmp_path: Path, kind: Any, content: bytes) -> None:
+    (path := tmp_path / "t").write_bytes(content)
+    assert _code(path, kind=kind) == "DATA_UNREADABLE"
+
+
+@pytest.mark.parametrize(
+    ("declared", "actual"),
+    [
+        (declared, actual)
+        for declared in ("csv", "parquet", "sqlite", "ndjson", "arrow")
+        for actual in ("csv", "parquet", "sqlite", "arrow")
+        if declared != actual and (declared, actual) != ("ndjson", "csv")  # text looks like text
+    ],
+)
+def test_a_file_of_another_kind_is_named_as_such(tmp_path: Path, declared: Any, actual: str) -> None:
+    _write(path := tmp_path / "t", actual)
+    options = {"table": "t"} if declared == "sqlite" else {}
+    assert _code(path, kind=declared, **options) == "DATA_WRONG_KIND"
+
+
+def test_no_rows(tmp_path: Path) -> None:
+    (path := tmp_path / "t.csv").write_text("a,b\n")
+    assert _code(path, kind="csv") == "DATA_EMPTY"
+    FRAME.clear().write_parquet(path := tmp_path / "t.parquet")
+    assert _code(path, kind="parquet") == "DATA_EMPTY"
+    path = _sqlite(tmp_path / "t.db", "CREATE TABLE t (a)")
+    assert _code(path, kind="sqlite", table="t") == "DATA_EMPTY"
+
+
+def test_a_column_name_may_not_stand_twice(tmp_path: Path) -> None:
+    (path := tmp_path / "t.csv").write_text("a,b,a\n1,2,3\n")
+    assert _code(path, kind="csv") == "DATA_COLUMN_TWICE"
+    path.write_text("a, a\n1,2\n")
+    assert _code(path, kind="csv") == "DATA_COLUMN_TWICE"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "xlsx"},
+        {"kind": "sqlite"},
+        {"kind": "csv", "table": "t"},
+        {"kind": "parquet", "column_names": ["a"]},
+        {"kind": "csv", "column_names": ["a", "a"]},
+        {"kind": "csv", "delimiter": ""},
+        {"kind": "csv", "delimiter": "，"},
+    ],
+)
+def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, Any]) -> None:
+    (path := tmp_path / "t.csv").write_text("a\n1\n")
+    assert _code(path, **options) == "DATA_OPTIONS"
+
+
+@pytest.mark.data
+def test_a_public_headerless_file_with_question_marks(data_dir: Path) -> None:
+    path = data_dir / "heart_disease" / "processed.hungarian.data"
+    frame = read_table(path, kind="csv", column_names=[f"c{i}" for i in range(14)], missing=["?"])
+    assert frame.shape == (294, 14)
+    assert frame["c11"].null_count() == 291
