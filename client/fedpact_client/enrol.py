@@ -223,11 +223,13 @@ def _ask(home: AgentHome, client: OperatorClient, invitation: Invitation, key: E
 
 
 def _known_state(client: OperatorClient) -> str | None:
-    """What the operator knows of this node, or None where it knows nothing."""
+    """What the operator knows of this node, or None where it never heard of it."""
     try:
         return client.enrolment()
-    except (InputError, RefusedError):
-        return None
+    except RefusedError as err:
+        if err.code == "REQUEST_UNKNOWN_NODE":
+            return None
+        raise
 
 
 def _check_same_operator(home: AgentHome, invitation: Invitation) -> None:

@@ -9,6 +9,7 @@ Whoever reserves holds the `HomeLock`. Reservations without an end count as cras
 is still training.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,12 +147,16 @@ class Store(Records):
             run_public: The run key's public half, hexadecimal.
 
         Raises:
-            InputError: DATA_SET_UNKNOWN; CONTRACT_ID, the terms are another contract's; CONTRACT_KNOWN.
+            InputError: DATA_SET_UNKNOWN; CONTRACT_ID, the terms are another contract's; CONTRACT_KNOWN; RUN_KEY_FORM.
             RefusedError: BUDGET_EXCEEDED.
         """
         travelling = SignedContract.parse(parse_canonical(signed, what="signed contract"), code="SIGNED_CONTRACT")
         if sha256_hex(travelling.contract.body) != terms.contract_id:
             raise InputError("CONTRACT_ID", "The terms are those of another contract.", field="contract_id")
+        if not re.fullmatch("[0-9a-f]{64}", run_public):
+            raise InputError(
+                "RUN_KEY_FORM", "A run key's public half is 64 hexadecimal characters.", field="run_public"
+            )
         agreement = Agreement(
             contract_id=terms.contract_id,
             state="signed",

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedpact_client.store_db import Database
 from fedpact_client.store_witness import Mark, Witness
 from fedpact_contract import ledger
-from fedpact_contract.errors import FaultError
+from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.ledger import LedgerRow, Replay
 from fedpact_contract.record import Envelope, open_signed, read_envelope, sign
 
@@ -38,8 +38,7 @@ class Chains:
         """The ledger, with whatever was appended since it was last read, by whomever.
 
         Raises:
-            FaultError: LEDGER_CHAIN, SIGNATURE_INVALID or SIGNATURE_MISSING.
-            InputError: a row that is not in canonical form.
+            FaultError: LEDGER_CHAIN, naming the row and the broken rule.
         """
         chain = self._chains.setdefault(data_set, Chain())
         first = max(0, len(chain.rows) - 1)
@@ -51,7 +50,7 @@ class Chains:
         if chain.rows and (not found or found[0][6] != chain.hashes[first]):
             raise _broken(data_set, first, "a row once read stays as it was")
         for *columns, row_hash, envelope in found[1 if chain.rows else 0 :]:
-            row = self._verified(read_envelope(envelope), data_set, columns[1])
+            row = self._verified(envelope, data_set, columns[1])
             if list(_columns(row)) != columns or row.row_hash != row_hash:
                 raise _broken(data_set, columns[1], "the columns beside a row are the row's")
             chain.replay.add(row)
@@ -94,14 +93,21 @@ class Chains:
             }
         )
 
-    def _verified(self, envelope: Envelope[LedgerRow], data_set: str, seq: int) -> LedgerRow:
-        row = LedgerRow.from_bytes(envelope.body)
-        if row.state == "restored" and not envelope.signatures and envelope.type == LedgerRow.media_type():
-            return row  # it only takes budget away
-        known = self._db.one("SELECT run_public FROM contracts WHERE contract_id = ?", (row.contract_id,))
-        if known is None:
-            raise _broken(data_set, seq, "a row belongs to a contract that was signed here")
-        return open_signed(envelope, LedgerRow, known[0])
+    def _verified(self, data: bytes, data_set: str, seq: int) -> LedgerRow:
+        try:
+            envelope: Envelope[LedgerRow] = read_envelope(data)
+            row = LedgerRow.from_bytes(envelope.body)
+            if row.state == "restored" and not envelope.signatures and envelope.type == LedgerRow.media_type():
+                return row  # it only takes budget away
+            known = self._db.one("SELECT run_public FROM contracts WHERE contract_id = ?", (row.contract_id,))
+            if known is None:
+                raise _broken(data_set, seq, "a row belongs to a contract that was signed here")
+            return open_signed(envelope, LedgerRow, known[0])
+        except InputError as err:
+            raise _broken(data_set, seq, f"a row is a record in canonical form: {err.code}") from err
+        except FaultError as err:
+            rule = err.rule or f"a row is signed by its contract's run key: {err.code}"
+            raise _broken(data_set, seq, rule) from err
 
 
 def _columns(row: LedgerRow) -> tuple[object, ...]:

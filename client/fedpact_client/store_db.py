@@ -256,7 +256,11 @@ def sync_folder(folder: Path) -> None:
 def _create_file(path: Path) -> None:
     """A new, empty file that only its owner can read; an existing one is never overwritten."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, mode=0o700)
+    except OSError as err:
+        raise _cannot_create(path, err) from err
+    try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         sync_folder(path.parent)
     except FileExistsError as err:
@@ -267,12 +271,16 @@ def _create_file(path: Path) -> None:
             remedy="Use another folder, or move the file away yourself.",
         ) from err
     except OSError as err:
-        raise FailedError(
-            "STORE_UNWRITABLE",
-            f"The file cannot be made: {err.strerror}.",
-            file=path,
-            remedy="Give a folder that this user can write to.",
-        ) from err
+        raise _cannot_create(path, err) from err
+
+
+def _cannot_create(path: Path, err: OSError) -> FailedError:
+    return FailedError(
+        "STORE_UNWRITABLE",
+        f"The file cannot be made: {err.strerror}.",
+        file=path,
+        remedy="Give a folder that this user can write to.",
+    )
 
 
 def _statements(script: str) -> Iterator[str]:

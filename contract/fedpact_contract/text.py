@@ -164,7 +164,7 @@ def _meaning(epsilon: Decimal, delta: str) -> str:
         "In words: whatever anybody learns from this training, it is at most "
         f"{_rounded(factor, '0.01')} times as likely (e^epsilon) as it would be without any one row, apart from a "
         f"chance of {delta}. Someone who held it for even whether a certain row was used guesses right at most "
-        f"{_rounded(guess, '0.1')} % of the time, instead of 50 %. What is true of people in general, and would be "
+        f"{_rounded(guess, '0.1')} % of the time instead of 50 %, apart from the same chance. What is true of people in general, and would be "
         "learned without the row too, is not protected."
     )
 

@@ -18,6 +18,7 @@ from fedpact_contract.logcheck import Log, verify_log
 from fedpact_contract.record import decimal_text
 from fedpact_contract.replay import replay
 from fedpact_contract.replay_state import Run
+from fedpact_contract.report import ratio_text
 from fedpact_contract.trust import Role, Trust
 
 __all__ = ["ParticipantResult", "Report", "Run", "replay", "verify", "verify_folder", "verify_log"]
@@ -54,7 +55,11 @@ class ParticipantResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What verifying found. `status` is how far the run is: unreadable, running, stopped, completed, settled, closed."""
+    """What verifying found.
+
+    `status` is how far the run is: unreadable, running, stopped, completed, settled, closing (fen are held), closed. A fault has code, message,
+    and where there are any file, field (entries.7.lines.0.fen, or line 3), party, rule and remedy.
+    """
 
     exit_code: int
     verdict: str
@@ -69,14 +74,14 @@ class Report:
     pool_fen: int | None
     basis: str | None
     participants: tuple[ParticipantResult, ...]
-    faults: tuple[FaultError, ...]
+    faults: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = {name: getattr(self, name) for name in self.__slots__}
         values["participants"] = [p.as_dict() for p in self.participants]
-        values["faults"] = [f.as_dict() for f in self.faults]
+        values["faults"] = list(self.faults)
         values["notes"] = list(self.notes)
         return values
 
@@ -134,7 +139,7 @@ def _report(
     return Report(
         exit_code=exit_code,
         verdict=verdict,
-        status=_status(run),
+        status=_status(run, participants),
         contract_id=contract.id if contract else None,
         title=contract.title if contract else None,
         **sizes,
@@ -143,16 +148,16 @@ def _report(
         pool_fen=sum(p.settled.pool_fen for p in settled if p.settled) if settled else None,
         basis=settled[-1].settled.basis if settled and settled[-1].settled else None,
         participants=participants,
-        faults=faults,
+        faults=tuple(fault.as_dict() for fault in faults),
         notes=(*missing, *_notes(run, participants, trust), UTILITIES),
     )
 
 
-def _status(run: Run | None) -> str:
+def _status(run: Run | None, participants: tuple[ParticipantResult, ...]) -> str:
     if run is None:
         return "unreadable"
     if run.closed:
-        return "closed"
+        return "closing" if any(line.held_fen for line in participants) else "closed"
     if run.periods and run.periods[-1].settled:
         return "settled"
     if run.completed:
@@ -189,7 +194,7 @@ def _participants(run: Run, held: tuple[Countersignature, ...], trust: Trust | N
             name=party.name,
             entity_code=party.entity_code,
             rounds_admitted=sum(party_id in admitted for admitted in run.aggregated.values()),
-            share=_six_places(line.share) if line else None,
+            share=ratio_text(line.share) if line else None,
             low=decimal_text(line.low) if line else None,
             high=decimal_text(line.high) if line else None,
             fen=sum(fen for fen, _ in paid) if paid else None,
@@ -220,7 +225,7 @@ def _missing(run: Run, participants: tuple[ParticipantResult, ...], trust: Trust
         if line.held_fen:
             yield f"{line.name} has not countersigned the closing checkpoint: {line.held_fen} fen are held."
     if not run.closed:
-        yield f"The run is not closed yet ({_status(run)}): nothing is final, and the rest verifies as far as it goes."
+        yield f"The run is not closed yet ({_status(run, participants)}): nothing is final, and the rest verifies as far as it goes."
 
 
 def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: Trust | None) -> Iterator[str]:
@@ -231,7 +236,7 @@ def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: 
             if line.held_fen:
                 yield f"{line.name} has not countersigned the closing checkpoint: {line.held_fen} fen are held."
         if not run.closed:
-            yield f"The run is not closed yet ({_status(run)}): the log verifies as far as it goes."
+            yield f"The run is not closed yet ({_status(run, participants)}): the log verifies as far as it goes."
     planned = run.parties.contract.training.rounds
     if run.completed and len(run.aggregated) < planned:
         yield f"The run ended after {len(run.aggregated)} of {planned} rounds."

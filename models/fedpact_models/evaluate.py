@@ -6,7 +6,8 @@ up for each coalition; only the layers behind the first ReLU are computed coalit
 
 One canonical path: matrix products come from `exact`, everything else is element by element in a fixed order (base,
 then steps by rising player number). So the result has the same bits whatever the chunk size, the threads or the BLAS,
-and a player whose step is zero has the value zero, exactly.
+and a player whose step is zero has the value zero, exactly. What remains is numpy's exp and log, whose last bit depends
+on the processor's instruction set: on another kind of processor a loss integer may now and then move by one.
 """
 
 import math
@@ -59,6 +60,7 @@ class _Block:
         return _Block(first=self.first + other.first, rest=self.rest + other.rest)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused below
 def evaluate_round(
     model: Model,
     data: Data,
@@ -110,6 +112,7 @@ def evaluate_round(
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def evaluate(model: Model, data: Data, flat: NDArray[np.floating], examples: Examples) -> tuple[float, int]:
     """Mean cross-entropy in nat, and how many rows are classified rightly, by the same path as a round's coalitions.
 

@@ -29,6 +29,7 @@ from fedpact_server import db, enrolment, validation
 from fedpact_server.db import Database
 from fedpact_server.home import OperatorHome
 from fedpact_server.run_state import store_model
+from fedpact_server.shell import shell_digest
 
 _DIGEST = "0" * 64
 """Stands for a digest while the template is checked, before anything expensive is worked out."""
@@ -108,8 +109,6 @@ def new(
 
 def installed_code() -> Software:
     """The code that is installed here: release, and the digests of training code and Flower bundle."""
-    from fedpact_server.superlink import shell_digest
-
     return Software(release=version("fedpact"), models_digest=models_digest(), shell_digest=shell_digest())
 
 

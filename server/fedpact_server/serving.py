@@ -71,9 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _bind_error(host: str, port: int, err: OSError) -> InputError:
     if isinstance(err, PermissionError):
-        return InputError(
-            "PORT_FORBIDDEN", f"This user may not take port {port}.", remedy="Choose a port above 1023."
-        )
+        return InputError("PORT_FORBIDDEN", f"This user may not take port {port}.", remedy="Choose a port above 1023.")
     if isinstance(err, socket.gaierror) or err.errno == errno.EADDRNOTAVAIL:
         return InputError("HOST_UNKNOWN", f"{host} is no address of this machine.", remedy="Use 0.0.0.0 for all.")
     return InputError(

@@ -1,7 +1,8 @@
 """Flower's SuperExec as a child of `fedpact serve`: it starts a ServerApp for each run.
 
-It is started again if it dies, and dies with us: it watches our process id (`--parent-pid`), and each ServerApp watches its own. The secret that lets
-it take tasks goes in by its standard input: never in argv, the environment or a file.
+It is started again if it dies, and dies with us: it watches our process id (`--parent-pid`), and each ServerApp
+watches its own. The secret that lets it take tasks goes in by its standard input: never in argv, the environment or
+a file.
 """
 
 import os

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.support.noise import FixedNoise
 
 from fedpact_client.answer import Desk, Trained, answer, open_contract
 from fedpact_client.policy import Policy
@@ -33,7 +34,6 @@ from fedpact_server import db, logbook
 from fedpact_server.rounds import Loop, run_context
 from fedpact_server.run_state import store_model
 from fedpact_server.transport import Incoming, Outgoing
-from tests.support.noise import FixedNoise
 
 BUNDLE = "ab" * 32
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -212,9 +212,7 @@ class DirectTransport:
             changed = self.before(node, item.order, item.model)
             reply = None if changed is None else self.agents[node](*changed)
             if reply is None:
-                found.append(
-                    Incoming(message_id=message_id, node=node, reply=None, array=b"", error="AGENT_NO_REPLY")
-                )
+                found.append(Incoming(message_id=message_id, node=node, reply=None, array=b"", error="AGENT_NO_REPLY"))
             else:
                 found.append(Incoming(message_id=message_id, node=node, reply=reply[0], array=reply[1], error=None))
         return found
@@ -239,9 +237,7 @@ class Federation:
         return self.agents[next(p.id for p in self.contract.participants if p.name == name)]
 
     def loop(self, driver: str = "1", *, accept_test_noise: bool = True) -> Loop:
-        context = run_context(
-            self.home, self.database, self.contract.id, driver, accept_test_noise=accept_test_noise
-        )
+        context = run_context(self.home, self.database, self.contract.id, driver, accept_test_noise=accept_test_noise)
         return Loop(context=context, transport=self.transport, examples=self.validation, sleep=lambda _s: None)
 
     def run(self, **options: Any) -> str:
@@ -321,9 +317,7 @@ def _sign_all(contract, operator, operator_run, keys, run_keys) -> SignedContrac
 
 def _fill_database(database, contract, signed, operator_run, nodes) -> None:
     with database.write() as connection:
-        connection.execute(
-            db.contracts.insert().values(id=contract.id, payload=contract.to_bytes(), state="signed")
-        )
+        connection.execute(db.contracts.insert().values(id=contract.id, payload=contract.to_bytes(), state="signed"))
         for participant in contract.participants:
             connection.execute(
                 db.participants.insert().values(
@@ -385,9 +379,7 @@ def _agent(folder, contract, signed, index, key, run_key, examples, noise, polic
         if agent.crash(attempt):
             raise TrainerLostError("TRAINER_LOST", "killed by the test")
         update = local_update(contract, np.frombuffer(base, "<f8").copy(), agent.examples, agent.noise)
-        return Trained(
-            update=update.astype("<f4").tobytes(), noise=agent.noise.label, rows_fingerprint=f"{index:064x}"
-        )
+        return Trained(update=update.astype("<f4").tobytes(), noise=agent.noise.label, rows_fingerprint=f"{index:064x}")
 
     desk = Desk(
         store=store,

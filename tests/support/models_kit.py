@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tests.settlement_kit import a_contract
 
 from fedpact_contract.contract import Contract, Data, Model
 from fedpact_models.features import Examples, Floats
-from tests.settlement_kit import a_contract
 
 
 def number(name: str, low: Any = 0, high: Any = 16, missing: str = "refuse", **more: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def training_contract(data: Data, model: Model, counts: Sequence[int], **changes
 
 
 def digits(seed: int, sizes: Sequence[int], flipped: dict[int, float]) -> tuple[Data, list[Examples], Examples]:
-    """The digits of scikit-learn: schema, participants' examples (some labels moved to another class), held-out rows."""
+    """The digits of scikit-learn: schema, participants' examples (some labels moved to another class), other rows."""
     import polars as pl
     from sklearn.datasets import load_digits
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from tests.support.models_kit import a_schema, category, number, random_examples
 
 from fedpact_contract import merkle
 from fedpact_contract.errors import InputError
@@ -20,7 +21,6 @@ from fedpact_models.features import (
     select_rows,
     validation_root,
 )
-from tests.support.models_kit import a_schema, category, number, random_examples
 
 AGE = number("age", 0, 100)
 CITY = category("city", ["Wuhan", "Xi'an"])
@@ -99,7 +99,10 @@ def test_the_label_rule_above_is_strict() -> None:
 
 def test_missing_values_are_filled_or_the_row_dropped() -> None:
     schema = a_schema(
-        number("a", 0, 4, "fill", fill=1), category("c", ["u", "v"], "fill", fill="v"), number("d", 0, 4, "drop"), label=LABEL
+        number("a", 0, 4, "fill", fill=1),
+        category("c", ["u", "v"], "fill", fill="v"),
+        number("d", 0, 4, "drop"),
+        label=LABEL,
     )
     table = pl.DataFrame(
         {"a": [None, 4, "what"], "c": ["", "u", "w"], "d": [0, 4, None], "y": ["no", "yes", None]}, strict=False
@@ -155,7 +158,7 @@ def test_nothing_left_is_an_error() -> None:
 
 def test_row_bytes_are_canonical() -> None:
     assert row_bytes(np.array([-0.0, 1.0]), 3) == b"fedpact.row.v1:" + bytes(8) + bytes.fromhex(
-        "000000000000f03f" "0300000000000000"
+        "000000000000f03f0300000000000000"
     )
 
 

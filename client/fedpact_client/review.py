@@ -1,0 +1,341 @@
+"""What a person sees before signing a contract: every check against what is known here, and what it costs.
+
+Failed checks are collected, so that all of them are shown; `Review.refuse` then raises the first.
+"""
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from fedpact_client import policy
+from fedpact_client.api import printable
+from fedpact_client.config import AgentConfig
+from fedpact_client.home import AgentHome
+from fedpact_client.store import Agreement, Store
+from fedpact_client.store_records import OVER
+from fedpact_contract import ledger
+from fedpact_contract.contract import Contract, Participant, Party
+from fedpact_contract.errors import FedpactError, InputError, RefusedError
+from fedpact_contract.ledger import Terms
+from fedpact_contract.messages import DataSetCard
+from fedpact_contract.record import read_envelope
+from fedpact_contract.request import parse_instant
+from fedpact_contract.trust import Trust, TrustedParty
+
+Standing = Literal["self", "known", "operator only"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standings:
+    """One party of a contract, and how this enterprise knows its key."""
+
+    party: Party
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was checked before signing: what it is, and the error where it failed."""
+
+    name: str
+    error: FedpactError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What the whole plan costs the data set. `epsilon` is the plan's own; the rest are Rényi sums at `alpha`.
+
+    `before` is charged or promised to other contracts, `after` with this plan added; `limit` is R.
+    """
+
+    epsilon: Decimal
+    alpha: Decimal
+    attempts: int
+    before: Decimal
+    after: Decimal
+    limit: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """Everything that a person sees before signing."""
+
+    contract: Contract
+    parties: tuple[Standings, ...]
+    checks: tuple[Check, ...]
+    cost: Cost | None
+    terms: Terms | None
+    signed_here: bool
+
+    def refuse(self) -> None:
+        """Raise the first failed check, if there is one.
+
+        Raises:
+            RefusedError, InputError, FaultError: the check's.
+        """
+        for check in self.checks:
+            if check.error is not None:
+                raise check.error
+
+
+def review(home: AgentHome, config: AgentConfig, store: Store, contract: Contract, now: datetime.datetime) -> Review:
+    """Check a contract that is offered against everything that is known here; failed checks are collected, not raised.
+
+    Raises:
+        InputError: this enterprise is no participant of the contract; a damaged trust file or store.
+        FaultError: the store's own card is not what was signed.
+    """
+    me = contract.participant(home.participant_id)
+    known = agreement(store, contract.id)
+    terms_or_error = _attempt(lambda: make_terms(store, contract, me.id))
+    terms = terms_or_error if isinstance(terms_or_error, Terms) else None
+    trust = home.trust()
+    checks = [
+        _check("enrolled operator", lambda: check_operator(home, contract)),
+        _check("own data", lambda: check_own(config, store, contract, me)),
+        _check("installed code", lambda: check_code(contract)),
+        _check("noise covers the plan", lambda: check_noise(contract)),
+        Check(name="budget", error=terms_or_error)
+        if isinstance(terms_or_error, FedpactError)
+        else _check("budget", lambda: check_budget(store, terms_or_error)),
+        _check("policy", lambda: check_policy(home, config, contract, now)),
+        _check("fingerprints", lambda: check_trust(contract, trust, home.trust_path)),
+    ]
+    return Review(
+        contract=contract,
+        parties=tuple(
+            Standings(party=p, standing=standing(p, me.id, contract, trust)) for p in contract.parties().values()
+        ),
+        checks=tuple(checks),
+        cost=None if terms is None else cost(store, contract, terms),
+        terms=terms,
+        signed_here=known is not None,
+    )
+
+
+def make_terms(store: Store, contract: Contract, participant_id: str) -> Terms:
+    """What the contract fixes for the ledger: one attempt's Rényi divergence at the data set's alpha.
+
+    Raises:
+        InputError: DATA_SET_UNKNOWN, no card was signed for the data set.
+        RefusedError: BUDGET_PLAN_EXCEEDED, one attempt alone has no bound.
+    """
+    from fedpact_contract.privacy import rdp
+
+    alpha = store.data_set(contract.participant(participant_id).data_set).alpha
+    plan = contract.privacy
+    attempt = rdp(plan.noise_multiplier, plan.sample_rate, contract.training.local_steps, alpha)
+    if not attempt.is_finite():
+        raise RefusedError("BUDGET_PLAN_EXCEEDED", "One attempt has no bounded cost.", field="privacy.noise_multiplier")
+    return Terms.of(contract, participant_id, attempt)
+
+
+def cost(store: Store, contract: Contract, terms: Terms) -> Cost:
+    """What the plan costs the data set."""
+    from fedpact_contract.privacy import epsilon_pld
+
+    budget, rows = store.budget(terms.data_set), store.rows(terms.data_set)
+    others = _other_plans(store, terms)
+    plan = contract.privacy
+    groups = [(plan.noise_multiplier, plan.sample_rate, contract.planned_steps)]
+    return Cost(
+        epsilon=epsilon_pld(groups, plan.delta),
+        alpha=budget.alpha,
+        attempts=terms.planned_attempts,
+        before=ledger.committed([r for r in rows if r.contract_id != terms.contract_id], others),
+        after=ledger.committed(rows, [*others, terms]),
+        limit=budget.limit,
+    )
+
+
+def check_operator(home: AgentHome, contract: Contract) -> None:
+    """The contract's operator is the one that this home is enrolled with.
+
+    Raises:
+        RefusedError: SIGN_OPERATOR.
+    """
+    known = home.operator()
+    if (contract.operator.key, contract.operator.entity_code) != (known.key, known.entity_code):
+        raise RefusedError(
+            "SIGN_OPERATOR",
+            f"The contract's operator is not {known.name}, with which this agent is enrolled.",
+            party=contract.operator.id,
+            remedy="Do not sign. Ask the operator.",
+        )
+
+
+def check_own(config: AgentConfig, store: Store, contract: Contract, me: Participant) -> None:
+    """What the contract says of this enterprise is what it declared itself.
+
+    Raises:
+        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE.
+        InputError: CONFIG_DATA_SET, DATA_SET_UNKNOWN.
+    """
+    data_set = config.data_set(me.data_set)
+    card = DataSetCard.from_bytes(read_envelope(store.data_set(me.data_set).card).body)
+    slices = {s.source: s.count for s in contract.contribution.validation.slices}
+    names = {c.name for c in contract.data.columns}
+    if me.entity_code != config.agent.entity_code:
+        raise _own("SIGN_ENTITY", f"The contract gives our key the entity code {me.entity_code}.", "entity_code")
+    if not me.num_examples == card.num_examples == data_set.num_examples:
+        raise _own(
+            "SIGN_NUM_EXAMPLES",
+            f"The contract says {me.num_examples} examples, the signed card {card.num_examples}, "
+            f"agent.toml {data_set.num_examples}.",
+            "num_examples",
+        )
+    if not names <= set(card.columns):
+        missing = sorted(names - set(card.columns))
+        raise _own("SIGN_COLUMNS", f"The contract reads {missing[0]}, which the signed card does not name.", "columns")
+    if contract.data.label.name != card.label:
+        raise _own(
+            "SIGN_LABEL",
+            f"The contract predicts {contract.data.label.name}, the signed card declares {card.label}.",
+            "label",
+        )
+    if slices.get(me.id, 0) > card.released_rows:
+        raise _own(
+            "SIGN_SLICE",
+            f"The contract counts {slices[me.id]} validation rows from us; {card.released_rows} were released.",
+            "contribution.validation.slices",
+        )
+
+
+def check_code(contract: Contract) -> None:
+    """The training code that the contract names is the code that is installed here.
+
+    Raises:
+        RefusedError: CODE_MODELS_MISMATCH.
+    """
+    from fedpact_models.code import models_digest
+
+    if contract.code.models_digest != models_digest():
+        raise RefusedError(
+            "CODE_MODELS_MISMATCH",
+            f"The contract names the training code of release {contract.code.release}; other code is installed here.",
+            field="code.models_digest",
+            remedy="Install the release that the contract names, from a source that you trust.",
+        )
+
+
+def check_noise(contract: Contract) -> None:
+    """The noise keeps the whole plan within the contract's epsilon.
+
+    Raises:
+        RefusedError: CONTRACT_NOISE_TOO_SMALL, CONTRACT_ACCOUNTANT, PRIVACY_RANGE.
+    """
+    from fedpact_contract.privacy import check_plan
+
+    try:
+        check_plan(contract)
+    except InputError as err:
+        # The input at fault is the operator's contract, not this command's: it is refused.
+        raise RefusedError(err.code, err.message, field=err.field, rule=err.rule, remedy=err.remedy) from err
+
+
+def check_budget(store: Store, terms: Terms) -> None:
+    """The whole plan fits beside what is charged and the other signed plans.
+
+    Raises:
+        RefusedError: BUDGET_PLAN_EXCEEDED.
+    """
+    rows, limit = store.rows(terms.data_set), store.data_set(terms.data_set).limit
+    try:
+        ledger.check_plans(rows, _other_plans(store, terms), terms, limit)
+    except RefusedError as err:
+        raise plan_exceeded(err) from err
+
+
+def check_policy(home: AgentHome, config: AgentConfig, contract: Contract, now: datetime.datetime) -> None:
+    """The policy allows it: now, or at the beginning of its term where that is still to come.
+
+    Raises:
+        RefusedError: POLICY_*.
+    """
+    moment = max(now, parse_instant(contract.term.not_before))
+    policy.check(contract, home.participant_id, config.policy.resolve(home.operator().id), moment)
+
+
+def check_trust(contract: Contract, trust: Trust, file: object) -> None:
+    """No party's key contradicts the trust file.
+
+    Raises:
+        RefusedError: TRUST_CONTRADICTION.
+    """
+    for party in contract.parties().values():
+        entry = _contradicting(party, _role(party, contract), trust)
+        if entry is not None:
+            raise RefusedError(
+                "TRUST_CONTRADICTION",
+                f"The contract gives {printable(party.name)} ({party.entity_code}) the key {party.id}; "
+                f"trust.toml knows {entry.name} ({entry.entity_code}) by the key {entry.fingerprint}.",
+                file=file,
+                party=printable(party.name),
+                rule="the parties' keys are those that they told us themselves",
+                remedy="Do not sign. Call that party on a number that you know and compare fingerprints.",
+            )
+
+
+def standing(party: Party, own_id: str, contract: Contract, trust: Trust) -> Standing:
+    """How this enterprise knows a party's key (where nothing contradicts it)."""
+    if party.id == own_id:
+        return "self"
+    wanted = (_role(party, contract), party.entity_code, party.id)
+    known = any((e.role, e.entity_code, e.fingerprint) == wanted for e in trust.party)
+    return "known" if known else "operator only"
+
+
+def _contradicting(party: Party, role: str, trust: Trust) -> TrustedParty | None:
+    """An entry that gives this key to another legal entity, or this legal entity another key.
+
+    An entity may have a key in each role: entries in this role count, all of them only where there is none.
+    """
+    owner = next((e for e in trust.party if e.fingerprint == party.id), None)
+    if owner is not None and owner.entity_code != party.entity_code:
+        return owner
+    entries = trust.entries(party.entity_code)
+    in_role = [e for e in entries if e.role == role] or list(entries)
+    return None if not in_role or any(e.fingerprint == party.id for e in in_role) else in_role[0]
+
+
+def _role(party: Party, contract: Contract) -> str:
+    return "operator" if party.id == contract.operator.id else "participant"
+
+
+def agreement(store: Store, contract_id: str) -> Agreement | None:
+    """The contract as it was signed here, or None."""
+    return next((a for a in store.contracts() if a.contract_id == contract_id), None)
+
+
+def _other_plans(store: Store, terms: Terms) -> list[Terms]:
+    return [
+        a.terms
+        for a in store.contracts()
+        if a.terms.data_set == terms.data_set and a.state not in OVER and a.contract_id != terms.contract_id
+    ]
+
+
+def plan_exceeded(err: RefusedError) -> RefusedError:
+    """The ledger's refusal of a plan, under the code that people and programs know."""
+    if err.code != "BUDGET_EXCEEDED":
+        return err
+    return RefusedError("BUDGET_PLAN_EXCEEDED", err.message, field=err.field, rule=err.rule, remedy=err.remedy)
+
+
+def _check(name: str, check: Callable[[], None]) -> Check:
+    found = _attempt(check)
+    return Check(name=name, error=found if isinstance(found, FedpactError) else None)
+
+
+def _attempt(action: Callable[[], Any]) -> Any:  # noqa: ANN401 - the action's value, or its error
+    """The value, or what was refused: a check that fails is shown to the person, then raised before signing."""
+    try:
+        return action()
+    except (RefusedError, InputError) as err:
+        return err
+
+
+def _own(code: str, message: str, field: str) -> RefusedError:
+    return RefusedError(code, message, field=field, remedy="Do not sign. Ask the operator to correct the contract.")

@@ -1,0 +1,278 @@
+"""The command `fedpact`: what an auditor installs, and the operator's commands where the extra `server` is.
+
+Server commands come from the entry-point group `fedpact.commands`: each entry point is a function that is given the
+typer app and adds its commands; `group(app, "contract")` gives it a group that exists already. They are loaded only
+when a command line asks for something that the base does not have, and must import what is heavy on use.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from fedpact_contract import __version__, output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedpact_contract.contract import Contract
+    from fedpact_contract.verify import Report
+
+ENTRY_POINTS = "fedpact.commands"
+SERVER_MARKS = ("fastapi", "flwr", "sqlalchemy", "torch")
+"""Packages of the extra `server`: without any one of them its commands are not offered."""
+
+SERVER_COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "": (
+        *("audit-privacy", "backup", "demo", "evidence", "init", "participant", "predict", "report", "restore"),
+        *("run", "serve", "settle", "upgrade"),
+    ),
+    "contract": ("approve", "list", "new", "offer", "show", "sign", "status", "terminate"),
+    "contribution": ("reevaluate", "retrain", "show"),
+}
+"""Group -> commands that only the extra `server` has; "" is the top."""
+
+_SHOWN = 20  # faults that the text shows
+
+
+class FedpactGroup(TyperGroup):
+    """A group that names the missing extra when it is asked for a server command that is not installed."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but for server commands of a base install.
+
+        Raises:
+            InputError: EXTRA_MISSING.
+        """
+        name = args[0] if args else ""
+        place = "" if ctx.parent is None else ctx.info_name or ""
+        if self.get_command(ctx, name) is None and name in SERVER_COMMANDS.get(place, ()):
+            command = f"{place} {name}".strip()
+            raise output.extra_missing(f"`fedpact {command}` is a command of the operator.", "server")
+        return super().resolve_command(ctx, args)
+
+
+def _typer(help_text: str) -> typer.Typer:
+    return typer.Typer(
+        cls=FedpactGroup,
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+
+
+def make_app() -> typer.Typer:
+    """The app with the commands of the base install."""
+    app = _typer("Federated learning governed by one signed contract.")
+    app.callback()(_root)
+    app.command("verify")(verify_command)
+    contribution = _typer("What each participant contributed.")
+    contribution.command("recompute")(recompute_command)
+    contract = _typer("The contract that governs a federation.")
+    contract.command("read")(read_command)
+    # A second command keeps typer from folding a group of one command into that command.
+    for name, sub in (("contribution", contribution), ("contract", contract)):
+        sub.callback()(_nothing)
+        app.add_typer(sub, name=name)
+    return app
+
+
+def group(app: typer.Typer, name: str, help_text: str = "") -> typer.Typer:
+    """The group of this name in the app: the one that exists, or a new one."""
+    for info in app.registered_groups:
+        if info.name == name and info.typer_instance is not None:
+            return info.typer_instance
+    new = _typer(help_text)
+    new.callback()(_nothing)
+    app.add_typer(new, name=name)
+    return new
+
+
+def load_commands(app: typer.Typer) -> None:
+    """Let the installed entry points add their commands; none where the extra `server` is not there."""
+    if any(find_spec(mark) is None for mark in SERVER_MARKS):
+        return
+    from importlib.metadata import entry_points
+
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
+        register: Callable[[typer.Typer], None] = point.load()
+        register(app)
+
+
+def main() -> NoReturn:
+    """The entry point of `fedpact`."""
+
+    def program() -> object:
+        app = make_app()
+        if not _base_alone(sys.argv[1:]):
+            load_commands(app)
+        return app(standalone_mode=False)
+
+    output.run(program)
+
+
+def _base_alone(arguments: Sequence[str]) -> bool:
+    """Whether the base can answer this command line, so that nothing else need be loaded."""
+    words = [word for word in arguments if not word.startswith("-")][:2]
+    return (
+        words[:1] == ["verify"]
+        or words in (["contribution", "recompute"], ["contract", "read"])
+        or (not words and "--version" in arguments)
+    )
+
+
+def _nothing() -> None:
+    pass
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"fedpact {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+def verify_command(
+    evidence: Annotated[Path, typer.Argument(help="Folder of evidence.", metavar="EVIDENCE")],
+    trust: Annotated[Path | None, typer.Option("--trust", help="Whom you know: fingerprints, as TOML.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Recompute everything in the evidence, offline, and say on whose word the rest stands.
+
+    Exit codes: 0 verified and authenticated; 1 a fault; 3 not authenticated (no --trust); 4 partly authenticated.
+    """
+    from fedpact_contract.trust import Trust
+    from fedpact_contract.verify import verify_folder
+
+    report = verify_folder(evidence, None if trust is None else Trust.read(trust))
+    if as_json:
+        output.emit_json(report.as_dict())
+    else:
+        _show_report(report)
+    raise typer.Exit(report.exit_code)
+
+
+def recompute_command(
+    table: Annotated[Path, typer.Argument(help="A game's values by coalition, as JSON.", metavar="TABLE.json")],
+    as_json: Json = False,
+) -> None:
+    """Recompute Shapley and Banzhaf values from a table of coalition values, exactly."""
+    from fedpact_contract.shapley import recompute
+
+    result = recompute(table.read_bytes(), file=table)
+    if as_json:
+        output.emit_json(result)
+        return
+    players = list(result["shapley"])
+    rows = [[player, result["shapley"][player], result["banzhaf"][player]] for player in players]
+    output.table(output.console(), ["player", "Shapley", "Banzhaf"], rows, right=(1, 2))
+
+
+def read_command(
+    file: Annotated[Path, typer.Argument(help="A contract: TOML, canonical JSON, or signed.", metavar="FILE")],
+    as_json: Json = False,
+) -> None:
+    """Print a contract's id, its parties with their fingerprints, and every clause."""
+    from fedpact_contract.contract_file import read_contract
+
+    contract, signed_by = read_contract(file)
+    if as_json:
+        output.emit_json({"contract_id": contract.id, "contract": contract.plain(), "signed_by": signed_by})
+        return
+    _show_contract(output.console(), contract, signed_by)
+
+
+def _show_contract(console: "Console", contract: "Contract", signed_by: Sequence[str]) -> None:
+    from fedpact_contract.keys import show_fingerprint
+
+    def line(text: str = "") -> None:
+        console.print(output.visible(text), soft_wrap=True)
+
+    line(f"contract {contract.id}")
+    line(contract.title)
+    for party_id, party in contract.parties().items():
+        role = "operator" if party_id == contract.operator.id else "participant"
+        line()
+        line(f"{role} {party.name}")
+        line(f"  entity code  {party.entity_code}")
+        line(f"  fingerprint  {show_fingerprint(party_id)}")
+        line(f"  signed       {'yes' if party_id in signed_by else 'no'}")
+    line()
+    for path, value in _clauses(contract.plain()):
+        line(f"{path} = {value}")
+
+
+def _clauses(value: Any, path: str = "") -> list[tuple[str, str]]:  # noqa: ANN401 - any JSON value
+    """Every leaf of plain values with its path."""
+    if isinstance(value, dict):
+        return [leaf for key, item in value.items() for leaf in _clauses(item, f"{path}.{key}" if path else key)]
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return [leaf for place, item in enumerate(value) for leaf in _clauses(item, f"{path}.{place}")]
+    if isinstance(value, list):
+        return [(path, ", ".join(map(str, value)))]
+    return [(path, str(value).lower() if isinstance(value, bool) else str(value))]
+
+
+def _show_report(report: "Report") -> None:
+    from rich.text import Text
+
+    from fedpact_contract.settlement import format_fen
+
+    console = output.console()
+
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(output.visible(text), style), soft_wrap=True)
+
+    line(f"contract {report.contract_id or 'unreadable'}")
+    if report.title:
+        line(report.title)
+    line(
+        f"{report.status}; {report.entries} entries, {report.checkpoints} checkpoints, "
+        f"{report.countersignatures} countersignatures; "
+        f"{report.rounds_aggregated or 0} of {report.rounds_planned or '?'} rounds"
+    )
+    if report.pool_fen is not None:
+        line(f"pool {format_fen(report.pool_fen, 'en')}, split by {report.basis}")
+    if report.participants:
+        columns = ["participant", "rounds", "share", "95 % interval", "paid", "countersigned", "authenticated"]
+        rows = [
+            [
+                p.name,
+                str(p.rounds_admitted),
+                p.share or "-",
+                f"{p.low} to {p.high}" if p.low is not None else "-",
+                "-" if p.fen is None else format_fen(p.fen, "en") + (" (held)" if p.held_fen else ""),
+                "yes" if p.countersigned else "no",
+                "yes" if p.authenticated else "no",
+            ]
+            for p in report.participants
+        ]
+        output.table(console, columns, rows, right=(1, 2, 4))
+    for note in report.notes:
+        line(f"- {note}")
+    for fault in report.faults[:_SHOWN]:
+        places = ", ".join(f"{name} {fault[name]}" for name in ("file", "field", "party") if name in fault)
+        line(f"{fault['code']}: {fault['message']} ({places})", "red")
+    if len(report.faults) > _SHOWN:
+        line(f"and {len(report.faults) - _SHOWN} more faults; --json lists them all", "red")
+    line(report.verdict, {0: "bold green", 1: "bold red"}.get(report.exit_code, "bold yellow"))

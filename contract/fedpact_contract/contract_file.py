@@ -1,0 +1,62 @@
+"""A contract as it lies in a file: complete TOML, canonical JSON, an envelope, or the signed contract."""
+
+from pathlib import Path
+from typing import Any
+
+from fedpact_contract.canonical import parse_canonical
+from fedpact_contract.contract import Contract, SignedContract
+from fedpact_contract.errors import FedpactError, InputError
+from fedpact_contract.record import Envelope, read_envelope, signers
+
+
+def read_contract(path: Path) -> tuple[Contract, list[str]]:
+    """The contract in a file, and the ids of the parties whose valid signature is on it.
+
+    Raises:
+        InputError: no such file, or no contract in it.
+        FaultError: a signature on it does not verify.
+    """
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as err:
+        raise InputError("CONTRACT_FILE_MISSING", "There is no contract file here.", file=path) from err
+    try:
+        return _json(data) if data.lstrip()[:1] == b"{" else (_toml(data, path), [])
+    except FedpactError as err:
+        err.file = err.file or str(path)
+        raise
+
+
+def _toml(data: bytes, path: Path) -> Contract:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise InputError("CONTRACT_ENCODING", "The contract file is not UTF-8 text.", file=path) from err
+    return Contract.from_toml(text, file=path)
+
+
+def _json(data: bytes) -> tuple[Contract, list[str]]:
+    """JSON of three shapes. What is signed is canonical in any case; the file around it may end with a newline."""
+    value = _load(data)
+    if set(value) == {"contract", "delegations"}:
+        return _signed(SignedContract.parse(value, code="CONTRACT_SIGNED_FORM").contract)
+    if set(value) == {"type", "payload", "signatures"}:
+        return _signed(read_envelope(value))
+    return Contract.from_bytes(data.rstrip(b"\n")), []
+
+
+def _load(data: bytes) -> dict[str, Any]:
+    try:
+        value = parse_canonical(data.rstrip(b"\n"), what="contract")
+    except InputError as err:
+        err.remedy = "Give the file as `fedpact contract` wrote it, or the contract as TOML."
+        raise
+    if not isinstance(value, dict):
+        raise InputError("CONTRACT_FILE_FORM", "The file holds no contract.")
+    return value
+
+
+def _signed(envelope: Envelope[Contract]) -> tuple[Contract, list[str]]:
+    keys = signers(envelope, Contract)
+    contract = Contract.from_bytes(envelope.body)
+    return contract, [party_id for party_id, party in contract.parties().items() if party.key in keys]

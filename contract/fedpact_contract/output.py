@@ -1,0 +1,171 @@
+"""What every command line shares: errors as people and programs read them, exit codes, tables.
+
+A command's result goes to stdout, everything else to stderr. Text that others wrote (names, evidence) is shown with
+every character that could steer a terminal made visible.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fedpact_contract.errors import FailedError, FedpactError, InputError
+
+if TYPE_CHECKING:
+    import typer
+    from rich.console import Console
+
+INTERRUPTED = 130
+_HIDDEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+
+
+def run(main: "Callable[[], object] | typer.Typer", *, extra: str = "server") -> NoReturn:
+    """Run a command line and leave the process with its exit code.
+
+    Args:
+        main: A typer app, or a function; an integer that it returns is the exit code.
+        extra: The extra of the package that brings what this program imports on use.
+
+    Raises:
+        SystemExit: always.
+    """
+    as_json = "--json" in sys.argv[1:]
+    try:
+        code = _call(main)
+    except FedpactError as err:
+        code = show_error(err, as_json=as_json)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        _stderr("Interrupted.")
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not write to it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except ModuleNotFoundError as err:
+        missing = err.name or ""
+        if missing.partition(".")[0].startswith("fedpact_"):
+            code = _unexpected(err, as_json=as_json)
+        else:
+            code = show_error(extra_missing(f"This command needs the package {missing}.", extra), as_json=as_json)
+    except OSError as err:
+        code = show_error(_system_error(err), as_json=as_json)
+    except Exception as err:  # noqa: BLE001 - the rim: nothing above us shows an unexpected error to a person
+        code = _unexpected(err, as_json=as_json)
+    raise SystemExit(code)
+
+
+def show_error(err: FedpactError, *, as_json: bool) -> int:
+    """Show an error, as {"error": {...}} on stdout or in red on stderr; returns its exit code."""
+    if as_json:
+        emit_json({"error": err.as_dict()})
+    else:
+        from rich.text import Text
+
+        console = error_console()
+        console.print(Text.assemble((f"{err.code}: ", "bold red"), (visible(err.message), "red")), soft_wrap=True)
+        for name in ("file", "field", "party", "rule"):
+            if value := getattr(err, name):
+                console.print(Text(f"  {name}: {visible(value)}"), soft_wrap=True)
+        if err.remedy:
+            console.print(Text(f"  {visible(err.remedy)}"), soft_wrap=True)
+    return err.exit_code
+
+
+def extra_missing(message: str, extra: str) -> InputError:
+    """The error for a command whose extra is not installed."""
+    return InputError("EXTRA_MISSING", message, remedy=f"Run: pip install 'fedpact[{extra}]'")
+
+
+def emit_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """One JSON value on stdout, on one line."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=not _utf8()) + "\n")
+    sys.stdout.flush()
+
+
+def console() -> "Console":
+    """A rich console on stdout; markup in the text is shown, not obeyed."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, emoji=False)
+
+
+def error_console() -> "Console":
+    """A rich console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+
+def table(
+    target: "Console", columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()
+) -> None:
+    """A plain table; `right` are the columns that are set flush right. Cells are made visible."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=box.SIMPLE_HEAD)
+    for place, column in enumerate(columns):
+        result.add_column(column, justify="right" if place in right else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(Text(visible(cell)) for cell in row))
+    target.print(result)
+
+
+def visible(text: str) -> str:
+    """The text with control characters, direction marks and the like spelt out in ASCII, and line ends as they are."""
+    return "".join(c if c == "\n" or unicodedata.category(c) not in _HIDDEN else ascii(c)[1:-1] for c in text)
+
+
+def _call(main: "Callable[[], object] | typer.Typer") -> int:
+    import click
+    import typer
+
+    try:
+        result = main(standalone_mode=False) if isinstance(main, typer.Typer) else main()
+    except click.exceptions.Exit as err:
+        return int(err.exit_code)
+    except click.Abort as err:
+        raise KeyboardInterrupt from err
+    except click.UsageError as err:
+        hint = err.ctx.command_path if err.ctx else ""
+        remedy = f"Run: {hint} --help" if hint else ""
+        raise InputError("USAGE", err.format_message(), remedy=remedy) from err
+    except click.ClickException as err:
+        raise InputError("USAGE", err.format_message()) from err
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def _system_error(err: OSError) -> FedpactError:
+    reason = err.strerror or type(err).__name__
+    if err.filename is None:
+        return FailedError("SYSTEM", f"The operating system refuses: {reason}.")
+    return InputError("FILE_ACCESS", f"A file cannot be used: {reason}.", file=os.fsdecode(err.filename))
+
+
+def _unexpected(err: BaseException, *, as_json: bool) -> int:
+    """An error that nobody foresaw: one line for the person, the details in a file that only its owner reads."""
+    if os.environ.get("FEDPACT_DEBUG") == "1":
+        raise err
+    handle, path = tempfile.mkstemp(prefix="fedpact-error-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as out:
+        out.write("".join(traceback.format_exception(err)))
+    problem = FailedError(
+        "INTERNAL",
+        f"An unexpected error: {type(err).__name__}.",
+        file=path,
+        remedy="Please report it with this file, once you have read what is in it.",
+    )
+    return show_error(problem, as_json=as_json)
+
+
+def _stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def _utf8() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

@@ -1,0 +1,326 @@
+"""Differentially private steps: against a plain reference, and one regression test for each trap of docs/privacy.
+
+Traps by their numbers there: 1 the number of rows leaks through rate and denominator; 2 a NaN record; 3 the one step
+hook; 4 a seeded generator repeats its noise; 5 a logical batch that was broken off; 6 raw gradients left in `p.grad`;
+9 an empty batch.
+"""
+
+import copy
+import math
+import os
+import tracemalloc
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import nn
+
+from fedpact_contract.errors import InputError
+from fedpact_models import dp
+from fedpact_models.dp import SystemNoise, dp_sgd, validate
+from fedpact_models.features import Floats
+from fedpact_models.registry import build
+from fedpact_models.weights import flatten, load_flat
+from tests.support.models_kit import a_model, plain_schema, random_examples
+from tests.support.noise import FixedNoise
+
+RATES = {
+    "steps": 3,
+    "sample_rate": 0.2,
+    "noise_multiplier": 1.5,
+    "max_grad_norm": 1.0,
+    "denominator": 20.0,
+    "learning_rate": 0.5,
+    "physical_batch": 8,
+}
+
+
+class ScriptedNoise:
+    """Takes the rows that it is told to, one list a step, and adds no noise."""
+
+    label = "test"
+
+    def __init__(self, *batches: Sequence[int]) -> None:
+        self._batches = list(batches)
+        self.drawn = 0
+
+    def uniform(self, n: int) -> Floats:
+        result = np.ones(n)
+        result[list(self._batches.pop(0))] = 0.0
+        return result
+
+    def normal(self, n: int) -> Floats:
+        self.drawn += n
+        return np.zeros(n)
+
+
+def _data(rows: int = 100, features: int = 6, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    examples = random_examples(np.random.default_rng(5), rows, features, classes)
+    return torch.from_numpy(examples.x), torch.from_numpy(examples.y)
+
+
+def _network(*hidden: int, features: int = 6, classes: int = 3) -> nn.Module:
+    module = build(a_model(*hidden), plain_schema(features, classes))
+    count = sum(p.numel() for p in module.parameters())
+    load_flat(module, np.random.default_rng(3).normal(size=count) * 0.3)
+    return module
+
+
+def _update(x: torch.Tensor, y: torch.Tensor, noise: Any, *hidden: int, module: Any = None, **changes: Any) -> Floats:
+    module = module or _network(*hidden)
+    before = flatten(module)
+    dp_sgd(module, x, y, noise=noise, **RATES | changes)
+    return flatten(module) - before
+
+
+def _clipped_sum(module: nn.Module, x: torch.Tensor, y: torch.Tensor, limit: float) -> Floats:
+    """The reference: gradients one record at a time, by autograd alone."""
+    total = np.zeros(sum(p.numel() for p in module.parameters()))
+    for row, label in zip(x, y, strict=True):
+        loss = nn.functional.cross_entropy(module(row[None]), label[None])
+        parts = torch.autograd.grad(loss, list(module.parameters()))
+        gradient = torch.cat([g.reshape(-1) for g in parts]).numpy()
+        total += gradient * min(1.0, limit / (np.linalg.norm(gradient) + 1e-6))
+    return total
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (5, 4)])
+@pytest.mark.parametrize("physical", [1, 7, 1000])
+def test_steps_are_those_of_a_plain_reference(hidden: tuple[int, ...], physical: int) -> None:
+    x, y = _data()
+    actual = _update(x, y, FixedNoise(1), *hidden, physical_batch=physical, max_grad_norm=0.4)
+    noise, module = FixedNoise(1), _network(*hidden)
+    start = flatten(module)
+    for _ in range(3):
+        rows = torch.from_numpy(np.flatnonzero(noise.uniform(100) < 0.2))
+        total = _clipped_sum(module, x[rows], y[rows], 0.4)
+        total += np.concatenate([noise.normal(p.numel()) for p in module.parameters()]) * (1.5 * 0.4)
+        load_flat(module, flatten(module) - 0.5 / 20 * total)
+    np.testing.assert_allclose(actual, flatten(module) - start, atol=1e-13)
+
+
+def test_trap_1_neither_rate_nor_denominator_nor_noise_depends_on_the_number_of_rows() -> None:
+    x, y = _data(101)
+    rare = {"sample_rate": 1e-12, "steps": 1}
+    updates = [_update(x[:n], y[:n], FixedNoise(1), **rare) for n in (100, 101, 1)]
+    np.testing.assert_array_equal(updates[0], updates[1])
+    np.testing.assert_array_equal(updates[0], updates[2])
+    noise = FixedNoise(1)
+    expected = np.concatenate([noise.normal(18), noise.normal(3)]) * (-0.5 * 1.5 * 1.0 / 20)
+    np.testing.assert_allclose(updates[0], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e300])
+@pytest.mark.parametrize("hidden", [(), (5,)])
+def test_trap_2_a_record_that_is_not_finite_spoils_nothing(bad: float, hidden: tuple[int, ...]) -> None:
+    x, y = _data()
+    x[4, 2] = bad
+    spoiled = _update(x, y, ScriptedNoise([1, 4, 9]), *hidden, steps=1)
+    clean = _update(x, y, ScriptedNoise([1, 9]), *hidden, steps=1)
+    assert np.isfinite(spoiled).all()
+    assert np.linalg.norm(spoiled - clean) <= 0.5 / 20 * 1.0 + 1e-12
+    assert clean.any()
+
+
+def test_trap_3_no_step_hook_and_no_step_of_opacus_is_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError("not ours")
+
+    x, y = _data()
+    expected = _update(x, y, FixedNoise(2), 5)
+    for name in ("attach_step_hook", "pre_step", "step", "zero_grad", "signal_skip_step"):
+        monkeypatch.setattr(DPOptimizer, name, never)
+    np.testing.assert_array_equal(_update(x, y, FixedNoise(2), 5), expected)
+    noise = ScriptedNoise(range(30), [], [1])
+    _update(x, y, noise)
+    assert noise.drawn == 3 * 21  # noise for every parameter in each of exactly T steps
+
+
+def test_trap_4_a_seeded_torch_or_numpy_repeats_no_noise() -> None:
+    x, y = _data()
+    updates = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002 - the global state that must not matter
+        updates.append(_update(x, y, SystemNoise()))
+    assert (updates[0] != updates[1]).all()
+
+
+def test_trap_5_a_batch_that_was_broken_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = _data()
+    module, calls = _network(5), 0
+    real = dp.functional.cross_entropy
+
+    def broken(*args: Any, **more: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(*args, **more)
+
+    monkeypatch.setattr(dp.functional, "cross_entropy", broken)
+    with pytest.raises(KeyboardInterrupt):
+        dp_sgd(module, x, y, noise=ScriptedNoise(range(90)), **RATES)  # in the third of twelve micro-batches
+    monkeypatch.undo()
+    assert not any(getattr(p, "summed_grad", None) is not None or hasattr(p, "grad_sample") for p in module.parameters())
+    again = _update(x, y, ScriptedNoise([7]), module=module, steps=1)
+    load_flat(module, flatten(module) - again)
+    np.testing.assert_allclose(again, -0.5 / 20 * _clipped_sum(module, x[7:8], y[7:8], 1.0), atol=1e-15)
+    assert np.linalg.norm(again) <= 0.5 / 20 * 1.0
+
+
+def test_trap_6_no_raw_gradient_hook_or_activation_stays_on_the_network() -> None:
+    x, y = _data()
+    module = _network(5)
+    attributes = {name: set(part.__dict__) for name, part in module.named_modules()}
+    _update(x, y, FixedNoise(1), module=module)
+    for p in module.parameters():
+        assert p.grad is None
+        assert getattr(p, "summed_grad", None) is None
+        assert not hasattr(p, "grad_sample")
+    for name, part in module.named_modules():
+        assert set(part.__dict__) == attributes[name]
+        assert not part._forward_hooks
+        assert not part._backward_hooks
+
+
+def test_trap_9_an_empty_batch_is_a_step_of_noise_alone() -> None:
+    x, y = _data()
+    for hidden in ((), (5,)):
+        assert not _update(x, y, ScriptedNoise([], [], []), *hidden).any()
+        empty = _update(x, y, FixedNoise(4), *hidden, sample_rate=1e-12, steps=2)
+        assert (empty != 0).all()
+    mixed = _update(x, y, ScriptedNoise([], [3], []), 5)
+    np.testing.assert_array_equal(mixed, _update(x, y, ScriptedNoise([3]), 5, steps=1))
+
+
+def test_a_batch_is_a_poisson_sample_of_the_given_rate() -> None:
+    counts = [int((SystemNoise().uniform(450) < 0.2).sum()) for _ in range(400)]
+    assert abs(np.mean(counts) - 90) < 6 * (450 * 0.2 * 0.8 / 400) ** 0.5
+    assert np.var(counts) == pytest.approx(72, rel=0.45)
+
+
+def test_float32_networks_train_too_with_noise_added_in_float64() -> None:
+    x, y = _data()
+    double = _update(x, y, FixedNoise(1), 5)
+    module = _network(5)
+    module.float()
+    single = _update(x.float(), y, FixedNoise(1), module=module)
+    np.testing.assert_allclose(single, double, atol=1e-6)
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+def test_the_noise_floor_holds_and_tells_missing_noise() -> None:
+    """||update||^2 / (d T (lr sigma C / B)^2) against 1 - 4 sqrt(2/d), as the server tests it; d = 8,450."""
+    x, y = _data(1000, 30, 2)
+
+    def energy(factor: float, sample_rate: float) -> float:
+        module = _network(256, features=30, classes=2)
+        changes = {"steps": 10, "sample_rate": sample_rate, "noise_multiplier": 1.2 * factor, "denominator": 100.0}
+        update = _update(x, y, SystemNoise(), module=module, physical_batch=128, **changes)
+        return float(np.sum(update**2) / (len(update) * 10 * (0.5 * 1.2 * 1.0 / 100) ** 2))
+
+    spread = math.sqrt(2 / 8450)
+    assert energy(1.0, 0.1) > 1 - 4 * spread
+    assert abs(energy(1.0, 1e-12) - 1) < 6 * spread
+    assert energy(0.9, 0.1) < 1 - 4 * spread
+    assert energy(0.5, 0.1) < 0.5
+
+
+def test_system_noise_is_standard_normal_and_uniform() -> None:
+    noise, n = SystemNoise(), 400_000
+    assert noise.label == "csprng"
+    u, z = noise.uniform(n), noise.normal(n)
+    assert 0 < u.min() < u.max() < 1
+    assert abs(u.mean() - 0.5) < 6 * (1 / 12 / n) ** 0.5
+    assert abs(np.mean(u**2) - 1 / 3) < 6 * (4 / 45 / n) ** 0.5
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(np.mean(z**power) - moment) < 6 * (variance / n) ** 0.5
+    assert abs(np.mean(z[:-1] * z[1:])) < 6 * n**-0.5
+    assert abs(np.mean(z[: n // 2] * z[n // 2 :])) < 6 * (2 / n) ** 0.5
+    assert len(np.unique(u)) > n - 10
+    for size in (0, 1, 2, 7, dp.NOISE_CHUNK + 1):
+        assert len(noise.normal(size)) == len(noise.uniform(size)) == size
+
+
+def test_system_noise_has_the_tails_of_a_normal() -> None:
+    z = np.abs(SystemNoise().normal(1_000_000))
+    for limit in (1.0, 2.0, 3.0, 4.0):
+        expected = 1e6 * math.erfc(limit / 2**0.5)
+        assert abs((z > limit).sum() - expected) < 6 * expected**0.5 + 1
+
+
+def test_system_noise_needs_little_memory() -> None:
+    noise = SystemNoise()
+    tracemalloc.start()
+    try:
+        noise.normal(2_000_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16_000_000 + 8_000_000
+
+
+def test_system_noise_is_never_shared_across_a_fork_nor_copied() -> None:
+    noise = SystemNoise()
+    noise.uniform(1)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, noise.uniform(8).tobytes())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    theirs = np.frombuffer(os.read(reader, 64))
+    os.close(reader)
+    os.close(writer)
+    assert len(theirs) == 8
+    assert not np.isin(theirs, noise.uniform(8)).any()
+    with pytest.raises(TypeError):
+        copy.deepcopy(noise)
+
+
+@pytest.mark.parametrize(
+    ("module", "layer"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), "1"),
+        (nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))), "0.1"),
+        (nn.BatchNorm1d(4), "BatchNorm1d"),
+        (nn.Sequential(nn.LSTM(4, 4)), "0"),
+        (nn.Sequential(nn.InstanceNorm1d(4, affine=True, track_running_stats=True)), "0"),
+        (nn.Sequential(nn.Linear(4, 2)).eval(), "Sequential"),
+    ],
+)
+def test_a_layer_that_mixes_records_is_refused_by_name(module: nn.Module, layer: str) -> None:
+    with pytest.raises(InputError) as caught:
+        validate(module)
+    assert (caught.value.code, caught.value.field) == ("MODEL_NOT_PRIVATE", layer)
+    assert layer in caught.value.message
+
+
+def test_dp_sgd_itself_refuses_such_a_network_and_changes_nothing() -> None:
+    module = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)).double()
+    before = flatten(module)
+    x, y = _data()
+    with pytest.raises(InputError, match="MODEL_NOT_PRIVATE"):
+        dp_sgd(module, x, y, noise=FixedNoise(0), **RATES)
+    np.testing.assert_array_equal(flatten(module), before)
+
+
+@pytest.mark.parametrize("name", list(RATES))
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
+def test_parameters_out_of_range_are_refused(name: str, value: float) -> None:
+    x, y = _data()
+    with pytest.raises(InputError) as caught:
+        dp_sgd(_network(), x, y, noise=FixedNoise(0), **RATES | {name: value})
+    assert (caught.value.code, caught.value.field) == ("DP_PARAMETER", name)
+
+
+def test_a_sample_rate_of_one_is_refused() -> None:
+    x, y = _data()
+    with pytest.raises(InputError, match="DP_PARAMETER"):
+        dp_sgd(_network(), x, y, noise=FixedNoise(0), **RATES | {"sample_rate": 1.0})

@@ -1,0 +1,219 @@
+"""Coalition losses and per-example values: against a plain loop in torch, and the same bits whatever computes them."""
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.support.models_kit import a_model, plain_schema, random_examples
+from threadpoolctl import threadpool_limits
+
+from fedpact_contract.errors import FailedError, InputError
+from fedpact_models.evaluate import RoundEvaluation, evaluate, evaluate_round, logits, shapley_by_example
+from fedpact_models.exact import matmul_transposed, slice_bits, slices
+from fedpact_models.features import Examples, Floats
+from fedpact_models.registry import build, parameter_count
+from fedpact_models.weights import load_flat
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPES = [(), (9,), (9, 6)]
+
+
+def _setting(hidden: tuple[int, ...], players: int = 4, rows: int = 60, features: int = 12):
+    rng = np.random.default_rng(7)
+    schema, model = plain_schema(features, 5), a_model(*hidden)
+    count = parameter_count(model, schema)
+    base, steps = rng.normal(size=count) * 0.5, rng.normal(size=(players, count)) * 0.1
+    return model, schema, base, steps, random_examples(rng, rows, features, 5)
+
+
+def _loop(model, schema, base, steps, examples: Examples) -> Floats:
+    """Per-example losses of every coalition by loading each model: [2^N, V]."""
+    module, result = build(model, schema), []
+    for mask in range(2 ** len(steps)):
+        load_flat(module, base + sum(s for i, s in enumerate(steps) if mask >> i & 1))
+        with torch.no_grad():
+            scores = module(torch.from_numpy(examples.x))
+        result.append(torch.nn.functional.cross_entropy(scores, torch.from_numpy(examples.y), reduction="none").numpy())
+    return np.array(result)
+
+
+def _same(one: RoundEvaluation, two: RoundEvaluation) -> bool:
+    return (one.losses, one.correct, one.values.tobytes()) == (two.losses, two.correct, two.values.tobytes())
+
+
+@pytest.mark.parametrize("hidden", SHAPES)
+def test_losses_values_and_counts_are_those_of_a_loop_over_models(hidden: tuple[int, ...]) -> None:
+    model, schema, base, steps, examples = _setting(hidden)
+    result = evaluate_round(model, schema, base, steps, examples, [25, 35], own_slice=[None] * 4)
+    loop = _loop(model, schema, base, steps, examples)
+    for mask, (first, second) in enumerate(result.losses):
+        assert first == pytest.approx(loop[mask, :25].sum() * 1e9, abs=2)
+        assert second == pytest.approx(loop[mask, 25:].sum() * 1e9, abs=2)
+    by_orders = np.zeros((4, 60))
+    for order in itertools.permutations(range(4)):
+        for place, player in enumerate(order):
+            before = sum(1 << p for p in order[:place])
+            by_orders[player] += (loop[before] - loop[before | 1 << player]) / 24
+    np.testing.assert_allclose(result.values, by_orders, atol=1e-12)
+    np.testing.assert_allclose(result.values.sum(axis=0), loop[0] - loop[-1], atol=1e-11)
+    for flat, count in ((base, result.correct[0]), (base + steps.sum(axis=0), result.correct[1])):
+        module = build(model, schema)
+        load_flat(module, flat)
+        assert count == int((module(torch.from_numpy(examples.x)).argmax(1).numpy() == examples.y).sum())
+
+
+@pytest.mark.parametrize("hidden", SHAPES)
+def test_plain_evaluation_is_the_empty_coalitions(hidden: tuple[int, ...]) -> None:
+    model, schema, base, steps, examples = _setting(hidden)
+    result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 4)
+    loss, right = evaluate(model, schema, base, examples)
+    assert round(Fraction(math.fsum([loss] * 60)) * 10**9) == pytest.approx(result.losses[0][0], abs=1)
+    assert right == result.correct[0]
+    after, _ = evaluate(model, schema, base + steps.sum(axis=0), examples)
+    assert after * 60e9 == pytest.approx(result.losses[-1][0], abs=2)
+    module = build(model, schema)
+    load_flat(module, base)
+    np.testing.assert_allclose(
+        logits(model, schema, base, examples.x), module(torch.from_numpy(examples.x)).detach().numpy(), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("hidden", SHAPES)
+def test_the_chunk_moves_no_bit(hidden: tuple[int, ...]) -> None:
+    setting = _setting(hidden, players=5)
+    results = [evaluate_round(*setting, [60], own_slice=[None] * 5, chunk=c) for c in (None, 1, 2, 4, 8, 16, 32, 64)]
+    assert all(_same(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("hidden", [(), (33,)])
+def test_threads_move_no_bit(hidden: tuple[int, ...]) -> None:
+    setting = _setting(hidden, rows=301, features=200)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with threadpool_limits(threads):  # numpy's BLAS, which does the work
+                results.append(evaluate_round(*setting, [301], own_slice=[None] * 4))
+    finally:
+        torch.set_num_threads(before)
+    assert _same(*results)
+
+
+def test_another_kernel_and_instruction_set_move_no_bit_of_a_product() -> None:
+    """Another BLAS kernel, in a process of its own: seen to change the last bits of the plain product, not of ours."""
+    code = (
+        "import hashlib, numpy as np; from fedpact_models.exact import matmul_transposed; r = np.random.default_rng(0);"
+        "a, b = r.normal(size=(57, 301)), r.normal(size=(23, 301));"
+        "print(hashlib.sha256(matmul_transposed(a, b).tobytes()).hexdigest())"
+    )
+    digests = set()
+    for kernel in ("Prescott", "Haswell"):
+        environment = os.environ | {"OPENBLAS_CORETYPE": kernel}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+        digests.add(run.stdout.strip())
+    assert len(digests) == 1
+    assert len(digests.pop()) == 64
+
+
+def test_a_null_player_is_worth_exactly_nothing_on_every_example() -> None:
+    for hidden in SHAPES:
+        model, schema, base, steps, examples = _setting(hidden)
+        steps[2] = 0
+        result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 4)
+        assert not result.values[2].any()
+        assert all(result.losses[mask] == result.losses[mask | 4] for mask in range(16))
+        assert result.values[[0, 1, 3]].all()
+
+
+def test_a_givers_own_rows_are_left_out_and_the_others_rescaled() -> None:
+    setting = _setting((9,), players=3)
+    slices_, own = [10, 20, 30], [1, None, 0]
+    free = evaluate_round(*setting, slices_, own_slice=[None] * 3)
+    bound = evaluate_round(*setting, slices_, own_slice=own)
+    assert bound.losses == free.losses
+    np.testing.assert_array_equal(bound.values[1], free.values[1])
+    assert not bound.values[0, 10:30].any()
+    assert not bound.values[2, :10].any()
+    others = np.r_[free.values[0, :10], free.values[0, 30:]]
+    assert bound.values[0].mean() == pytest.approx(others.mean(), rel=1e-12)
+    np.testing.assert_allclose(bound.values[2, 10:], free.values[2, 10:] * (60 / 50), rtol=1e-15)
+
+
+def test_slice_sums_are_integers_of_a_billionth_nat() -> None:
+    model, schema, examples = a_model(), plain_schema(2, 2), Examples(x=np.zeros((3, 2)), y=np.array([0, 1, 0]))
+    result = evaluate_round(model, schema, np.zeros(6), np.zeros((1, 6)), examples, [1, 2], own_slice=[None])
+    assert result.losses == ((693147181, 1386294361),) * 2
+    assert result.correct == (2, 2)
+
+
+def test_shapley_of_known_games() -> None:
+    def values(game: list[float]) -> list[float]:
+        return shapley_by_example(-np.array(game)[:, None])[:, 0].tolist()
+
+    glove = [float(bool(m & 1) and bool(m & 6)) for m in range(8)]
+    assert values(glove) == pytest.approx([2 / 3, 1 / 6, 1 / 6])
+    costs = [8, 11, 13, 18]
+    airport = [-float(max([c for i, c in enumerate(costs) if m >> i & 1], default=0)) for m in range(16)]
+    assert values(airport) == pytest.approx([-2, -3, -4, -9])
+    assert values([0.0, 5.0]) == [5.0]
+
+
+def test_the_exact_product_is_exact_and_close() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(3, 40, 300)) * 1e3, rng.normal(size=(3, 20, 300)) * 1e-5
+    np.testing.assert_allclose(matmul_transposed(a, b), a @ b.swapaxes(1, 2), atol=1e-13)
+    assert not matmul_transposed(a, np.zeros((3, 20, 300))).any()
+    assert matmul_transposed(np.array([[3.0]]), np.array([[1 / 4]])).tolist() == [[0.75]]
+    for terms in (1, 2, 3, 64, 784, 785, 100_000):
+        assert terms * 2 ** (2 * slice_bits(terms)) <= 2**53
+    one = np.concatenate([rng.uniform(-1, 1, 1000), [1.0, -1.0, 0.0, 2.0**-60, 1 - 2.0**-53]])
+    high, low = slices(one, 21)
+    for part, bits in ((high, 21), (low, 43)):
+        assert np.array_equal(part * 2.0**bits, np.rint(part * 2.0**bits))
+        assert np.abs(part * 2.0**bits).max() <= 2**21
+    assert np.abs(one - high - low).max() <= 2.0**-44
+
+
+BAD = [
+    ({"slices": [30, 29]}, "EVALUATION_INPUT"),
+    ({"slices": [60, 0]}, "EVALUATION_INPUT"),
+    ({"slices": []}, "EVALUATION_INPUT"),
+    ({"own_slice": [None] * 3}, "EVALUATION_INPUT"),
+    ({"own_slice": [None, None, None, 1]}, "EVALUATION_INPUT"),
+    ({"own_slice": [None, None, None, 0]}, "EVALUATION_INPUT"),
+    ({"chunk": 3}, "EVALUATION_INPUT"),
+    ({"chunk": 0}, "EVALUATION_INPUT"),
+    ({"steps": np.zeros((0, 65))}, "EVALUATION_INPUT"),
+    ({"steps": np.zeros(65)}, "EVALUATION_INPUT"),
+    ({"steps": np.zeros((4, 64))}, "WEIGHTS_SHAPE"),
+    ({"steps": np.full((4, 65), np.nan)}, "WEIGHTS_NOT_FINITE"),
+    ({"base": np.zeros(64)}, "WEIGHTS_SHAPE"),
+    ({"base": np.full(65, np.inf)}, "WEIGHTS_NOT_FINITE"),
+    ({"examples": Examples(x=np.zeros((60, 11)), y=np.zeros(60, dtype=np.int64))}, "EVALUATION_INPUT"),
+]
+
+
+@pytest.mark.parametrize(("change", "code"), BAD)
+def test_what_does_not_fit_is_refused(change: dict, code: str) -> None:
+    model, schema, base, steps, examples = _setting(())
+    arguments = {"base": base, "steps": steps, "examples": examples, "slices": [60], "own_slice": [None] * 4} | change
+    with pytest.raises(InputError, match=code):
+        evaluate_round(model, schema, **arguments)
+
+
+def test_evaluate_refuses_no_rows_and_a_loss_that_is_not_finite() -> None:
+    model, schema, base, steps, examples = _setting((9,))
+    with pytest.raises(InputError, match="EVALUATION_INPUT"):
+        evaluate(model, schema, base, Examples(x=np.zeros((0, 12)), y=np.zeros(0, dtype=np.int64)))
+    huge = np.full_like(base, 1e200)
+    with pytest.raises(FailedError, match="EVALUATION_NOT_FINITE"):
+        evaluate(model, schema, huge, examples)
+    with pytest.raises(FailedError, match="EVALUATION_NOT_FINITE"):
+        evaluate_round(model, schema, huge, steps, examples, [60], own_slice=[None] * 4)

@@ -1,0 +1,356 @@
+"""The round loop with faulty clients, crashes and replacements, over an in-memory transport."""
+
+import json
+from decimal import Decimal
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from tests.support.federation import Federation, make_federation
+from tests.support.noise import FixedNoise
+
+from fedpact_contract.arrays import update_digest
+from fedpact_contract.keys import generate_key
+from fedpact_contract.log import UpdateDecided
+from fedpact_contract.messages import Order, Receipt, Reply, Update
+from fedpact_contract.record import open_signed, read_envelope, sign
+from fedpact_server import db, logbook
+from fedpact_server.run_state import SupersededError, run_row
+
+
+@pytest.fixture(autouse=True)
+def resend_at_once(monkeypatch) -> None:
+    monkeypatch.setattr("fedpact_server.rounds.RESEND_SECONDS", 0.0)
+
+
+@pytest.fixture
+def federation(tmp_path) -> Federation:
+    return make_federation(tmp_path)
+
+
+def retry(reply: bytes, array: bytes, key, **changes) -> tuple[bytes, bytes]:
+    """The same update with other fields, signed by `key`."""
+    update = Update.from_bytes(Reply.from_bytes(reply).update.body)
+    changed = update.model_copy(update=changes)
+    countersignature = Reply.from_bytes(reply).countersignature
+    return Reply(update=sign(changed, key), countersignature=countersignature).to_bytes(), array
+
+
+def phase(federation: Federation) -> str:
+    with federation.database.read() as connection:
+        return run_row(connection, federation.contract.id).phase
+
+
+def test_a_run_goes_through_its_rounds_and_completes(federation) -> None:
+    assert federation.run() == "completed"
+    kinds = federation.kinds()
+    assert kinds[0] == "contract-signed"
+    assert kinds[-1] == "run-completed"
+    assert kinds.count("round-opened") == kinds.count("scores-committed") == 3
+    assert all(code == "ADMITTED" for r in (1, 2, 3) for _, code in federation.outcomes(r).values())
+    with federation.database.read() as connection:
+        rows = connection.execute(sa.select(db.rounds.c.phase, db.rounds.c.timings)).all()
+    assert {row.phase for row in rows} == {"committed"}
+    assert {"orders", "admission", "aggregation", "contribution", "log"} <= json.loads(rows[0].timings).keys()
+
+
+def test_receipts_are_the_operators_word_on_the_very_update(federation) -> None:
+    federation.run()
+    bodies = [entry.open() for entry in federation.entries()]
+    decided = [body for body in bodies if isinstance(body, UpdateDecided)]
+    assert len(decided) == 12
+    from fedpact_contract.keys import public_hex
+
+    key = public_hex(federation.operator_run_key)
+    for body in decided:
+        receipt = open_signed(read_envelope(body.receipt), Receipt, key)
+        update = Update.from_bytes(read_envelope(body.update).body)
+        assert receipt.update_digest == update.update_digest
+        assert (receipt.decision, receipt.round) == ("admitted", body.round)
+
+
+TAMPERINGS = {
+    "another key": (lambda a, r: retry(r.reply, r.array, generate_key()), "missed", "UPDATE_SIGNATURE"),
+    "another base": (
+        lambda a, r: retry(r.reply, r.array, a.desk.run_key, base_digest="0" * 64),
+        "rejected",
+        "UPDATE_BASE_DIGEST",
+    ),
+    "another round": (lambda a, r: retry(r.reply, r.array, a.desk.run_key, round=2), "rejected", "UPDATE_ROUND"),
+    "wrong shape": (
+        lambda a, r: retry(r.reply, r.array[:-4], a.desk.run_key, update_digest=update_digest(r.array[:-4])),
+        "rejected",
+        "UPDATE_SHAPE",
+    ),
+    "a NaN": (lambda a, r: nan(a, r), "rejected", "UPDATE_NOT_FINITE"),
+    "other bytes than signed": (lambda a, r: (r.reply, r.array[4:] + r.array[:4]), "rejected", "UPDATE_DIGEST"),
+    "more examples": (
+        lambda a, r: retry(r.reply, r.array, a.desk.run_key, num_examples=9999),
+        "rejected",
+        "UPDATE_METERING",
+    ),
+    "an attempt too many": (
+        lambda a, r: retry(r.reply, r.array, a.desk.run_key, attempt=9),
+        "rejected",
+        "UPDATE_ATTEMPT",
+    ),
+    "a huge norm": (lambda a, r: huge(a, r), "rejected", "UPDATE_NORM"),
+    "rubbish": (lambda a, r: (b"\x00rubbish", b""), "missed", "CANONICAL_PARSE"),
+    "not canonical": (lambda a, r: (r.reply + b"\n", r.array), "missed", "CANONICAL_FORM"),
+}
+
+
+def in_round_one(ready) -> bool:
+    update = Reply.from_bytes(ready.reply).update
+    return update is not None and Update.from_bytes(update.body).round == 1
+
+
+def nan(agent, ready) -> tuple[bytes, bytes]:
+    values = np.frombuffer(ready.array, "<f4").copy()
+    values[3] = np.nan
+    array = values.tobytes()
+    return retry(ready.reply, array, agent.desk.run_key, update_digest=update_digest(array))
+
+
+def huge(agent, ready) -> tuple[bytes, bytes]:
+    array = (np.frombuffer(ready.array, "<f4") * 1e6).astype("<f4").tobytes()
+    return retry(ready.reply, array, agent.desk.run_key, update_digest=update_digest(array))
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_a_bad_update_is_turned_away_with_its_code_and_the_round_goes_on(federation, name) -> None:
+    tamper, kind, code = TAMPERINGS[name]
+    agent = federation.agent(2)
+    agent.tamper = lambda ready: tamper(agent, ready) if in_round_one(ready) else (ready.reply, ready.array)
+    assert federation.run() in ("completed", "superseded")
+    assert federation.outcomes(1)["Enterprise 2"] == (kind, code)
+    aggregated = [e.body for e in federation.entries() if e.type == "round-aggregated"]
+    assert len(aggregated[0]["admitted"]) == 3
+    assert agent.desk.participant not in aggregated[0]["admitted"]
+
+
+def test_a_replayed_update_is_rejected(federation) -> None:
+    agent, kept = federation.agent(1), []
+
+    def replay(ready):
+        if in_round_one(ready):
+            kept.append((ready.reply, ready.array))
+            return kept[0]
+        if ready.kind == "refusal":
+            return ready.reply, ready.array
+        first = kept[0][1]
+        return retry(ready.reply, first, agent.desk.run_key, update_digest=update_digest(first))
+
+    agent.tamper = replay
+    federation.run()
+    assert federation.outcomes(1)["Enterprise 1"][0] == "admitted"
+    assert federation.outcomes(2)["Enterprise 1"] == ("rejected", "UPDATE_REPLAYED")
+
+
+def test_a_copy_of_anothers_update_is_rejected(federation) -> None:
+    seen = []
+    federation.agent(1).tamper = lambda ready: (seen.append(ready.array), (ready.reply, ready.array))[1]
+    thief = federation.agent(2)
+
+    def copy(ready):
+        if not in_round_one(ready):
+            return ready.reply, ready.array
+        return retry(ready.reply, seen[0], thief.desk.run_key, update_digest=update_digest(seen[0])) if seen else None
+
+    thief.tamper = copy
+    federation.run()
+    assert federation.outcomes(1)["Enterprise 2"] in (("rejected", "UPDATE_REPLAYED"), ("missed", "DEADLINE"))
+
+
+def test_a_normal_coordinator_rejects_test_noise(federation) -> None:
+    federation.run(accept_test_noise=False)
+    assert set(federation.outcomes(1).values()) == {("rejected", "UPDATE_TEST_NOISE")}
+    assert phase(federation) == "stopped"
+    assert "round-abandoned" in federation.kinds()
+
+
+def test_two_rubbish_replies_do_not_shut_out_the_honest_one(federation) -> None:
+    agent = federation.agent(3)
+    agent.tamper = lambda ready: (b"{}", b"") if agent.answered <= 2 else (ready.reply, ready.array)
+    federation.run()
+    assert federation.outcomes(1)["Enterprise 3"] == ("admitted", "ADMITTED")
+
+
+def test_too_few_updates_stop_the_run_and_the_model_stays(tmp_path) -> None:
+    federation = make_federation(
+        tmp_path, policy={i: {"purposes": ["other"]} for i in (0, 1)}, participation__minimum=3
+    )
+    assert federation.run() == "stopped"
+    assert set(federation.outcomes(1).values()) == {("admitted", "ADMITTED"), ("refused", "POLICY_PURPOSE_MISMATCH")}
+    assert federation.kinds()[-1] == "round-abandoned"
+    assert "round-aggregated" not in federation.kinds()
+    with federation.database.read() as connection:
+        assert "ROUND_TOO_FEW_UPDATES" in run_row(connection, federation.contract.id).detail
+
+
+def test_one_refusal_leaves_enough_and_two_in_a_row_end_the_invitations(tmp_path) -> None:
+    federation = make_federation(tmp_path, policy={3: {"max_epsilon": Decimal(1)}}, training__rounds=4)
+    assert federation.run() == "completed"
+    assert federation.outcomes(1)["Enterprise 4"] == ("refused", "POLICY_EPSILON")
+    assert federation.outcomes(2)["Enterprise 4"] == ("refused", "POLICY_EPSILON")
+    assert "Enterprise 4" not in federation.outcomes(3)
+    assert federation.agent(4).desk.store.rows(federation.agent(4).desk.data_set) == ()
+
+
+def test_whoever_does_not_answer_is_missed_at_the_deadline(tmp_path) -> None:
+    federation = make_federation(tmp_path, participation__deadline_seconds=1)
+    silent = federation.agent(2)
+    silent.tamper = lambda ready: None if in_round_one(ready) else (ready.reply, ready.array)
+    assert federation.run() == "completed"
+    assert federation.outcomes(1)["Enterprise 2"] == ("missed", "DEADLINE")
+    assert federation.outcomes(2)["Enterprise 2"] == ("admitted", "ADMITTED"), "a late reply is an alarm, not the end"
+    assert "REPLY_LATE" in {alarm.code for alarm in silent.desk.store.alarms()}
+
+
+class CrashError(Exception):
+    pass
+
+
+PHASES = ("opened", "sent", "admitted", "aggregated", "evaluated", "scored", "committed")
+
+
+@pytest.mark.parametrize("after", PHASES)
+def test_a_crash_after_any_phase_loses_nothing_and_charges_nobody_twice(federation, monkeypatch, after) -> None:
+    import fedpact_server.rounds as rounds
+
+    original, crashed = rounds.set_phase, []
+
+    def crash(connection, contract_id, number, name):
+        original(connection, contract_id, number, name)
+        if number == 2 and name == after and not crashed:
+            crashed.append(name)
+            connection.commit()
+            raise CrashError
+
+    monkeypatch.setattr(rounds, "set_phase", crash)
+    if after == "opened":
+        monkeypatch.setattr(rounds.orders, "store_orders", lambda *a: (_ for _ in ()).throw(CrashError()))
+        with pytest.raises(CrashError):
+            federation.run()
+        monkeypatch.undo()
+        monkeypatch.setattr(rounds, "set_phase", crash)
+    else:
+        with pytest.raises((CrashError, sa.exc.ResourceClosedError, sa.exc.InvalidRequestError)):
+            federation.run()
+    monkeypatch.setattr(rounds, "set_phase", original)
+    federation.take_over("2")
+    assert federation.run(driver="2") == "completed"
+    for number in (1, 2, 3):
+        assert set(federation.outcomes(number).values()) == {("admitted", "ADMITTED")}
+    kinds = federation.kinds()
+    assert kinds.count("round-opened") == kinds.count("round-aggregated") == kinds.count("scores-committed") == 3
+    for agent in federation.agents.values():
+        states = [row.state for row in agent.desk.store.rows(agent.desk.data_set)]
+        assert states == ["reserved", "spent"] * 3
+
+
+def test_replies_that_were_on_their_way_when_the_server_died_are_the_same_bytes_again(federation, monkeypatch) -> None:
+    import fedpact_server.rounds as rounds
+
+    replies = []
+    for agent in federation.agents.values():
+        agent.tamper = lambda ready: (replies.append(ready.array), (ready.reply, ready.array))[1]
+    monkeypatch.setattr(rounds.replies, "take", lambda *a, **k: (_ for _ in ()).throw(CrashError()))
+    with pytest.raises(CrashError):
+        federation.run()
+    monkeypatch.undo()
+    federation.take_over("2")
+    assert federation.run(driver="2") == "completed"
+    assert replies[0] in replies[1:], "the outbox answered, nothing was drawn again"
+
+
+def test_a_replaced_flower_run_is_fenced_off(federation) -> None:
+    loop = federation.loop()
+    federation.take_over("2")
+    assert loop.run() == "superseded"
+    assert federation.kinds() == ["contract-signed"]
+    with pytest.raises(SupersededError), loop.context.write():
+        raise AssertionError("never reached")
+
+
+def test_a_pause_stops_the_loop_and_a_resume_goes_on(federation) -> None:
+    with federation.database.write() as connection:
+        connection.execute(db.runs.update().values(wanted="pause"))
+    assert federation.run() == "superseded"
+    with federation.database.write() as connection:
+        connection.execute(db.runs.update().values(wanted="run"))
+    assert federation.run() == "completed"
+
+
+def test_a_resend_carries_the_same_order(federation) -> None:
+    federation.transport.before = lambda node, order, model: None
+    loop = federation.loop()
+    ticks = []
+
+    def sleep(_seconds: float) -> None:
+        ticks.append(1)
+        if len(ticks) > 3:
+            federation.transport.before = lambda node, order, model: (order, model)
+
+    loop.sleep = sleep
+    assert loop.run() == "completed"
+    first_round = [item for item in federation.transport.sent if _round(item.order) == 1]
+    assert len(first_round) > 4
+    assert len({item.order for item in first_round}) == 4
+
+
+def _round(order: bytes) -> int:
+    return Order.from_bytes(read_envelope(order).body).round
+
+
+def test_a_suspended_participant_gets_no_more_orders(federation) -> None:
+    gone = federation.agent(4).desk.participant
+    with federation.database.write() as connection:
+        connection.execute(db.participants.update().where(db.participants.c.id == gone).values(state="suspended"))
+    federation.run()
+    assert "Enterprise 4" not in federation.outcomes(1)
+    assert phase(federation) == "completed"
+
+
+def test_a_model_file_that_changed_is_noticed(federation) -> None:
+    from fedpact_contract.errors import FaultError
+
+    federation.run()
+    digest = federation.contract.model.initial_digest
+    path = federation.home / "models" / f"{digest}.f8"
+    path.write_bytes(b"\x01" + path.read_bytes()[1:])
+    from fedpact_server.run_state import load_model
+
+    with pytest.raises(FaultError) as err:
+        load_model(federation.home, digest)
+    assert err.value.code == "MODEL_DIGEST"
+
+
+def test_renaming_a_participant_moves_nothing(tmp_path) -> None:
+    from fedpact_contract.contribution import period_values
+    from fedpact_server import scoring
+
+    keys = [generate_key() for _ in range(4)]
+    values = []
+    for folder, names in (("a", ["A", "B", "C", "D"]), ("b", ["Z", "Y", "X", "W"])):
+        federation = make_federation(tmp_path / folder, keys=keys, names=names, noise=FixedNoise)
+        federation.run()
+        with federation.database.read() as connection:
+            rounds = [s for _, s in scoring.all_scores(connection, federation.contract.id)]
+        values.append(period_values(rounds, federation.contract))
+    assert values[0] == values[1]
+    assert len(set(values[0].values())) == 4
+
+
+def test_the_accounting_of_one_log_gives_identical_bytes_twice(federation) -> None:
+    from fedpact_contract.canonical import canonical_bytes
+    from fedpact_contract.report import build
+    from fedpact_server import closing
+
+    federation.run()
+    with federation.database.write() as connection:
+        closing.settle(connection, federation.contract, federation.operator_run_key, 100_000_000, 0)
+    entries = federation.entries()
+    assert canonical_bytes(build(entries)) == canonical_bytes(build(list(entries)))
+    with federation.database.read() as connection:
+        assert logbook.read_entries(connection, federation.contract.id) == entries
