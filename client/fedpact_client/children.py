@@ -1,7 +1,7 @@
 """The guard's two children: the trainer, with the data, and the executor, with Flower. One pipe each."""
 
 import secrets
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,15 @@ log = structlog.get_logger()
 
 IDLE_SECONDS = 300
 READY_SECONDS = 120.0
-TRAIN_SECONDS = 24 * 3600.0
+POLL_SECONDS = 0.5
+MAX_ARRAY = 1 << 29
+"""Largest array on either pipe, in bytes: a model of 64 million parameters."""
+TRAINER_KINDS = frozenset({"ready", "update", "checked", "failed"})
+EXECUTOR_KINDS = frozenset({"order"})
+
+
+class CancelledError(FailedError):
+    """The agent stops while an attempt is running."""
 
 
 def selection_key(home: AgentHome) -> bytes:
@@ -40,6 +48,7 @@ class TrainerChild:
     home: AgentHome
     config: AgentConfig
     key: bytes
+    cancelled: Callable[[], bool] = bool
     module: str = "fedpact_client.trainer"
     isolation: dict[str, Any] = field(default_factory=dict)
     _child: Child | None = None
@@ -48,7 +57,7 @@ class TrainerChild:
     def start(self) -> None:
         """Start the process and say what it may read; it answers when it has closed itself in."""
         self.stop()
-        self._child = spawn(self.module, log=self.home.logs / "trainer.log")
+        self._child = spawn(self.module, log=self.home.logs / "trainer.log", max_array=MAX_ARRAY, kinds=TRAINER_KINDS)
         paths = [str(p) for d in self.config.data_sets for p in sources.read_paths(d.source, self.home.path)]
         released = [str(self.home.released_path(d.id)) for d in self.config.data_sets]
         self._child.pipe.send(
@@ -89,7 +98,7 @@ class TrainerChild:
             self._await_ready()
             assert self._child is not None  # noqa: S101 - `_await_ready` started it
             self._child.pipe.send("train", header, base)
-            frame = self._child.pipe.receive(TRAIN_SECONDS)
+            frame = self._result(self._child)
         except FrameError as err:
             self.stop()
             raise TrainerLostError(err.code, err.message) from err
@@ -98,10 +107,25 @@ class TrainerChild:
             raise TrainerLostError("TRAINER_LOST", "The trainer ended without an answer.")
         return _trained(frame)
 
+    def _result(self, child: Child) -> Frame | None:
+        """What training gives, however long it takes; None where the trainer has ended.
+
+        Raises:
+            CancelledError: the agent is stopping: the attempt stays charged.
+        """
+        while True:
+            try:
+                return child.pipe.receive(POLL_SECONDS)
+            except FrameError as err:
+                if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
+                    raise
+            if self.cancelled():
+                raise CancelledError("AGENT_STOPPING", "The agent stops; this attempt stays charged.")
+
     def _await_ready(self) -> None:
         """A trainer that is closed in; a new one where the last has ended."""
         for _ in range(2):
-            if self._child is None or self._child.process.poll() is not None:
+            if self._child is None or not self._child.running:
                 self.start()
             assert self._child is not None  # noqa: S101 - just started
             if self._ready:
@@ -145,7 +169,7 @@ class ExecutorChild:
         url = self.config.operator.url
         if not url:
             raise InputError("NOT_ENROLLED", "agent.toml names no operator.", remedy="Run `fedpact-agent enrol` first.")
-        self._child = spawn(self.module, log=self.home.logs / "executor.log")
+        self._child = spawn(self.module, log=self.home.logs / "executor.log", max_array=MAX_ARRAY, kinds=EXECUTOR_KINDS)
         self._child.pipe.send(
             "setup",
             {
@@ -160,26 +184,25 @@ class ExecutorChild:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs; where it has ended, its exit code is kept."""
-        if self._child is None:
-            return False
-        self.exit_code = self._child.process.poll()
-        return self.exit_code is None
+        """Whether the process runs and its pipe is open."""
+        return self._child is not None and self._child.running and not self._child.pipe.closed
 
-    @property
-    def fileno(self) -> int:
-        """The pipe's descriptor, to wait on."""
-        if self._child is None:
-            raise FailedError("EXECUTOR_STOPPED", "The executor is not running.")
-        return self._child.pipe.read_fd
+    def receive(self, timeout: float) -> Frame | None:
+        """The next frame, if one begins in time.
 
-    def receive(self) -> Frame | None:
-        """The next frame; None where the executor has ended."""
+        Raises:
+            FrameError: the executor broke the pipe's rules, or has ended: the pipe is closed.
+        """
         if self._child is None:
             return None
-        frame = self._child.pipe.receive(10.0)
+        try:
+            frame = self._child.pipe.receive(timeout)
+        except FrameError as err:
+            if err.code == "FRAME_TIMEOUT" and not self._child.pipe.closed:
+                return None
+            raise
         if frame is None:
-            time.sleep(0.1)
+            self._child.pipe.close()
         return frame
 
     def send(self, kind: str, header: dict[str, Any], array: bytes = b"") -> None:
@@ -190,7 +213,7 @@ class ExecutorChild:
     def stop(self) -> None:
         """End the process."""
         if self._child is not None:
-            self._child.stop(5.0)
+            self.exit_code = self._child.stop(5.0)
         self._child = None
 
 

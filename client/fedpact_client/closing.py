@@ -12,7 +12,7 @@ import structlog
 
 from fedpact_client.answer import Desk
 from fedpact_client.api import OperatorClient
-from fedpact_client.store import SeenHead
+from fedpact_client.store import EgressKind, SeenHead
 from fedpact_contract import merkle
 from fedpact_contract.errors import FaultError, FedpactError, InputError, ServiceError
 from fedpact_contract.evidence import Evidence, unpack
@@ -42,7 +42,7 @@ def close(desk: Desk, client: OperatorClient) -> str:
         ServiceError: the operator does not answer.
     """
     path = f"{API}/contracts/{desk.contract_id}/closing"
-    state = client.get(path)
+    state = client.get(path, contract_id=desk.contract_id)
     if state.get("state") not in ("closing", "closed"):
         return "none"
     signed = {head.size for head in desk.store.heads(desk.contract_id) if head.countersigned}
@@ -56,10 +56,9 @@ def close(desk: Desk, client: OperatorClient) -> str:
     head = SeenHead(size=closing.checkpoint.size, root=closing.checkpoint.root, checkpoint=closing.envelope)
     desk.store.add_heads(desk.contract_id, [head])
     desk.store.countersign(desk.contract_id, head.size, head.root)
-    record = Countersignature(
-        origin=desk.contract_id, size=head.size, root=head.root, participant=desk.participant
-    )
-    client.post(path, {"countersignature": sign(record, desk.run_key).plain()})
+    record = Countersignature(origin=desk.contract_id, size=head.size, root=head.root, participant=desk.participant)
+    body = {"countersignature": sign(record, desk.run_key).plain()}
+    client.post(path, body, EgressKind.COUNTERSIGNATURE, contract_id=desk.contract_id)
     log.info("closing countersigned", contract=desk.contract_id, size=head.size)
     return "countersigned"
 
@@ -87,9 +86,7 @@ def check_closing(desk: Desk, files: Mapping[str, bytes]) -> Closing:
     report = verify(evidence, None)
     if report.faults:
         first = report.faults[0]
-        raise FaultError(
-            str(first.get("code")), str(first.get("message")), field=first.get("field"), party=first.get("party")
-        )
+        raise FaultError(first["code"], first["message"], field=first.get("field"), party=first.get("party"))
     check_own(desk, evidence)
     envelope = read_envelope(evidence.checkpoints[-1])
     operator_key = desk.run_keys[desk.contract.operator.id]
@@ -167,9 +164,9 @@ def _object(desk: Desk, client: OperatorClient, files: Mapping[str, bytes], err:
         participant=desk.participant,
         code=err.code,
     )
-    client.post(
-        f"{API}/contracts/{desk.contract_id}/closing", {"objection": sign(record, desk.run_key).plain()}
-    )
+    path = f"{API}/contracts/{desk.contract_id}/closing"
+    body = {"objection": sign(record, desk.run_key).plain()}
+    client.post(path, body, EgressKind.OBJECTION, contract_id=desk.contract_id)
     return "objected"
 
 

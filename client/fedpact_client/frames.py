@@ -72,6 +72,15 @@ class Pipe:
         """Whether `close` was called, by the caller or after a fault."""
         return self._fds is None
 
+    @property
+    def read_fd(self) -> int:
+        """The descriptor that frames come from, to wait on.
+
+        Raises:
+            FrameError: FRAME_CLOSED.
+        """
+        return self._open()[0]
+
     def close(self) -> None:
         """Close both directions; again is harmless."""
         fds, self._fds = self._fds, None

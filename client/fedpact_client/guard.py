@@ -4,7 +4,6 @@ It has no torch, no data and no Flower. Its two children have one pipe each, to 
 come one at a time; between them it looks for new signatures and for a period that is closing.
 """
 
-import select
 import signal
 import time
 from dataclasses import dataclass, field
@@ -14,15 +13,15 @@ from typing import Any
 
 import structlog
 
-from fedpact_client.answer import Desk, Ready, answer, open_contract
-from fedpact_client.api import OperatorClient
+from fedpact_client.answer import Desk, answer, open_contract
+from fedpact_client.api import OperatorClient, egress_of
 from fedpact_client.children import ExecutorChild, TrainerChild, selection_key
 from fedpact_client.closing import close
 from fedpact_client.config import AgentConfig
 from fedpact_client.home import AgentHome
 from fedpact_client.signing import fetch_signed
-from fedpact_client.store import EgressKind, HomeLock, Store
-from fedpact_contract.canonical import parse_canonical, sha256_hex
+from fedpact_client.store import EgressKind, HomeLock, Ready, Store
+from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
 from fedpact_contract.contract import SignedContract
 from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError, ServiceError
 from fedpact_contract.request import utc_now
@@ -62,9 +61,11 @@ class Guard:
         """Start both children, answer orders, end them."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        self.trainer = TrainerChild(home=self.home, config=self.config, key=selection_key(self.home))
+        self.trainer = TrainerChild(
+            home=self.home, config=self.config, key=selection_key(self.home), cancelled=lambda: self.stopping
+        )
         self.executor = ExecutorChild(home=self.home, config=self.config)
-        client = OperatorClient.of_home(self.home, self._record_request)
+        client = OperatorClient.of_home(self.home, egress_of(self.store))
         try:
             self.trainer.start()
             self.executor.start()
@@ -78,28 +79,28 @@ class Guard:
 
     def _loop(self, client: OperatorClient) -> None:
         next_look = 0.0
-        restart_at: float | None = None
+        restart_at = 0.0
         while not self.stopping:
             if not self.executor.alive:
-                restart_at = restart_at or time.monotonic() + EXECUTOR_RESTART_SECONDS
-                if time.monotonic() >= restart_at:
+                if not restart_at:
+                    self.executor.stop()
+                    restart_at = time.monotonic() + EXECUTOR_RESTART_SECONDS
+                elif time.monotonic() >= restart_at:
                     log.warning("executor restarts", exit_code=self.executor.exit_code)
                     self.executor.start()
-                    restart_at = None
+                    restart_at = 0.0
             if time.monotonic() >= next_look:
                 self._look(client)
                 next_look = time.monotonic() + self.config.network.poll_seconds
             if self.executor.alive:
-                self._serve_one(client, timeout=0.5)
+                self._serve_one(client)
             else:
                 time.sleep(0.2)
 
-    def _serve_one(self, client: OperatorClient, timeout: float) -> None:
-        """Answer one order, if one arrives in time."""
-        if not select.select([self.executor.fileno], [], [], timeout)[0]:
-            return
+    def _serve_one(self, client: OperatorClient) -> None:
+        """Answer one order, if one arrives soon."""
         try:
-            frame = self.executor.receive()
+            frame = self.executor.receive(0.5)
             if frame is None:
                 return
             ready = self._answer(client, frame.header, frame.array)
@@ -108,8 +109,8 @@ class Guard:
                 return
             self._record_reply(frame.header, ready)
             self.executor.send("reply", {"reply": ready.reply.decode()}, ready.array)
-        except FaultError as err:  # a malformed frame: the executor counts as outside
-            log.error("executor pipe closed", code=err.code)
+        except FaultError as err:  # the executor counts as outside: it broke the pipe's rules, or has ended
+            log.error("executor's pipe closed", code=err.code)
             self.executor.stop()
 
     def _answer(self, client: OperatorClient, header: dict[str, Any], model: bytes) -> Ready | None:
@@ -138,7 +139,7 @@ class Guard:
         except RefusedError:
             fetched = fetch_signed(client, contract_id)
             contract, run_keys = open_contract(fetched, self.home.participant_id)
-            self.store.replace_signed(contract_id, fetched.to_bytes())
+            self.store.replace_signed(contract_id, canonical_bytes(fetched.plain()))
         if agreement.state == "signed":
             self.store.set_state(contract_id, "running")
         self.desks[contract_id] = Desk(
@@ -175,9 +176,6 @@ class Guard:
         data = str(header["order"]).encode()
         order = parse_canonical(_payload(data), what="order")
         self.store.record_egress(kind, order["contract_id"], order["round"], len(body), sha256_hex(body))
-
-    def _record_request(self, kind: str, body: bytes) -> None:
-        self.store.record_egress(EgressKind(kind), None, None, len(body), sha256_hex(body))
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.stopping = True

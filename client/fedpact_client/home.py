@@ -3,6 +3,7 @@
     keys/contract.key   Ed25519, PKCS#8 with passphrase: a person signs contracts with it
     keys/contract.pub   its public half in hexadecimal (the participant's id is its fingerprint)
     keys/node.key       ECDSA P-384, OpenSSH private key without passphrase, as Flower's SuperNode loads it
+    keys/release.key    32 bytes that choose which rows are released, once `card` needed them
     keys/run/ID.key     Ed25519, PKCS#8: signs updates of the contract ID, delegated by the contract key
     agent.toml          configuration (configs/agent.toml documents each key)
     agent.db            budget and egress ledgers, outbox, heads, contracts
@@ -205,6 +206,13 @@ class AgentHome:
         if not path.exists():
             save_key(path, generate_key())
         return load_key(path)
+
+    def release_key(self) -> bytes:
+        """The key by which rows are chosen for release; made once, never leaves."""
+        path = self.path / "keys" / "release.key"
+        if not path.exists():
+            write_private(path, secrets.token_bytes(32))
+        return path.read_bytes()
 
     def operator(self) -> OperatorData:
         """The operator that this home is enrolled with.

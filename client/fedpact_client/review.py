@@ -7,10 +7,11 @@ import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Literal
 
 from fedpact_client import policy
 from fedpact_client.api import printable
+from fedpact_client.cards import check_rows
 from fedpact_client.config import AgentConfig
 from fedpact_client.home import AgentHome
 from fedpact_client.store import Agreement, Store
@@ -80,29 +81,39 @@ class Review:
                 raise check.error
 
 
-def review(home: AgentHome, config: AgentConfig, store: Store, contract: Contract, now: datetime.datetime) -> Review:
-    """Check a contract that is offered against everything that is known here; failed checks are collected, not raised.
+def review(
+    home: AgentHome,
+    config: AgentConfig,
+    store: Store,
+    contract: Contract,
+    now: datetime.datetime,
+    *,
+    read_data: bool,
+) -> Review:
+    """Hold a contract that is offered against everything that is known here; failed checks are collected.
+
+    `read_data`: also read the data set and try the contract's schema on it.
 
     Raises:
         InputError: this enterprise is no participant of the contract; a damaged trust file or store.
-        FaultError: the store's own card is not what was signed.
+        FaultError: RELEASED_DAMAGED.
     """
     me = contract.participant(home.participant_id)
     known = agreement(store, contract.id)
-    terms_or_error = _attempt(lambda: make_terms(store, contract, me.id))
-    terms = terms_or_error if isinstance(terms_or_error, Terms) else None
     trust = home.trust()
+    terms, budget = _terms(store, contract, me.id)
     checks = [
         _check("enrolled operator", lambda: check_operator(home, contract)),
+        _check("fingerprints", lambda: check_trust(contract, trust, home.trust_path)),
         _check("own data", lambda: check_own(config, store, contract, me)),
         _check("installed code", lambda: check_code(contract)),
         _check("noise covers the plan", lambda: check_noise(contract)),
-        Check(name="budget", error=terms_or_error)
-        if isinstance(terms_or_error, FedpactError)
-        else _check("budget", lambda: check_budget(store, terms_or_error)),
+        budget,
         _check("policy", lambda: check_policy(home, config, contract, now)),
-        _check("fingerprints", lambda: check_trust(contract, trust, home.trust_path)),
+        _check("not ended here", lambda: check_not_ended(known)),
     ]
+    if read_data and not any(check.error for check in checks):
+        checks.append(_check("rows fit the schema", lambda: check_rows(home, config, contract)))
     return Review(
         contract=contract,
         parties=tuple(
@@ -248,6 +259,21 @@ def check_budget(store: Store, terms: Terms) -> None:
         raise plan_exceeded(err) from err
 
 
+def check_not_ended(known: Agreement | None) -> None:
+    """The contract was not withdrawn from, or closed, on this machine.
+
+    Raises:
+        RefusedError: SIGN_ENDED.
+    """
+    if known is not None and known.state in OVER:
+        raise RefusedError(
+            "SIGN_ENDED",
+            f"The contract was signed here before and is {known.state}.",
+            field=f"contract {known.contract_id}",
+            rule="withdrawing is final",
+        )
+
+
 def check_policy(home: AgentHome, config: AgentConfig, contract: Contract, now: datetime.datetime) -> None:
     """The policy allows it: now, or at the beginning of its term where that is still to come.
 
@@ -325,16 +351,21 @@ def plan_exceeded(err: RefusedError) -> RefusedError:
 
 
 def _check(name: str, check: Callable[[], None]) -> Check:
-    found = _attempt(check)
-    return Check(name=name, error=found if isinstance(found, FedpactError) else None)
-
-
-def _attempt(action: Callable[[], Any]) -> Any:  # noqa: ANN401 - the action's value, or its error
-    """The value, or what was refused: a check that fails is shown to the person, then raised before signing."""
+    """Run a check; what it refuses is shown to the person, and raised before anything is signed."""
     try:
-        return action()
+        check()
     except (RefusedError, InputError) as err:
-        return err
+        return Check(name=name, error=err)
+    return Check(name=name)
+
+
+def _terms(store: Store, contract: Contract, participant_id: str) -> tuple[Terms | None, Check]:
+    """The terms, where they can be made, and the check of the budget."""
+    try:
+        terms = make_terms(store, contract, participant_id)
+    except (RefusedError, InputError) as err:
+        return None, Check(name="budget", error=err)
+    return terms, _check("budget", lambda: check_budget(store, terms))
 
 
 def _own(code: str, message: str, field: str) -> RefusedError:

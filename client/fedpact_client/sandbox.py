@@ -176,8 +176,8 @@ def _own_namespaces() -> None:
         raise OSError("the kernel does not confirm it")
 
 
-def _namespaces() -> tuple[str, str]:
-    return os.readlink("/proc/self/ns/user"), os.readlink("/proc/self/ns/net")
+def _namespaces() -> tuple[Path, Path]:
+    return Path("/proc/self/ns/user").readlink(), Path("/proc/self/ns/net").readlink()
 
 
 def _drop_capabilities() -> None:

@@ -18,10 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fedpact_client.frames import MAX_HEADER, Pipe
+from fedpact_client.frames import Pipe
 from fedpact_contract.errors import FailedError, InputError
 
 PARENT = "FEDPACT_PARENT"
+MAX_HEADER = 1 << 24
+"""A contract with a hundred thousand columns travels in a header."""
+MAX_ARRAY = 1 << 30
+"""A model of 134 million parameters, float64."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _PAUSE = 0.01
 
@@ -76,7 +80,7 @@ def spawn(
     module: str,
     *,
     log: Path | None,
-    max_array: int,
+    max_array: int = MAX_ARRAY,
     max_header: int = MAX_HEADER,
     kinds: frozenset[str] | None = None,
     extra_env: Mapping[str, str] | None = None,
@@ -123,7 +127,9 @@ def spawn(
     return Child(process, Pipe(own_in, own_out, max_array=max_array, max_header=max_header, kinds=kinds))
 
 
-def child_main(*, max_array: int, max_header: int = MAX_HEADER, kinds: frozenset[str] | None = None) -> Pipe:
+def child_main(
+    *, max_array: int = MAX_ARRAY, max_header: int = MAX_HEADER, kinds: frozenset[str] | None = None
+) -> Pipe:
     """In the child, first of all: die with the parent, gain no privileges, and take the pipe off stdin and stdout.
 
     Afterwards stdin is empty and stdout goes where stderr goes, so that a stray print corrupts no frame.

@@ -331,11 +331,6 @@ class Store(Records):
             rows = self._chains.get(self._contract(contract_id).terms.data_set).rows
             return {r.round: str(r.update_digest) for r in rows if r.contract_id == contract_id and r.state == "spent"}
 
-    def last_reply(self, contract_id: str) -> tuple[int, str | None] | None:
-        """Round of the last answer in the outbox, and its update's digest (None: a refusal); None if there is none."""
-        with self._db.reading():
-            return self._outbox.last(contract_id)
-
     # Old copies
 
     def check_logged_head(self, data_set: str, head: str) -> None:

@@ -100,13 +100,6 @@ class Outbox:
             (contract_id, before_round),
         )
 
-    def last(self, contract_id: str) -> tuple[int, str | None] | None:
-        """Round and update digest (None: a refusal) of the answer that was put in last."""
-        row = self._db.one(
-            "SELECT round, array_digest FROM outbox WHERE contract_id = ? ORDER BY rowid DESC LIMIT 1", (contract_id,)
-        )
-        return None if row is None else (row[0], row[1])
-
 
 def taken(round_number: int) -> RefusedError:
     """The refusal of a second answer."""

@@ -13,6 +13,8 @@ import rfc8785
 from fedpact_contract.errors import InputError
 
 MAX_SAFE_INTEGER = 2**53 - 1
+MAX_DEPTH = 64
+"""Records nest a dozen deep; hostile values could nest until Python's stack ends."""
 
 
 def canonical_bytes(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
@@ -61,14 +63,16 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _refuse_floats(value: Any, where: str) -> None:  # noqa: ANN401 - any JSON value
+def _refuse_floats(value: Any, where: str, depth: int = 0) -> None:  # noqa: ANN401 - any JSON value
+    if depth > MAX_DEPTH:
+        raise InputError("CANONICAL_DEPTH", f"The value is nested more than {MAX_DEPTH} deep.")
     if isinstance(value, float):
         raise InputError("CANONICAL_FLOAT", f"A float stands at {where}; use an integer or a decimal string.")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_SAFE_INTEGER:
         raise InputError("CANONICAL_INTEGER", f"An integer beyond 2^53 stands at {where}; use a string.")
     if isinstance(value, dict):
         for key, item in value.items():
-            _refuse_floats(item, f"{where}.{key}")
+            _refuse_floats(item, f"{where}.{key}", depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            _refuse_floats(item, f"{where}[{index}]")
+            _refuse_floats(item, f"{where}[{index}]", depth + 1)

@@ -7,6 +7,7 @@ when a command line asks for something that the base does not have, and must imp
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -66,7 +67,7 @@ def _typer(help_text: str) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
@@ -108,6 +109,8 @@ def load_commands(app: typer.Typer) -> None:
     from importlib.metadata import entry_points
 
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
+        if find_spec(point.module.partition(".")[0]) is None or find_spec(point.module) is None:
+            continue
         register: Callable[[typer.Typer], None] = point.load()
         register(app)
 
@@ -153,11 +156,11 @@ def _root(
 
 
 def verify_command(
-    evidence: Annotated[Path, typer.Argument(help="Folder of evidence.", metavar="EVIDENCE")],
+    evidence: Annotated[Path, typer.Argument(metavar="EVIDENCE")],
     trust: Annotated[Path | None, typer.Option("--trust", help="Whom you know: fingerprints, as TOML.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute everything in the evidence, offline, and say on whose word the rest stands.
+    """Recompute everything in the folder EVIDENCE, offline, and say on whose word the rest stands.
 
     Exit codes: 0 verified and authenticated; 1 a fault; 3 not authenticated (no --trust); 4 partly authenticated.
     """
@@ -173,10 +176,10 @@ def verify_command(
 
 
 def recompute_command(
-    table: Annotated[Path, typer.Argument(help="A game's values by coalition, as JSON.", metavar="TABLE.json")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE.json")],
     as_json: Json = False,
 ) -> None:
-    """Recompute Shapley and Banzhaf values from a table of coalition values, exactly."""
+    """Recompute Shapley and Banzhaf values, exactly, from TABLE.json: a game's values by coalition."""
     from fedpact_contract.shapley import recompute
 
     result = recompute(table.read_bytes(), file=table)
@@ -189,10 +192,10 @@ def recompute_command(
 
 
 def read_command(
-    file: Annotated[Path, typer.Argument(help="A contract: TOML, canonical JSON, or signed.", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(metavar="FILE")],
     as_json: Json = False,
 ) -> None:
-    """Print a contract's id, its parties with their fingerprints, and every clause."""
+    """Print the id of the contract in FILE (TOML, JSON, or signed), its parties' fingerprints, and every clause."""
     from fedpact_contract.contract_file import read_contract
 
     contract, signed_by = read_contract(file)
@@ -254,20 +257,7 @@ def _show_report(report: "Report") -> None:
     if report.pool_fen is not None:
         line(f"pool {format_fen(report.pool_fen, 'en')}, split by {report.basis}")
     if report.participants:
-        columns = ["participant", "rounds", "share", "95 % interval", "paid", "countersigned", "authenticated"]
-        rows = [
-            [
-                p.name,
-                str(p.rounds_admitted),
-                p.share or "-",
-                f"{p.low} to {p.high}" if p.low is not None else "-",
-                "-" if p.fen is None else format_fen(p.fen, "en") + (" (held)" if p.held_fen else ""),
-                "yes" if p.countersigned else "no",
-                "yes" if p.authenticated else "no",
-            ]
-            for p in report.participants
-        ]
-        output.table(console, columns, rows, right=(1, 2, 4))
+        _show_participants(console, report)
     for note in report.notes:
         line(f"- {note}")
     for fault in report.faults[:_SHOWN]:
@@ -276,3 +266,25 @@ def _show_report(report: "Report") -> None:
     if len(report.faults) > _SHOWN:
         line(f"and {len(report.faults) - _SHOWN} more faults; --json lists them all", "red")
     line(report.verdict, {0: "bold green", 1: "bold red"}.get(report.exit_code, "bold yellow"))
+
+
+def _show_participants(console: "Console", report: "Report") -> None:
+    columns = ["participant", "rounds", "share %", "95 % interval", "CNY", "closing", "key"]
+    rows = []
+    for line in report.participants:
+        share = interval = paid = closing = "-"
+        if line.share is not None and line.low is not None and line.high is not None:
+            share = _percent(line.share, ROUND_HALF_EVEN)
+            interval = f"{_percent(line.low, ROUND_FLOOR)} - {_percent(line.high, ROUND_CEILING)}"
+        if line.fen is not None:
+            paid = f"{line.fen // 100:,}.{line.fen % 100:02d}"
+            closing = "signed" if line.countersigned else "held" if line.held_fen else "-"
+        known = "known" if line.authenticated else "unknown"
+        rows.append([line.name, str(line.rounds_admitted), share, interval, paid, closing, known])
+    output.table(console, columns, rows, right=(1, 2, 3, 4))
+    if report.interval:
+        console.print(f"interval: {report.interval}")
+
+
+def _percent(text: str, rounding: str) -> str:
+    return str((Decimal(text) * 100).quantize(Decimal("0.01"), rounding))

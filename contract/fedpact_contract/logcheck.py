@@ -21,12 +21,14 @@ from fedpact_contract.record import Envelope
 class Log:
     """A log as read: `sound` says that every entry is the signed one; where it is not, `entries` is empty.
 
-    `checkpoints` are those that the operator signed, by size; `countersignatures` those that hold.
+    `checkpoints` are those that the operator signed, by size, `complete` where every line is one; `countersignatures`
+    are those that hold.
     """
 
     entries: tuple[Entry, ...]
     parties: Parties | None
     checkpoints: Mapping[int, Checkpoint]
+    complete: bool
     countersignatures: tuple[Countersignature, ...]
     faults: tuple[FaultError, ...]
 
@@ -72,6 +74,7 @@ def verify_log(evidence: Evidence) -> Log:
         entries=entries,
         parties=parties,
         checkpoints=checkpoints,
+        complete=complete,
         countersignatures=held,
         faults=tuple(faults),
     )

@@ -132,6 +132,8 @@ def _call(main: "Callable[[], object] | typer.Typer") -> int:
     except click.Abort as err:
         raise KeyboardInterrupt from err
     except click.UsageError as err:
+        if type(err).__name__ == "NoArgsIsHelpError":  # click from 8.2 on; the help has been shown
+            return InputError.exit_code
         hint = err.ctx.command_path if err.ctx else ""
         remedy = f"Run: {hint} --help" if hint else ""
         raise InputError("USAGE", err.format_message(), remedy=remedy) from err

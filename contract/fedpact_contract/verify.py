@@ -57,8 +57,9 @@ class ParticipantResult:
 class Report:
     """What verifying found.
 
-    `status` is how far the run is: unreadable, running, stopped, completed, settled, closing (fen are held), closed. A fault has code, message,
-    and where there are any file, field (entries.7.lines.0.fen, or line 3), party, rule and remedy.
+    `status` is how far the run is: unreadable, running, stopped, completed, settled, closing (fen are held), closed.
+    `interval` says what the shares' 95 % intervals cover. A fault has code, message, and where there are any, file,
+    field (entries.7.lines.0.fen, or line 3), party, rule and remedy.
     """
 
     exit_code: int
@@ -73,6 +74,7 @@ class Report:
     rounds_aggregated: int | None
     pool_fen: int | None
     basis: str | None
+    interval: str | None
     participants: tuple[ParticipantResult, ...]
     faults: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
@@ -111,7 +113,8 @@ def verify(evidence: Evidence, trust: Trust | None, *, privacy: bool = True) -> 
     faults = list(log.faults)
     run = None
     if log.sound and log.parties is not None:
-        run = replay(log.entries, checkpoints=log.checkpoints, privacy=privacy)
+        # With checkpoints missing, every head that names one of them would be a fault too.
+        run = replay(log.entries, checkpoints=log.checkpoints if log.complete else None, privacy=privacy)
         faults += [fault for fault in run.faults if fault.as_dict() not in [known.as_dict() for known in log.faults]]
     if trust is not None and log.parties is not None:
         faults += _contradictions(log, trust)
@@ -147,6 +150,7 @@ def _report(
         rounds_aggregated=len(run.aggregated) if run else None,
         pool_fen=sum(p.settled.pool_fen for p in settled if p.settled) if settled else None,
         basis=settled[-1].settled.basis if settled and settled[-1].settled else None,
+        interval=settled[-1].result.shares.covers if settled and settled[-1].result else None,
         participants=participants,
         faults=tuple(fault.as_dict() for fault in faults),
         notes=(*missing, *_notes(run, participants, trust), UTILITIES),
@@ -225,7 +229,8 @@ def _missing(run: Run, participants: tuple[ParticipantResult, ...], trust: Trust
         if line.held_fen:
             yield f"{line.name} has not countersigned the closing checkpoint: {line.held_fen} fen are held."
     if not run.closed:
-        yield f"The run is not closed yet ({_status(run, participants)}): nothing is final, and the rest verifies as far as it goes."
+        status = _status(run, participants)
+        yield f"The run is not closed yet ({status}): nothing is final, and the rest verifies as far as it goes."
 
 
 def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: Trust | None) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """API endpoints of the close and of the report (`api.create_api(routers=[router])`)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from fedpact_contract import report as reports
@@ -53,15 +53,15 @@ def post_closing(contract_id: str, call: ReaderCall) -> dict[str, Any]:
 def get_report(
     contract_id: str,
     call: ReaderCall,
-    format: Literal["html", "json"] = "html",
-    lang: Lang = "en",  # noqa: A002
+    form: Annotated[Literal["html", "json"], Query(alias="format")] = "html",
+    lang: Lang = "en",
 ) -> Response:
     """The report of the contract's run: a pure function of its log."""
     contract = signatory(call, contract_id).contract
     with call.world.database.read() as connection:
         entries = logbook.read_entries(connection, contract.id)
     report = reports.build(entries)
-    if format == "json":
+    if form == "json":
         return JSONResponse(report)
     return HTMLResponse(render(report, lang))
 

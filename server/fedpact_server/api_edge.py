@@ -142,7 +142,7 @@ class Edge:
         except Exception as err:  # noqa: BLE001 - the last wall: the caller gets a code, the log gets the place
             frame = traceback.extract_tb(err.__traceback__)[-1]
             place = f"{frame.filename}:{frame.lineno}"
-            log.error("request failed", path=scope["path"], error=type(err).__name__, place=place)  # noqa: TRY400 - no traceback: it would repeat what callers sent
+            log.error("request failed", path=scope["path"], error=type(err).__name__, place=place)
             if not started:
                 failed = FailedError("INTERNAL", "The operator's server failed.", remedy="Tell the operator the time.")
                 await _answer(send, 500, error_body(failed))

@@ -133,6 +133,13 @@ def closing_state(connection: Connection, contract: Contract) -> ClosingState:
     return ClosingState(size=size, signed=tuple(sorted(signed)), held=tuple(sorted(paid - signed)))
 
 
+def objections(connection: Connection, contract_id: str) -> tuple[str, ...]:
+    """Participants that objected to a closing checkpoint of this contract."""
+    table = db.objections.c
+    rows = connection.execute(sa.select(table.participant).where(table.contract_id == contract_id).distinct())
+    return tuple(sorted(str(row.participant) for row in rows))
+
+
 def _paid(connection: Connection, contract_id: str) -> set[str]:
     table = db.entries.c
     data = connection.execute(

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from opacus.optimizers import DPOptimizer
+from tests.support.models_kit import a_model, plain_schema, random_examples
+from tests.support.noise import FixedNoise
 from torch import nn
 
 from fedpact_contract.errors import InputError
@@ -24,8 +26,6 @@ from fedpact_models.dp import SystemNoise, dp_sgd, validate
 from fedpact_models.features import Floats
 from fedpact_models.registry import build
 from fedpact_models.weights import flatten, load_flat
-from tests.support.models_kit import a_model, plain_schema, random_examples
-from tests.support.noise import FixedNoise
 
 RATES = {
     "steps": 3,
@@ -144,7 +144,7 @@ def test_trap_4_a_seeded_torch_or_numpy_repeats_no_noise() -> None:
     updates = []
     for _ in range(2):
         torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002 - the global state that must not matter
+        np.random.seed(0)
         updates.append(_update(x, y, SystemNoise()))
     assert (updates[0] != updates[1]).all()
 
@@ -165,7 +165,9 @@ def test_trap_5_a_batch_that_was_broken_off_leaves_nothing_behind(monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         dp_sgd(module, x, y, noise=ScriptedNoise(range(90)), **RATES)  # in the third of twelve micro-batches
     monkeypatch.undo()
-    assert not any(getattr(p, "summed_grad", None) is not None or hasattr(p, "grad_sample") for p in module.parameters())
+    assert not any(
+        getattr(p, "summed_grad", None) is not None or hasattr(p, "grad_sample") for p in module.parameters()
+    )
     again = _update(x, y, ScriptedNoise([7]), module=module, steps=1)
     load_flat(module, flatten(module) - again)
     np.testing.assert_allclose(again, -0.5 / 20 * _clipped_sum(module, x[7:8], y[7:8], 1.0), atol=1e-15)

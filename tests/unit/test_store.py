@@ -182,8 +182,11 @@ def test_every_head_is_kept_and_one_size_has_one_root(store: Store):
     assert code_of(InputError, lambda: store.add_head("0" * 64, 1, "1" * 64, b"")) == "CONTRACT_UNKNOWN"
 
 
-def test_a_store_without_answers_has_no_last_reply(store: Store):
-    assert store.last_reply(ONE) is None
+def test_answers_are_updates_and_refusals(store: Store):
+    assert store.answers(ONE) == []
+    store.refuse(ONE, 3, BASE, lambda _: b"no")
+    store.refuse(ONE, 3, OTHER_BASE, lambda _: b"no")
+    assert store.answers(ONE) == [3]
     assert store.sent_updates(ONE) == {}
 
 
@@ -222,7 +225,7 @@ def test_a_round_is_charged_before_and_sent_after(store: Store):
     assert store.ledger_head(DATA_SET) == spent.row_hash
     assert charge(store) == Decimal("0.1")
     assert store.sent_updates(ONE) == {1: update_digest(array)}
-    assert store.last_reply(ONE) == (1, update_digest(array))
+    assert store.answers(ONE) == [1]
 
 
 def test_asked_again_the_same_bytes_are_sent(store: Store):
@@ -284,7 +287,7 @@ def test_a_contract_withdrawn_while_training_sends_nothing(store: Store):
     store.set_state(ONE, "withdrawn")
     assert code_of(RefusedError, lambda: complete(store, taken)) == "CONTRACT_NOT_RUNNING"
     assert states(store) == ["reserved"]
-    assert store.last_reply(ONE) is None
+    assert store.answers(ONE) == []
 
 
 def test_a_contract_only_signed_does_not_train(tmp_path: Path):
@@ -346,7 +349,7 @@ def test_if_building_the_reply_fails_nothing_has_happened(store: Store):
     with pytest.raises(StoppedError):
         store.complete(taken, build, "d" * 64, RUN)
     assert store.rows(DATA_SET) == before
-    assert store.last_reply(ONE) is None
+    assert store.answers(ONE) == []
     assert complete(store, taken).kind == "update"
 
 
@@ -402,7 +405,7 @@ def test_a_failure_of_data_is_charged_refused_and_final(store: Store):
     assert again(store) == ready
     assert charge(store) == Decimal("0.1")
     assert store.sent_updates(ONE) == {}
-    assert store.last_reply(ONE) == (1, None)
+    assert store.answers(ONE) == [1]
     assert code_of(RefusedError, lambda: complete(store, taken)) == "ATTEMPT_ENDED"
 
 

@@ -1,0 +1,222 @@
+"""The card of a data set: what this enterprise declares about it, signed, and the rows it releases for validation.
+
+Only what stands on the card leaves, and the released rows where there are any; both are shown before. The budget on
+the card holds for the data set over all contracts and is declared once. Nothing on the card is computed from the data
+but the number of released rows, which leave as they are and are outside the privacy guarantee.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedpact_client import released, sources
+from fedpact_client.api import OperatorClient
+from fedpact_client.config import AgentConfig, DataSet
+from fedpact_client.home import AgentHome
+from fedpact_client.store import Store
+from fedpact_contract.canonical import canonical_bytes
+from fedpact_contract.contract import Contract
+from fedpact_contract.errors import InputError, RefusedError
+from fedpact_contract.messages import DataSetCard
+from fedpact_contract.record import decimal_text, sign
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MAX_RELEASE_BYTES = 900_000
+"""The operator takes requests of at most 2**20 bytes: the card and its envelope need the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A card before it is signed.
+
+    `limit` is R, the bound on the Rényi sum; `rows` are those to be released; `available` are the source's rows
+    that are left for training; `fingerprint` is that of the source's files.
+    """
+
+    card: DataSetCard
+    limit: Decimal
+    rows: tuple[released.Row, ...]
+    available: int
+    source: Path
+    fingerprint: str
+
+    def items(self) -> list[tuple[str, str, str]]:
+        """The card for people: what, value, where it comes from."""
+        card, declared = self.card, "declared in agent.toml"
+        return [
+            ("data set", card.data_set, declared),
+            ("participant", card.participant, "fingerprint of the contract key"),
+            ("examples", str(card.num_examples), declared),
+            ("columns", ", ".join(card.columns), declared),
+            ("label", card.label, declared),
+            ("epsilon", decimal_text(card.epsilon), declared + "; over all contracts together"),
+            ("delta", decimal_text(card.delta), declared),
+            ("alpha", decimal_text(card.alpha), "follows from epsilon and delta"),
+            ("released rows", str(card.released_rows), "counted; these rows are outside the privacy guarantee"),
+        ]
+
+
+def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str) -> Draft:
+    """Read the data set once and draft its card; nothing leaves.
+
+    Raises:
+        InputError: CONFIG_DATA_SET, DATA_*, CARD_BUDGET, RELEASE_EMPTY, RELEASE_CELL, RELEASE_TOO_LARGE.
+        RefusedError: DATA_SET_BUDGET_FIXED, DATA_SET_KNOWN_ELSEWHERE.
+        FaultError: RELEASED_DAMAGED.
+    """
+    data_set = config.data_set(data_set_id)
+    fingerprint = sources.content_fingerprint(data_set.source, home.path)
+    _check_known_elsewhere(store, data_set_id, fingerprint)
+    alpha, limit = _budget(data_set)
+    table = sources.read(data_set.source, home.path)
+    source = sources.file_path(data_set.source, home.path)
+    _check_columns(data_set, table, source)
+    rows = _rows_to_release(home, data_set, table)
+    left = released.exclude(table, [*released.read(home.released_path(data_set_id)), *rows]).height
+    if left < data_set.num_examples:
+        raise _too_few(left, data_set.num_examples, source, "num_examples")
+    card = DataSetCard(
+        data_set=data_set_id,
+        participant=home.participant_id,
+        num_examples=data_set.num_examples,
+        columns=data_set.columns,
+        label=data_set.label,
+        epsilon=data_set.epsilon,
+        delta=data_set.delta,
+        alpha=alpha,
+        released_rows=len(rows),
+    )
+    _check_fixed_budget(store, card)
+    return Draft(card=card, limit=limit, rows=tuple(rows), available=left, source=source, fingerprint=fingerprint)
+
+
+def declare(home: AgentHome, store: Store, client: OperatorClient, draft: Draft, passphrase: bytes) -> None:
+    """Sign the card, keep it and the record of released rows here, then send it. Again sends the same card again.
+
+    Released rows are recorded before they leave: training leaves them out even if the sending fails.
+
+    Raises:
+        InputError: a wrong passphrase; the operator finds the card wrong.
+        RefusedError: DATA_SET_BUDGET_FIXED, DATA_SET_KNOWN_ELSEWHERE; the operator refuses.
+        ServiceError: OPERATOR_AWAY: declared here, not sent; run it again.
+    """
+    envelope = sign(draft.card, home.load_contract_key(passphrase))
+    if draft.rows:
+        released.record(home.released_path(draft.card.data_set), list(draft.rows))
+    store.declare(envelope.to_bytes(), draft.limit)
+    store.add_version(draft.card.data_set, draft.fingerprint)
+    client.send_card(envelope.plain(), [dict(row) for row in draft.rows] or None)
+
+
+def check_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> None:
+    """The data fits the contract's schema, with enough rows: a misfit found in round 1 would cost budget.
+
+    Raises:
+        InputError: DATA_*, naming file, column and rule, never a value.
+        FaultError: RELEASED_DAMAGED.
+    """
+    from fedpact_models.features import encode
+
+    me = contract.participant(home.participant_id)
+    data_set = config.data_set(me.data_set)
+    table = sources.read(data_set.source, home.path)
+    rest = released.exclude(table, released.read(home.released_path(me.data_set)))
+    source = sources.file_path(data_set.source, home.path)
+    examples = encode(contract.data, rest, file=str(source))
+    if len(examples) < me.num_examples:
+        raise _too_few(len(examples), me.num_examples, source, "participants.num_examples")
+
+
+def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") -> list[released.Row]:
+    names = [*data_set.columns, data_set.label]
+    if data_set.release_fraction is not None:
+        slice_ = released.choose(table, names, data_set.release_fraction, home.release_key())
+    elif data_set.release_file is not None:
+        source = data_set.source.model_copy(update={"path": data_set.release_file})
+        slice_ = sources.read(source, home.path)
+        _check_columns(data_set, slice_, Path(data_set.release_file))
+    else:
+        return []
+    rows = released.cells(slice_, names)
+    if not rows:
+        raise InputError(
+            "RELEASE_EMPTY",
+            "No row would be released.",
+            field="release_fraction",
+            remedy="Raise release_fraction, or remove it.",
+        )
+    if (size := len(canonical_bytes(rows))) > MAX_RELEASE_BYTES:
+        raise InputError(
+            "RELEASE_TOO_LARGE",
+            f"{len(rows)} rows of {size} bytes would be released; one request carries {MAX_RELEASE_BYTES} bytes.",
+            field="release_fraction",
+            remedy="Release fewer rows.",
+        )
+    return rows
+
+
+def _check_columns(data_set: DataSet, table: "pl.DataFrame", file: Path) -> None:
+    for name in (*data_set.columns, data_set.label):
+        if name not in table.columns:
+            raise InputError(
+                "DATA_COLUMN_MISSING",
+                f"The table lacks the column {name}, which agent.toml names.",
+                file=file,
+                field=name,
+                remedy="Correct `columns`, `label` or the source's `rename` in agent.toml.",
+            )
+
+
+def _budget(data_set: DataSet) -> tuple[Decimal, Decimal]:
+    """Alpha and the limit R that follow from epsilon and delta."""
+    from fedpact_contract.privacy import filter_alpha, filter_limit
+
+    alpha = filter_alpha(data_set.epsilon, data_set.delta)
+    limit = filter_limit(data_set.epsilon, data_set.delta, alpha)
+    if limit <= 0:
+        raise InputError(
+            "CARD_BUDGET",
+            f"Under epsilon {decimal_text(data_set.epsilon)} at delta {decimal_text(data_set.delta)} nothing fits.",
+            field="epsilon",
+            remedy="Declare a larger epsilon or delta.",
+        )
+    return alpha, limit
+
+
+def _check_known_elsewhere(store: Store, data_set_id: str, fingerprint: str) -> None:
+    for other in store.data_sets():
+        if other.data_set != data_set_id and fingerprint in store.versions(other.data_set):
+            raise RefusedError(
+                "DATA_SET_KNOWN_ELSEWHERE",
+                f"This file is known as data set {other.data_set}.",
+                field=f"data set {data_set_id}",
+                rule="one source has one budget",
+                remedy=f"Use {other.data_set}: a new name buys no budget.",
+            )
+
+
+def _check_fixed_budget(store: Store, card: DataSetCard) -> None:
+    known = next((d for d in store.data_sets() if d.data_set == card.data_set), None)
+    if known is not None and (known.epsilon, known.delta, known.alpha) != (card.epsilon, card.delta, card.alpha):
+        raise RefusedError(
+            "DATA_SET_BUDGET_FIXED",
+            f"The data set was declared with epsilon {decimal_text(known.epsilon)} at delta "
+            f"{decimal_text(known.delta)}.",
+            field=f"data set {card.data_set}",
+            rule="epsilon, delta and alpha are declared once for a data set",
+            remedy="Keep the budget of the first card in agent.toml.",
+        )
+
+
+def _too_few(found: int, wanted: int, file: Path, field: str) -> InputError:
+    return InputError(
+        "DATA_TOO_FEW_ROWS",
+        f"{wanted} rows are declared for training, and {found} are left beside the released ones.",
+        file=file,
+        field=field,
+        rule="train on exactly the contracted number of rows",
+        remedy="Declare fewer examples, release fewer rows, or name the source that has more.",
+    )

@@ -1,0 +1,273 @@
+"""The executor: Flower's side of the agent, a process that counts as outside. `python -m fedpact_client.executor`.
+
+Started by the guard, joined to it by one pipe. It has the node key and the connection to SuperLink; it has no data, no
+run key and no ledger. It takes each task of the SuperNode, hands the order and the model to the guard, and sends what
+the guard answers: one task at a time, a reply leaves before the next task is taken. Of the bundle that Flower
+delivers, the hash alone is used: it is never unpacked or imported.
+
+Frames, guard to executor: `setup` once (see `Setup`); `reply` (reply: text; array: flat float32) or `drop` for each
+order. Executor to guard: `order` (order: text, bundle: hex SHA-256; array: the model, flat float64).
+
+Exit codes: 0 the guard closed the pipe, or SIGTERM. 69 SuperLink could not be reached as configured, or the connection
+ended. 70 a fault in here. 75 SuperLink did not let the node in: an earlier connection has not expired yet (start again;
+it takes a minute at most), or the key is not registered. 76 the guard broke the protocol. 77 SuperLink no longer knows
+the node, or a task's lease was lost. 78 the setup is wrong.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, NoReturn, Protocol
+
+import structlog
+from pydantic import Field
+
+from fedpact_client.frames import Frame, FrameError, Pipe
+from fedpact_client.spawn import child_main
+from fedpact_contract.errors import FaultError, FedpactError, InputError
+from fedpact_contract.record import Dec, Part
+
+log = structlog.get_logger()
+
+EXIT_OK = 0
+EXIT_UNAVAILABLE = 69
+EXIT_FAULT = 70
+EXIT_RETRY = 75
+EXIT_PROTOCOL = 76
+EXIT_REFUSED = 77
+EXIT_SETUP = 78
+
+MAX_ARRAY = 1 << 31
+KINDS = frozenset({"setup", "reply", "drop"})
+SETUP_SECONDS = 30.0
+LEAVE_SECONDS = 6.0
+
+NO_REPLY, ORDER_FORM = "E_NO_REPLY", "E_ORDER_FORM"
+"""The texts of error replies: fixed, for they go to the operator."""
+
+
+class Setup(Part):
+    """What the guard says first.
+
+    Args:
+        superlink: "host:port" of the operator.
+        ca: Path of the operator's CA certificate (PEM).
+        node_key: Path of the node's key (OpenSSH).
+        home: Folder for Flower's own files.
+        poll_seconds: How often SuperLink is asked for messages, where `patched`.
+        patched: Whether waits that Flower hard-codes are shortened.
+    """
+
+    superlink: Annotated[str, Field(pattern=r"^.{1,255}:[0-9]{1,5}$")]
+    ca: str
+    node_key: str
+    home: str
+    poll_seconds: Dec
+    patched: bool
+
+
+class Task(Protocol):
+    """One order taken from Flower; it is answered once."""
+
+    order: bytes
+    model: bytes
+    bundle: str
+
+    def answer(self, reply: bytes, array: bytes) -> None:
+        """Send the reply."""
+
+    def fail(self, text: str) -> None:
+        """Send an error reply with a fixed text."""
+
+
+class Orders(Protocol):
+    """Where tasks come from."""
+
+    poll_seconds: float
+
+    def take(self) -> Task | None:
+        """The next task, if there is one."""
+
+
+class ProtocolError(FaultError):
+    """The guard sent a frame that does not belong here."""
+
+
+def work(pipe: Pipe, orders: Orders) -> None:
+    """Take tasks and have the guard answer them, until the guard closes the pipe.
+
+    Raises:
+        ProtocolError: EXECUTOR_FRAME.
+        FrameError: the pipe broke.
+    """
+    while True:
+        try:
+            frame = pipe.receive(orders.poll_seconds)
+        except FrameError as err:
+            if err.code != "FRAME_TIMEOUT" or pipe.closed:
+                raise
+        else:
+            if frame is None:
+                return
+            raise ProtocolError("EXECUTOR_FRAME", f"A frame of kind {frame.kind} came while there was no order.")
+        task = orders.take()
+        if task is not None and not handle(pipe, task):
+            return
+
+
+def handle(pipe: Pipe, task: Task) -> bool:
+    """Have the guard answer one task; False where it closed the pipe instead.
+
+    Raises:
+        ProtocolError: EXECUTOR_FRAME.
+        FrameError: the pipe broke.
+    """
+    try:
+        pipe.send("order", {"order": task.order.decode(), "bundle": task.bundle}, task.model)
+    except (UnicodeDecodeError, InputError, FrameError) as err:
+        if pipe.closed:
+            raise
+        log.warning("order not handed over", reason=str(err))
+        task.fail(ORDER_FORM)
+        return True
+    frame = pipe.receive()
+    if frame is None:
+        return False
+    if frame.kind == "reply":
+        task.answer(_reply_text(frame).encode(), frame.array)
+    elif frame.kind == "drop":
+        task.fail(NO_REPLY)
+    else:
+        raise ProtocolError("EXECUTOR_FRAME", f"A frame of kind {frame.kind} came in place of a reply.")
+    return True
+
+
+def main() -> NoReturn:
+    """Run until the guard is gone; ends the process."""
+    pipe = child_main(max_array=MAX_ARRAY, kinds=KINDS)
+    _log_to_stderr()
+    try:
+        setup = _receive_setup(pipe)
+        _set_environment(Path(setup.home))
+        from fedpact_client.supernode import SuperNode
+
+        node = SuperNode(
+            superlink=setup.superlink,
+            ca=Path(setup.ca),
+            node_key=Path(setup.node_key),
+            patched_poll=float(setup.poll_seconds) if setup.patched else None,
+        )
+        node.start_runtime()
+    except FedpactError as err:
+        log.exception("executor not started", **err.as_dict())
+        _exit(EXIT_SETUP)
+    leaving: list[int] = []
+    threading.Thread(target=_work, args=(pipe, node, leaving), name="work", daemon=True).start()
+    code = _run(node)
+    _exit(leaving[0] if leaving else code)
+
+
+def _run(node: "SuperNodeLike") -> int:
+    """Flower in the main thread; returns the exit code."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # notes which signals came; Flower sets the handlers
+    try:
+        node.run()
+    except SystemExit as err:
+        if node.activation_failed(err):
+            return EXIT_RETRY
+        if err.code not in (0, None):
+            return EXIT_UNAVAILABLE
+        try:
+            caught = os.read(reader, 64)
+        except BlockingIOError:
+            caught = b""
+        # Flower interrupts itself where SuperLink answers 401, or does not accept a task's heartbeat.
+        return EXIT_REFUSED if signal.SIGINT in caught else EXIT_OK
+    return EXIT_UNAVAILABLE
+
+
+class SuperNodeLike(Protocol):
+    """What `_run` needs of `supernode.SuperNode`."""
+
+    def run(self) -> None:
+        """Serve until a signal."""
+
+    def activation_failed(self, err: SystemExit) -> bool:
+        """Whether SuperLink did not let the node in."""
+
+
+def _work(pipe: Pipe, orders: Orders, leaving: list[int]) -> None:
+    """The working thread: its end ends the process."""
+    try:
+        work(pipe, orders)
+        code = EXIT_OK
+    except (ProtocolError, FrameError) as err:
+        log.exception("pipe to the guard", **err.as_dict())
+        code = EXIT_PROTOCOL
+    except BaseException:
+        log.exception("executor failed")
+        leaving.append(EXIT_FAULT)
+        _leave(EXIT_FAULT)
+        raise
+    leaving.append(code)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """Have the main thread say goodbye to SuperLink, so that the node may come back at once; but do not wait long."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(LEAVE_SECONDS)
+    _exit(code)
+
+
+def _receive_setup(pipe: Pipe) -> Setup:
+    frame = pipe.receive(SETUP_SECONDS)
+    if frame is None or frame.kind != "setup":
+        raise ProtocolError("EXECUTOR_FRAME", "The guard did not begin with a setup.")
+    return Setup.parse(frame.header, code="EXECUTOR_SETUP")
+
+
+def _reply_text(frame: Frame) -> str:
+    text = frame.header.get("reply")
+    if not isinstance(text, str):
+        raise ProtocolError("EXECUTOR_FRAME", "A reply has no text.")
+    return text
+
+
+def _set_environment(home: Path) -> None:
+    """What flwr reads from the environment when it is imported: its folder; no telemetry, no look for updates."""
+    for name in [name for name in os.environ if name.startswith("FLWR_")]:
+        del os.environ[name]
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ |= {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+
+
+def _log_to_stderr() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+def _exit(code: int) -> NoReturn:
+    """End at once: threads of Flower and uvicorn would be waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

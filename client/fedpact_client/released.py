@@ -1,0 +1,153 @@
+"""Rows that an enterprise releases for validation: chosen, recorded, and left out of training for ever.
+
+The record is a file of the home, one released row a line: canonical JSON, column -> text or null, the very cells that
+were sent. It only grows. Training leaves out every row of the source that equals a recorded one in the recorded
+columns; so do all exact copies of it. Both the choice and the exclusion look at one row at a time, never at the others:
+adding or removing a row changes the fate of no other row, and the privacy unit stays one row.
+
+Equal means: the same text without surrounding blanks, or the same number however it is written (3, 3.0, 03). So
+sorting, renaming or converting the source brings no released row back into training.
+"""
+
+import hmac
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedpact_client.home import replace_file
+from fedpact_contract.canonical import canonical_bytes
+from fedpact_contract.errors import FaultError, InputError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Row = dict[str, str | None]
+
+
+def choose(table: "pl.DataFrame", names: list[str], fraction: Decimal, key: bytes) -> "pl.DataFrame":
+    """About `fraction` of the rows, by HMAC-SHA-256 under `key` of each row's own cells: copies go together.
+
+    Args:
+        table: The source's rows.
+        names: The columns that the card names, the label among them.
+        fraction: Above 0, below 1.
+        key: The enterprise's secret; the same key chooses the same rows again.
+    """
+    import polars as pl
+
+    limit = int(fraction * 2**64)
+    rows = _normal(table, names).rows()
+    chosen = [_rank(key, row) < limit for row in rows]
+    return table.filter(pl.Series(chosen, dtype=pl.Boolean))
+
+
+def cells(table: "pl.DataFrame", names: list[str]) -> list[Row]:
+    """The rows as they are sent: every cell as text, or null.
+
+    Raises:
+        InputError: RELEASE_CELL, a column that holds neither text, numbers, booleans nor dates.
+    """
+    import polars as pl
+
+    for name in names:
+        kind = table[name].dtype
+        if kind.is_nested() or kind in (pl.Binary, pl.Object):
+            raise InputError("RELEASE_CELL", "The column holds neither text nor numbers.", field=name)
+    return table.select(pl.col(name).cast(pl.String) for name in names).to_dicts()
+
+
+def record(path: Path, rows: list[Row]) -> None:
+    """Add rows to the record, durably; rows that stand there already are not repeated."""
+    before = path.read_text("utf-8").splitlines() if path.exists() else []
+    added = [canonical_bytes(row).decode() for row in rows]
+    lines = dict.fromkeys([*before, *added])
+    replace_file(path, "".join(line + "\n" for line in lines).encode())
+
+
+def read(path: Path) -> list[Row]:
+    """The recorded rows; none where nothing was ever released.
+
+    Raises:
+        FaultError: RELEASED_DAMAGED; training without the record would train on released rows.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as err:
+        raise _damaged(path, 0) from err
+    return [_row(line, path, number) for number, line in enumerate(lines, 1)]
+
+
+def exclude(table: "pl.DataFrame", rows: list[Row]) -> "pl.DataFrame":
+    """The table without the rows that equal a recorded one, in the table's order.
+
+    Of a recorded row, the columns that the table still has are compared.
+
+    Raises:
+        InputError: RELEASED_COLUMNS, a recorded row has no column in common with the table.
+    """
+    import polars as pl
+
+    by_columns: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        names = tuple(sorted(name for name in row if name in table.columns))
+        by_columns.setdefault(names, []).append(row)
+    for names, group in by_columns.items():
+        if not names:
+            raise InputError(
+                "RELEASED_COLUMNS",
+                "The source has no column of the rows that were released from this data set.",
+                remedy="Name the source that has them: column names are compared exactly.",
+            )
+        texts = pl.DataFrame(
+            {name: [row[name] for row in group] for name in names}, schema=dict.fromkeys(names, pl.String)
+        )
+        known = _normal(texts, list(names)).unique()
+        found = _normal(table, list(names)).with_row_index("_row").join(known, on=list(names), nulls_equal=True)
+        drop = set(found["_row"].to_list())
+        table = table.filter(pl.Series([index not in drop for index in range(table.height)], dtype=pl.Boolean))
+    return table
+
+
+def _normal(table: "pl.DataFrame", names: list[str]) -> "pl.DataFrame":
+    """The columns as text in which equal cells are equal: numbers in one spelling, text without outer blanks."""
+    import polars as pl
+
+    text = table.select(pl.col(name).cast(pl.String).str.strip_chars() for name in names)
+    number = [pl.col(name).cast(pl.Float64, strict=False) for name in names]
+    return text.select(
+        pl.when(value.is_finite())
+        .then((value + 0.0).cast(pl.String))  # no negative zero
+        .when(pl.col(name) != "")
+        .then(pl.col(name))
+        .otherwise(None)
+        .alias(name)
+        for name, value in zip(names, number, strict=True)
+    )
+
+
+def _rank(key: bytes, row: tuple[Any, ...]) -> int:
+    digest = hmac.digest(key, b"fedpact.release.v1:" + json.dumps(row).encode(), "sha256")
+    return int.from_bytes(digest[:8], "big")
+
+
+def _row(line: str, path: Path, number: int) -> Row:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as err:
+        raise _damaged(path, number) from err
+    if not isinstance(value, dict) or not value or not all(v is None or isinstance(v, str) for v in value.values()):
+        raise _damaged(path, number)
+    return value
+
+
+def _damaged(path: Path, number: int) -> FaultError:
+    return FaultError(
+        "RELEASED_DAMAGED",
+        "The record of released rows is damaged.",
+        file=path,
+        field=f"line {number}" if number else None,
+        remedy="Restore a backup of the agent's home: without the record, training would use released rows.",
+    )

@@ -1,0 +1,300 @@
+"""The trainer: `python -m fedpact_client.trainer`, started by the guard. It has the data; no key, token or network.
+
+First it closes itself in, then it imports torch. Frames from the guard and its answers:
+
+    setup  {read_paths, threads, idle_seconds, memory?}                        -> ready   {isolation}
+    train  {contract, participant, source, base_dir, selection_key, released?, -> update  {noise, num_examples,
+            round, attempt}, array: base model, little-endian float64              rows_fingerprint}, array: float32
+    check  {contract, participant, source, base_dir, released?}                -> checked {num_rows, duplicates,
+                                                                                   rows_fingerprint}
+    train, check                                                               -> failed  {code, message, file, ...}
+
+`code` is DATA_* or TRAINING_* and may leave the enterprise; everything else in `failed` stays there. Exit codes: 0 the
+guard closed the pipe, or nothing came for `idle_seconds`; 1 a malformed frame; 2 a header with wrong values.
+"""
+
+import ctypes
+import functools
+import os
+import resource
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import structlog
+from pydantic import Field, StringConstraints
+
+from fedpact_client import sources
+from fedpact_client.frames import Frame, FrameError, Pipe
+from fedpact_client.sandbox import close_in
+from fedpact_client.sources import Source
+from fedpact_client.spawn import child_main
+from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256, sha256_hex
+from fedpact_contract.contract import Contract, Count
+from fedpact_contract.errors import FaultError, FedpactError, InputError
+from fedpact_contract.record import Hex32, Part
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from fedpact_models.dp import Noise
+    from fedpact_models.features import Examples
+
+ORDERS = frozenset({"setup", "train", "check"})
+ANSWERS = frozenset({"ready", "update", "checked", "failed"})
+SETUP_SECONDS = 60.0
+WARM = 4
+"""Data sets kept in memory, one for each contract."""
+
+_ROWS_TYPE = b"fedpact.rows.v1:"
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+AbsolutePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
+
+log = structlog.get_logger()
+
+
+class Setup(Part):
+    """What the trainer may read and use. `memory`: MiB for data, all that it allocates; None sets no limit."""
+
+    read_paths: Annotated[tuple[AbsolutePath, ...], Field(max_length=10_000)]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    idle_seconds: Annotated[int, Field(ge=1, le=86_400)]
+    memory: Annotated[int, Field(ge=256, le=2**24)] | None = None
+
+
+class CheckOrder(Part):
+    """Which rows, for which contract (its canonical text). `released`: a file of rows that training leaves out."""
+
+    contract: str
+    participant: Hex32
+    source: Source
+    base_dir: AbsolutePath
+    released: AbsolutePath | None = None
+
+
+class TrainOrder(CheckOrder):
+    """One attempt at one round. `selection_key`: by which exactly the contracted rows are chosen, hexadecimal."""
+
+    selection_key: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){16,64}$")]
+    round: Count
+    attempt: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rows:
+    """Rows to train on, and what the whole source was: rows that may be used, exact copies, version of the data."""
+
+    examples: "Examples"
+    num_rows: int
+    duplicates: int
+    fingerprint: str
+
+
+def main(noise_factory: "Callable[[], Noise] | None" = None) -> int:
+    """Serve the guard until it closes the pipe; the exit code.
+
+    Args:
+        noise_factory: Makes the source of noise, once, inside the closed process; None is the one that production
+            has, `SystemNoise`. Nothing outside a program's own code can choose another.
+    """
+    try:
+        pipe = child_main(kinds=ORDERS)
+        return _serve(pipe, noise_factory)
+    except (FaultError, InputError) as err:  # also a guard that is gone while we answer
+        log.error("trainer ends", code=err.code, reason=str(err))
+        return err.exit_code
+
+
+def rows_fingerprint(examples: "Examples") -> str:
+    """The version of the data (hexadecimal): SHA-256 over the sorted SHA-256 of the encoded rows.
+
+    The order of rows, the file's name and its format do not matter; the contract's columns and bounds do.
+    """
+    from fedpact_models.features import row_bytes
+
+    hashes = sorted(sha256(row_bytes(x, int(y))) for x, y in zip(examples.x, examples.y, strict=True))
+    return sha256_hex(_ROWS_TYPE + b"".join(hashes))
+
+
+def _serve(pipe: Pipe, noise_factory: "Callable[[], Noise] | None") -> int:
+    frame = pipe.receive(SETUP_SECONDS)
+    if frame is None:
+        return 0
+    _due(frame, "setup")
+    setup = Setup.parse(frame.header, code="SETUP")
+    header, noise = _set_up(setup, noise_factory)
+    pipe.send("ready", header)
+    while True:
+        try:
+            frame = pipe.receive(float(setup.idle_seconds))
+        except FrameError as err:
+            if err.code != "FRAME_TIMEOUT" or pipe.closed:
+                raise
+            log.info("trainer idle", seconds=setup.idle_seconds)
+            return 0
+        if frame is None:
+            return 0
+        _due(frame, "train", "check")
+        pipe.send(*_answer(frame, noise))
+
+
+def _due(frame: Frame, *kinds: str) -> None:
+    if frame.kind not in kinds:
+        raise FaultError("TRAINER_ORDER", f"A frame of kind {frame.kind} came; due is {' or '.join(kinds)}.")
+
+
+def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> tuple[dict[str, Any], "Noise"]:
+    """Close in, then import: numpy, polars and torch start threads, which a later closing would leave outside."""
+    began = time.monotonic()
+    if setup.memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (setup.memory << 20, setup.memory << 20))
+    isolation = close_in([Path(path) for path in setup.read_paths])
+    _keep_memory()
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ[variable] = str(setup.threads)  # read when the libraries are loaded, below
+    import torch
+
+    import fedpact_models.tables
+    import fedpact_models.training  # noqa: F401 - both are loaded now, so that the first round does not wait
+    from fedpact_models.dp import SystemNoise
+
+    torch.set_num_threads(setup.threads)
+    noise = (noise_factory or SystemNoise)()
+    log.info("trainer ready", isolation=isolation.sentence, noise=noise.label, seconds=time.monotonic() - began)
+    return {"isolation": isolation.plain()}, noise
+
+
+def _keep_memory() -> None:
+    """Let malloc keep freed memory: most of the time of per-example gradients is page faults otherwise."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def _answer(frame: Frame, noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
+    """The answer to one order; every failure of data or training is a `failed` frame.
+
+    Raises:
+        InputError: the header has wrong values, which no guard sends.
+    """
+    order = (TrainOrder if frame.kind == "train" else CheckOrder).parse(frame.header, code="TRAINER_HEADER")
+    try:
+        if isinstance(order, TrainOrder):
+            return _train(order, frame.array, noise)
+        return _check(order)
+    except FedpactError as err:
+        return _failed(err.as_dict())
+    except MemoryError:
+        return _failed(_MEMORY)
+    except Exception as err:  # noqa: BLE001 - the process's edge: a fixed code for the guard, the traceback for the log
+        log.error("training failed", trace=traceback.format_exc())
+        return _failed(_MEMORY if "allocate memory" in str(err) else _INTERNAL)  # torch has no type of its own for it
+
+
+_MEMORY = {
+    "code": "TRAINING_MEMORY",
+    "message": "Training needs more memory than it may use.",
+    "remedy": "Raise limits.memory in agent.toml, or use a larger machine.",
+}
+_INTERNAL = {
+    "code": "TRAINING_INTERNAL",
+    "message": "Training stopped at a fault of the program.",
+    "remedy": "The trainer's log has the details.",
+}
+
+
+def _failed(reason: Mapping[str, str]) -> tuple[str, dict[str, Any], bytes]:
+    """A `failed` frame; a code that is not one of data or training becomes TRAINING_INPUT and stands in the message."""
+    header = dict(reason)
+    if not header["code"].startswith(("DATA_", "TRAINING_")):
+        header |= {"code": "TRAINING_INPUT", "message": f"{reason['code']}: {reason['message']}"}
+    log.warning("training refused", code=header["code"], reason=header["message"])
+    return "failed", header, b""
+
+
+def _check(order: CheckOrder) -> tuple[str, dict[str, Any], bytes]:
+    n = _contract(order.contract).participant(order.participant).num_examples
+    rows = _load(order.contract, _key(order.source), order.base_dir, order.released, n, "")
+    counts = {"num_rows": rows.num_rows, "duplicates": rows.duplicates}
+    return "checked", {**counts, "rows_fingerprint": rows.fingerprint}, b""
+
+
+def _train(order: TrainOrder, base: bytes, noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
+    import numpy as np
+
+    from fedpact_models.training import local_update
+
+    contract = _contract(order.contract)
+    if len(base) % 8:
+        raise InputError("TRAINING_BASE", "The base model is no array of float64.")
+    weights = np.frombuffer(base, dtype="<f8").astype(np.float64)
+    n = contract.participant(order.participant).num_examples
+    rows = _load_warm(order.contract, _key(order.source), order.base_dir, order.released, n, order.selection_key)
+    began = time.monotonic()
+    update = local_update(contract, weights, rows.examples, noise)
+    log.info("trained", round=order.round, attempt=order.attempt, seconds=time.monotonic() - began)
+    header = {"noise": noise.label, "num_examples": len(rows.examples), "rows_fingerprint": rows.fingerprint}
+    return "update", header, update.astype("<f4").tobytes()
+
+
+@functools.lru_cache(maxsize=WARM)
+def _contract(text: str) -> Contract:
+    return Contract.from_bytes(text.encode())
+
+
+def _key(source: Source) -> bytes:
+    return canonical_bytes(source.plain())
+
+
+def _load(contract: str, source: bytes, base_dir: str, released: str | None, n: int, key: str) -> Rows:
+    """Read, encode, leave out what was released, choose n rows.
+
+    Raises:
+        InputError: DATA_*.
+    """
+    from fedpact_models.features import duplicate_count, encode, select_rows
+    from fedpact_models.tables import read_table
+
+    data = _contract(contract).data
+    where = Source.parse(parse_canonical(source), code="SOURCE")
+    path = sources.file_path(where, Path(base_dir))
+    whole = encode(data, sources.read(where, Path(base_dir)), file=str(path))
+    usable = whole
+    if released is not None and Path(released).exists():
+        table: pl.DataFrame = read_table(released, kind="ndjson")
+        usable = _without(whole, encode(data, table, file=released))
+    return Rows(
+        examples=select_rows(usable, n, bytes.fromhex(key)),
+        num_rows=len(usable),
+        duplicates=duplicate_count(usable),
+        fingerprint=rows_fingerprint(whole),
+    )
+
+
+_load_warm = functools.lru_cache(maxsize=WARM)(_load)
+
+
+def _without(examples: "Examples", released: "Examples") -> "Examples":
+    """The rows that were not released; of several equal rows, as many fewer as were released."""
+    from fedpact_models.features import Examples, row_bytes
+
+    gone = Counter(row_bytes(x, int(y)) for x, y in zip(released.x, released.y, strict=True))
+    kept = []
+    for index, (x, y) in enumerate(zip(examples.x, examples.y, strict=True)):
+        row = row_bytes(x, int(y))
+        if gone[row] > 0:
+            gone[row] -= 1
+        else:
+            kept.append(index)
+    return Examples(x=examples.x[kept], y=examples.y[kept])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

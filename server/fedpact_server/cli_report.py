@@ -1,0 +1,151 @@
+"""Commands `fedpact report`, `fedpact evidence`, `fedpact model` and `fedpact predict`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedpact_contract import output
+from fedpact_server.cli_run import DEFAULT_HOME, HOME, JSON, RUN, open_contract
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("report")(report_command)
+    app.command("evidence")(evidence_command)
+    app.command("model")(model_command)
+    app.command("predict")(predict_command)
+
+
+def report_command(
+    run: RUN,
+    form: Annotated[str, typer.Option("--format", help="html or json.")] = "html",
+    lang: Annotated[str, typer.Option("--lang", help="en or zh.")] = "en",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file; without it json goes to stdout.")
+    ] = None,
+    lift: Annotated[Path | None, typer.Option("--lift", help="The demo's comparison of together and alone.")] = None,
+    home: HOME = DEFAULT_HOME,
+    as_json: JSON = False,
+) -> None:
+    """Write the report of a run: a pure function of its log. Example: fedpact report 3f2a91 --out report.html."""
+    import json
+
+    from fedpact_contract.errors import InputError
+    from fedpact_contract.report import build
+    from fedpact_server import logbook
+    from fedpact_server.report.html import render
+
+    if form not in ("html", "json") or lang not in ("en", "zh"):
+        raise InputError("USAGE", "The format is html or json, the language en or zh.", field="--format")
+    operator, contract, _ = open_contract(home, run)
+    with operator.database().read() as connection:
+        report = build(logbook.read_entries(connection, contract.id))
+    if form == "json":
+        text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
+    else:
+        comparison = None if lift is None else json.loads(lift.read_text("utf-8"))
+        text = render(report, "zh" if lang == "zh" else "en", comparison)
+    if out is None and form == "json":
+        output.emit_json(report)
+        return
+    path = out or Path(f"report-{contract.id[:16]}.html")
+    path.write_text(text, "utf-8")
+    _wrote(path, as_json=as_json)
+
+
+def evidence_command(
+    run: RUN,
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    home: HOME = DEFAULT_HOME,
+    as_json: JSON = False,
+) -> None:
+    """Write the evidence of a run, to be verified offline: fedpact verify FOLDER --trust FILE."""
+    from fedpact_contract.errors import InputError
+    from fedpact_server.evidence import evidence_files
+
+    operator, contract, _ = open_contract(home, run)
+    if out.exists():
+        raise InputError("EVIDENCE_EXISTS", "There is something here already.", file=out, remedy="Name a new folder.")
+    with operator.database().read() as connection:
+        files = evidence_files(connection, contract.id)
+    out.mkdir(parents=True)
+    for name, text in files.items():
+        (out / name).write_text(text, "utf-8")
+    _wrote(out, as_json=as_json)
+
+
+def model_command(
+    run: RUN,
+    out: Annotated[Path, typer.Option("--out", help="NAME: NAME.safetensors and NAME.json are written.")],
+    home: HOME = DEFAULT_HOME,
+    as_json: JSON = False,
+) -> None:
+    """Deliver the model of a completed run: safetensors, and JSON with task, schema, bounds and privacy label."""
+    from fedpact_contract.errors import InputError
+    from fedpact_contract.log import RunCompleted
+    from fedpact_contract.privacy import dp_label
+    from fedpact_contract.report import charged_steps
+    from fedpact_models.release import make_release, save_release
+    from fedpact_server import logbook
+    from fedpact_server.run_state import load_model
+
+    operator, contract, _ = open_contract(home, run)
+    with operator.database().read() as connection:
+        bodies = [entry.open() for entry in logbook.read_entries(connection, contract.id)]
+    done = [body for body in bodies if isinstance(body, RunCompleted)]
+    if not done:
+        raise InputError("RUN_NOT_COMPLETED", "A model is delivered when the run is completed.")
+    release = make_release(
+        contract.model,
+        contract.data,
+        load_model(operator.path, done[0].model_digest),
+        contract_id=contract.id,
+        round=done[0].rounds,
+        privacy=dp_label(contract, charged_steps(bodies, contract)),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    weights, _card = save_release(out, release)
+    _wrote(weights, as_json=as_json)
+
+
+def predict_command(
+    model: Annotated[Path, typer.Argument(help="MODEL.safetensors or its MODEL.json.", metavar="MODEL")],
+    file: Annotated[Path, typer.Argument(help="A table with the contract's columns.", metavar="FILE")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="csv, parquet, sqlite, ndjson or arrow.")
+    ] = "",
+    table: Annotated[str | None, typer.Option("--table", help="The table, for sqlite.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write a CSV file instead of printing.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Predict each row's class with a delivered model. Example: fedpact predict model.safetensors new.csv."""
+    from fedpact_models.release import load_release, predict
+    from fedpact_models.tables import read_table
+
+    release = load_release(model)
+    frame = read_table(file, kind=_kind(kind or file.suffix.lstrip(".")), table=table)
+    result = predict(release, frame, file=str(file))
+    if out is not None:
+        result.write_csv(out)
+        _wrote(out, as_json=as_json)
+    elif as_json:
+        output.emit_json({"predictions": result.to_dicts()})
+    else:
+        rows = [[str(r["row"]), str(r["predicted"] or "-"), _shown(r["probability"])] for r in result.to_dicts()]
+        output.table(output.console(), ["row", "predicted", "probability"], rows, right=(0, 2))
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _kind(name: str) -> Any:  # noqa: ANN401 - one of the literal kinds, checked by read_table
+    return {"db": "sqlite", "jsonl": "ndjson", "feather": "arrow", "ipc": "arrow"}.get(name, name)
+
+
+def _wrote(path: Path, *, as_json: bool) -> None:
+    if as_json:
+        output.emit_json({"file": str(path.absolute())})
+    else:
+        output.console().print(output.visible(str(path)), soft_wrap=True)

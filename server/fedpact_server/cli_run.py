@@ -1,0 +1,310 @@
+"""Commands `fedpact run …` and `fedpact settle …`."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedpact_contract import output
+from fedpact_contract.cli import group
+
+if TYPE_CHECKING:
+    from fedpact_contract.contract import Contract
+    from fedpact_server.home import OperatorHome
+    from fedpact_server.runs import RunStatus
+
+HOME = Annotated[Path, typer.Option("--home", envvar="FEDPACT_HOME", help="The operator's home folder.")]
+JSON = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+RUN = Annotated[str, typer.Argument(help="A run, or its contract: id or its beginning.", metavar="RUN")]
+DEFAULT_HOME = Path("operator")
+FOLLOW_SECONDS = 0.3
+
+
+def register(app: typer.Typer) -> None:
+    """Add the groups `run` and `settle`."""
+    run = group(app, "run", "A contract's one run.")
+    run.command("start")(start_command)
+    run.command("status")(status_command)
+    run.command("follow")(follow_command)
+    for name, wanted, what in (
+        ("pause", "pause", "Pause a run after what it is doing; nothing is lost."),
+        ("resume", "run", "Go on with a paused run."),
+        ("stop", "stop", "Stop a run for good; what was done stays in the log."),
+    ):
+        run.command(name, help=what)(_wanting(wanted))
+    settle = group(app, "settle", "From scores to money.")
+    settle.command("preview")(preview_command)
+    settle.command("close")(close_command)
+    settle.command("statement")(statement_command)
+
+
+def start_command(run: RUN, home: HOME = DEFAULT_HOME, as_json: JSON = False) -> None:
+    """Start the run of a contract that everybody has signed. Example: fedpact run start 3f2a91."""
+    from fedpact_server import runs
+
+    operator, contract, state = open_contract(home, run)
+    database = operator.database()
+    with database.write() as connection:
+        found = runs.start(connection, contract, state)
+    _show(found, as_json=as_json)
+
+
+def status_command(run: RUN, home: HOME = DEFAULT_HOME, as_json: JSON = False) -> None:
+    """Show where a run stands: round, phase, what became of each order, where the time went."""
+    _show(_status(home, run)[0], as_json=as_json)
+
+
+def _wanting(wanted: str) -> Any:  # noqa: ANN401 - a typer command
+    def command(run: RUN, home: HOME = DEFAULT_HOME, as_json: JSON = False) -> None:
+        from fedpact_server import runs
+
+        operator, contract, _ = open_contract(home, run)
+        with operator.database().write() as connection:
+            found = runs.want(connection, contract, wanted)
+        _show(found, as_json=as_json)
+
+    return command
+
+
+def follow_command(
+    run: RUN,
+    home: HOME = DEFAULT_HOME,
+    as_json: JSON = False,
+    seconds: Annotated[float, typer.Option(help="Give up after so long; 0 waits for ever.")] = 0.0,
+) -> None:
+    """Watch a run until it is completed (exit 0) or stopped (exit 1)."""
+    from fedpact_contract.errors import FailedError
+
+    begun = time.monotonic()
+    found, contract = _status(home, run)
+    view = None if as_json else _live(contract)
+    try:
+        while found.phase == "running":
+            if seconds and time.monotonic() - begun > seconds:
+                raise FailedError("RUN_SLOW", f"The run is not completed after {seconds:g} seconds: {found.detail}.")
+            if view is not None:
+                view.update(_table(found, contract, time.monotonic() - begun))
+            time.sleep(FOLLOW_SECONDS)
+            found, _ = _status(home, run)
+        if view is not None:
+            view.update(_table(found, contract, time.monotonic() - begun))
+    finally:
+        if view is not None:
+            view.stop()
+    if found.phase == "stopped":
+        raise FailedError(
+            "RUN_STOPPED",
+            f"The run stopped: {found.detail or 'by the operator'}.",
+            remedy="`fedpact run status` shows what became of each order.",
+        )
+    if as_json:
+        output.emit_json(found.plain())
+
+
+def preview_command(
+    run: RUN,
+    revenue: Annotated[str, typer.Option("--revenue", help="Revenue in yuan, like 1000000.00.")],
+    fees: Annotated[str, typer.Option("--fees", help="Fees and taxes in yuan.")] = "0",
+    home: HOME = DEFAULT_HOME,
+    as_json: JSON = False,
+) -> None:
+    """Show what a settlement would pay; nothing is recorded."""
+    from fedpact_contract.settlement import parse_yuan
+    from fedpact_server import closing
+
+    operator, contract, _ = open_contract(home, run)
+    with operator.database().read() as connection:
+        result = closing.preview(
+            connection, contract, parse_yuan(revenue, field="--revenue"), parse_yuan(fees, field="--fees")
+        )
+    _show_result(result, contract, as_json=as_json)
+
+
+def close_command(
+    run: RUN,
+    revenue: Annotated[str, typer.Option("--revenue", help="Revenue in yuan, like 1000000.00.")],
+    fees: Annotated[str, typer.Option("--fees", help="Fees and taxes in yuan.")] = "0",
+    wait: Annotated[float, typer.Option("--wait", help="Wait so many seconds for countersignatures.")] = 60.0,
+    home: HOME = DEFAULT_HOME,
+    as_json: JSON = False,
+) -> None:
+    """Open the scores, record revenue and settlement, and wait for the paid participants' countersignatures.
+
+    Exit 0: final for everybody. Exit 4: recorded, but lines are held until their participants countersign.
+    """
+    from fedpact_contract.settlement import parse_yuan
+    from fedpact_server import closing
+
+    operator, contract, _ = open_contract(home, run)
+    database = operator.database()
+    revenue_fen, fees_fen = parse_yuan(revenue, field="--revenue"), parse_yuan(fees, field="--fees")
+    with database.write() as connection:
+        result = closing.settle(connection, contract, operator.run_key(contract.id), revenue_fen, fees_fen)
+    begun = time.monotonic()
+    while True:
+        with database.read() as connection:
+            state = closing.closing_state(connection, contract)
+            objected = closing.objections(connection, contract.id)
+        if not state.held or set(state.held) <= set(objected) or time.monotonic() - begun > wait:
+            break
+        time.sleep(FOLLOW_SECONDS)
+    _show_result(result, contract, as_json=as_json, held=state.held, objected=objected)
+    if state.held:
+        raise typer.Exit(4)
+
+
+def statement_command(
+    run: RUN,
+    participant: Annotated[str, typer.Argument(help="The participant: id or its beginning, or name.")],
+    home: HOME = DEFAULT_HOME,
+) -> None:
+    """Print one participant's statement as JSON: every intermediate, so that each fen can be recomputed by hand."""
+    from fedpact_contract.errors import InputError
+    from fedpact_contract.report import settled
+    from fedpact_contract.settlement import statement
+    from fedpact_server import logbook
+
+    operator, contract, _ = open_contract(home, run)
+    with operator.database().read() as connection:
+        result = settled([entry.open() for entry in logbook.read_entries(connection, contract.id)], contract)
+    if result is None:
+        raise InputError("SETTLE_NOT_CLOSED", "This run is not settled.", remedy="Run `fedpact settle close`.")
+    found = [p for p in contract.participants if participant == p.name or p.id.startswith(participant)]
+    if len(found) != 1:
+        raise InputError("PARTICIPANT_UNKNOWN", "No, or more than one, participant is called so.", field=participant)
+    output.emit_json(statement(result, contract, found[0].id))
+
+
+def open_contract(home: Path, selector: str) -> "tuple[OperatorHome, Contract, str]":
+    """The operator's home, the contract, and the contract's state."""
+    from fedpact_server import contracts, runs
+    from fedpact_server.home import OperatorHome
+
+    operator = OperatorHome.open(home)
+    with operator.database().read() as connection:
+        stored = contracts.find(connection, runs.contract_selector(selector))
+    return operator, stored.contract, stored.state
+
+
+def _status(home: Path, run: str) -> "tuple[RunStatus, Contract]":
+    from fedpact_server import runs
+
+    operator, contract, _ = open_contract(home, run)
+    database = operator.database()
+    with database.read() as connection:
+        found = runs.status(connection, contract)
+    database.dispose()
+    return found, contract
+
+
+def _show(found: "RunStatus", *, as_json: bool) -> None:
+    if as_json:
+        output.emit_json(found.plain())
+        return
+    console = output.console()
+    console.print(f"{found.run_id}: {found.phase}, wanted {found.wanted}; round {found.round} of {found.rounds}")
+    if found.detail:
+        console.print(output.visible(found.detail))
+    rows = [[p[:16], kind, code] for p, (kind, code) in sorted(found.outcomes.items())]
+    if rows:
+        output.table(console, ["participant", "outcome", "code"], rows)
+    timed = [[str(n), *(str(parts.get(k, 0)) for k in PARTS)] for n, parts in found.timings.items()]
+    if timed:
+        output.table(console, ["round", *(f"{k} ms" for k in PARTS)], timed, right=tuple(range(len(PARTS) + 1)))
+
+
+PARTS = ("orders", "admission", "aggregation", "contribution", "log")
+
+
+def _live(contract: "Contract") -> Any:  # noqa: ANN401 - rich.live.Live, imported on use
+    from rich.live import Live
+
+    console = output.console()
+    return _Live(Live(console=console, refresh_per_second=4), contract)
+
+
+class _Live:
+    """A live table, started at its first content."""
+
+    def __init__(self, live: Any, contract: "Contract") -> None:  # noqa: ANN401 - rich.live.Live
+        self._live, self._contract, self._started = live, contract, False
+
+    def update(self, content: Any) -> None:  # noqa: ANN401 - a rich renderable
+        if not self._started:
+            self._live.start()
+            self._started = True
+        self._live.update(content)
+
+    def stop(self) -> None:
+        if self._started:
+            self._live.stop()
+
+
+def _table(found: "RunStatus", contract: "Contract", seconds: float) -> Any:  # noqa: ANN401 - a rich table
+    from rich.table import Table
+    from rich.text import Text
+
+    title = (
+        f"{contract.title}: round {found.round} of {found.rounds} ({found.round_phase or found.phase}), {seconds:.0f} s"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in ("participant", "this round"):
+        table.add_column(column)
+    for party_id, party in contract.by_id().items():
+        kind, code = found.outcomes.get(party_id, ("", ""))
+        doing = f"{kind} ({code})" if kind and kind != "admitted" else kind
+        waiting = "training" if found.round_phase == "sent" else ""
+        table.add_row(Text(party.name), Text(doing or waiting))
+    return table
+
+
+def _show_result(
+    result: Any,  # noqa: ANN401 - settlement.PeriodResult
+    contract: "Contract",
+    *,
+    as_json: bool,
+    held: tuple[str, ...] = (),
+    objected: tuple[str, ...] = (),
+) -> None:
+    from fedpact_contract.report import ratio_text
+    from fedpact_contract.settlement import format_fen
+
+    lines = [
+        {
+            "id": line.participant,
+            "name": contract.participant(line.participant).name,
+            "share": ratio_text(line.share.share, 9),
+            "share_low": str(line.share.low),
+            "share_high": str(line.share.high),
+            "fen": line.fen,
+            "held": line.participant in held,
+            "objected": line.participant in objected,
+        }
+        for line in result.lines
+    ]
+    if as_json:
+        output.emit_json(
+            {
+                "contract_id": contract.id,
+                "pool_fen": result.pool_fen,
+                "basis": result.basis,
+                "reason": result.shares.reason,
+                "lines": lines,
+                "final": not held,
+            }
+        )
+        return
+    rows = [
+        [
+            line["name"],
+            line["share"],
+            f"{line['share_low']} to {line['share_high']}",
+            format_fen(line["fen"], "en"),
+            "objected" if line["objected"] else "held" if line["held"] else "",
+        ]
+        for line in lines
+    ]
+    console = output.console()
+    console.print(f"pool {format_fen(result.pool_fen, 'en')}, split by {result.basis} ({result.shares.reason})")
+    output.table(console, ["participant", "share", "95 % interval", "paid", ""], rows, right=(1, 3))

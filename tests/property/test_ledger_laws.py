@@ -1,0 +1,419 @@
+"""Laws of the budget ledger: on the pure function against a small model, and on real files that crashes leave."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.ledger_kit import (
+    BASE,
+    DATA_SET,
+    OTHER_BASE,
+    contract_id,
+    key,
+    new_store,
+    signed_contract,
+    terms,
+    train,
+)
+
+from fedpact_client import store_witness
+from fedpact_client.store import Ready, Reservation, Store
+from fedpact_client.store_db import Database
+from fedpact_contract.arrays import update_digest
+from fedpact_contract.errors import FaultError, RefusedError
+from fedpact_contract.keys import public_hex
+from fedpact_contract.ledger import (
+    GENESIS,
+    LedgerRow,
+    Request,
+    Terms,
+    charged,
+    charged_steps,
+    check_chain,
+    check_plans,
+    committed,
+    ledger_head,
+    next_failed,
+    next_reserved,
+    next_restored,
+    next_spent,
+    written_off,
+)
+
+NAMES = ("one", "two", "three")
+BASES = (BASE, OTHER_BASE)
+DIGEST = "d" * 64
+
+plans = st.builds(
+    lambda rounds, spares, rdp, steps: {
+        "rounds": rounds,
+        "spare_attempts": spares,
+        "rdp": Decimal(rdp) / 1000,
+        "steps": steps,
+    },
+    st.integers(1, 5),
+    st.integers(0, 2),
+    st.integers(1, 700),
+    st.integers(1, 5),
+)
+
+
+@dataclass(frozen=True)
+class Op:
+    """Ask for a round; then, if it was reserved, what becomes of it. `late` ends the attempt before the last one."""
+
+    contract: int
+    round: int
+    base: int
+    end: str
+
+
+ops = st.builds(
+    Op,
+    st.integers(0, 2),
+    st.integers(1, 6),
+    st.sampled_from([0, 0, 0, 1]),
+    st.sampled_from(["spent", "spent", "spent", "failed", "crash", "crash", "late", "restore"]),
+)
+histories = st.tuples(st.lists(plans, min_size=1, max_size=3), st.lists(ops, max_size=18), st.integers(1, 3000))
+
+
+@dataclass
+class Model:
+    """The rules again, in other words: what was tried at each key, and nothing else."""
+
+    limit: Fraction
+    tried: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    base: dict[tuple[str, int], str] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    charged: Fraction = Fraction(0)
+
+    def verdict(self, asked: Request) -> str | None:
+        of, number = asked.terms, asked.round
+        at = (of.contract_id, number)
+        mine = {r: ends for (c, r), ends in self.tried.items() if c == of.contract_id}
+        spares_used = sum(len(ends) - 1 for ends in mine.values())
+        ends = mine.get(number, [])
+        rules = (
+            ("LEDGER_RESTORED", of.contract_id in self.gone),
+            ("ROUND_NOT_PLANNED", number > of.rounds),
+            ("BASE_MODEL_CHANGED", bool(ends) and self.base[at] != asked.base_digest),
+            ("ROUND_DONE", "spent" in ends),
+            ("ROUND_FAILED", "failed" in ends),
+            ("ROUND_BACKWARDS", any(r > number for r in mine)),
+            ("ATTEMPTS_EXHAUSTED", bool(ends) and spares_used >= of.spare_attempts),
+            ("BUDGET_EXCEEDED", self.charged + Fraction(of.rdp) > self.limit),
+        )
+        return next((code for code, broken in rules if broken), None)
+
+    def reserve(self, asked: Request) -> None:
+        at = (asked.terms.contract_id, asked.round)
+        self.tried.setdefault(at, []).append("open")
+        self.base[at] = asked.base_digest
+        self.charged += Fraction(asked.terms.rdp)
+
+    def end(self, row: LedgerRow) -> None:
+        self.tried[(row.contract_id, row.round)][row.attempt - 1] = row.state
+
+
+def play(of: list[Terms], script: list[Op], limit: Decimal) -> Iterator[tuple[list[LedgerRow], Model]]:
+    """Run a history; the rows and the model after each step. Refusals must be the model's."""
+    rows: list[LedgerRow] = []
+    model = Model(limit=Fraction(limit))
+    reservations: list[LedgerRow] = []
+    for op in script:
+        asked = Request(terms=of[op.contract % len(of)], round=op.round, base_digest=BASES[op.base])
+        if op.end == "restore":
+            restore(rows, model, asked.terms)
+            yield rows, model
+            continue
+        expected = model.verdict(asked)
+        try:
+            row = next_reserved(rows, asked, limit)
+        except RefusedError as err:
+            assert err.code == expected
+            continue
+        assert expected is None
+        rows.append(row)
+        reservations.append(row)
+        model.reserve(asked)
+        yield rows, model
+        if op.end in ("spent", "failed"):
+            rows.append(end(rows, row, op.end))
+            model.end(rows[-1])
+        elif op.end == "late" and len(reservations) > 1:
+            late(rows, reservations[-2], model)
+        yield rows, model
+
+
+def end(rows: list[LedgerRow], row: LedgerRow, state: str) -> LedgerRow:
+    return next_spent(rows, row, DIGEST) if state == "spent" else next_failed(rows, row, "DATA_NAN")
+
+
+def restore(rows: list[LedgerRow], model: Model, of: Terms) -> None:
+    if of.contract_id in model.gone:
+        with pytest.raises(RefusedError, match="LEDGER_RESTORED"):
+            next_restored(rows, of)
+        return
+    used = sum(len(ends) for (c, _), ends in model.tried.items() if c == of.contract_id)
+    rows.append(next_restored(rows, of))
+    model.gone.add(of.contract_id)
+    model.charged += (of.planned_attempts - used) * Fraction(of.rdp)
+
+
+def late(rows: list[LedgerRow], row: LedgerRow, model: Model) -> None:
+    """An attempt before the last one of all: it may end only if it is its contract's open one."""
+    mine = [r for r in rows if r.contract_id == row.contract_id]
+    if mine[-1] == row:
+        rows.append(next_spent(rows, row, DIGEST))
+        model.end(rows[-1])
+        return
+    with pytest.raises(RefusedError, match=r"ATTEMPT_(ENDED|SUPERSEDED)"):
+        next_spent(rows, row, DIGEST)
+
+
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(histories)
+def test_the_ledger_obeys_its_laws(history: tuple[list[dict[str, Any]], list[Op], int]):
+    of = [terms(name, **plan) for name, plan in zip(NAMES, history[0], strict=False)]
+    limit = Decimal(history[2]) / 1000
+    before = Fraction(0)
+    rows: list[LedgerRow] = []
+    for rows, model in play(of, history[1], limit):
+        total = Fraction(charged(rows))
+        assert total == model.charged >= before  # each attempt once, in full; what is spent stays spent
+        if rows[-1].state == "reserved":
+            assert total <= model.limit
+        before = total
+    check_chain(rows)
+    spent = [(r.contract_id, r.round) for r in rows if r.state == "spent"]
+    assert len(set(spent)) == len(spent)
+    for one in of:
+        tries = [r for r in rows if r.contract_id == one.contract_id and r.state == "reserved"]
+        assert len(tries) <= one.planned_attempts
+        assert len(tries) - len({r.round for r in tries}) <= one.spare_attempts
+        assert len({(r.round, r.base_digest) for r in tries}) == len({r.round for r in tries})
+        assert charged_steps(rows, one.contract_id) <= one.planned_attempts * one.steps
+        if written_off(rows, one.contract_id):
+            assert charged_steps(rows, one.contract_id) == one.planned_attempts * one.steps
+    assert Fraction(committed(rows, of)) >= Fraction(charged(rows))
+
+
+@settings(max_examples=500, deadline=None)
+@given(histories)
+def test_plans_that_fitted_at_signing_never_meet_the_wall(history: tuple[list[dict[str, Any]], list[Op], int]):
+    limit = Decimal(history[2]) / 1000
+    signed: list[Terms] = []
+    for name, plan in zip(NAMES, history[0], strict=False):
+        new = terms(name, **plan)
+        try:
+            check_plans([], signed, new, limit)
+        except RefusedError as err:
+            assert err.code == "BUDGET_EXCEEDED"
+            assert sum(Fraction(t.rdp) * t.planned_attempts for t in [*signed, new]) > Fraction(limit)
+        else:
+            signed.append(new)
+    if not signed:
+        return
+    for rows, model in play(signed, history[1], limit):
+        assert Fraction(committed(rows, signed)) <= Fraction(limit)
+        assert model.charged <= model.limit  # so no refusal was BUDGET_EXCEEDED: `play` compares each with the model
+
+
+@settings(max_examples=300, deadline=None)
+@given(histories, st.data())
+def test_a_crash_anywhere_over_counts(history: tuple[list[dict[str, Any]], list[Op], int], data: st.DataObject):
+    """Commits come one by one; the process dies after any of them, in memory only, and goes on from what is durable."""
+    of = [terms(name, **plan) for name, plan in zip(NAMES, history[0], strict=False)]
+    limit = Decimal(history[2]) / 1000
+    rows: list[LedgerRow] = []
+    truth, sent = Fraction(0), {}
+    for op in history[1]:
+        asked = Request(terms=of[op.contract % len(of)], round=op.round, base_digest=BASES[op.base])
+        try:
+            row = next_reserved(rows, asked, limit)
+        except RefusedError:
+            continue
+        died = data.draw(st.sampled_from(["before 1", "after 1", "training", "before 2", "after 2", "no"]))
+        if died == "before 1":
+            continue
+        rows.append(row)
+        if died != "after 1":
+            truth += Fraction(row.rdp)  # the data was looked at
+        if died in ("after 2", "no"):
+            rows.append(end(rows, row, op.end if op.end == "failed" else "spent"))
+            if rows[-1].state == "spent":
+                assert sent.setdefault((row.contract_id, row.round), row.attempt) == row.attempt
+        check_chain(rows)
+        assert truth <= Fraction(charged(rows)) <= Fraction(limit)
+
+
+@settings(max_examples=300, deadline=None)
+@given(histories, st.data())
+def test_any_changed_byte_of_a_row_that_has_a_successor_is_found(
+    history: tuple[list[dict[str, Any]], list[Op], int], data: st.DataObject
+):
+    of = [terms(name, **plan) for name, plan in zip(NAMES, history[0], strict=False)]
+    rows: list[LedgerRow] = []
+    for rows, _ in play(of, history[1], Decimal(history[2]) / 1000):
+        pass
+    if len(rows) < 2:
+        return
+    index = data.draw(st.integers(0, len(rows) - 2))
+    how = data.draw(st.sampled_from(["drop", "double", "swap", "rdp", "base"]))
+    forged = list(rows)
+    if how == "drop":
+        del forged[index]
+    elif how == "double":
+        forged.insert(index, forged[index])
+    elif how == "swap":
+        forged[index], forged[index + 1] = forged[index + 1], forged[index]
+    elif how == "rdp":
+        forged[index] = rows[index].model_copy(update={"rdp": rows[index].rdp + Decimal("0.001")})
+    else:
+        forged[index] = rows[index].model_copy(update={"steps": rows[index].steps + 1})
+    with pytest.raises(FaultError, match="LEDGER_CHAIN"):
+        check_chain(forged)
+
+
+# Real files
+
+
+CRASHES = ("none", "none", "trained", "built", "before commit 1", "after commit 1", "before commit 2", "after commit 2")
+file_ops = st.tuples(
+    st.integers(0, 1), st.integers(1, 4), st.sampled_from(CRASHES), st.sampled_from(["spent", "spent", "failed"])
+)
+
+
+class DiedError(Exception):
+    """The process died here; what the disk held at that moment was copied before."""
+
+
+@dataclass
+class World:
+    """A home and a witness on disk, what the operator received, and what the data was asked for."""
+
+    root: Path
+    lives: int = 0
+    trained: int = 0
+    sent: dict[tuple[str, int], Ready] = field(default_factory=dict)
+
+    @property
+    def here(self) -> Path:
+        return self.root / str(self.lives)
+
+    @property
+    def witness(self) -> Path:
+        return self.here / "away" / "witness"
+
+    def open(self) -> Store:
+        return Store(self.here / "home" / "agent.db", witness=self.witness)
+
+    def die(self) -> None:
+        """What kill -9 leaves: the files as they are now, journal included, and nothing of the process."""
+        shutil.copytree(self.here, self.root / str(self.lives + 1))
+        raise DiedError
+
+
+@contextmanager
+def dying(world: World, crash: str) -> Iterator[Callable[[str], None]]:
+    """Call the yielded function at named points; it dies at the one that `crash` names. Commits are points too."""
+    commits = 0
+    execute, write = Database.execute, store_witness.write_witness
+
+    def point(name: str) -> None:
+        if name == crash:
+            world.die()
+
+    def executed(self: Database, sql: str, values: Any = ()) -> int:
+        if sql == "COMMIT":
+            point(f"before commit {commits}")
+        return execute(self, sql, values)
+
+    def written(path: Path, witness: store_witness.Witness) -> None:
+        point(f"after commit {commits}")  # the commit is durable, the witness is not
+        write(path, witness)
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def begin(name: str) -> None:
+            nonlocal commits
+            commits += name.startswith("transaction")
+            point(name)
+
+        patch.setattr(Database, "execute", executed)
+        patch.setattr(store_witness, "write_witness", written)
+        yield begin
+
+
+def one_round(world: World, store: Store, name: str, number: int, crash: str, outcome: str) -> None:
+    run = key("run")
+    with dying(world, crash) as point:
+        point("transaction 1")
+        taken = store.reserve(contract_id(name), number, BASE, run)
+        if isinstance(taken, Reservation):
+            world.trained += 1
+            array = train()
+            point("trained")
+            point("transaction 2")
+            taken = finish(store, taken, array, outcome, point)
+        seen = world.sent.setdefault((name, number), taken)
+        assert seen == taken  # never two different outputs for one key
+
+
+def finish(store: Store, taken: Reservation, array: bytes, outcome: str, point: Callable[[str], None]) -> Ready:
+    def reply(head: str) -> bytes:
+        point("built")
+        return b"reply " + head.encode()
+
+    if outcome == "failed":
+        return store.fail(taken, "DATA_NAN", reply, key("run"))
+    return store.complete(taken, lambda head: (reply(head), array), update_digest(array), key("run"))
+
+
+def check_disk(world: World, store: Store) -> None:
+    """What must hold after each opening. Opening itself verified every chain and the witness."""
+    rows = store.rows(DATA_SET)
+    budget = store.budget(DATA_SET)
+    assert Fraction(budget.charged) == Fraction(1, 10) * sum(r.state == "reserved" for r in rows)
+    assert Fraction(1, 10) * world.trained <= Fraction(budget.charged) <= Fraction(budget.limit)
+    ended = [(r.contract_id, r.round) for r in rows if r.state in ("spent", "failed")]
+    assert len(set(ended)) == len(ended)
+    for (name, number), ready in world.sent.items():
+        assert store.reserve(contract_id(name), number, BASE, key("run")) == ready
+    assert store.rows(DATA_SET) == rows
+    assert store.witness_status() in ("current", "absent")
+    assert ledger_head(rows) == (store.ledger_head(DATA_SET) if rows else GENESIS)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(file_ops, min_size=1, max_size=8))
+def test_files_that_crashes_leave_over_count_and_send_the_same_bytes(script: list[tuple[int, int, str, str]]):
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(root=Path(folder))
+        (world.here / "home").mkdir(parents=True)
+        world.witness.parent.mkdir()
+        both = tuple(terms(name, rounds=4, spare_attempts=2) for name in NAMES[:2])
+        store = new_store(world.here / "home", witness=world.witness, contracts=both)
+        assert store.contract(contract_id("two")).signed == signed_contract("two")
+        assert store.contract(contract_id("two")).run_public == public_hex(key("run"))
+        for contract, number, crash, outcome in script:
+            try:
+                one_round(world, store, NAMES[contract], number, crash, outcome)
+            except RefusedError as err:
+                assert err.code in ("ATTEMPTS_EXHAUSTED", "ROUND_BACKWARDS")  # noqa: PT017 - both are right
+            except DiedError:
+                store.close()
+                world.lives += 1
+                store = world.open()
+            check_disk(world, store)
+        store.close()
