@@ -16,7 +16,6 @@ from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.home import AgentHome
 from fedpact_client.store import Store
 from fedpact_contract.canonical import canonical_bytes
-from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.messages import DataSetCard
 from fedpact_contract.record import decimal_text, sign
@@ -69,7 +68,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     """
     data_set = config.data_set(data_set_id)
     fingerprint = sources.content_fingerprint(data_set.source, home.path)
-    _check_known_elsewhere(store, data_set_id, fingerprint)
+    check_known_elsewhere(store, data_set_id, fingerprint)
     alpha, limit = _budget(data_set)
     table = sources.read(data_set.source, home.path)
     source = sources.file_path(data_set.source, home.path)
@@ -77,7 +76,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     rows = _rows_to_release(home, data_set, table)
     left = released.exclude(table, [*released.read(home.released_path(data_set_id)), *rows]).height
     if left < data_set.num_examples:
-        raise _too_few(left, data_set.num_examples, source, "num_examples")
+        raise _too_few(left, data_set.num_examples, source)
     card = DataSetCard(
         data_set=data_set_id,
         participant=home.participant_id,
@@ -109,25 +108,6 @@ def declare(home: AgentHome, store: Store, client: OperatorClient, draft: Draft,
     store.declare(envelope.to_bytes(), draft.limit)
     store.add_version(draft.card.data_set, draft.fingerprint)
     client.send_card(envelope.plain(), [dict(row) for row in draft.rows] or None)
-
-
-def check_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> None:
-    """The data fits the contract's schema, with enough rows: a misfit found in round 1 would cost budget.
-
-    Raises:
-        InputError: DATA_*, naming file, column and rule, never a value.
-        FaultError: RELEASED_DAMAGED.
-    """
-    from fedpact_models.features import encode
-
-    me = contract.participant(home.participant_id)
-    data_set = config.data_set(me.data_set)
-    table = sources.read(data_set.source, home.path)
-    rest = released.exclude(table, released.read(home.released_path(me.data_set)))
-    source = sources.file_path(data_set.source, home.path)
-    examples = encode(contract.data, rest, file=str(source))
-    if len(examples) < me.num_examples:
-        raise _too_few(len(examples), me.num_examples, source, "participants.num_examples")
 
 
 def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") -> list[released.Row]:
@@ -186,12 +166,17 @@ def _budget(data_set: DataSet) -> tuple[Decimal, Decimal]:
     return alpha, limit
 
 
-def _check_known_elsewhere(store: Store, data_set_id: str, fingerprint: str) -> None:
+def check_known_elsewhere(store: Store, data_set_id: str, fingerprint: str) -> None:
+    """No other data set has a version with this fingerprint.
+
+    Raises:
+        RefusedError: DATA_SET_KNOWN_ELSEWHERE.
+    """
     for other in store.data_sets():
         if other.data_set != data_set_id and fingerprint in store.versions(other.data_set):
             raise RefusedError(
                 "DATA_SET_KNOWN_ELSEWHERE",
-                f"This file is known as data set {other.data_set}.",
+                f"These rows are known as data set {other.data_set}.",
                 field=f"data set {data_set_id}",
                 rule="one source has one budget",
                 remedy=f"Use {other.data_set}: a new name buys no budget.",
@@ -211,12 +196,12 @@ def _check_fixed_budget(store: Store, card: DataSetCard) -> None:
         )
 
 
-def _too_few(found: int, wanted: int, file: Path, field: str) -> InputError:
+def _too_few(found: int, wanted: int, file: Path) -> InputError:
     return InputError(
         "DATA_TOO_FEW_ROWS",
         f"{wanted} rows are declared for training, and {found} are left beside the released ones.",
         file=file,
-        field=field,
+        field="num_examples",
         rule="train on exactly the contracted number of rows",
         remedy="Declare fewer examples, release fewer rows, or name the source that has more.",
     )

@@ -1,16 +1,19 @@
 """Rows that an enterprise releases for validation: chosen, recorded, and left out of training for ever.
 
 The record is a file of the home, one released row a line: canonical JSON, column -> text or null, the very cells that
-were sent. It only grows. Training leaves out every row of the source that equals a recorded one in the recorded
-columns; so do all exact copies of it. Both the choice and the exclusion look at one row at a time, never at the others:
-adding or removing a row changes the fate of no other row, and the privacy unit stays one row.
+were sent. It only grows. The trainer encodes it under the contract's schema, as it does the source, and leaves out of
+the source one equal row for each recorded one (`trainer`): sorting, renaming or converting the source brings no
+released row back.
 
-Equal means: the same text without surrounding blanks, or the same number however it is written (3, 3.0, 03). So
-sorting, renaming or converting the source brings no released row back into training.
+The choice looks at one row at a time and never at the others: equal rows go together, and adding or removing a row
+changes the fate of no other, so that the privacy unit stays one row. `exclude` is the card's own count before there
+is a contract with a schema. There, equal means the same text without surrounding blanks, or the same number however it
+is written (3, 3.0, 03), and every copy of a recorded row is left out.
 """
 
 import hmac
 import json
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,11 +61,10 @@ def cells(table: "pl.DataFrame", names: list[str]) -> list[Row]:
 
 
 def record(path: Path, rows: list[Row]) -> None:
-    """Add rows to the record, durably; rows that stand there already are not repeated."""
-    before = path.read_text("utf-8").splitlines() if path.exists() else []
-    added = [canonical_bytes(row).decode() for row in rows]
-    lines = dict.fromkeys([*before, *added])
-    replace_file(path, "".join(line + "\n" for line in lines).encode())
+    """Add rows to the record, durably. The same release again adds nothing: of equal lines the greater count stands."""
+    before = Counter(path.read_text("utf-8").splitlines() if path.exists() else [])
+    together = before | Counter(canonical_bytes(row).decode() for row in rows)
+    replace_file(path, "".join(line + "\n" for line in together.elements()).encode())
 
 
 def read(path: Path) -> list[Row]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedpact_client import policy
 from fedpact_client.api import printable
-from fedpact_client.cards import check_rows
+from fedpact_client.cards import check_known_elsewhere
 from fedpact_client.config import AgentConfig
 from fedpact_client.home import AgentHome
 from fedpact_client.store import Agreement, Store
@@ -113,7 +113,7 @@ def review(
         _check("not ended here", lambda: check_not_ended(known)),
     ]
     if read_data and not any(check.error for check in checks):
-        checks.append(_check("rows fit the schema", lambda: check_rows(home, config, contract)))
+        checks.append(_check("rows fit the schema", lambda: check_rows(home, config, store, contract)))
     return Review(
         contract=contract,
         parties=tuple(
@@ -272,6 +272,20 @@ def check_not_ended(known: Agreement | None) -> None:
             field=f"contract {known.contract_id}",
             rule="withdrawing is final",
         )
+
+
+def check_rows(home: AgentHome, config: AgentConfig, store: Store, contract: Contract) -> None:
+    """The trainer can read and encode enough rows, and they are no other data set's.
+
+    Raises:
+        InputError: DATA_*.
+        RefusedError: DATA_SET_KNOWN_ELSEWHERE.
+        FailedError: TRAINER_LOST.
+    """
+    from fedpact_client.trial import try_rows
+
+    trial = try_rows(home, config, contract)
+    check_known_elsewhere(store, contract.participant(home.participant_id).data_set, trial.rows_fingerprint)
 
 
 def check_policy(home: AgentHome, config: AgentConfig, contract: Contract, now: datetime.datetime) -> None:

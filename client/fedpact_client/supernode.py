@@ -1,10 +1,12 @@
-"""Flower's SuperNode in the executor's main thread, and its Runtime API at a loopback port of this process.
+"""Flower's SuperNode: in the executor's main thread, with its Runtime API at a loopback port of the same process.
 
 Supported parameters stand in `SuperNode`; what patches Flower's internals stands in `patch`, is a switch
 (`network.patched` in agent.toml), and tests/unit/test_flower_contract.py fails where a patched place has moved.
-Import this module only when the environment is set (`executor.set_environment`): flwr reads it when it is imported.
+Import this module only when the environment is set (`executor`): flwr reads it when it is imported.
 """
 
+import hashlib
+import logging
 import os
 import socket
 import threading
@@ -13,22 +15,54 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import structlog
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.common.constant import ISOLATION_MODE_PROCESS, Status
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ISOLATION_MODE_PROCESS, ErrorCode, Status, SubStatus
+from flwr.common.serde import context_from_proto
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullAppMessagesRequest, PullTaskInputRequest
+from flwr.supercore.constant import TaskType
 from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_and_inflate_object_from_tree
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from fedpact_contract.errors import InputError, ServiceError
 
+log = structlog.get_logger()
+
+ORDER, MODEL, REPLY, UPDATE = "order", "model", "reply", "update"
+"""The records of a message and of its reply, as in the coordinator's `app`."""
+
+FLAT = "fedpact.flat"
+"""How an array's bytes are meant: its values, little-endian, and nothing else."""
+
+ORDER_FORM = "E_ORDER_FORM"
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 START_SECONDS = 20.0
-PATCHED_BACKOFF = 0.02
-PATCHED_WAIT = 0.02
+POLL_SECONDS = 0.2
+BACKOFF_SECONDS = 0.02
+"""Between two looks for an object that SuperNode has not pulled yet, doubling: a public parameter."""
+
+PATCHED_SECONDS = 0.02
 
 
 class SuperNode:
@@ -40,31 +74,30 @@ class SuperNode:
         superlink: "host:port" of the operator.
         ca: The operator's CA certificate (PEM).
         node_key: The node's key, an OpenSSH file.
+        patched_poll: Seconds between two looks for a message at SuperLink, by `patch`; None to run Flower as it is.
 
     Raises:
         InputError: NODE_KEY_FORM, CA_UNREADABLE.
     """
 
-    def __init__(self, *, superlink: str, ca: Path, node_key: Path) -> None:
+    def __init__(self, *, superlink: str, ca: Path, node_key: Path, patched_poll: float | None) -> None:
+        logging.getLogger("flwr").setLevel(logging.WARNING)
         self._superlink = superlink
         self._key = _load_key(node_key)
         try:
             self._ca = ca.read_bytes()
         except OSError as err:
             raise InputError("CA_UNREADABLE", "The operator's CA certificate cannot be read.", file=ca) from err
-        self.secret = os.urandom(32)
+        self._patched = patched_poll is not None
+        self.poll_seconds = PATCHED_SECONDS if self._patched else POLL_SECONDS
+        if patched_poll is not None:
+            patch(patched_poll)
+        self._secret = os.urandom(32)
         self._states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
         self._socket = socket.create_server(("127.0.0.1", 0))
-
-    @property
-    def runtime_address(self) -> str:
-        """Host and port of the Runtime API."""
-        host, port = self._socket.getsockname()
-        return f"{host}:{port}"
-
-    def task_waits(self) -> bool:
-        """Whether there is a task to take, asked of the state in this process: the Runtime API would need a request."""
-        return bool(self._states.state().get_tasks(statuses=[Status.PENDING]))
+        self._superexec = self._client(
+            "SuperExec", SuperExecAuthHttpInterceptor(master_secret=self._secret, protected_methods=[ACQUIRE])
+        )
 
     def start_runtime(self) -> None:
         """Serve the Runtime API, in a thread.
@@ -73,7 +106,7 @@ class SuperNode:
             ServiceError: RUNTIME_NOT_READY.
         """
         config = uvicorn.Config(
-            create_app(state_factory=self._states, superexec_auth_secret=self.secret),
+            create_app(state_factory=self._states, superexec_auth_secret=self._secret),
             lifespan="off",
             ws="none",
             proxy_headers=False,
@@ -92,7 +125,7 @@ class SuperNode:
         """Connect and serve until a signal; in the main thread, for Flower sets signal handlers.
 
         Raises:
-            SystemExit: always; `activation_failed` says whether SuperLink did not let the node in.
+            SystemExit: always, but where the connection ended by itself.
         """
         flower.start_client_internal(
             state_factory=self._states,
@@ -102,38 +135,157 @@ class SuperNode:
             insecure=False,
             authentication_keys=(self._key, self._key.public_key()),
             isolation=ISOLATION_MODE_PROCESS,
-            runtime_api_address=self.runtime_address,
-            superexec_auth_secret=self.secret,
+            runtime_api_address=self._address,
+            superexec_auth_secret=self._secret,
             runtime_dependency_install=False,
         )
-        raise SystemExit(1)  # the connection ended by itself
+
+    def activation_failed(self, err: SystemExit) -> bool:
+        """Whether Flower ended because SuperLink did not activate the node.
+
+        That is so while an earlier connection of the node has not expired, and for an unknown key.
+        """
+        cause = err.__context__
+        if not isinstance(cause, httpx.HTTPStatusError):
+            return False
+        error = FlowerError.from_json(cause.response.text)
+        return error is not None and error.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+
+    def take(self) -> "FlowerTask | None":
+        """The next order, if there is one."""
+        if self._patched and not self._task_waits():
+            return None
+        response = self._superexec.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        if not (response.HasField("task") and response.token):
+            return None
+        task = FlowerTask(self._client("flwr-clientapp", RuntimeTokenHttpInterceptor(response.token)))
+        return task if task.pull() else None
+
+    def _task_waits(self) -> bool:
+        """Ask the state in this process: to ask the Runtime API costs a request."""
+        return bool(self._states.state().get_tasks(statuses=[Status.PENDING]))
+
+    @property
+    def _address(self) -> str:
+        host, port = self._socket.getsockname()
+        return f"{host}:{port}"
+
+    def _client(
+        self, name: str, interceptor: RuntimeTokenHttpInterceptor | SuperExecAuthHttpInterceptor
+    ) -> RuntimeHttpClient:
+        return RuntimeHttpClient.from_server_address(
+            server_address=self._address,
+            insecure=True,  # within this process, by loopback
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name=name), interceptor],
+        )
 
 
-def activation_failed(err: SystemExit) -> bool:
-    """Whether Flower ended because SuperLink did not activate the node.
+class FlowerTask:
+    """One order (`executor.Task`). Its lease is kept alive until it is answered, however long training takes."""
 
-    That is so while an earlier connection of the node has not expired (up to a minute), and for an unknown key.
+    def __init__(self, client: RuntimeHttpClient) -> None:
+        self.order = b""
+        self.model = b""
+        self.bundle = ""
+        self._client = client
+        self._context: Context | None = None
+        self._message: Message | None = None
+        self._heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        self._heartbeat.start()
+
+    def pull(self) -> bool:
+        """Pull order and model from SuperNode; False where there is nothing to answer (any more)."""
+        try:
+            inputs = self._client.PullTaskInput(PullTaskInputRequest())
+            self.bundle = hashlib.sha256(inputs.fab.content).hexdigest()
+            context = self._context = context_from_proto(inputs.context)
+            node = Node(node_id=context.node_id)
+            (tree,) = self._client.PullMessages(PullAppMessagesRequest()).message_object_trees
+            message = self._message = pull_and_inflate_object_from_tree(
+                tree,
+                make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id),
+                make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, context.run_id),
+                return_type=Message,
+                initial_backoff=BACKOFF_SECONDS,
+            )
+        except (httpx.HTTPError, ObjectPullError, LookupError, TypeError, ValueError) as err:
+            # SuperNode gave the message up, or it is none. When the lease has run out, SuperNode answers by itself.
+            log.warning("task lost", reason=type(err).__name__)
+            self._close()
+            return False
+        message.metadata.__dict__["_message_id"] = tree.object_id  # as Flower does: a deflated message has no id
+        try:
+            self.order, self.model = read_order(message)
+        except OrderFormError:
+            log.warning("message of another form")
+            self.fail(ORDER_FORM)
+            return False
+        return True
+
+    def answer(self, reply: bytes, array: bytes) -> None:
+        """Send the reply."""
+        content = RecordDict({REPLY: ConfigRecord({REPLY: reply})})
+        if array:
+            content[UPDATE] = ArrayRecord({UPDATE: Array("float32", (len(array) // 4,), FLAT, array)})
+        self._push(lambda message: Message(content, reply_to=message), SubStatus.COMPLETED, "")
+
+    def fail(self, text: str) -> None:
+        """Send an error reply with a fixed text."""
+        error = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=text)
+        self._push(lambda message: Message(error, reply_to=message), SubStatus.FAILED, text)
+
+    def _push(self, reply: Callable[[Message], Message], sub_status: str, details: str) -> None:
+        assert self._message is not None  # noqa: S101 - `pull` said that there is one
+        assert self._context is not None  # noqa: S101 - the same
+        try:
+            push_message(self._client, reply(self._message), self._context)
+            push_task_output(self._client, self._context, sub_status, details)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self._heartbeat.is_running:
+            self._heartbeat.stop()
+        self._client.close()
+
+
+class OrderFormError(ValueError):
+    """A message is not of the agreed form."""
+
+
+def read_order(message: Message) -> tuple[bytes, bytes]:
+    """Order and model of a message: `{"order": bytes}`, and a flat float64 array.
+
+    Raises:
+        OrderFormError: anything else.
     """
-    cause = err.__context__
-    if not isinstance(cause, httpx.HTTPStatusError):
-        return False
-    error = FlowerError.from_json(cause.response.text)
-    return error is not None and error.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+    content = message.content if message.has_content() else RecordDict()
+    config, arrays = content.get(ORDER), content.get(MODEL)
+    if not isinstance(config, ConfigRecord) or not isinstance(arrays, ArrayRecord) or len(content) != 2:
+        raise OrderFormError("records")
+    order, model = config.get(ORDER), arrays.get(MODEL)
+    if not isinstance(order, bytes) or not isinstance(model, Array) or len(config) + len(arrays) != 2:
+        raise OrderFormError("values")
+    if (model.stype, model.dtype) != (FLAT, "float64") or model.shape != (len(model.data) / 8,):
+        raise OrderFormError("array")
+    return order, model.data
 
 
 def patch(poll_seconds: float) -> None:
     """Shorten waits that Flower hard-codes.
 
     - The worker sleeps 3 s between two looks for a message: `poll_seconds` instead.
-    - It sleeps .5 s between two looks for the reply, and for its objects: 20 ms instead; the state is in this process.
+    - It sleeps .5 s between two looks for the reply, and for its objects: 20 ms instead; they come from this process.
     - It waits 1 s, doubling, for objects of a message that is not whole yet: 20 ms, doubling, instead.
     """
-    flower.time = _ShortTime(poll_seconds)  # type: ignore[attr-defined]  # the module's own name for `time`
-    for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
-        function.__kwdefaults__["initial_backoff"] = PATCHED_BACKOFF
+    vars(flower)["time"] = ShortTime(poll_seconds)  # what the worker's module calls `time`
+    defaults = inflatable_utils.pull_objects.__kwdefaults__
+    assert defaults is not None  # noqa: S101 - a contract test looks
+    defaults["initial_backoff"] = PATCHED_SECONDS
 
 
-class _ShortTime:
+class ShortTime:
     """`time` for Flower's worker module, which uses `sleep` alone."""
 
     def __init__(self, poll_seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -142,7 +294,7 @@ class _ShortTime:
 
     def sleep(self, seconds: float) -> None:
         """A long wait is the idle poll; a short one waits for this very process."""
-        self._sleep(self._poll_seconds if seconds >= 1 else PATCHED_WAIT)
+        self._sleep(self._poll_seconds if seconds >= 1 else PATCHED_SECONDS)
 
 
 def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:

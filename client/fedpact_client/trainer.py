@@ -158,6 +158,7 @@ def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> tuple[
     _keep_memory()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ[variable] = str(setup.threads)  # read when the libraries are loaded, below
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = sys.prefix  # torch insists on a folder that exists, and never uses it here
     import torch
 
     import fedpact_models.tables
@@ -165,6 +166,7 @@ def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> tuple[
     from fedpact_models.dp import SystemNoise
 
     torch.set_num_threads(setup.threads)
+    _warm_up()
     noise = (noise_factory or SystemNoise)()
     log.info("trainer ready", isolation=isolation.sentence, noise=noise.label, seconds=time.monotonic() - began)
     return {"isolation": isolation.plain()}, noise
@@ -176,6 +178,27 @@ def _keep_memory() -> None:
     if hasattr(libc, "mallopt"):  # glibc
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def _warm_up() -> None:
+    """One private step on nothing: what torch and opacus load on first use is loaded now, or fails now."""
+    import torch
+
+    from fedpact_models.dp import SystemNoise, dp_sgd
+
+    dp_sgd(
+        torch.nn.Linear(1, 2, dtype=torch.float64),
+        torch.zeros(8, 1, dtype=torch.float64),
+        torch.zeros(8, dtype=torch.int64),
+        steps=1,
+        sample_rate=0.999,
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        denominator=8.0,
+        learning_rate=1.0,
+        noise=SystemNoise(),
+        physical_batch=8,
+    )
 
 
 def _answer(frame: Frame, noise: "Noise") -> tuple[str, dict[str, Any], bytes]:

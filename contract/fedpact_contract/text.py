@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from decimal import ROUND_CEILING, Context, Decimal
 
 from fedpact_contract.contract import Column, Contract, NumberColumn, Party
+from fedpact_contract.output import visible
 from fedpact_contract.record import decimal_text
 from fedpact_contract.report import NOT_STOPPED
 from fedpact_contract.settlement import format_fen
@@ -33,7 +34,7 @@ def render(contract: Contract) -> str:
         ("What nothing here stops", NOT_STOPPED),
     )
     lines = [
-        f"FEDERATED LEARNING CONTRACT: {_shown(contract.title)}",
+        f"FEDERATED LEARNING CONTRACT: {visible(contract.title)}",
         "",
         f"This document renders a record of the type {contract.TYPE}, version {contract.VERSION}. The record is "
         "what is signed; its id stands at the end.",
@@ -53,7 +54,7 @@ def _parties(contract: Contract) -> Iterator[str]:
         f"The participants are {len(contract.participants)} enterprises that train, each on its own premises. They are:"
         + "".join(
             f"\n    - {_party(p)}"
-            f"\n      Sector: {_shown(p.sector)}. Data set: {_shown(p.data_set)}. "
+            f"\n      Sector: {visible(p.sector)}. Data set: {visible(p.data_set)}. "
             f"Contracted examples: {p.num_examples}. Payment floor: {_fen(p.floor_fen)}."
             for p in contract.participants
         )
@@ -65,7 +66,7 @@ def _parties(contract: Contract) -> Iterator[str]:
 
 
 def _purpose(contract: Contract) -> Iterator[str]:
-    yield f"The data may be used for this purpose only: {_shown(contract.purpose)}."
+    yield f"The data may be used for this purpose only: {visible(contract.purpose)}."
     yield (
         f"Training may take place from {contract.term.not_before} to {contract.term.not_after} (UTC). "
         "Each participant's agent refuses every order outside this term."
@@ -86,11 +87,11 @@ def _data(contract: Contract) -> Iterator[str]:
     rule = (
         "the cell is the class"
         if label.threshold is None
-        else f"a number above {decimal_text(label.threshold)} is {_shown(label.classes[1])}, else "
-        f"{_shown(label.classes[0])}"
+        else f"a number above {decimal_text(label.threshold)} is {visible(label.classes[1])}, else "
+        f"{visible(label.classes[0])}"
     )
     yield (
-        f"Predicted is the column {_shown(label.name)}, with the classes {_list(label.classes)} "
+        f"Predicted is the column {visible(label.name)}, with the classes {_list(label.classes)} "
         f'(rule "{label.rule}": {rule}).'
     )
     yield (
@@ -147,7 +148,7 @@ def _privacy(contract: Contract) -> Iterator[str]:
     yield (
         f"The plan is {training.rounds} rounds and {privacy.spare_attempts} spare attempts (after a crash) of "
         f"{training.local_steps} steps each: {contract.planned_steps} steps. Epsilon covers all of them, and was "
-        f"computed by {_shown(privacy.accountant)}. An attempt is charged in full even where its result never arrived."
+        f"computed by {visible(privacy.accountant)}. An attempt is charged in full even where its result never arrived."
     )
     yield (
         "Each participant's agent keeps its own ledger of what was spent on its data set over all contracts, and "
@@ -164,8 +165,8 @@ def _meaning(epsilon: Decimal, delta: str) -> str:
         "In words: whatever anybody learns from this training, it is at most "
         f"{_rounded(factor, '0.01')} times as likely (e^epsilon) as it would be without any one row, apart from a "
         f"chance of {delta}. Someone who held it for even whether a certain row was used guesses right at most "
-        f"{_rounded(guess, '0.1')} % of the time instead of 50 %, apart from the same chance. What is true of people in general, and would be "
-        "learned without the row too, is not protected."
+        f"{_rounded(guess, '0.1')} % of the time instead of 50 %, apart from the same chance. What is true of people "
+        "in general, and would be learned without the row too, is not protected."
     )
 
 
@@ -247,7 +248,7 @@ def _money(contract: Contract) -> Iterator[str]:
 def _code(contract: Contract) -> Iterator[str]:
     code = contract.code
     yield (
-        f"Training runs by the installed release {_shown(code.release)}, whose training code has this digest: "
+        f"Training runs by the installed release {visible(code.release)}, whose training code has this digest: "
         f"{code.models_digest}"
     )
     yield (
@@ -270,7 +271,7 @@ def _evidence() -> Iterator[str]:
 
 def _party(party: Party) -> str:
     return (
-        f"{_shown(party.name)}, legal-entity code {party.entity_code}."
+        f"{visible(party.name)}, legal-entity code {party.entity_code}."
         f"\n      Key fingerprint: {party.id}"
         f"\n      Key: {party.key}"
     )
@@ -280,7 +281,7 @@ def _column(column: Column) -> str:
     fill = (
         ""
         if column.fill is None
-        else _shown(decimal_text(column.fill) if isinstance(column.fill, Decimal) else column.fill)
+        else visible(decimal_text(column.fill) if isinstance(column.fill, Decimal) else column.fill)
     )
     missing = {
         "refuse": "the data set is refused",
@@ -291,15 +292,15 @@ def _column(column: Column) -> str:
         what = f"a {column.kind}, clipped to {decimal_text(column.low)} to {decimal_text(column.high)}"
     else:
         what = f"a {column.kind}, one of {_list(column.values)}"
-    return f'{_shown(column.name)}: {what}; where it is missing ("{column.missing}"), {missing}'
+    return f'{visible(column.name)}: {what}; where it is missing ("{column.missing}"), {missing}'
 
 
 def _source(source: str, names: dict[str, str]) -> str:
-    return "the operator" if source == "operator" else f"{_shown(names[source])}, {source}"
+    return "the operator" if source == "operator" else f"{visible(names[source])}, {source}"
 
 
 def _list(values: Iterable[str]) -> str:
-    return ", ".join(_shown(value) for value in values)
+    return ", ".join(visible(value) for value in values)
 
 
 def _percent(weight: Decimal) -> str:
@@ -312,8 +313,3 @@ def _fen(fen: int) -> str:
 
 def _rounded(value: Decimal, step: str) -> str:
     return str(value.quantize(Decimal(step), ROUND_CEILING))
-
-
-def _shown(text: str) -> str:
-    """Text of another party as a terminal may show it: no control characters, no changes of writing direction."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from tests.support.operator_world import NOW, OPERATOR_CODE, Enterprise, Operator, changed, enterprise, operator
 
 from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.errors import FedpactError
@@ -13,7 +14,6 @@ from fedpact_contract.keys import generate_key, public_hex, show_fingerprint
 from fedpact_contract.messages import Invitation, SignedEnrolment
 from fedpact_contract.request import parse_instant
 from fedpact_server import alarms, db, enrolment
-from tests.support.operator_world import NOW, OPERATOR_CODE, Enterprise, Operator, changed, enterprise, operator
 
 ONE, TWO = enterprise(1), enterprise(2)
 

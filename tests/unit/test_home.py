@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.operator_world import NOW, OPERATOR_CODE, PASSPHRASE
 
 from fedpact_contract.errors import FailedError, FedpactError, InputError, ServiceError
 from fedpact_contract.keys import fingerprint, public_hex
 from fedpact_server.home import OperatorHome, init, write_durable
-from tests.support.operator_world import NOW, OPERATOR_CODE, PASSPHRASE
 
 GIVEN: dict[str, Any] = {
     "name": 'City "Data" 数据',

@@ -110,6 +110,9 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="RELEASE_UNREADABLE"):
         load_release(card)
     file.unlink()
+    (tmp_path / "d.json").mkdir()
+    with pytest.raises(InputError, match="RELEASE_UNREADABLE"):
+        load_release(tmp_path / "d")
     with pytest.raises(InputError, match="RELEASE_FILE_MISSING"):
         load_release(card)
 

@@ -158,6 +158,11 @@ def test_no_rows(tmp_path: Path) -> None:
     assert _code(path, kind="sqlite", table="t") == "DATA_EMPTY"
 
 
+def test_blank_lines_are_no_table(tmp_path: Path) -> None:
+    (path := tmp_path / "t.csv").write_text("\n\n")
+    assert _code(path, kind="csv") == "DATA_EMPTY"
+
+
 def test_a_column_name_may_not_stand_twice(tmp_path: Path) -> None:
     (path := tmp_path / "t.csv").write_text("a,b,a\n1,2,3\n")
     assert _code(path, kind="csv") == "DATA_COLUMN_TWICE"

@@ -6,11 +6,11 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from tests.settlement_kit import a_contract
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.report import NOT_STOPPED
 from fedpact_contract.text import render
-from tests.settlement_kit import a_contract
 
 FIXED = {"trust_model", "unit", "relation", "sampling", "kind", "game", "loss", "estimator", "currency", "rule"}
 FIXED |= {"aggregation", "fallback", "missing"}
@@ -103,7 +103,9 @@ def test_every_value_stands_in_the_document(path: tuple[Any, ...], value: Any) -
     assert shown in render(CONTRACT)
 
 
-FREE = [leaf for leaf in LEAVES if leaf[0][-1] not in FIXED | {"source", "fill"} and leaf[0] != ("participants", 0, "key")]
+FREE = [
+    leaf for leaf in LEAVES if leaf[0][-1] not in FIXED | {"source", "fill"} and leaf[0] != ("participants", 0, "key")
+]
 """Values that can change alone: no reference to another one, and none refers to them."""
 
 
@@ -141,11 +143,11 @@ def test_privacy_is_said_in_words() -> None:
 
 def test_values_cannot_act_on_a_terminal() -> None:
     plain = CONTRACT.plain()
-    plain["title"] = "safe\u202etitle\u2028\x9b31m"
+    plain["title"] = "安全\u3000safe\u202etitle\u2028\x9b31m"
     plain["participants"][0]["name"] = "\u2066Hospital\ufeff"
     plain["data"]["columns"][0]["name"] = "age\u200b"
     text = render(Contract.parse(plain))
-    assert "safe\\u202etitle\\u2028\\u009b31m" in text
+    assert "safe\\u202etitle\\u2028\\x9b31m" in text
     assert all(c == "\n" or unicodedata.category(c)[0] != "C" for c in text)
     assert "\u2028" not in text
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from tests.support.operator_world import Operator, enterprise, operator
 
 from fedpact_contract.contract import Data
 from fedpact_contract.errors import FaultError, FedpactError
 from fedpact_contract.messages import DataSetCard
 from fedpact_server import cards, enrolment, validation
 from fedpact_server.validation import Source, ValidationSet, build, load, save
-from tests.support.operator_world import Operator, enterprise, operator
 
 DATA = Data.parse(
     {

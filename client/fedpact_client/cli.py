@@ -1,0 +1,432 @@
+"""The command `fedpact-agent`. Everything heavy is imported by the command that needs it: `--help` answers at once."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from fedpact_contract import __version__, output
+from fedpact_contract.errors import InputError, RefusedError, ServiceError
+
+if TYPE_CHECKING:
+    from fedpact_client.api import OperatorClient
+    from fedpact_client.config import AgentConfig
+    from fedpact_client.home import AgentHome
+    from fedpact_client.store import ContractState, Store
+
+
+def _typer(help_text: str) -> typer.Typer:
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _typer("The enterprise's side of a federation: it decides every round, meters, and keeps the data.")
+contract_app = _typer("Contracts that are offered to this enterprise.")
+app.add_typer(contract_app, name="contract")
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="FEDPACT_AGENT_HOME", help="The agent's home.", show_default="./agent")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
+PassphraseFile = Annotated[
+    Path | None, typer.Option("--passphrase-file", help="Its first line opens the contract key.", metavar="FILE")
+]
+ContractId = Annotated[str, typer.Argument(help="A contract's id, or its beginning.", metavar="CONTRACT")]
+HOME = Path("agent")
+
+
+def main() -> NoReturn:
+    """The entry point of `fedpact-agent`."""
+    output.run(app, extra="agent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """An opened home: configuration and store, and on demand the operator."""
+
+    home: "AgentHome"
+    config: "AgentConfig"
+    store: "Store"
+
+    def client(self) -> "OperatorClient":
+        """A connection to the enrolled operator; what leaves is entered in the egress ledger."""
+        from fedpact_client.api import OperatorClient, egress_of
+
+        return OperatorClient.of_home(self.home, egress_of(self.store))
+
+    def resolve(self, text: str, client: "OperatorClient | None" = None) -> str:
+        """A contract's whole id: of those signed here, and of those that the operator offers."""
+        from fedpact_client.views import resolve_id
+
+        known = [a.contract_id for a in self.store.contracts()]
+        if client is not None and not any(i == text for i in known):
+            known += [i for c in client.contracts() if isinstance(i := c.get("id"), str)]
+        return resolve_id(text, known)
+
+
+@contextmanager
+def desk(path: Path, *, read_only: bool = False) -> Iterator[Desk]:
+    """Open the home for one command."""
+    from fedpact_client.home import AgentHome
+    from fedpact_client.store import Store
+
+    home = AgentHome(path.expanduser().absolute()).check()
+    config = home.config()
+    witness = None if config.paths.witness is None else Path(config.paths.witness)
+    with Store(home.db_path, witness=witness, read_only=read_only) as store:
+        yield Desk(home=home, config=config, store=store)
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if value:
+        typer.echo(f"fedpact-agent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[  # noqa: ARG001 - its callback answers
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Option(help="The enterprise's name.")],
+    entity_code: Annotated[str, typer.Option(help="Its legal-entity code: 18 digits and capitals.")],
+    sector: Annotated[str, typer.Option(help="Its sector, such as medical or finance.")],
+    home: HomeOption = HOME,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make a home: keys, a documented configuration, empty ledgers."""
+    from fedpact_client import home as homes
+    from fedpact_client.text import show_init
+
+    passphrase = _passphrase(passphrase_file, new=True)
+    made = homes.init(home, name=name, entity_code=entity_code, sector=sector, passphrase=passphrase)
+    _show({"home": str(made.path), "participant": made.participant_id}, as_json, show_init)
+
+
+@app.command()
+def enrol(
+    invitation: Annotated[Path, typer.Argument(help="The operator's invitation.", metavar="INVITATION")],
+    home: HomeOption = HOME,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Join the operator of an invitation, once its key is the one that the invitation names."""
+    from fedpact_client.api import egress_of
+    from fedpact_client.enrol import enrol as join
+    from fedpact_client.text import show_enrolled
+
+    with desk(home) as at:
+        passphrase = _passphrase(passphrase_file)
+        done = join(at.home, invitation, passphrase, egress_of(at.store))
+    result = {
+        "operator": {"name": done.operator.name, "id": done.operator.id, "url": done.url},
+        "participant": done.own_fingerprint,
+        "state": done.state,
+    }
+    _show(result, as_json, show_enrolled)
+
+
+@app.command()
+def card(
+    data_set: Annotated[str, typer.Argument(help="A data set of agent.toml.", metavar="DATA_SET")],
+    home: HomeOption = HOME,
+    passphrase_file: PassphraseFile = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Declare a data set: show its card item by item, sign it, and send it."""
+    from fedpact_client import cards
+    from fedpact_client.text import show_card, show_released
+    from fedpact_contract.record import decimal_text
+
+    with desk(home) as at, at.client() as client:
+        draft = cards.prepare(at.home, at.config, at.store, data_set)
+        if not as_json:
+            show_card(draft)
+        _confirm("Sign this card and send it?", yes=yes)
+        if draft.rows:
+            if not as_json:
+                show_released(draft)
+            _confirm(f"These {len(draft.rows)} rows leave your premises as they are. Send them?", yes=yes)
+        cards.declare(at.home, at.store, client, draft, _passphrase(passphrase_file))
+    result = draft.card.plain() | {"limit": decimal_text(draft.limit), "sent": True}
+    _show(result, as_json, lambda _: output.console().print("The card is signed, kept here and sent."))
+
+
+@contract_app.command("list")
+def contract_list(home: HomeOption = HOME, as_json: Json = False) -> None:
+    """The contracts that the operator offers, and those signed here."""
+    from fedpact_client.api import printable
+    from fedpact_client.text import show_contracts
+
+    with desk(home) as at, at.client() as client:
+        offered = client.contracts()
+        here = {a.contract_id: a.state for a in at.store.contracts()}
+    rows = [
+        {
+            "id": printable(str(c.get("id", "")), 64),
+            "title": printable(str(c.get("title", ""))),
+            "state": printable(str(c.get("state", ""))),
+            "signed": len(c["signed"]) if isinstance(c.get("signed"), list) else 0,
+            "here": here.get(str(c.get("id", ""))),
+        }
+        for c in offered
+    ]
+    _show({"contracts": rows}, as_json, show_contracts)
+
+
+@contract_app.command("show")
+def contract_show(contract: ContractId, home: HomeOption = HOME, as_json: Json = False) -> None:
+    """A contract in full, who has signed it, and what the policy and the budget say to it."""
+    from fedpact_client.review import review
+    from fedpact_client.signing import fetch_offer
+    from fedpact_client.text import review_values, show_review
+    from fedpact_contract.request import utc_now
+
+    with desk(home) as at, at.client() as client:
+        offer = fetch_offer(client, at.resolve(contract, client))
+        found = review(at.home, at.config, at.store, offer.contract, utc_now(), read_data=False)
+    values = review_values(found, offer)
+    _show(values, as_json, lambda _: show_review(found, offer))
+
+
+@app.command()
+def sign(
+    contract: ContractId,
+    home: HomeOption = HOME,
+    passphrase_file: PassphraseFile = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Check a contract against everything known here, show it, and sign it."""
+    from fedpact_client.review import review
+    from fedpact_client.signing import commit, fetch_offer
+    from fedpact_client.text import review_values, show_review
+    from fedpact_contract.request import utc_now
+
+    with desk(home) as at, at.client() as client:
+        offer = fetch_offer(client, at.resolve(contract, client))
+        found = review(at.home, at.config, at.store, offer.contract, utc_now(), read_data=True)
+        if not as_json:
+            show_review(found, offer)
+        found.refuse()
+        _confirm("Sign this contract?", yes=yes)
+        commit(at.home, at.store, client, found, _passphrase(passphrase_file))
+    values = review_values(found, offer) | {"signed_now": True}
+    _show(values, as_json, lambda _: output.console().print("Signed here and sent to the operator."))
+
+
+@app.command()
+def start(home: HomeOption = HOME) -> None:
+    """Run the agent until it is stopped."""
+    from fedpact_client import guard
+
+    raise typer.Exit(guard.run(home.expanduser().absolute()))
+
+
+@app.command()
+def status(
+    home: HomeOption = HOME,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the operator.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Who this agent is, whether it runs, its contracts, and alarms."""
+    from fedpact_client import views
+    from fedpact_client.text import show_status
+
+    with desk(home) as at:
+        values = views.status(at.home, at.store, _enrolment(at, offline=offline))
+    _show(values, as_json, show_status)
+
+
+@app.command()
+def head(
+    contract: Annotated[str, typer.Argument(help="A contract's id, or its beginning; all without it.")] = "",
+    home: HomeOption = HOME,
+    as_json: Json = False,
+) -> None:
+    """The newest head of each log that this agent saw, to compare with other participants by telephone."""
+    from fedpact_client import views
+    from fedpact_client.text import show_heads
+
+    with desk(home, read_only=True) as at:
+        ids = [at.resolve(contract)] if contract else [a.contract_id for a in at.store.contracts()]
+        values = {"heads": views.heads(at.store, ids)}
+    _show(values, as_json, show_heads)
+
+
+@app.command()
+def budget(home: HomeOption = HOME, as_json: Json = False) -> None:
+    """What each data set's privacy budget was spent on, and what is left."""
+    from fedpact_client import views
+    from fedpact_client.text import show_budget
+
+    with desk(home, read_only=True) as at:
+        values = {"data_sets": views.budget(at.store)}
+    _show(values, as_json, show_budget)
+
+
+@app.command()
+def egress(
+    home: HomeOption = HOME,
+    contract: Annotated[str, typer.Option("--contract", help="One contract's only; its id, or its beginning.")] = "",
+    last: Annotated[int | None, typer.Option("--last", min=1, help="The last entries only.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Everything that left this enterprise: kind, bytes, digest."""
+    from fedpact_client import views
+    from fedpact_client.text import show_egress
+
+    with desk(home, read_only=True) as at:
+        contract_id = at.resolve(contract) if contract else None
+        values = {"egress": views.egress(at.store, contract_id, last)}
+    _show(values, as_json, show_egress)
+
+
+@app.command()
+def statement(
+    contract: ContractId,
+    home: HomeOption = HOME,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", help="Also write the evidence into this new folder.", metavar="FOLDER")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """This enterprise's lines, recomputed from the operator's evidence and compared with what was sent.
+
+    Exit codes: 0 verified and authenticated; 1 a fault; 4 partly authenticated (an open run, keys that trust.toml lacks).
+    """
+    from fedpact_client import views
+    from fedpact_client.text import show_statement
+
+    with desk(home) as at, at.client() as client:
+        checked = views.fetch_checked(at.home, at.store, client, at.resolve(contract))
+        values = views.statement(checked, at.home.participant_id)
+    if keep is not None:
+        views.write_evidence(keep, checked.files)
+    _show(values, as_json, show_statement)
+    raise typer.Exit(checked.report.exit_code)
+
+
+@app.command()
+def report(
+    contract: ContractId,
+    out: Annotated[Path, typer.Option("--out", help="The file to write; a new one.", metavar="FILE")],
+    form: Annotated[str, typer.Option("--format", help="json or html.")] = "json",
+    home: HomeOption = HOME,
+    as_json: Json = False,
+) -> None:
+    """Write the run's report, once the evidence behind it is verified.
+
+    Exit codes: as `statement`.
+    """
+    from fedpact_client import views
+
+    if form not in ("json", "html"):
+        raise InputError("REPORT_FORMAT", "A report is json or html.", field="--format")
+    with desk(home) as at, at.client() as client:
+        checked = views.fetch_checked(at.home, at.store, client, at.resolve(contract))
+        data = views.report_bytes(checked, client, form)
+    views.write_new(out, data)
+    values: dict[str, Any] = {"file": str(out), "bytes": len(data), "verdict": checked.report.verdict}
+    _show(values, as_json, lambda v: output.console().print(output.visible(f"{v['file']}: {v['verdict']}")))
+    raise typer.Exit(checked.report.exit_code)
+
+
+@app.command()
+def pause(contract: ContractId, home: HomeOption = HOME, as_json: Json = False) -> None:
+    """Answer no more orders of a contract until `resume`; works without the operator."""
+    _move(contract, home, "paused", as_json=as_json)
+
+
+@app.command()
+def resume(contract: ContractId, home: HomeOption = HOME, as_json: Json = False) -> None:
+    """Answer the orders of a paused contract again."""
+    _move(contract, home, "running", as_json=as_json)
+
+
+@app.command()
+def withdraw(contract: ContractId, home: HomeOption = HOME, yes: Yes = False, as_json: Json = False) -> None:
+    """End a contract on this side, for good; works without the operator. What was sent stays in the model."""
+    _confirm("Withdraw from this contract for good?", yes=yes)
+    _move(contract, home, "withdrawn", as_json=as_json)
+
+
+def _move(contract: str, home: Path, state: "ContractState", *, as_json: bool) -> None:
+    with desk(home) as at:
+        contract_id = at.resolve(contract)
+        at.store.set_state(contract_id, state)
+    _show({"contract": contract_id, "state": state}, as_json, lambda v: output.console().print(v["state"]))
+
+
+def _enrolment(at: Desk, *, offline: bool) -> str:
+    """What the operator says of this agent; a silent operator is part of the status, no error."""
+    if not at.home.operator_path.exists():
+        return "not enrolled"
+    if offline:
+        return "not asked"
+    try:
+        with at.client() as client:
+            return client.enrolment()
+    except (ServiceError, RefusedError) as err:
+        return f"unknown ({err.code})"
+
+
+def _show(values: dict[str, Any], as_json: bool, text: Any) -> None:  # noqa: ANN401, FBT001 - a function of the values
+    if as_json:
+        output.emit_json(values)
+    else:
+        text(values)
+
+
+def _confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless --yes was given.
+
+    Raises:
+        InputError: CONFIRMATION_NEEDED, nobody is there to ask.
+        RefusedError: DECLINED.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InputError("CONFIRMATION_NEEDED", question, remedy="Answer at a terminal, or give --yes.")
+    if not typer.confirm(question, err=True):
+        raise RefusedError("DECLINED", "Nothing was signed or sent.")
+
+
+def _passphrase(file: Path | None, *, new: bool = False) -> bytes:
+    """The passphrase of the contract key, from a file or the terminal; never from arguments or the environment.
+
+    Raises:
+        InputError: PASSPHRASE_NEEDED, PASSPHRASE_FILE, PASSPHRASE_FILE_MODE.
+    """
+    from fedpact_client.home import read_passphrase_file
+
+    if file is not None:
+        return read_passphrase_file(file)
+    if not sys.stdin.isatty():
+        raise InputError(
+            "PASSPHRASE_NEEDED",
+            "The contract key needs its passphrase.",
+            remedy="Type it at a terminal, or give --passphrase-file FILE.",
+        )
+    text: str = typer.prompt("Passphrase of the contract key", hide_input=True, confirmation_prompt=new, err=True)
+    return text.encode()

@@ -1,0 +1,80 @@
+"""Try a contract's schema on the own data before signing: by the trainer itself, closed in as it will be later.
+
+What the trainer cannot read or encode here it could not in round 1 either, where the failed attempt costs budget.
+"""
+
+from dataclasses import dataclass
+
+from fedpact_client import sources
+from fedpact_client.config import AgentConfig
+from fedpact_client.frames import FrameError
+from fedpact_client.home import AgentHome
+from fedpact_client.spawn import spawn
+from fedpact_contract.contract import Contract
+from fedpact_contract.errors import FailedError, InputError
+
+READY_SECONDS, CHECK_SECONDS = 120.0, 900.0
+KINDS = frozenset({"ready", "checked", "failed"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What the trainer found: rows that may be used, exact copies among them, the version of the data."""
+
+    num_rows: int
+    duplicates: int
+    rows_fingerprint: str
+
+
+def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
+    """Let the trainer read and encode the data set of this enterprise's entry in the contract; trains nothing.
+
+    Raises:
+        InputError: DATA_*, naming file, column and rule, never a value; CONFIG_DATA_SET.
+        FailedError: TRAINER_LOST, it did not start or ended; its log says why.
+    """
+    data_set = config.data_set(contract.participant(home.participant_id).data_set)
+    released = str(home.released_path(data_set.id))
+    setup = {
+        "read_paths": [*(str(p) for p in sources.read_paths(data_set.source, home.path)), released],
+        "threads": config.limits.threads,
+        "idle_seconds": int(CHECK_SECONDS),
+        "memory": config.limits.memory,
+    }
+    order = {
+        "contract": contract.to_bytes().decode(),
+        "participant": home.participant_id,
+        "source": data_set.source.plain(),
+        "base_dir": str(home.path),
+        "released": released,
+    }
+    log = home.logs / "trainer.log"
+    try:
+        with spawn("fedpact_client.trainer", log=log, max_array=0, kinds=KINDS) as child:
+            child.pipe.send("setup", setup)
+            ready = child.pipe.receive(READY_SECONDS)
+            child.pipe.send("check", order)
+            frame = child.pipe.receive(CHECK_SECONDS)
+    except FrameError as err:
+        raise _lost(home) from err
+    if ready is None or frame is None:
+        raise _lost(home)
+    if frame.kind == "failed":
+        places = {k: str(frame.header[k]) for k in ("file", "field", "rule", "remedy") if k in frame.header}
+        remedy = places.pop("remedy", "")
+        raise InputError(str(frame.header["code"]), str(frame.header["message"]), remedy=remedy, **places)
+    counts = frame.header
+    return Trial(
+        num_rows=int(counts["num_rows"]),
+        duplicates=int(counts["duplicates"]),
+        rows_fingerprint=str(counts["rows_fingerprint"]),
+    )
+
+
+def _lost(home: AgentHome) -> FailedError:
+    return FailedError(
+        "TRAINER_LOST",
+        "The trainer did not start, or ended without an answer.",
+        file=home.logs / "trainer.log",
+        remedy="Its log says why; a machine without enough memory is the usual cause.",
+    )

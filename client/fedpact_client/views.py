@@ -1,0 +1,358 @@
+"""What the agent's commands show: plain JSON values from the store, and the operator's evidence, verified.
+
+Everything here only reads. Figures are recomputed from the ledger and from the evidence; the operator's word alone is
+never shown as a result.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpact_client.api import OperatorClient, printable, reply_error
+from fedpact_client.home import AgentHome
+from fedpact_client.store import Agreement, Store
+from fedpact_contract import ledger, merkle
+from fedpact_contract.contract import Contract, SignedContract
+from fedpact_contract.errors import FaultError, InputError
+from fedpact_contract.evidence import Evidence, unpack
+from fedpact_contract.keys import show_fingerprint
+from fedpact_contract.ledger import LedgerRow
+from fedpact_contract.log import Entry, ReplyMissed, RoundAbandoned, RoundAggregated, UpdateDecided
+from fedpact_contract.messages import Update
+from fedpact_contract.record import decimal_text, read_envelope
+from fedpact_contract.verify import Report, verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """Evidence that holds, and that agrees with what this agent sent and saw.
+
+    `missed`: rounds that the log calls unanswered though this agent made an update.
+    """
+
+    files: dict[str, bytes]
+    entries: tuple[Entry, ...]
+    report: Report
+    missed: tuple[int, ...]
+
+
+def contract_of(agreement: Agreement) -> Contract:
+    """The contract's record, from the bytes that were signed here."""
+    from fedpact_contract.canonical import parse_canonical
+
+    value = parse_canonical(agreement.signed, what="signed contract")
+    return Contract.from_bytes(SignedContract.parse(value, code="SIGNED_CONTRACT").contract.body)
+
+
+def resolve_id(text: str, known: list[str]) -> str:
+    """The one id that begins with the text (four characters at least).
+
+    Raises:
+        InputError: CONTRACT_UNKNOWN, CONTRACT_AMBIGUOUS.
+    """
+    wanted = text.strip().lower()
+    found = sorted({i for i in known if len(wanted) >= 4 and i.startswith(wanted)})
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError("CONTRACT_AMBIGUOUS", f"{len(found)} contracts' ids begin with this.", field=wanted)
+    raise InputError(
+        "CONTRACT_UNKNOWN",
+        "No contract's id begins with this.",
+        field=printable(wanted, 64),
+        remedy="`fedpact-agent contract list` and `fedpact-agent status` show the ids.",
+    )
+
+
+def status(home: AgentHome, store: Store, enrolment: str) -> dict[str, Any]:
+    """Who this agent is, whether it runs, and how far its contracts are."""
+    config = home.config()
+    declared = {d.data_set for d in store.data_sets()}
+    operator = home.operator().plain() if home.operator_path.exists() else None
+    return {
+        "participant": home.participant_id,
+        "name": config.agent.name,
+        "entity_code": config.agent.entity_code,
+        "operator": operator,
+        "url": config.operator.url or None,
+        "enrolment": enrolment,
+        "running": running_process(home),
+        "witness": store.witness_status(),
+        "data_sets": [{"id": d.id, "declared": d.id in declared} for d in config.data_sets],
+        "contracts": [_contract_status(store, a) for a in store.contracts()],
+        "alarms": [
+            {"at": a.at, "code": a.code, "contract": a.contract_id, "detail": printable(a.detail)}
+            for a in store.alarms()
+        ],
+    }
+
+
+def running_process(home: AgentHome) -> int | None:
+    """The process id of the guard that runs on this home, as far as its lock file tells."""
+    with suppress(OSError, ValueError):
+        number = int((home.path / "guard.lock").read_text("ascii"))
+        os.kill(number, 0)
+        return number
+    return None
+
+
+def heads(store: Store, contract_ids: list[str]) -> list[dict[str, Any]]:
+    """The newest head of each contract's log that this agent saw, to compare with others by telephone."""
+    result = []
+    for contract_id in contract_ids:
+        seen = store.heads(contract_id)
+        last = seen[-1] if seen else None
+        result.append(
+            {
+                "contract": contract_id,
+                "size": last.size if last else 0,
+                "root": last.root if last else merkle.EMPTY_ROOT.hex(),
+                "root_shown": show_fingerprint(last.root if last else merkle.EMPTY_ROOT.hex()),
+                "countersigned": bool(last and last.countersigned),
+                "seen": len(seen),
+            }
+        )
+    return result
+
+
+def budget(store: Store) -> list[dict[str, Any]]:
+    """Each data set's budget: the Rényi sum against its limit, and each contract's epsilon."""
+    from fedpact_contract.privacy import epsilon_gate
+
+    result = []
+    for data_set in store.data_sets():
+        rows, standing = store.rows(data_set.data_set), store.budget(data_set.data_set)
+        result.append(
+            {
+                "data_set": data_set.data_set,
+                "epsilon": decimal_text(data_set.epsilon),
+                "delta": decimal_text(data_set.delta),
+                "alpha": decimal_text(standing.alpha),
+                "limit": decimal_text(standing.limit),
+                "charged": decimal_text(standing.charged),
+                "committed": decimal_text(standing.committed),
+                "epsilon_gate": _epsilon_text(epsilon_gate(standing.charged, data_set.delta, standing.alpha)),
+                "ledger_head": store.ledger_head(data_set.data_set),
+                "contracts": [
+                    contract_budget(rows, a) for a in store.contracts() if a.terms.data_set == data_set.data_set
+                ],
+            }
+        )
+    return result
+
+
+def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[str, Any]:
+    """What one contract was charged: steps, their epsilon by PLD, and what is left of its plan."""
+    from fedpact_contract.privacy import epsilon_pld
+
+    contract, terms = contract_of(agreement), agreement.terms
+    steps = ledger.charged_steps(rows, terms.contract_id)
+    spent = epsilon_pld([(terms.noise_multiplier, terms.sample_rate, steps)], contract.privacy.delta)
+    tried = {r.round for r in rows if r.contract_id == terms.contract_id and r.round}
+    over = agreement.state in ("withdrawn", "closed") or ledger.written_off(rows, terms.contract_id)
+    return {
+        "contract": terms.contract_id,
+        "title": contract.title,
+        "state": agreement.state,
+        "epsilon": decimal_text(contract.privacy.epsilon),
+        "epsilon_pld": _epsilon_text(spent),
+        "steps": steps,
+        "planned_steps": contract.planned_steps,
+        "rounds": terms.rounds,
+        "rounds_left": 0 if over else terms.rounds - max(tried, default=0),
+        "attempts_left": 0 if over else max(0, terms.planned_attempts - ledger.attempts(rows, terms.contract_id)),
+    }
+
+
+def egress(store: Store, contract_id: str | None = None, last: int | None = None) -> list[dict[str, Any]]:
+    """Everything that left, oldest first; one contract's, or the last entries only."""
+    entries = [e for e in store.egress() if contract_id is None or e.contract_id == contract_id]
+    shown = entries if last is None else entries[len(entries) - min(last, len(entries)) :]
+    return [
+        {
+            "seq": e.seq,
+            "at": e.at,
+            "kind": e.kind.value,
+            "contract": e.contract_id,
+            "round": e.round,
+            "bytes": e.size,
+            "sha256": e.sha256,
+            "detail": e.detail,
+        }
+        for e in shown
+    ]
+
+
+def fetch_checked(home: AgentHome, store: Store, client: OperatorClient, contract_id: str) -> Checked:
+    """The contract's evidence from the operator: verified against the own trust file, and against what was sent.
+
+    Raises:
+        FaultError: the first fault; EVIDENCE_OTHER_CONTRACT; STATEMENT_*.
+        ServiceError: the operator does not answer, or not in this form.
+    """
+    answer = client.evidence(contract_id)
+    if not all(isinstance(text, str) for text in answer.values()):
+        raise reply_error("the evidence is no text")
+    files = {name: text.encode() for name, text in answer.items()}
+    evidence = unpack(files)
+    report = verify(evidence, home.trust())
+    if report.faults:
+        raise report.faults[0]
+    if report.contract_id != contract_id:
+        raise FaultError(
+            "EVIDENCE_OTHER_CONTRACT", "The operator sent another contract's evidence.", field="contract_id"
+        )
+    missed = check_own(store, home.participant_id, contract_id, evidence)
+    entries = tuple(Entry.from_bytes(line) for line in evidence.log)
+    return Checked(files=files, entries=entries, report=report, missed=missed)
+
+
+def check_own(store: Store, participant_id: str, contract_id: str, evidence: Evidence) -> tuple[int, ...]:
+    """The log holds what this agent saw and sent; the rounds of its updates that the log calls unanswered.
+
+    Every head seen is a prefix of the log; every result that an order brought stands in it; in every round that the
+    log has finished, the update is the one that was sent, and no update stands there that was not.
+
+    Raises:
+        FaultError: STATEMENT_FORK, STATEMENT_RESULT_MISSING, STATEMENT_RECEIPT_MISSING, STATEMENT_RECEIPT_WRONG.
+    """
+    hashes = [merkle.leaf_hash(line) for line in evidence.log]
+    for head in store.heads(contract_id):
+        if head.size > len(hashes) or merkle.root(hashes[: head.size]).hex() != head.root:
+            raise _fault("STATEMENT_FORK", "The log does not continue a head that this agent saw.", f"size {head.size}")
+    lines = set(evidence.log)
+    for number, body in store.results(contract_id):
+        if body not in lines:
+            raise _fault("STATEMENT_RESULT_MISSING", "A result that this agent was shown is gone.", f"round {number}")
+    logged, missed, finished = _own_entries(evidence, participant_id)
+    sent = store.sent_updates(contract_id)
+    for number, digest in sorted(sent.items()):
+        if number in logged and logged[number] != digest:
+            raise _fault("STATEMENT_RECEIPT_WRONG", "The log has another update than was sent.", f"round {number}")
+        if number in finished and number not in logged and number not in missed:
+            raise _fault("STATEMENT_RECEIPT_MISSING", "The log has no word on the update sent.", f"round {number}")
+    for number in sorted(logged.keys() - sent.keys()):
+        raise _fault("STATEMENT_RECEIPT_WRONG", "The log has an update that was never sent.", f"round {number}")
+    return tuple(sorted(missed & sent.keys()))
+
+
+def statement(checked: Checked, participant_id: str) -> dict[str, Any]:
+    """This participant's lines: rounds, and once settled its share and fen, recomputed from the opened scores."""
+    from fedpact_contract import report as reports
+    from fedpact_contract.settlement import statement as settled_statement
+
+    bodies = [entry.open() for entry in checked.entries]
+    built = reports.build(checked.entries)
+    contract = _contract_in(checked)
+    result = reports.settled(bodies, contract)
+    own = next(p for p in checked.report.participants if p.id == participant_id)
+    rounds = [
+        {"round": line["round"], "outcome": outcome["outcome"], "code": outcome["code"]}
+        for line in built["rounds"]
+        for outcome in line["outcomes"]
+        if outcome["participant"] == participant_id
+    ]
+    return {
+        "contract": contract.id,
+        "title": contract.title,
+        "participant": own.as_dict(),
+        "status": checked.report.status,
+        "verdict": checked.report.verdict,
+        "exit_code": checked.report.exit_code,
+        "notes": list(checked.report.notes),
+        "rounds": rounds,
+        "sent_but_missed": list(checked.missed),
+        "settlement": None if result is None else settled_statement(result, contract, participant_id),
+    }
+
+
+def report_bytes(checked: Checked, client: OperatorClient, form: str) -> bytes:
+    """The report: as JSON built here from the log; as HTML the operator's page, once its figures are known to be ours.
+
+    Raises:
+        FaultError: REPORT_DIFFERS, the operator's figures are not those of the log.
+        ServiceError: the operator does not answer.
+    """
+    import json
+
+    from fedpact_client.home import read_json
+    from fedpact_contract import report as reports
+
+    built = reports.build(checked.entries)
+    if form == "json":
+        return json.dumps(built, ensure_ascii=False, indent=2).encode() + b"\n"
+    contract_id = _contract_in(checked).id
+    if read_json(client.report(contract_id, "json"), "operator's report") != built:
+        raise _fault("REPORT_DIFFERS", "The operator's report is not the one that follows from the log.", "report")
+    return client.report(contract_id, form)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet.
+
+    Raises:
+        InputError: OUT_EXISTS, OUT_FILE.
+    """
+    try:
+        with path.open("xb") as out:
+            out.write(data)
+    except FileExistsError as err:
+        raise InputError(
+            "OUT_EXISTS", "The file exists already and is not overwritten.", file=path, remedy="Name another file."
+        ) from err
+    except OSError as err:
+        raise InputError("OUT_FILE", f"The file cannot be written: {err.strerror}.", file=path) from err
+
+
+def _contract_in(checked: Checked) -> Contract:
+    from fedpact_contract.log import ContractSigned
+
+    first = checked.entries[0].open()
+    assert isinstance(first, ContractSigned)  # noqa: S101 - verified evidence begins with it
+    return Contract.from_bytes(first.signed.contract.body)
+
+
+def _contract_status(store: Store, agreement: Agreement) -> dict[str, Any]:
+    contract = contract_of(agreement)
+    last = store.answers(agreement.contract_id)
+    return {
+        "id": agreement.contract_id,
+        "title": contract.title,
+        "state": agreement.state,
+        "data_set": agreement.terms.data_set,
+        "rounds": agreement.terms.rounds,
+        "updates": len(store.sent_updates(agreement.contract_id)),
+        "last_round": max(last, default=0),
+    }
+
+
+def _own_entries(evidence: Evidence, participant_id: str) -> tuple[dict[int, str], set[int], set[int]]:
+    """By round the digest of this participant's logged update; rounds called unanswered; rounds that are over."""
+    logged: dict[int, str] = {}
+    missed: set[int] = set()
+    finished: set[int] = set()
+    for line in evidence.log:
+        body = Entry.from_bytes(line).open()
+        if isinstance(body, RoundAggregated | RoundAbandoned):
+            finished.add(body.round)
+        elif isinstance(body, UpdateDecided) and body.participant == participant_id:
+            logged[body.round] = Update.from_bytes(read_envelope(body.update).body).update_digest
+        elif isinstance(body, ReplyMissed) and body.participant == participant_id:
+            missed.add(body.round)
+    return logged, missed, finished
+
+
+def _epsilon_text(value: Any) -> str:  # noqa: ANN401 - Decimal, possibly infinite
+    return decimal_text(value) if value.is_finite() else "more than 100"
+
+
+def _fault(code: str, message: str, field: str) -> FaultError:
+    return FaultError(
+        code,
+        message,
+        field=field,
+        party="operator",
+        remedy="Keep this agent's home and the evidence, and show both to the other participants.",
+    )

@@ -1,0 +1,362 @@
+"""The agent against a dishonest or broken operator: what it refuses, what it countersigns, what it charges."""
+
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from tests.support.federation import BUNDLE, Federation, make_federation
+
+from fedpact_client.answer import TrainingFailedError, answer, open_contract
+from fedpact_contract import merkle
+from fedpact_contract.errors import FaultError, RefusedError
+from fedpact_contract.keys import generate_key
+from fedpact_contract.log import Checkpoint, Entry, RoundOpened
+from fedpact_contract.messages import HeadStep, Order, Refusal, Reply, Update
+from fedpact_contract.record import read_envelope, sign
+
+
+@pytest.fixture(autouse=True)
+def resend_at_once(monkeypatch) -> None:
+    monkeypatch.setattr("fedpact_server.rounds.RESEND_SECONDS", 0.0)
+
+
+class Operator:
+    """Holds the orders of a run, so that a test can forge the next one with the operator's own key."""
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self.orders: dict[tuple[int, str], tuple[bytes, bytes]] = {}
+        federation.transport.before = self.keep
+
+    def keep(self, node: str, order: bytes, model: bytes):
+        record = self.read(order)
+        self.orders[record.round, record.participant] = (order, model)
+        return order, model
+
+    @staticmethod
+    def read(order: bytes) -> Order:
+        return Order.from_bytes(read_envelope(order).body)
+
+    def forge(self, order: bytes, **changes) -> bytes:
+        record = self.read(order).model_copy(update=changes)
+        return sign(record, self.federation.operator_run_key).to_bytes()
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A federation stopped before round 2, the operator's forger, and the first agent's next order."""
+    federation = make_federation(tmp_path)
+    operator = Operator(federation)
+    held = {}
+
+    def stop_at_two(node, order, model):
+        if Operator.read(order).round == 2:
+            held[Operator.read(order).participant] = (order, model)
+            return None
+        return operator.keep(node, order, model)
+
+    federation.transport.before = stop_at_two
+    loop = federation.loop()
+
+    def stop(_seconds: float) -> None:
+        if len(held) == 4:
+            raise KeyboardInterrupt
+
+    loop.sleep = stop
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    agent = federation.agent(1)
+    return federation, operator, agent, *held[agent.desk.participant]
+
+
+def refusal(ready) -> Refusal:
+    reply = Reply.from_bytes(ready.reply)
+    assert reply.refusal is not None
+    return Refusal.from_bytes(reply.refusal.body)
+
+
+def countersigned(ready) -> bool:
+    return Reply.from_bytes(ready.reply).countersignature is not None
+
+
+def charged(agent) -> int:
+    return len([r for r in agent.desk.store.rows(agent.desk.data_set) if r.state == "reserved"])
+
+
+def test_an_honest_order_is_answered_with_a_signed_countersigned_update(world) -> None:
+    _, _, agent, order, model = world
+    ready = answer(agent.desk, order, model, BUNDLE)
+    update = Update.from_bytes(Reply.from_bytes(ready.reply).update.body)
+    assert (update.round, update.attempt, update.noise) == (2, 1, "test")
+    assert update.ledger_head == agent.desk.store.ledger_head(agent.desk.data_set)
+    assert (update.head.size == Operator.read(order).heads[-1] and False) or countersigned(ready)
+    assert len(ready.array) == 4 * 650
+
+
+def test_the_same_order_again_gets_the_same_bytes_and_no_second_charge(world) -> None:
+    _, _, agent, order, model = world
+    first = answer(agent.desk, order, model, BUNDLE)
+    assert answer(agent.desk, order, model, BUNDLE) == first
+    assert charged(agent) == 2
+
+
+def test_an_order_without_the_receipt_is_refused_and_not_countersigned(world) -> None:
+    _, operator, agent, order, model = world
+    ready = answer(agent.desk, operator.forge(order, results=()), model, BUNDLE)
+    assert refusal(ready).code == "RECEIPT_MISSING"
+    assert not countersigned(ready)
+    assert charged(agent) == 1
+
+
+def test_a_receipt_for_another_update_is_refused(world) -> None:
+    federation, operator, agent, order, model = world
+    others = [p for p in federation.contract.by_id() if p != agent.desk.participant]
+    from fedpact_server import logbook
+
+    with federation.database.read() as connection:
+        head = Operator.read(order).heads[-1]
+        size = Checkpoint.from_bytes(head.checkpoint.body).size
+        entries = logbook.read_entries(connection, federation.contract.id)
+        index = next(
+            i for i, e in enumerate(entries) if e.type == "update-decided" and e.body["participant"] == others[0]
+        )
+        stolen = (logbook.prove(connection, federation.contract.id, index, size),)
+    ready = answer(agent.desk, operator.forge(order, results=stolen), model, BUNDLE)
+    assert refusal(ready).code == "RECEIPT_WRONG"
+    assert not countersigned(ready)
+
+
+def test_another_base_model_is_refused(world) -> None:
+    _, operator, agent, order, model = world
+    other = (np.frombuffer(model, "<f8") + 1e-9).tobytes()
+    ready = answer(agent.desk, order, other, BUNDLE)
+    assert refusal(ready).code == "BASE_MODEL_MISMATCH"
+    assert countersigned(ready), "the head was fine: it is countersigned in a refusal too"
+    from fedpact_contract.arrays import model_digest
+
+    ready = answer(agent.desk, operator.forge(order, base_digest=model_digest(other)), other, BUNDLE)
+    assert refusal(ready).code == "BASE_MODEL_MISMATCH"
+    assert charged(agent) == 1
+
+
+def forked_head(federation, order, key=None, origin=None) -> HeadStep:
+    """A signed checkpoint of a log in which an earlier entry was rewritten."""
+    from fedpact_server import logbook
+
+    with federation.database.read() as connection:
+        hashes = logbook.leaves(connection, federation.contract.id)
+    last = Checkpoint.from_bytes(Operator.read(order).heads[-1].checkpoint.body)
+    hashes = [merkle.leaf_hash(b"rewritten"), *hashes[1 : last.size]]
+    record = Checkpoint(origin=origin or federation.contract.id, size=last.size, root=merkle.root(hashes).hex())
+    since = Operator.read(order).since
+    proof = merkle.consistency_proof(hashes, since)
+    return HeadStep(
+        checkpoint=sign(record, key or federation.operator_run_key), consistency=tuple(p.hex() for p in proof)
+    )
+
+
+def test_a_rewritten_log_is_refused_and_never_countersigned(world) -> None:
+    federation, operator, agent, order, model = world
+    forged = operator.forge(order, heads=(forked_head(federation, order),))
+    ready = answer(agent.desk, forged, model, BUNDLE)
+    assert refusal(ready).code == "HEAD_INCONSISTENT"
+    assert not countersigned(ready)
+    assert "HEAD_INCONSISTENT" in {a.code for a in agent.desk.store.alarms()}
+    evidence = next(a.evidence for a in agent.desk.store.alarms() if a.code == "HEAD_INCONSISTENT")
+    assert evidence == forged, "the signed order is kept: it proves the fork to others"
+
+
+def test_a_chain_that_starts_over_is_refused(world) -> None:
+    federation, operator, agent, order, model = world
+    step = forked_head(federation, order)
+    forged = operator.forge(order, since=0, heads=(HeadStep(checkpoint=step.checkpoint, consistency=()),))
+    assert refusal(answer(agent.desk, forged, model, BUNDLE)).code == "HEAD_INCONSISTENT"
+
+
+def test_a_chain_from_an_unknown_head_is_refused(world) -> None:
+    _, operator, agent, order, model = world
+    assert refusal(answer(agent.desk, operator.forge(order, since=3), model, BUNDLE)).code == "HEAD_UNKNOWN_START"
+
+
+def test_an_older_log_is_refused(world) -> None:
+    _, operator, agent, order, model = world
+    first = Operator.read(operator.orders[1, agent.desk.participant][0])
+    heads = first.heads
+    forged = operator.forge(order, since=first.since, heads=heads)
+    agent_heads = {h.size for h in agent.desk.store.heads(agent.desk.contract_id)}
+    assert max(agent_heads) == Checkpoint.from_bytes(heads[-1].checkpoint.body).size
+    code = refusal(answer(agent.desk, forged, model, BUNDLE)).code
+    assert code in ("RECEIPT_WRONG", "HEAD_OLDER")
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [({"key": generate_key()}, "HEAD_SIGNATURE"), ({"origin": "1" * 64}, "HEAD_ORIGIN")],
+    ids=["another key", "another log"],
+)
+def test_a_foreign_checkpoint_is_refused(world, options, code) -> None:
+    federation, operator, agent, order, model = world
+    forged = operator.forge(order, heads=(forked_head(federation, order, **options),))
+    assert refusal(answer(agent.desk, forged, model, BUNDLE)).code == code
+
+
+def test_an_order_that_the_operator_did_not_sign_gets_no_answer_at_all(world) -> None:
+    _, _, agent, order, model = world
+    forged = sign(Operator.read(order), generate_key()).to_bytes()
+    assert answer(agent.desk, forged, model, BUNDLE) is None
+    assert "ORDER_SIGNATURE" in {a.code for a in agent.desk.store.alarms()}
+    assert answer(agent.desk, b"rubbish", model, BUNDLE) is None
+    assert charged(agent) == 1
+
+
+def test_an_order_for_somebody_else_gets_no_answer(world) -> None:
+    federation, operator, agent, order, model = world
+    other = federation.agent(2).desk.participant
+    assert answer(agent.desk, operator.forge(order, participant=other), model, BUNDLE) is None
+
+
+def test_a_round_that_is_not_open_in_the_log_is_refused(world) -> None:
+    _, operator, agent, order, model = world
+    record = Operator.read(order)
+    opened = RoundOpened.parse(record.opened.entry.body, code="X")
+    invented = record.opened.model_copy(update={"entry": Entry.of(opened)})
+    ready = answer(agent.desk, operator.forge(order, opened=invented), model, BUNDLE)
+    assert refusal(ready).code == "ROUND_NOT_OPENED"
+
+
+def test_another_bundle_trains_nothing(world) -> None:
+    _, _, agent, order, model = world
+    ready = answer(agent.desk, order, model, "cd" * 32)
+    assert refusal(ready).code == "CODE_BUNDLE_MISMATCH"
+    assert charged(agent) == 1
+
+
+def test_witnesses_on_another_head_are_refused(world) -> None:
+    federation, operator, agent, order, model = world
+    from fedpact_contract.log import Countersignature
+
+    other = federation.agent(2)
+    size = agent.desk.store.heads(agent.desk.contract_id)[-1].size
+    lie = Countersignature(origin=federation.contract.id, size=size, root="0" * 64, participant=other.desk.participant)
+    forged = operator.forge(order, countersignatures=(sign(lie, other.desk.run_key),))
+    assert refusal(answer(agent.desk, forged, model, BUNDLE)).code == "WITNESS_WRONG"
+
+
+def test_few_witnesses_raise_an_alarm_and_with_strict_heads_refuse(tmp_path) -> None:
+    federation = make_federation(tmp_path, participation__strict_heads=True, training__rounds=2)
+    operator = Operator(federation)
+    federation.transport.before = lambda node, order, model: (
+        (operator.forge(order, countersignatures=()), model) if Operator.read(order).round == 2 else (order, model)
+    )
+    federation.run()
+    assert {code for _, code in federation.outcomes(2).values()} == {"HEAD_FEW_WITNESSES"}
+
+
+def test_a_lost_trainer_is_charged_and_a_spare_attempt_follows(tmp_path) -> None:
+    federation = make_federation(tmp_path)
+    agent = federation.agent(1)
+    seen = []
+    agent.crash = lambda attempt: (seen.append(attempt), len(seen) == 1)[1]
+    assert federation.run() == "completed"
+    rows = agent.desk.store.rows(agent.desk.data_set)
+    assert [r.state for r in rows] == ["reserved", "reserved", "spent", "reserved", "spent", "reserved", "spent"]
+    assert [r.attempt for r in rows if r.round == 1] == [1, 2, 2]
+    assert federation.outcomes(1)["Enterprise 1"] == ("admitted", "ADMITTED")
+
+
+def test_without_a_spare_attempt_the_round_is_missed_and_stays_charged(tmp_path) -> None:
+    federation = make_federation(tmp_path, privacy__spare_attempts=0)
+    agent = federation.agent(1)
+    agent.crash = lambda attempt: len(agent.desk.store.rows(agent.desk.data_set)) == 1
+    assert federation.run() == "completed"
+    kind, code = federation.outcomes(1)["Enterprise 1"]
+    assert (kind, code) == ("refused", "ATTEMPTS_EXHAUSTED")
+    assert charged(agent) == 3, "the crashed attempt of round 1 and those of rounds 2 and 3"
+
+
+def test_a_failure_of_the_data_is_charged_refused_and_never_retried(tmp_path) -> None:
+    federation = make_federation(tmp_path)
+    agent = federation.agent(2)
+    tries = []
+
+    def train(contract, round_number, attempt, base):
+        tries.append(round_number)
+        raise TrainingFailedError("TRAINING_NOT_FINITE", "the reason stays here", file="/secret/path.csv")
+
+    agent.desk = agent.desk.__class__(**{f: getattr(agent.desk, f) for f in agent.desk.__slots__} | {"train": train})
+    federation.run()
+    assert federation.outcomes(1)["Enterprise 2"] == ("refused", "TRAINING_NOT_FINITE")
+    assert tries == [1, 2], "once a round, until the invitations end"
+    log = b"".join(entry.to_bytes() for entry in federation.entries())
+    assert b"secret" not in log
+    assert [r.state for r in agent.desk.store.rows(agent.desk.data_set)] == ["reserved", "failed"] * 2
+
+
+def test_an_update_that_the_operator_forgets_is_noticed_in_the_next_order(world) -> None:
+    _, operator, agent, order, model = world
+    from fedpact_contract.log import ReplyMissed
+
+    assert operator.read(order).results, "the receipt of round 1 is shown"
+    entry = Entry.of(ReplyMissed(round=1, participant=agent.desk.participant, code="DEADLINE"))
+    forged = operator.forge(order, results=(operator.read(order).results[0].model_copy(update={"entry": entry}),))
+    assert refusal(answer(agent.desk, forged, model, BUNDLE)).code == "RECEIPT_WRONG"
+
+
+def test_a_restored_ledger_is_refused(world, tmp_path) -> None:
+    _, operator, agent, order, _ = world
+    record = operator.read(order)
+    body = record.results[0].entry.body
+    update = Update.from_bytes(read_envelope(body["update"]).body)
+    assert agent.desk.store.check_logged_head(agent.desk.data_set, update.ledger_head) is None
+    with pytest.raises(RefusedError) as err:
+        agent.desk.store.check_logged_head(agent.desk.data_set, "9" * 64)
+    assert err.value.code == "LEDGER_RESTORED"
+
+
+def test_a_contract_without_every_signature_is_not_opened(world) -> None:
+    federation, *_ = world
+    signed = federation.entries()[0].open().signed
+    participant = federation.agent(1).desk.participant
+    assert open_contract(signed, participant)[0].id == federation.contract.id
+    fewer = signed.model_copy(update={"delegations": signed.delegations[:-1]})
+    with pytest.raises(RefusedError) as err:
+        open_contract(fewer, participant)
+    assert err.value.code == "CONTRACT_NOT_SIGNED"
+    unsigned = signed.contract.model_copy(update={"signatures": signed.contract.signatures[1:]})
+    with pytest.raises(RefusedError) as err:
+        open_contract(signed.model_copy(update={"contract": unsigned}), participant)
+    assert err.value.code == "CONTRACT_NOT_SIGNED"
+    with pytest.raises(RefusedError):
+        open_contract(signed, "0" * 64)
+    changed = signed.contract.model_copy(
+        update={"payload": sign(federation.contract.model_copy(update={"title": "Other"})).payload}
+    )
+    with pytest.raises(FaultError) as fault:
+        open_contract(signed.model_copy(update={"contract": changed}), participant)
+    assert fault.value.code == "SIGNATURE_INVALID"
+
+
+def test_the_budget_wall_holds_before_any_data_is_touched(tmp_path) -> None:
+    federation = make_federation(tmp_path)
+    agent = federation.agent(3)
+    touched = []
+    original = agent.desk.train
+
+    def train(*a):
+        touched.append(a[1])
+        return original(*a)
+
+    agent.desk = agent.desk.__class__(**{f: getattr(agent.desk, f) for f in agent.desk.__slots__} | {"train": train})
+    store = agent.desk.store
+    with store._db.transaction():
+        spent = store.budget(agent.desk.data_set).charged + Decimal("0.0001")
+        store._db.execute("UPDATE data_sets SET rdp_limit = ?", (str(spent),)) if _has(store, "rdp_limit") else (
+            store._db.execute('UPDATE data_sets SET "limit" = ?', (str(spent),))
+        )
+    federation.run()
+    assert federation.outcomes(1)["Enterprise 3"] == ("refused", "BUDGET_EXCEEDED")
+    assert touched == []
+
+
+def _has(store, column: str) -> bool:
+    return any(row[1] == column for row in store._db.all("PRAGMA table_info(data_sets)"))
