@@ -88,7 +88,7 @@ def desk(path: Path, *, read_only: bool = False) -> Iterator[Desk]:
         yield Desk(home=home, config=config, store=store)
 
 
-def _version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
+def _version(value: bool) -> None:
     if value:
         typer.echo(f"fedpact-agent {__version__}")
         raise typer.Exit
@@ -96,7 +96,7 @@ def _version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
 
 @app.callback()
 def _root(
-    version: Annotated[  # noqa: ARG001 - its callback answers
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
@@ -312,7 +312,7 @@ def statement(
 ) -> None:
     """This enterprise's lines, recomputed from the operator's evidence and compared with what was sent.
 
-    Exit codes: 0 verified and authenticated; 1 a fault; 4 partly authenticated (an open run, keys that trust.toml lacks).
+    Exit codes: 0 verified and authenticated; 1 a fault; 4 partly authenticated (an open run, unknown keys).
     """
     from fedpact_client import views
     from fedpact_client.text import show_statement
@@ -390,7 +390,7 @@ def _enrolment(at: Desk, *, offline: bool) -> str:
         return f"unknown ({err.code})"
 
 
-def _show(values: dict[str, Any], as_json: bool, text: Any) -> None:  # noqa: ANN401, FBT001 - a function of the values
+def _show(values: dict[str, Any], as_json: bool, text: Any) -> None:  # noqa: ANN401 - a function of the values
     if as_json:
         output.emit_json(values)
     else:

@@ -199,7 +199,7 @@ def fetch_checked(home: AgentHome, store: Store, client: OperatorClient, contrac
     evidence = unpack(files)
     report = verify(evidence, home.trust())
     if report.faults:
-        raise report.faults[0]
+        raise _first_fault(report.faults[0])
     if report.contract_id != contract_id:
         raise FaultError(
             "EVIDENCE_OTHER_CONTRACT", "The operator sent another contract's evidence.", field="contract_id"
@@ -348,6 +348,11 @@ def _epsilon_text(value: Any) -> str:  # noqa: ANN401 - Decimal, possibly infini
     return decimal_text(value) if value.is_finite() else "more than 100"
 
 
+def _first_fault(fault: dict[str, str]) -> FaultError:
+    places = {name: fault.get(name) for name in ("file", "field", "party", "rule")}
+    return FaultError(fault["code"], fault["message"], remedy=fault.get("remedy", ""), **places)
+
+
 def _fault(code: str, message: str, field: str) -> FaultError:
     return FaultError(
         code,
@@ -356,3 +361,21 @@ def _fault(code: str, message: str, field: str) -> FaultError:
         party="operator",
         remedy="Keep this agent's home and the evidence, and show both to the other participants.",
     )
+
+
+def write_evidence(folder: Path, files: dict[str, bytes]) -> None:
+    """Write the evidence's files into a new folder, for `fedpact verify`.
+
+    Raises:
+        InputError: OUT_EXISTS, OUT_FILE.
+    """
+    try:
+        folder.mkdir()
+    except FileExistsError as err:
+        raise InputError(
+            "OUT_EXISTS", "The folder exists already and is not overwritten.", file=folder, remedy="Name another."
+        ) from err
+    except OSError as err:
+        raise InputError("OUT_FILE", f"The folder cannot be made: {err.strerror}.", file=folder) from err
+    for name, data in files.items():  # names are those of the evidence: `unpack` refused others
+        write_new(folder / name, data)

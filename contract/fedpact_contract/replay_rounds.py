@@ -140,7 +140,7 @@ def _admitted(run: Run, place: Place, body: UpdateDecided, update: Update) -> Fa
     for wrong in differing(update, due):
         message = f"An update was admitted whose {wrong} is not the round's or the contract's."
         yield place.fault("UPDATE_MISMATCH", message, field=f"update.{wrong}", party=name, rule=wrong)
-    if run.spares.get(body.participant, 0) > contract.privacy.spare_attempts:
+    if update.attempt > 1 and run.spares.get(body.participant, 0) > contract.privacy.spare_attempts:
         message = f"Attempt {update.attempt}: more spare attempts are used than the plan has."
         yield place.fault("UPDATE_ATTEMPT", message, field="update.attempt", party=name, rule="privacy.spare_attempts")
     if update.update_digest in run.updates:

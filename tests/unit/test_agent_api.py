@@ -4,7 +4,6 @@ import datetime
 import ipaddress
 import json
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,14 +16,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.support.agent_world import NOW
 
-sys.path.append(str(Path(__file__).parent))
-from agent_world import NOW
-
-from fedpact_client.api import MAX_REPLY_BYTES, OperatorClient, error_of, printable, tls_context
-from fedpact_contract.canonical import canonical_bytes
+from fedpact_client.api import MAX_REPLY_BYTES, Egress, OperatorClient, egress_of, error_of, printable, tls_context
+from fedpact_client.store import EgressKind, Store
+from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.errors import InputError, RefusedError, ServiceError
-from fedpact_contract.request import check_request, node_public_pem
+from fedpact_contract.request import API, check_request, node_public_pem
 
 NODE = ec.generate_private_key(ec.SECP384R1())
 ID = "ab" * 32
@@ -108,7 +106,7 @@ def operator(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def nothing(kind: str, body: bytes) -> None:
+def nothing(kind: EgressKind, contract_id: str | None, detail: str, body: bytes) -> None:
     """An egress ledger that nobody reads."""
 
 
@@ -116,7 +114,7 @@ def url_of(server: ThreadingHTTPServer) -> str:
     return f"https://127.0.0.1:{server.server_port}"
 
 
-def mock(answer: Callable[[httpx.Request], httpx.Response], record: Callable[[str, bytes], None] = nothing) -> Any:
+def mock(answer: Callable[[httpx.Request], httpx.Response], record: Egress = nothing) -> Any:
     transport = httpx.MockTransport(answer)
     return OperatorClient("https://operator:9443", CA_PEM, NODE, record, transport=transport, now=lambda: NOW)
 
@@ -199,17 +197,26 @@ def test_everything_is_recorded_before_it_leaves() -> None:
         order.append(("sent", request.content))
         return reply({"contracts": [], "state": "x"})
 
-    client = mock(answer, lambda kind, body: order.append((kind, body)))
+    client = mock(answer, lambda kind, of, detail, body: order.append((f"{kind} {of} {detail}", body)))
     client.contracts()
     client.send_card({"payload": "p"}, None)
-    body = canonical_bytes({"card": {"payload": "p"}, "released": None})
-    assert order == [("api GET /contracts", b""), ("sent", b""), ("api POST /cards", body), ("sent", body)]
+    client.sign(ID, {}, {})
+    card = canonical_bytes({"card": {"payload": "p"}, "released": None})
+    signature = canonical_bytes({"contract": {}, "delegation": {}})
+    assert order == [
+        (f"request None GET {API}/contracts", b""),
+        ("sent", b""),
+        (f"card None POST {API}/cards", card),
+        ("sent", card),
+        (f"signature {ID} POST {API}/contracts/{ID}/signature", signature),
+        ("sent", signature),
+    ]
 
 
 def test_what_cannot_be_recorded_does_not_leave() -> None:
     sent: list[object] = []
 
-    def full(kind: str, body: bytes) -> None:
+    def full(*_: object) -> None:
         raise InputError("STORE_FULL", "The disk is full.")
 
     client = mock(lambda request: sent.append(request) or reply({}), full)
@@ -230,8 +237,8 @@ def test_only_enrol_and_operator_are_unsigned() -> None:
         call()
     client.enrol({})
     client.send_card({}, None)
-    client.get("/other")
-    client.post("/another", {})
+    client.get(f"{API}/other")
+    client.post(f"{API}/another", {})
     for call in (client.contract, client.head, client.evidence):
         call(ID)
     client.report(ID, "json")
@@ -336,3 +343,15 @@ def test_redirects_are_not_followed() -> None:
     with pytest.raises(ServiceError, match="OPERATOR_REPLY"):
         mock(answer).send_card({}, None)
     assert asked == ["operator"]
+
+
+def test_the_store_is_the_egress_ledger(tmp_path: Path) -> None:
+    with Store(tmp_path / "agent.db", create=True) as store:
+        client = mock(lambda _: reply({}), egress_of(store))
+        client.sign(ID, {"a": 1}, {})
+        client.operator()
+        signature, request = store.egress()
+    body = canonical_bytes({"contract": {"a": 1}, "delegation": {}})
+    assert (signature.kind, signature.contract_id, signature.size) == (EgressKind.SIGNATURE, ID, len(body))
+    assert signature.sha256 == sha256_hex(body)
+    assert (request.kind, request.size, request.detail) == (EgressKind.REQUEST, 0, f"GET {API}/operator")

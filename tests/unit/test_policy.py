@@ -1,14 +1,10 @@
 """The policy: every clause refuses what it should, by a code of its own, and an empty policy allows nothing."""
 
 import datetime
-import sys
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-from agent_world import NOW, contract, key
+from tests.support.agent_world import NOW, contract, key
 
 from fedpact_client import policy
 from fedpact_client.policy import Policy, check

@@ -1,0 +1,274 @@
+"""The agent's results as text for people. Names and texts of other parties are made visible, never obeyed."""
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from fedpact_contract import output
+from fedpact_contract.keys import show_fingerprint
+from fedpact_contract.record import decimal_text
+
+if TYPE_CHECKING:
+    from fedpact_client.cards import Draft
+    from fedpact_client.review import Cost, Review
+    from fedpact_client.signing import Offer
+
+SHOWN_ROWS = 5
+SHORT = 12
+
+STANDING = {
+    "self": "ourselves",
+    "known": "matches trust.toml",
+    "operator only": "vouched for by the operator only",
+}
+
+
+def line(text: str = "") -> None:
+    """One line on stdout."""
+    output.console().print(output.visible(text), soft_wrap=True)
+
+
+def show_init(values: dict[str, Any]) -> None:
+    """What `init` made."""
+    line(f"Home: {values['home']}")
+    line("Fingerprint of the contract key (this enterprise's id):")
+    line(f"  {show_fingerprint(values['participant'])}")
+    line("Next: describe data sets and policy in agent.toml, then `fedpact-agent enrol INVITATION`.")
+
+
+def show_enrolled(values: dict[str, Any]) -> None:
+    """What `enrol` did, and the two fingerprints to read out."""
+    operator = values["operator"]
+    line(f"Enrolled with {operator['name']} at {operator['url']}: {values['state']}.")
+    line("Compare both fingerprints by telephone, on a number that you know:")
+    line(f"  the operator's  {show_fingerprint(operator['id'])}")
+    line(f"  ours            {show_fingerprint(values['participant'])}")
+    line("The operator approves after that call. Its fingerprint is pinned in trust.toml.")
+
+
+def show_card(draft: "Draft") -> None:
+    """A card, item by item, before it is signed."""
+    line("This card leaves your premises, signed by the contract key:")
+    output.table(output.console(), ["item", "value", "where it comes from"], draft.items())
+    line(f"It stays here: {draft.source} has {draft.available} rows for training beside the released ones.")
+    line(f"Rényi limit of the data set over all contracts: {decimal_text(draft.limit)} at alpha {draft.card.alpha}.")
+
+
+def show_released(draft: "Draft") -> None:
+    """The rows that would leave: their number, and the first of them."""
+    names = [*draft.card.columns, draft.card.label]
+    line(f"These {len(draft.rows)} rows leave your premises, as they are; the first {SHOWN_ROWS}:")
+    rows = [["" if row[name] is None else str(row[name]) for name in names] for row in draft.rows[:SHOWN_ROWS]]
+    output.table(output.console(), names, rows)
+    line("They are outside every privacy guarantee, and training leaves them out from now on.")
+
+
+def show_contracts(values: dict[str, Any]) -> None:
+    """The list of contracts."""
+    rows = [[c["id"], c["title"], c["state"], str(c["signed"]), c["here"] or "-"] for c in values["contracts"]]
+    if not rows:
+        line("The operator offers no contract.")
+        return
+    output.table(output.console(), ["contract", "title", "at the operator", "signatures", "here"], rows)
+
+
+def review_values(review: "Review", offer: "Offer") -> dict[str, Any]:
+    """A review as plain values."""
+    cost = review.cost
+    return {
+        "contract": review.contract.id,
+        "title": review.contract.title,
+        "state": offer.state,
+        "signed_here": review.signed_here,
+        "signed": sorted(offer.signed),
+        "complete": offer.complete,
+        "parties": [
+            {
+                "id": s.party.id,
+                "name": s.party.name,
+                "entity_code": s.party.entity_code,
+                "standing": s.standing,
+                "signed": s.party.id in offer.signed,
+            }
+            for s in review.parties
+        ],
+        "checks": [
+            {"name": c.name, "ok": c.error is None, **({} if c.error is None else {"error": c.error.as_dict()})}
+            for c in review.checks
+        ],
+        "cost": None if cost is None else cost_values(cost),
+        "terms": review.contract.plain(),
+    }
+
+
+def cost_values(cost: "Cost") -> dict[str, Any]:
+    """A plan's cost as plain values."""
+    return {
+        "epsilon": _epsilon(cost.epsilon),
+        "alpha": decimal_text(cost.alpha),
+        "attempts": cost.attempts,
+        "before": decimal_text(cost.before),
+        "after": decimal_text(cost.after),
+        "limit": decimal_text(cost.limit),
+    }
+
+
+def show_review(review: "Review", offer: "Offer") -> None:
+    """A contract in full, and all that was checked."""
+    from fedpact_contract.text import render
+
+    line(render(review.contract))
+    line()
+    line("WHO SIGNS")
+    rows = [
+        [
+            s.party.name,
+            s.party.entity_code,
+            show_fingerprint(s.party.id),
+            STANDING[s.standing],
+            "yes" if s.party.id in offer.signed else "no",
+        ]
+        for s in review.parties
+    ]
+    output.table(output.console(), ["party", "entity code", "fingerprint", "we know this key", "signed"], rows)
+    if offer.complete:
+        line("Every party has signed and delegated its run key; every signature was verified here.")
+    if review.cost is not None:
+        _show_cost(review.cost)
+    line("WHAT WAS CHECKED HERE")
+    for check in review.checks:
+        verdict = "fits" if check.error is None else f"REFUSED, {check.error.code}: {check.error.message}"
+        line(f"  {check.name}: {verdict}")
+
+
+def _show_cost(cost: "Cost") -> None:
+    line("PRIVACY COST FOR OUR DATA SET")
+    line(f"  epsilon of the whole plan ({cost.attempts} attempts): {_epsilon(cost.epsilon)}")
+    line(
+        f"  Rényi sum at alpha {decimal_text(cost.alpha)}: {_rounded(cost.before)} charged or promised, "
+        f"{_rounded(cost.after)} with this contract, limit {_rounded(cost.limit)}"
+    )
+
+
+def show_status(values: dict[str, Any]) -> None:
+    """The agent's status."""
+    operator = values["operator"]
+    line(f"{values['name']} ({values['entity_code']})")
+    line(f"fingerprint  {show_fingerprint(values['participant'])}")
+    line(f"operator     {operator['name'] + ' at ' + str(values['url']) if operator else '-'}")
+    line(f"enrolment    {values['enrolment']}")
+    line(f"running      {'process ' + str(values['running']) if values['running'] else 'no'}")
+    line(f"witness      {values['witness']}")
+    for data_set in values["data_sets"]:
+        line(f"data set     {data_set['id']}: {'declared' if data_set['declared'] else 'no card yet'}")
+    columns = ["contract", "title", "state", "data set", "updates", "rounds", "last round"]
+    rows = [
+        [
+            c["id"][:SHORT],
+            c["title"],
+            c["state"],
+            c["data_set"],
+            str(c["updates"]),
+            str(c["rounds"]),
+            str(c["last_round"]),
+        ]
+        for c in values["contracts"]
+    ]
+    if rows:
+        output.table(output.console(), columns, rows, right=(4, 5, 6))
+    for alarm in values["alarms"]:
+        line(f"ALARM {alarm['at']} {alarm['code']}: {alarm['detail']}")
+
+
+def show_heads(values: dict[str, Any]) -> None:
+    """Heads, in groups of four for the telephone."""
+    for head in values["heads"]:
+        line(f"contract {head['contract']}")
+        line(f"  size {head['size']}, {'countersigned' if head['countersigned'] else 'not countersigned'}")
+        line(f"  root {head['root_shown']}")
+    if not values["heads"]:
+        line("No contract was signed here yet.")
+
+
+def show_budget(values: dict[str, Any]) -> None:
+    """Budgets, with both epsilons named."""
+    for data_set in values["data_sets"]:
+        line(f"data set {data_set['data_set']}: epsilon {data_set['epsilon']} at delta {data_set['delta']}")
+        line(
+            f"  Rényi sum at alpha {data_set['alpha']}: {_rounded(Decimal(data_set['charged']))} charged, "
+            f"{_rounded(Decimal(data_set['committed']))} with what signed contracts may still charge, "
+            f"limit {_rounded(Decimal(data_set['limit']))}"
+        )
+        line(f"  epsilon_gate {data_set['epsilon_gate']} (a gate, no meter: a small sum converts to a large epsilon)")
+        rows = [
+            [
+                c["contract"][:SHORT],
+                c["title"],
+                c["state"],
+                f"{c['epsilon_pld']} of {c['epsilon']}",
+                f"{c['steps']} of {c['planned_steps']}",
+                f"{c['rounds_left']} of {c['rounds']}",
+                str(c["attempts_left"]),
+            ]
+            for c in data_set["contracts"]
+        ]
+        if rows:
+            columns = ["contract", "title", "state", "epsilon_pld", "steps", "rounds left", "attempts left"]
+            output.table(output.console(), columns, rows, right=(3, 4, 5, 6))
+    if not values["data_sets"]:
+        line("No data set was declared here yet.")
+
+
+def show_egress(values: dict[str, Any]) -> None:
+    """The egress ledger."""
+    rows = [
+        [
+            str(e["seq"]),
+            e["at"],
+            e["kind"],
+            (e["contract"] or "-")[:SHORT],
+            "-" if e["round"] is None else str(e["round"]),
+            str(e["bytes"]),
+            e["sha256"][:SHORT],
+            e["detail"],
+        ]
+        for e in values["egress"]
+    ]
+    columns = ["no.", "time (UTC)", "kind", "contract", "round", "bytes", "sha256", "detail"]
+    output.table(output.console(), columns, rows, right=(0, 4, 5))
+
+
+def show_statement(values: dict[str, Any]) -> None:
+    """This participant's lines."""
+    from fedpact_contract.settlement import format_fen
+
+    own = values["participant"]
+    line(f"contract {values['contract']}")
+    line(values["title"])
+    line(
+        f"{own['name']} ({own['entity_code']}): {own['rounds_admitted']} rounds admitted; the run is {values['status']}"
+    )
+    for entry in values["rounds"]:
+        if entry["outcome"] != "admitted":
+            line(f"  round {entry['round']}: {entry['outcome']} ({entry['code']})")
+    for number in values["sent_but_missed"]:
+        line(f"  round {number}: this agent made an update; the operator says that none came in time")
+    if own["fen"] is not None:
+        held = f", of which {format_fen(own['held_fen'], 'en')} are held" if own["held_fen"] else ""
+        line(f"share {own['share']} (95 %: {own['low']} to {own['high']}); paid {format_fen(own['fen'], 'en')}{held}")
+    if values["settlement"] is not None:
+        paid = values["settlement"]["line"]
+        line(
+            f"  exact {paid['exact_fen']} fen, whole {paid['whole_fen']}, remainder {paid['remainder']} "
+            f"(rank {paid['remainder_rank']}), floor {paid['floor_fen']}"
+        )
+    for note in values["notes"]:
+        line(f"- {note}")
+    line(values["verdict"])
+
+
+def _epsilon(value: Decimal) -> str:
+    return decimal_text(value) if value.is_finite() else "more than 100"
+
+
+def _rounded(value: Decimal) -> str:
+    return f"{value:.4f}"

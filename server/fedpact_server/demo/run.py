@@ -1,0 +1,374 @@
+"""`fedpact demo`: the public commands, one after the other, with real processes on this machine.
+
+Everything here can be done by hand with the same commands on separate machines (README, "Across real machines").
+"""
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedpact_contract.errors import FailedError, InputError
+from fedpact_contract.request import utc_now
+from fedpact_server.demo import scenario as scenarios
+from fedpact_server.demo.processes import Processes, call, free_port, write_secret
+from fedpact_server.demo.scenario import Enterprise, Scenario
+
+HOST = "127.0.0.1"
+OPERATOR = "City Data Group"
+OPERATOR_CODE = "91310000MA1DEMO999"
+READY_SECONDS = 90.0
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line asks for."""
+
+    folder: Path
+    participants: int
+    rounds: int | None
+    revenue: str
+    data: Path | None
+    lift: bool | None
+    keep: bool
+
+
+@dataclass(slots=True)
+class Demo:
+    """One demo in its folder. `tell` shows progress: a step's name, or what one participant is doing."""
+
+    options: Options
+    tell: Callable[[str], None]
+    hand_over: Callable[[list[str]], None] | None
+    processes: Processes = field(default_factory=Processes)
+    seconds: dict[str, float] = field(default_factory=dict)
+    begun: float = field(default_factory=time.monotonic)
+    scenario: Scenario = field(init=False)
+    port: int = field(init=False)
+
+    def run(self) -> dict[str, Any]:
+        """From nothing to a verified statement; the result that `--json` prints."""
+        try:
+            result = self._run()
+        except BaseException:
+            self.processes.stop()
+            raise
+        if self.options.keep:
+            pids = self.processes.pids()
+            (self.folder / "processes.json").write_text(json.dumps(pids) + "\n", "utf-8")
+            return result | {"processes": pids}
+        with self._step("stop"):
+            self.processes.stop()
+        return result
+
+    @property
+    def folder(self) -> Path:
+        """The demo's folder."""
+        return self.options.folder
+
+    @property
+    def operator(self) -> Path:
+        """The operator's home."""
+        return self.folder / "operator"
+
+    def agent(self, index: int) -> Path:
+        """The home of an enterprise's agent."""
+        return self.folder / f"enterprise-{index + 1}" / "agent"
+
+    def _run(self) -> dict[str, Any]:
+        with self._step("data"):
+            self._make_folder()
+        with self._step("homes, keys, certificates"):
+            identities = self._each(self._make_home)
+        with self._step("operator serves"):
+            self._serve()
+        with self._step("enrolment"):
+            self._enrol(identities)
+        with self._step("data set cards"):
+            self._each(self._send_card)
+        with self._step("contract"):
+            contract_id = self._contract()
+        with self._step("signatures"):
+            self._each(lambda i, e: self._sign(i, e, contract_id))
+        with self._step("training"):
+            run = self._train(contract_id)
+        with self._step("settlement and countersignatures"):
+            self._settle(contract_id)
+        with self._step("statements, checked by each agent"):
+            statements = self._each(lambda i, e: self._statement(i, e, contract_id))
+        with self._step("evidence, verified offline"):
+            verdict = self._evidence(contract_id, identities)
+        with self._step("model, lift and report"):
+            report = self._report(contract_id)
+        return self._result(contract_id, run, report, verdict, statements)
+
+    def _make_folder(self) -> None:
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise InputError(
+                "DEMO_FOLDER", "The demo's folder is not empty.", file=self.folder, remedy="Name a new one with --dir."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = self.options
+        if options.data is None:
+            self.scenario = scenarios.of_digits(self.folder, options.participants)
+        else:
+            self.scenario = scenarios.of_folder(options.data.absolute())
+        if options.rounds is not None:
+            self.scenario = replace(self.scenario, rounds=options.rounds)
+        write_secret(self.folder / "operator.passphrase", secrets.token_urlsafe(24))
+        self.port = free_port()
+
+    def _make_home(self, index: int, enterprise: Enterprise) -> dict[str, Any]:
+        if index == 0:
+            call(
+                [
+                    *("fedpact", "init", "--home", str(self.operator), "--name", OPERATOR),
+                    *("--entity-code", OPERATOR_CODE, "--host", HOST, "--port", str(self.port)),
+                    *("--passphrase-file", str(self.folder / "operator.passphrase")),
+                ]
+            )
+        home = self.agent(index)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        passphrase = write_secret(self._passphrase(index), secrets.token_urlsafe(24))
+        made = call(
+            [
+                *("fedpact-agent", "init", "--home", str(home), "--name", enterprise.name),
+                *("--entity-code", enterprise.entity_code, "--sector", enterprise.sector),
+                *("--passphrase-file", str(passphrase)),
+            ]
+        )
+        self._configure(home, enterprise)
+        return made
+
+    def _configure(self, home: Path, enterprise: Enterprise) -> None:
+        """What a person does in agent.toml: allow the purpose, describe the data set."""
+        path = home / "agent.toml"
+        text = path.read_text("utf-8")
+        changed = text.replace("purposes = []", f"purposes = [{json.dumps(self.scenario.purpose)}]")
+        changed = changed.replace("threads = 2", "threads = 1").replace("poll_seconds = 5", "poll_seconds = 1")
+        if len(self.scenario.enterprises) < 3:
+            changed = changed.replace("min_participants = 3", "min_participants = 2")
+        if changed == text:
+            raise FailedError(
+                "DEMO_CONFIG", "The agent's configuration has another form than the demo knows.", file=path
+            )
+        path.write_text(changed + "\n" + scenarios.agent_blocks(self.scenario, enterprise), "utf-8")
+
+    def _passphrase(self, index: int) -> Path:
+        return self.agent(index).parent / "passphrase"
+
+    def _serve(self) -> None:
+        log = self.folder / "logs" / "operator.log"
+        self.processes.start("operator", ["fedpact", "serve", "--home", str(self.operator)], log)
+        self.processes.wait_for(lambda: _answers(self.operator, self.port), "the operator", READY_SECONDS)
+
+    def _enrol(self, identities: list[dict[str, Any]]) -> None:
+        def invite(index: int, enterprise: Enterprise) -> None:
+            invitation = self.agent(index).parent / "invitation.json"
+            self.tell(f"{enterprise.name}: enrols")
+            call(
+                [
+                    *("fedpact", "participant", "invite", "--home", str(self.operator), "--name", enterprise.name),
+                    *("--entity-code", enterprise.entity_code, "--sector", enterprise.sector, "--out", str(invitation)),
+                ]
+            )
+            call(
+                [
+                    *("fedpact-agent", "enrol", str(invitation), "--home", str(self.agent(index))),
+                    *("--passphrase-file", str(self._passphrase(index))),
+                ]
+            )
+            fingerprint = identities[index]["participant"]
+            call(
+                [
+                    *("fedpact", "participant", "approve", fingerprint, "--fingerprint", fingerprint),
+                    *("--home", str(self.operator)),
+                ]
+            )
+            log = self.folder / "logs" / f"enterprise-{index + 1}.log"
+            self.processes.start(enterprise.name, ["fedpact-agent", "start", "--home", str(self.agent(index))], log)
+
+        self._each(invite)
+
+    def _send_card(self, index: int, enterprise: Enterprise) -> None:
+        self.tell(f"{enterprise.name}: signs its data set's card")
+        call(
+            [
+                *("fedpact-agent", "card", enterprise.data_set, "--home", str(self.agent(index)), "--yes"),
+                *("--passphrase-file", str(self._passphrase(index))),
+            ]
+        )
+
+    def _contract(self) -> str:
+        template = self.folder / "contract-template.toml"
+        template.write_text(scenarios.template(self.scenario, utc_now()), "utf-8")
+        line = ["fedpact", "contract", "new", str(template), "--home", str(self.operator)]
+        validation = self.scenario.validation
+        if validation is None:
+            line.append("--released")
+        else:
+            line += ["--validation", validation["path"], "--kind", validation["kind"]]
+            if validation["kind"] == "csv":
+                line += ["--delimiter", validation.get("delimiter", ",")]
+            for name in validation.get("column_names", ()):
+                line += ["--column-name", name]
+            for marker in validation.get("missing", ()):
+                line += ["--missing", marker]
+        contract_id = str(call(line)["id"])
+        passphrase = str(self.folder / "operator.passphrase")
+        call(["fedpact", "contract", "offer", contract_id, "--home", str(self.operator)])
+        call(
+            [
+                *("fedpact", "contract", "sign", contract_id, "--home", str(self.operator), "--yes"),
+                *("--passphrase-file", passphrase),
+            ]
+        )
+        return contract_id
+
+    def _sign(self, index: int, enterprise: Enterprise, contract_id: str) -> None:
+        self.tell(f"{enterprise.name}: checks and signs the contract")
+        call(
+            [
+                *("fedpact-agent", "sign", contract_id, "--home", str(self.agent(index)), "--yes"),
+                *("--passphrase-file", str(self._passphrase(index))),
+            ]
+        )
+
+    def _train(self, contract_id: str) -> dict[str, Any]:
+        call(["fedpact", "run", "start", contract_id, "--home", str(self.operator)])
+        follow = ["fedpact", "run", "follow", contract_id, "--home", str(self.operator), "--seconds", "3600"]
+        if self.hand_over is not None:
+            self.hand_over(follow)
+        return call(follow, seconds=3700)
+
+    def _settle(self, contract_id: str) -> None:
+        call(
+            [
+                *("fedpact", "settle", "close", contract_id, "--home", str(self.operator)),
+                *("--revenue", self.options.revenue, "--wait", "60"),
+            ]
+        )
+
+    def _statement(self, index: int, enterprise: Enterprise, contract_id: str) -> dict[str, Any]:
+        self.tell(f"{enterprise.name}: recomputes its statement")
+        # Exit 4: the agent's trust file knows the operator; the others' keys it has only from the operator.
+        return call(["fedpact-agent", "statement", contract_id, "--home", str(self.agent(index))], ok=(0, 4))
+
+    def _evidence(self, contract_id: str, identities: list[dict[str, Any]]) -> dict[str, Any]:
+        self._write_trust(identities)
+        folder = self.folder / "evidence"
+        call(["fedpact", "evidence", contract_id, "--home", str(self.operator), "--out", str(folder)])
+        return call(["fedpact", "verify", str(folder), "--trust", str(self.folder / "trust.toml")])
+
+    def _write_trust(self, identities: list[dict[str, Any]]) -> None:
+        """The fingerprints that the homes printed. Made by the demo itself: it shows the mechanism, proves nothing."""
+        from fedpact_contract.trust import Trust, TrustedParty, write
+        from fedpact_server.home import OperatorHome
+
+        home = OperatorHome.open(self.operator)
+        parties = [
+            TrustedParty(role="operator", name=OPERATOR, entity_code=OPERATOR_CODE, fingerprint=home.fingerprint),
+            *(
+                TrustedParty(
+                    role="participant", name=e.name, entity_code=e.entity_code, fingerprint=found["participant"]
+                )
+                for e, found in zip(self.scenario.enterprises, identities, strict=True)
+            ),
+        ]
+        write(self.folder / "trust.toml", Trust(party=tuple(parties)))
+
+    def _report(self, contract_id: str) -> dict[str, Any]:
+        home = ("--home", str(self.operator))
+        call(["fedpact", "model", contract_id, *home, "--out", str(self.folder / "model")])
+        line = ["fedpact", "report", contract_id, *home, "--out", str(self.folder / "report.html")]
+        wanted = self.options.lift if self.options.lift is not None else self.options.data is None
+        if wanted:
+            from fedpact_server.demo.compare import compare
+
+            self.tell("each enterprise alone, for comparison")
+            lift = self.folder / "lift.json"
+            lift.write_text(json.dumps(compare(self.operator, contract_id, self._agents())) + "\n", "utf-8")
+            line += ["--lift", str(lift)]
+        call(line)
+        report = call(["fedpact", "report", contract_id, *home, "--format", "json"])
+        (self.folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        return report
+
+    def _agents(self) -> dict[str, Path]:
+        """Entity code -> agent's home."""
+        return {e.entity_code: self.agent(i) for i, e in enumerate(self.scenario.enterprises)}
+
+    def _result(
+        self,
+        contract_id: str,
+        run: dict[str, Any],
+        report: dict[str, Any],
+        verdict: dict[str, Any],
+        statements: list[dict[str, Any]],
+    ) -> dict[str, Any]:
+        keys = (
+            "id",
+            "name",
+            "share",
+            "share_low",
+            "share_high",
+            "fen",
+            "epsilon_spent",
+            "epsilon_budget",
+            "num_examples",
+        )
+        lift = self.folder / "lift.json"
+        return {
+            "contract_id": contract_id,
+            "run_id": run["run_id"],
+            "rounds": len(report["rounds"]),
+            "seconds": round(time.monotonic() - self.begun, 1),
+            "step_seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+            "round_milliseconds": run["milliseconds"],
+            "metric": {k: report["metric"][k] for k in ("name", "initial", "final")},
+            "pool_fen": report["settlement"]["pool_fen"],
+            "basis": report["settlement"]["basis"],
+            "participants": [{k: line[k] for k in keys} for line in report["participants"]],
+            "statements_checked": len(statements),
+            "verdict": verdict["verdict"],
+            "lift": json.loads(lift.read_text("utf-8")) if lift.exists() else None,
+            "evidence": str(self.folder / "evidence"),
+            "trust": str(self.folder / "trust.toml"),
+            "report": str(self.folder / "report.html"),
+            "model": str(self.folder / "model.safetensors"),
+        }
+
+    def _each(self, work: Callable[[int, Enterprise], R]) -> list[R]:
+        """Do something for every enterprise, a few at a time; the first failure ends the demo."""
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            futures = [pool.submit(work, i, e) for i, e in enumerate(self.scenario.enterprises)]
+            return [future.result() for future in futures]
+
+    @contextlib.contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        self.tell(name)
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.monotonic() - begun
+
+
+def _answers(home: Path, port: int) -> bool:
+    """Whether the operator's port answers with the operator's certificate."""
+    import ssl
+    import urllib.error
+    import urllib.request
+
+    try:
+        context = ssl.create_default_context(cafile=str(home / "tls" / "ca.crt"))
+        with urllib.request.urlopen(f"https://{HOST}:{port}/health", context=context, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,308 @@
+"""What the demo federates: the digits, or somebody's own data described by a federation.toml beside it.
+
+A scenario gives texts for the public commands: a contract template for `fedpact contract new`, and the blocks that
+each enterprise writes into its agent.toml.
+"""
+
+import datetime
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedpact_contract.contract import Column, Data, EntityCode, Label, NumberColumn, load_toml
+from fedpact_contract.errors import InputError
+from fedpact_contract.record import Code, Dec, Name, Part
+from fedpact_contract.request import instant
+from fedpact_server.demo import data as digits
+
+DESCRIPTION = "federation.toml"
+Kind = Literal["csv", "parquet", "sqlite", "ndjson", "arrow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enterprise:
+    """One participant: who it is, its data set, where its rows are, and what part it releases for validation."""
+
+    name: str
+    sector: str
+    entity_code: str
+    data_set: str
+    source: dict[str, Any]
+    num_examples: int
+    release_fraction: Decimal | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Everything that the demo needs to know."""
+
+    title: str
+    purpose: str
+    data: Data
+    enterprises: tuple[Enterprise, ...]
+    validation: dict[str, Any] | None  # path, kind and reading options; None: rows that participants release
+    rounds: int
+    local_steps: int
+    learning_rate: Decimal
+    sample_rate: Decimal
+    epsilon: Decimal
+
+
+class _Own(Part):
+    """Defaults of every participant's file in federation.toml."""
+
+    kind: Kind = "csv"
+    column_names: tuple[Name, ...] | None = None
+    delimiter: str = ","
+    missing: tuple[str, ...] = ()
+
+
+class _Participant(Part):
+    name: Name
+    sector: Code
+    file: Annotated[str, Field(min_length=1)]
+    entity_code: EntityCode | None = None
+    table: Name | None = None
+
+
+class _Validation(Part):
+    file: str | None = None
+    fraction: Dec | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.file is None) == (self.fraction is None):
+            raise ValueError("give either `file` or `fraction`")
+        if self.fraction is not None and not 0 < self.fraction <= Decimal("0.5"):
+            raise ValueError("fraction must be above 0 and at most 0.5")
+        return self
+
+
+class _Training(Part):
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
+    local_steps: Annotated[int, Field(ge=1, le=1000)] = 6
+    learning_rate: Dec = Decimal(1)
+    sample_rate: Dec = Decimal("0.2")
+    epsilon: Dec = Decimal(2)
+
+
+class Description(Part):
+    """federation.toml: somebody's own data for `fedpact demo --data DIR` (docs/own-data.md documents each key)."""
+
+    title: Name
+    purpose: Code
+    feature_scale: Dec = Decimal(2)
+    source: _Own = _Own()
+    participants: Annotated[tuple[_Participant, ...], Field(min_length=2, max_length=12)]
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
+    label: Label
+    validation: _Validation
+    training: _Training = _Training()
+
+
+def of_digits(folder: Path, participants: int) -> Scenario:
+    """Write the digits below `folder` and describe them.
+
+    Raises:
+        InputError: a number of participants that the data cannot be split among.
+    """
+    shares, validation = digits.write(folder, participants)
+    columns = tuple(
+        NumberColumn(name=name, kind="number", low=Decimal(0), high=Decimal(16), missing="refuse")
+        for name in digits.PIXELS
+    )
+    label = Label(name=digits.LABEL, classes=tuple(str(d) for d in range(10)), rule="value")
+    enterprises = tuple(
+        Enterprise(
+            name=share.name,
+            sector=share.sector,
+            entity_code=entity_code(index),
+            data_set=f"digits-{index + 1}",
+            source={"path": share.file, "kind": share.kind} | ({"table": share.table} if share.table else {}),
+            num_examples=share.num_examples,
+            release_fraction=None,
+        )
+        for index, share in enumerate(shares)
+    )
+    return Scenario(
+        title="Handwritten digits, read together",
+        purpose="digit-recognition",
+        data=Data(columns=columns, label=label, feature_scale=Decimal(2)),
+        enterprises=enterprises,
+        validation={"path": str(validation), "kind": "csv"},
+        rounds=5,
+        local_steps=6,
+        learning_rate=Decimal(4),
+        sample_rate=Decimal("0.2"),
+        epsilon=Decimal(2),
+    )
+
+
+def of_folder(folder: Path) -> Scenario:
+    """The scenario that DIR/federation.toml describes; every file is read once, to count its rows.
+
+    Raises:
+        InputError: no such file, an unknown or wrong key, or data that does not fit the schema.
+    """
+    path = folder / DESCRIPTION
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise InputError(
+            "DATA_DESCRIPTION",
+            "The description of the data cannot be read.",
+            file=path,
+            remedy=f"Write a {DESCRIPTION} beside the data; docs/own-data.md documents each key.",
+        ) from err
+    found = Description.parse(load_toml(text, file=path), code="DATA_DESCRIPTION", file=path)
+    data = Data(columns=found.columns, label=found.label, feature_scale=found.feature_scale)
+    fraction = found.validation.fraction
+    enterprises = tuple(
+        _enterprise(folder, found, data, index, participant, fraction)
+        for index, participant in enumerate(found.participants)
+    )
+    validation = None
+    if found.validation.file is not None:
+        validation = {"path": str((folder / found.validation.file).absolute()), **_options(found.source)}
+    return Scenario(
+        title=found.title,
+        purpose=found.purpose,
+        data=data,
+        enterprises=enterprises,
+        validation=validation,
+        rounds=found.training.rounds,
+        local_steps=found.training.local_steps,
+        learning_rate=found.training.learning_rate,
+        sample_rate=found.training.sample_rate,
+        epsilon=found.training.epsilon,
+    )
+
+
+def entity_code(index: int) -> str:
+    """A made-up legal-entity code of the demo, 18 characters."""
+    return f"91310000MA1DEMO{index + 1:03d}"
+
+
+def template(scenario: Scenario, now: datetime.datetime) -> str:
+    """The contract template."""
+    import tomli_w
+
+    count = len(scenario.enterprises)
+    released = scenario.validation is None
+    minimum = min(3, count)
+    values: dict[str, Any] = {
+        "title": scenario.title,
+        "purpose": scenario.purpose,
+        "data": json.loads(json.dumps(scenario.data.plain()), parse_float=Decimal),
+        "model": {"kind": "softmax", "hidden": []},
+        "training": {
+            "rounds": scenario.rounds,
+            "local_steps": scenario.local_steps,
+            "learning_rate": scenario.learning_rate,
+            "server_rate": Decimal(1),
+            "aggregation": "weighted-mean",
+        },
+        "privacy": {
+            "trust_model": "record-level-at-each-participant",
+            "unit": "example",
+            "relation": "zero-out",
+            "sampling": "poisson",
+            "epsilon": scenario.epsilon,
+            "delta": _delta(scenario.enterprises),
+            "max_grad_norm": Decimal(1),
+            "sample_rate": scenario.sample_rate,
+            "spare_attempts": 1,
+        },
+        "participation": {
+            "minimum": minimum,
+            "deadline_seconds": 120,
+            "head_threshold": min(count - 1, count // 2 + 1),
+            "strict_heads": False,
+            "missed_rounds_limit": 2,
+        },
+        "contribution": {"game": "fixed-weight", "loss": "cross-entropy", "estimator": "exact"},
+        "settlement": {
+            "currency": "CNY",
+            "contribution_weight": Decimal(1),
+            "data_weight": Decimal(0),
+            "equal_weight": Decimal(0),
+            "fallback": "metered",
+            "close_days": 7,
+        },
+        "term": {"not_before": instant(now - datetime.timedelta(days=1)), "not_after": instant(_year_later(now))},
+        "participants": [
+            {"entity_code": e.entity_code, "data_set": e.data_set, "floor_fen": 0} for e in scenario.enterprises
+        ],
+    }
+    head = "# Made by `fedpact demo`"
+    return f"{head}{'; the participants release the validation rows' if released else ''}.\n{tomli_w.dumps(values)}"
+
+
+def agent_blocks(scenario: Scenario, enterprise: Enterprise) -> str:
+    """The [[data_sets]] block of one enterprise's agent.toml."""
+    import tomli_w
+
+    block: dict[str, Any] = {
+        "id": enterprise.data_set,
+        "num_examples": enterprise.num_examples,
+        "epsilon": 8,
+        "delta": _delta(scenario.enterprises),
+        "columns": [c.name for c in scenario.data.columns],
+        "label": scenario.data.label.name,
+    }
+    if enterprise.release_fraction is not None:
+        block["release_fraction"] = enterprise.release_fraction
+    block["source"] = enterprise.source
+    return tomli_w.dumps({"data_sets": [block]})
+
+
+def _delta(enterprises: Sequence[Enterprise]) -> Decimal:
+    """The largest admissible delta, rounded down to one digit."""
+    limit = min(Decimal("1e-5"), 1 / (10 * Decimal(max(e.num_examples for e in enterprises))))
+    digits_of = Decimal(1).scaleb(limit.adjusted())
+    return (limit // digits_of) * digits_of
+
+
+def _enterprise(
+    folder: Path, found: Description, data: Data, index: int, participant: _Participant, fraction: Decimal | None
+) -> Enterprise:
+    from fedpact_models.features import encode
+    from fedpact_models.tables import read_table
+
+    path = (folder / participant.file).absolute()
+    options = _options(found.source) | ({"table": participant.table} if participant.table else {})
+    rows = len(encode(data, read_table(path, **options), file=str(path)))
+    if fraction is not None:
+        # Which rows are released is decided row by row; this many are left with room to spare (four deviations).
+        share = float(fraction)
+        rows -= math.ceil(rows * share + 4 * math.sqrt(rows * share * (1 - share)))
+    if rows < 1:
+        raise InputError("DATA_TOO_FEW_ROWS", "No row is left to train on.", file=path, party=participant.name)
+    return Enterprise(
+        name=participant.name,
+        sector=participant.sector,
+        entity_code=participant.entity_code or entity_code(index),
+        data_set=f"data-{index + 1}",
+        source={"path": str(path), **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}},
+        num_examples=rows,
+        release_fraction=fraction,
+    )
+
+
+def _options(own: _Own) -> dict[str, Any]:
+    options: dict[str, Any] = {"kind": own.kind, "missing": own.missing}
+    if own.kind == "csv":
+        options["delimiter"] = own.delimiter
+        if own.column_names is not None:
+            options["column_names"] = own.column_names
+    return options
+
+
+def _year_later(now: datetime.datetime) -> datetime.datetime:
+    return now + datetime.timedelta(days=365)

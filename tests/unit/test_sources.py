@@ -1,0 +1,202 @@
+"""The source block of agent.toml: what it may say, which files it opens, under which names its columns come."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from fedpact_client.sources import Source, content_fingerprint, file_path, read, read_paths
+from fedpact_contract.errors import InputError
+
+TABLE = pl.DataFrame({"AGE": [61, 48, 55], "sex": ["m", "f", None], "ill": [1, 0, 1]})
+
+
+def source(**values) -> Source:
+    return Source.parse({"path": "rows.csv", "kind": "csv"} | values, code="SOURCE")
+
+
+def write(folder: Path, kind: str) -> Source:
+    """The table as a file of this kind."""
+    path = folder / f"rows.{kind}"
+    if kind == "csv":
+        TABLE.write_csv(path)
+    elif kind == "parquet":
+        TABLE.write_parquet(path)
+    elif kind == "ndjson":
+        TABLE.write_ndjson(path)
+    elif kind == "arrow":
+        TABLE.write_ipc(path)
+    else:
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE patients (AGE INTEGER, sex TEXT, ill INTEGER)")
+            database.executemany("INSERT INTO patients VALUES (?, ?, ?)", TABLE.rows())
+        database.close()
+        return source(path=path.name, kind="sqlite", table="patients", rename={"age": "AGE"})
+    return source(path=path.name, kind=kind, rename={"age": "AGE"})
+
+
+KINDS = ["csv", "parquet", "sqlite", "ndjson", "arrow"]
+
+
+def test_a_source_as_it_stands_in_agent_toml():
+    text = """
+        path = "rows.txt"
+        kind = "csv"
+        delimiter = "\\t"
+        column_names = ["AGE", "sex", "ill"]
+        missing = ["?", "NA"]
+        rename = { age = "AGE" }
+    """
+    found = Source.parse(tomllib.loads(text), code="SOURCE")
+    assert found.delimiter == "\t"
+    assert found.column_names == ("AGE", "sex", "ill")
+    assert found.rename == {"age": "AGE"}
+    assert Source.parse(found.plain(), code="SOURCE") == found
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"path": ""}, "path"),
+        ({"path": "a\0b"}, "path"),
+        ({"kind": "excel"}, "kind"),
+        ({"kind": "sqlite"}, "(whole)"),
+        ({"table": "t"}, "(whole)"),
+        ({"kind": "parquet", "column_names": ["a"]}, "(whole)"),
+        ({"kind": "parquet", "delimiter": ";"}, "(whole)"),
+        ({"delimiter": ";;"}, "delimiter"),
+        ({"delimiter": "；"}, "delimiter"),
+        ({"delimiter": ""}, "delimiter"),
+        ({"column_names": []}, "column_names"),
+        ({"column_names": ["a", "a"]}, "(whole)"),
+        ({"missing": [1]}, "missing.0"),
+        ({"rename": {"a": "x", "b": "x"}}, "(whole)"),
+        ({"rename": {"a": 1}}, "rename.a"),
+        ({"url": "https://example.org"}, "url"),
+    ],
+)
+def test_a_source_that_makes_no_sense_is_refused(values: dict, field: str):
+    with pytest.raises(InputError) as caught:
+        source(**values)
+    assert caught.value.field == field
+    assert caught.value.code.startswith("SOURCE")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_same_columns(tmp_path, kind: str):
+    table = read(write(tmp_path, kind), tmp_path)
+    assert table.columns == ["age", "sex", "ill"]
+    assert table["age"].cast(pl.Int64).to_list() == [61, 48, 55]
+    assert table["sex"].to_list() == ["m", "f", None]
+
+
+def test_options_reach_the_reader(tmp_path):
+    (tmp_path / "rows.csv").write_text("61;?\n48;f\n")
+    table = read(source(delimiter=";", column_names=["AGE", "sex"], missing=["?"], rename={"s": "sex"}), tmp_path)
+    assert table.to_dict(as_series=False) == {"AGE": ["61", "48"], "s": [None, "f"]}
+
+
+def test_renaming_may_swap_and_displace(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b,c\n1,2,3\n")
+    swapped = read(source(rename={"a": "b", "b": "a"}), tmp_path)
+    assert swapped.to_dict(as_series=False) == {"b": ["1"], "a": ["2"], "c": ["3"]}
+    displaced = read(source(rename={"a": "c"}), tmp_path)
+    assert displaced.to_dict(as_series=False) == {"b": ["2"], "a": ["3"]}
+    same = read(source(rename={"a": "a"}), tmp_path)
+    assert same.columns == ["a", "b", "c"]
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError) as caught:
+        read(source(rename={"age": "AGE"}), tmp_path)
+    error = caught.value
+    assert (error.code, error.field, error.file) == (
+        "DATA_COLUMN_MISSING",
+        "source.rename.age",
+        str(tmp_path / "rows.csv"),
+    )
+    assert "agent.toml" in error.remedy
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read(source(), tmp_path)
+    assert caught.value.code == "DATA_FILE_MISSING"
+    with pytest.raises(InputError) as caught:
+        content_fingerprint(source(), tmp_path)
+    assert (caught.value.code, caught.value.file) == ("DATA_UNREADABLE", str(tmp_path / "rows.csv"))
+
+
+def test_paths_are_taken_from_the_folder_and_links_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "rows.csv").write_text("a\n1\n")
+    os.symlink(tmp_path / "real" / "rows.csv", tmp_path / "rows.csv")
+    assert file_path(source(), tmp_path) == tmp_path / "real" / "rows.csv"
+    assert file_path(source(path="real/../real/rows.csv"), tmp_path) == tmp_path / "real" / "rows.csv"
+    assert file_path(source(path="/elsewhere/rows.csv"), tmp_path) == Path("/elsewhere/rows.csv")
+    assert read_paths(source(), tmp_path) == (tmp_path / "real" / "rows.csv",)
+    database = source(path="a.db", kind="sqlite", table="t")
+    assert [p.name for p in read_paths(database, tmp_path)] == ["a.db", "a.db-wal", "a.db-shm"]
+
+
+def test_the_fingerprint_is_the_contents_not_the_name(tmp_path):
+    first = write(tmp_path, "csv")
+    before = content_fingerprint(first, tmp_path)
+    shutil.copy(tmp_path / "rows.csv", tmp_path / "other.csv")
+    assert content_fingerprint(source(path="other.csv"), tmp_path) == before
+    assert len(before) == 64
+    with (tmp_path / "rows.csv").open("a") as file:
+        file.write("70,f,0\n")
+    assert content_fingerprint(first, tmp_path) != before
+
+
+def test_the_fingerprint_of_a_database_covers_what_is_not_merged_yet(tmp_path):
+    database = sqlite3.connect(tmp_path / "a.db")
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("CREATE TABLE t (a)")
+    database.commit()
+    where = source(path="a.db", kind="sqlite", table="t")
+    before, main = content_fingerprint(where, tmp_path), (tmp_path / "a.db").read_bytes()
+    database.execute("INSERT INTO t VALUES (1)")
+    database.commit()
+    assert (tmp_path / "a.db").read_bytes() == main
+    assert content_fingerprint(where, tmp_path) != before
+    database.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_paths_are_enough_inside_the_sandbox(tmp_path, kind: str):
+    assert _rows_inside(write(tmp_path, kind), tmp_path) == 3
+
+
+def test_a_database_in_use_is_read_inside_the_sandbox(tmp_path):
+    database = sqlite3.connect(tmp_path / "a.db")
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("CREATE TABLE t (a)")
+    database.executemany("INSERT INTO t VALUES (?)", [(1,), (2,)])
+    database.commit()
+    assert _rows_inside(source(path="a.db", kind="sqlite", table="t"), tmp_path) == 2
+    database.close()
+
+
+def _rows_inside(where: Source, folder: Path) -> int:
+    code = """
+import sys
+from pathlib import Path
+from fedpact_client.sandbox import close_in
+from fedpact_client.sources import Source, read, read_paths
+where, folder = Source.model_validate_json(sys.argv[1], strict=False), Path(sys.argv[2])
+close_in(read_paths(where, folder))
+print(read(where, folder).height)
+"""
+    line = [sys.executable, "-I", "-c", code, where.model_dump_json(), str(folder)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
