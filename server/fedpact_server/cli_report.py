@@ -21,9 +21,7 @@ def report_command(
     run: RUN,
     form: Annotated[str, typer.Option("--format", help="html or json.")] = "html",
     lang: Annotated[str, typer.Option("--lang", help="en or zh.")] = "en",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The file; without it json goes to stdout.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file; without it json goes to stdout.")] = None,
     lift: Annotated[Path | None, typer.Option("--lift", help="The demo's comparison of together and alone.")] = None,
     home: HOME = DEFAULT_HOME,
     as_json: JSON = False,
@@ -112,9 +110,7 @@ def model_command(
 def predict_command(
     model: Annotated[Path, typer.Argument(help="MODEL.safetensors or its MODEL.json.", metavar="MODEL")],
     file: Annotated[Path, typer.Argument(help="A table with the contract's columns.", metavar="FILE")],
-    kind: Annotated[
-        str, typer.Option("--kind", help="csv, parquet, sqlite, ndjson or arrow.")
-    ] = "",
+    kind: Annotated[str, typer.Option("--kind", help="csv, parquet, sqlite, ndjson or arrow.")] = "",
     table: Annotated[str | None, typer.Option("--table", help="The table, for sqlite.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write a CSV file instead of printing.")] = None,
     as_json: JSON = False,

@@ -1,0 +1,135 @@
+"""The command `fedpact demo`."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedpact_contract import output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("demo")(demo_command)
+
+
+def demo_command(
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="A new folder (default: ./fedpact-demo-TIME).")
+    ] = None,
+    participants: Annotated[int, typer.Option(help="How many enterprises (3 to 12), without --data.")] = 4,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of training.")] = None,
+    revenue: Annotated[str, typer.Option(help="Revenue to share, in yuan.")] = "1000000.00",
+    data: Annotated[Path | None, typer.Option(help="Your own data: a folder with a federation.toml.")] = None,
+    lift: Annotated[
+        bool | None,
+        typer.Option("--lift/--no-lift", help="Compare with each enterprise alone (off with --data)."),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the processes running.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, no progress.")] = False,
+) -> None:
+    """Run a real federation on this machine: operator, enterprises, private training, shares, a verified statement."""
+    from fedpact_contract.settlement import parse_yuan
+    from fedpact_server.demo.run import Demo, Options
+
+    parse_yuan(revenue, field="--revenue")
+    folder = (directory or Path(f"fedpact-demo-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
+    options = Options(
+        folder=folder,
+        participants=participants,
+        rounds=rounds,
+        revenue=revenue,
+        data=data,
+        lift=lift,
+        keep=keep,
+    )
+    if as_json:
+        output.emit_json(Demo(options=options, tell=lambda _text: None, hand_over=None).run())
+        return
+    progress = _Progress(output.console())
+    try:
+        result = Demo(options=options, tell=progress.tell, hand_over=progress.hand_over).run()
+    finally:
+        progress.stop()
+    _show(output.console(), result, folder)
+
+
+class _Progress:
+    """What is going on now, with the time since the beginning; finished things stay above."""
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._begun = time.monotonic()
+        self._status: Any = None
+
+    def tell(self, text: str) -> None:
+        seconds = time.monotonic() - self._begun
+        if not self._console.is_terminal:
+            self._console.print(f"{seconds:5.1f} s  {output.visible(text)}")
+            return
+        if self._status is None:
+            self._status = self._console.status("")
+            self._status.start()
+        self._console.print(f"{seconds:5.1f} s  {output.visible(text)}")
+        self._status.update(output.visible(text))
+
+    def hand_over(self, arguments: list[str]) -> None:
+        """Let a command show its own progress on the terminal."""
+        import subprocess  # an argument list, no shell
+
+        from fedpact_server.demo.processes import command
+
+        self.stop()
+        if self._console.is_terminal:
+            subprocess.run([command(arguments[0]), *arguments[1:]], check=False)  # noqa: S603 - our own command
+
+    def stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def _show(console: "Console", result: dict[str, Any], folder: Path) -> None:
+    from fedpact_contract.settlement import format_fen
+
+    metric = result["metric"]
+    console.print()
+    console.print(
+        f"{result['rounds']} rounds: {metric['name']} {float(metric['initial']):.3f} -> {float(metric['final']):.3f}; "
+        f"pool {format_fen(result['pool_fen'], 'en')}, split by {result['basis']}"
+    )
+    alone = {line["id"]: line["mean"] for line in (result["lift"] or {"participants": []})["participants"]}
+    rows = [
+        [
+            line["name"],
+            str(line["num_examples"]),
+            f"{100 * float(line['share']):.1f} %",
+            f"{100 * float(line['share_low']):.1f} - {100 * float(line['share_high']):.1f} %",
+            format_fen(line["fen"], "en"),
+            f"{float(line['epsilon_spent']):.2f} / {line['epsilon_budget']}",
+            f"{alone[line['id']]:.3f}" if line["id"] in alone else "-",
+        ]
+        for line in result["participants"]
+    ]
+    columns = ["participant", "examples", "share", "95 % interval", "paid", "epsilon", "alone"]
+    output.table(console, columns, rows, right=(1, 2, 3, 4, 5, 6))
+    times = ", ".join(f"{name} {value:.1f}" for name, value in result["step_seconds"].items())
+    console.print(f"{result['seconds']:.1f} seconds: {times}", soft_wrap=True)
+    for number, parts in result["round_milliseconds"].items():
+        spent = ", ".join(f"{name} {value}" for name, value in parts.items())
+        console.print(f"round {number}: our part {sum(parts.values())} ms ({spent})", soft_wrap=True)
+    console.print(f"verify: {result['verdict']}", soft_wrap=True)
+    console.print(
+        "The demo's own trust file shows the mechanism and proves nothing: all keys were made on this machine.",
+        soft_wrap=True,
+    )
+    for name in ("report", "evidence", "trust", "model"):
+        console.print(f"{name + ':':10}{result[name]}", soft_wrap=True)
+    if "processes" in result:
+        pids = " ".join(str(pid) for pid in result["processes"].values())
+        console.print(f"Still running (--keep). Stop them with: kill {pids}", soft_wrap=True)
+    console.print(f"Remove everything with: rm -r {folder}", soft_wrap=True)
