@@ -120,8 +120,10 @@ def _normal(table: "pl.DataFrame", names: list[str]) -> "pl.DataFrame":
     text = table.select(pl.col(name).cast(pl.String).str.strip_chars() for name in names)
     number = [pl.col(name).cast(pl.Float64, strict=False) for name in names]
     return text.select(
-        pl.when(value.is_finite())
-        .then((value + 0.0).cast(pl.String))  # no negative zero
+        pl.when(value == 0)
+        .then(pl.lit("0.0"))  # also for negative zero, which polars does not reliably turn by adding 0
+        .when(value.is_finite())
+        .then(value.cast(pl.String))
         .when(pl.col(name) != "")
         .then(pl.col(name))
         .otherwise(None)

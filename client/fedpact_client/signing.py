@@ -128,6 +128,8 @@ def _travelling(answer: dict[str, Any], payload: bytes) -> SignedContract | None
     travelling = SignedContract.parse(
         {"contract": answer["contract"], "delegations": answer.get("delegations") or []}, code="SIGNED_CONTRACT"
     )
+    if not travelling.contract.signatures and not travelling.delegations:
+        return None
     if travelling.contract.body != payload:
         raise FaultError("CONTRACT_ID_WRONG", "The signatures are on another contract.", field="contract.payload")
     return travelling

@@ -50,10 +50,13 @@ from fedpact_contract.errors import InputError, ServiceError
 log = structlog.get_logger()
 
 ORDER, MODEL, REPLY, UPDATE = "order", "model", "reply", "update"
-"""The records of a message and of its reply, as in the coordinator's `app`."""
+"""The names in a message and in its reply; the form is described in the coordinator's `app`."""
 
 FLAT = "fedpact.flat"
 """How an array's bytes are meant: its values, little-endian, and nothing else."""
+
+INLINE_BYTES = 1 << 18
+"""Up to here the array stands in the config record: each further object is one more request at every hop."""
 
 ORDER_FORM = "E_ORDER_FORM"
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
@@ -226,8 +229,10 @@ class FlowerTask:
     def answer(self, reply: bytes, array: bytes) -> None:
         """Send the reply."""
         content = RecordDict({REPLY: ConfigRecord({REPLY: reply})})
-        if array:
+        if len(array) > INLINE_BYTES:
             content[UPDATE] = ArrayRecord({UPDATE: Array("float32", (len(array) // 4,), FLAT, array)})
+        else:
+            content.config_records[REPLY][UPDATE] = array
         self._push(lambda message: Message(content, reply_to=message), SubStatus.COMPLETED, "")
 
     def fail(self, text: str) -> None:
@@ -255,27 +260,35 @@ class OrderFormError(ValueError):
 
 
 def read_order(message: Message) -> tuple[bytes, bytes]:
-    """Order and model of a message: `{"order": bytes}`, and a flat float64 array.
+    """Order and model (flat float64) of a message.
 
     Raises:
         OrderFormError: anything else.
     """
     content = message.content if message.has_content() else RecordDict()
-    config, arrays = content.get(ORDER), content.get(MODEL)
-    if not isinstance(config, ConfigRecord) or not isinstance(arrays, ArrayRecord) or len(content) != 2:
+    config = content.get(ORDER)
+    if not isinstance(config, ConfigRecord) or not set(content) <= {ORDER, MODEL}:
         raise OrderFormError("records")
-    order, model = config.get(ORDER), arrays.get(MODEL)
-    if not isinstance(order, bytes) or not isinstance(model, Array) or len(config) + len(arrays) != 2:
+    order = config.get(ORDER)
+    model = _array(content[MODEL]) if MODEL in content else config.get(MODEL)
+    if not isinstance(order, bytes) or not isinstance(model, bytes) or not set(config) <= {ORDER, MODEL}:
         raise OrderFormError("values")
-    if (model.stype, model.dtype) != (FLAT, "float64") or model.shape != (len(model.data) / 8,):
+    return order, model
+
+
+def _array(record: object) -> bytes:
+    if not isinstance(record, ArrayRecord) or set(record) != {MODEL}:
+        raise OrderFormError("array record")
+    array = record[MODEL]
+    if (array.stype, array.dtype) != (FLAT, "float64") or array.shape != (len(array.data) / 8,):
         raise OrderFormError("array")
-    return order, model.data
+    return array.data
 
 
 def patch(poll_seconds: float) -> None:
     """Shorten waits that Flower hard-codes.
 
-    - The worker sleeps 3 s between two looks for a message: `poll_seconds` instead.
+    - The worker sleeps 3 s between two looks for a message: see `ShortTime`.
     - It sleeps .5 s between two looks for the reply, and for its objects: 20 ms instead; they come from this process.
     - It waits 1 s, doubling, for objects of a message that is not whole yet: 20 ms, doubling, instead.
     """
@@ -286,15 +299,30 @@ def patch(poll_seconds: float) -> None:
 
 
 class ShortTime:
-    """`time` for Flower's worker module, which uses `sleep` alone."""
+    """`time` for Flower's worker module, which uses `sleep` alone.
 
-    def __init__(self, poll_seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    The idle wait is a tenth of the time without a message so far, between `poll_seconds` and Flower's own: in a round
+    a node is quick, and a node without work costs the operator little (a look costs it some 5 ms of CPU).
+    """
+
+    def __init__(
+        self,
+        poll_seconds: float,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._poll_seconds = poll_seconds
         self._sleep = sleep
+        self._clock = clock
+        self._busy = clock()
 
     def sleep(self, seconds: float) -> None:
         """A long wait is the idle poll; a short one waits for this very process."""
-        self._sleep(self._poll_seconds if seconds >= 1 else PATCHED_SECONDS)
+        if seconds < 1:
+            self._busy = self._clock()
+            self._sleep(PATCHED_SECONDS)
+        else:
+            self._sleep(min(seconds, max(self._poll_seconds, (self._clock() - self._busy) / 10)))
 
 
 def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:

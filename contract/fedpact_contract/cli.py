@@ -30,10 +30,10 @@ SERVER_MARKS = ("fastapi", "flwr", "sqlalchemy", "torch")
 
 SERVER_COMMANDS: Mapping[str, tuple[str, ...]] = {
     "": (
-        *("audit-privacy", "backup", "demo", "evidence", "init", "participant", "predict", "report", "restore"),
-        *("run", "serve", "settle", "upgrade"),
+        *("audit-privacy", "backup", "demo", "evidence", "init", "model", "participant", "predict", "report"),
+        *("restore", "run", "serve", "settle", "upgrade"),
     ),
-    "contract": ("approve", "list", "new", "offer", "show", "sign", "status", "terminate"),
+    "contract": ("approve", "list", "new", "offer", "show", "sign", "status", "template", "terminate"),
     "contribution": ("reevaluate", "retrain", "show"),
 }
 """Group -> commands that only the extra `server` has; "" is the top."""

@@ -84,7 +84,8 @@ class Label(Part):
 class Data(Part):
     """The schema that every participant's data has, and how it becomes features.
 
-    Features are scaled to [-1, 1] by the public bounds and multiplied by feature_scale / sqrt(number of features).
+    Features are scaled to [-1, 1] by the public bounds, a constant 1 is added as the last one, and all are multiplied
+    by feature_scale / sqrt(number of features, the constant included).
     """
 
     columns: Annotated[tuple[Column, ...], Field(min_length=1, max_length=100_000)]

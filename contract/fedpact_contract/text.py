@@ -96,8 +96,8 @@ def _data(contract: Contract) -> Iterator[str]:
     )
     yield (
         "Bounds and vocabularies are public and part of this contract; nothing is learned from the data to scale it. "
-        "Features are scaled to [-1, 1] and multiplied by "
-        f"{decimal_text(data.feature_scale)} / sqrt(number of features)."
+        "Features are scaled to [-1, 1], a constant 1 is added as the last one, and all are multiplied by "
+        f"{decimal_text(data.feature_scale)} / sqrt(number of features, the constant included)."
     )
     yield (
         "Each participant trains on exactly its contracted number of examples. More rows change nothing; fewer are "

@@ -1,7 +1,7 @@
 """Validation: the losses of every coalition in one round, each player's value on each example, and plain evaluation.
 
 theta_S = base + the sum of the steps of the players in S, a step being eta w_i D_i, with no re-normalisation: the
-fixed-weight game. The first layer is linear in the weights, so its outputs are computed once a player and then added
+fixed-weight game. The first layer is linear in the weights (and has no bias: a feature is constant), so its outputs are computed once a player and then added
 up for each coalition; only the layers behind the first ReLU are computed coalition by coalition.
 
 One canonical path: matrix products come from `exact`, everything else is element by element in a fixed order (base,
@@ -163,9 +163,8 @@ def _coalitions(model: Model, data: Data, parts: Floats, x: Floats, chunk: int |
     """Logits of all coalitions, block by block: (the block's first mask, float64 [B, V, classes])."""
     shape = architecture(model, data)
     (inputs, outputs), players = shape.layers[0], len(parts) - 1
-    weight, bias = parts[:, : inputs * outputs], parts[:, inputs * outputs : (inputs + 1) * outputs]
-    first = matmul_transposed(x, weight.reshape(players + 1, outputs, inputs)) + bias[:, None, :]
-    rest = parts[:, (inputs + 1) * outputs :]
+    weight, rest = parts[:, : inputs * outputs], parts[:, inputs * outputs :]
+    first = matmul_transposed(x, weight.reshape(players + 1, outputs, inputs))
     single = [_Block(first=first[i : i + 1], rest=rest[i : i + 1]) for i in range(players + 1)]
     low = _low_players(players, len(x) * max(shape.widths[1:]), chunk)
     block = single[0]

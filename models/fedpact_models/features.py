@@ -31,7 +31,9 @@ PLAIN_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]*))?")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Examples:
-    """Encoded rows: features `x`, float64 [n, d], and classes `y`, int64 [n], indices into the label's classes."""
+    """Encoded rows: features `x`, float64 [n, d], the constant last, and classes `y`, int64 [n], indices into the
+    label's classes.
+    """
 
     x: Floats
     y: Integers
@@ -56,15 +58,17 @@ class _Cells:
 
 
 def feature_count(data: Data) -> int:
-    """Number of features: one a number, one a vocabulary value."""
-    return sum(1 if isinstance(column, NumberColumn) else len(column.values) for column in data.columns)
+    """Number of features d: one a number, one a vocabulary value, and the constant."""
+    return 1 + sum(1 if isinstance(column, NumberColumn) else len(column.values) for column in data.columns)
 
 
 def encode(data: Data, table: pl.DataFrame, *, file: str) -> Examples:
     """Features and labels of a table, in the table's order, without the rows that a `drop` rule leaves out.
 
-    Numbers are clipped to their public bounds and scaled to [-1, 1], categories are one-hot in {-1, 1}; all are then
-    multiplied by feature_scale / sqrt(d).
+    Numbers are clipped to their public bounds and scaled to [-1, 1], categories are one-hot in {-1, 1}, and a constant
+    1 comes last; all are then multiplied by feature_scale / sqrt(d), d with the constant. A row's norm is thus at most
+    feature_scale. The constant stands for the first layer's bias: as an input of 1 beside features this small, the bias
+    would take most of a gradient's norm, and clipping the rest (digits at epsilon 2: accuracy .848 in place of .869).
 
     Raises:
         InputError: DATA_EMPTY (no rows, or none left), DATA_COLUMN_MISSING, DATA_LABEL_MISSING, DATA_NOT_A_NUMBER,
@@ -83,7 +87,7 @@ def encode(data: Data, table: pl.DataFrame, *, file: str) -> Examples:
 
 
 def encode_features(data: Data, table: pl.DataFrame, *, file: str) -> tuple[Floats, Flags]:
-    """Features alone, for prediction: x, float64 [m, d], and which of the table's rows they are, bool [n].
+    """Features alone, for prediction: x, float64 [m, d] as in `encode`, and which of the table's rows they are, bool [n].
 
     Raises:
         InputError: as `encode`, but that no label is asked for and no row need be left.
@@ -298,9 +302,9 @@ def _refuse_faults(cells: _Cells, keep: Flags, file: str) -> None:
 
 
 def _features(data: Data, columns: Sequence[_Cells]) -> Floats:
-    """All rows' features, float64 [n, d]; rows left out hold anything."""
+    """All rows' features, float64 [n, d], the constant last; rows left out hold anything."""
     blocks = [_block(column, cells) for column, cells in zip(data.columns, columns, strict=True)]
-    x = np.concatenate(blocks, axis=1)
+    x = np.concatenate([*blocks, np.ones((len(blocks[0]), 1))], axis=1)
     return x * (float(data.feature_scale) / math.sqrt(x.shape[1]))
 
 

@@ -1,9 +1,12 @@
 """Which models there are. A kind is one entry of `ARCHITECTURES`; all are stacks of dense layers with ReLU between.
 
+The first layer has no bias of its own: the last feature is constant, and its weights are the bias (`features.encode`).
+
 That shape is used in three places: `build` (training), `initial_weights` and `evaluate` (which exploits that the first
 layer is linear in the weights). A kind of another shape needs its own path in `evaluate`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dense:
-    """A stack of dense layers: `widths` from features to classes; whether training starts from zeros."""
+    """A stack of dense layers, the first without a bias: `widths` from features to classes; whether training starts
+    from zeros.
+    """
 
     widths: tuple[int, ...]
     zero_start: bool
@@ -65,13 +70,14 @@ def parameter_shapes(model: Model, data: Data) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for index, (inputs, outputs) in enumerate(architecture(model, data).layers):
         shapes[f"{2 * index}.weight"] = (outputs, inputs)
-        shapes[f"{2 * index}.bias"] = (outputs,)
+        if index:
+            shapes[f"{2 * index}.bias"] = (outputs,)
     return shapes
 
 
 def parameter_count(model: Model, data: Data) -> int:
     """Number of parameters P; needs no torch."""
-    return sum((inputs + 1) * outputs for inputs, outputs in architecture(model, data).layers)
+    return sum(math.prod(shape) for shape in parameter_shapes(model, data).values())
 
 
 def build(model: Model, data: Data) -> "torch.nn.Module":
@@ -79,8 +85,8 @@ def build(model: Model, data: Data) -> "torch.nn.Module":
     from torch import float64, nn
 
     parts: list[nn.Module] = []
-    for inputs, outputs in architecture(model, data).layers:
-        parts += [nn.Linear(inputs, outputs, dtype=float64), nn.ReLU()]
+    for index, (inputs, outputs) in enumerate(architecture(model, data).layers):
+        parts += [nn.Linear(inputs, outputs, bias=index > 0, dtype=float64), nn.ReLU()]
     return nn.Sequential(*parts[:-1])
 
 
@@ -93,5 +99,8 @@ def initial_weights(model: Model, data: Data, rng: np.random.Generator) -> Float
     shape = architecture(model, data)
     if shape.zero_start:
         return np.zeros(parameter_count(model, data))
-    parts = [rng.uniform(-(i**-0.5), i**-0.5, size=size) for i, o in shape.layers for size in (i * o, o)]
+    parts: list[Floats] = []
+    for index, (inputs, outputs) in enumerate(shape.layers):
+        bound = inputs**-0.5
+        parts += [rng.uniform(-bound, bound, size) for size in (inputs * outputs, outputs)[: 2 if index else 1]]
     return np.concatenate(parts)

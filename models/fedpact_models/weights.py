@@ -1,7 +1,7 @@
 """Weights as one flat array.
 
 Order: `module.parameters()`, each tensor in C order; for our models that is, layer by layer, the weight matrix
-[outputs, inputs] by rows, then the bias.
+[outputs, inputs] by rows, then the bias, which the first layer lacks.
 """
 
 from typing import TYPE_CHECKING

@@ -39,10 +39,18 @@ app = ServerApp()
 
 MESSAGE_TYPE = "train"
 ORDER, MODEL, REPLY, UPDATE = "order", "model", "reply", "update"
-"""The records of a message and of its reply; each holds one value, under the same name."""
+"""The names in a message and in its reply.
+
+A message is a record `order` with the bytes `order`, a reply a record `reply` with the bytes `reply`. The array (model,
+update) stands beside them in the same record where it is small, else in an array record of its own with one flat array;
+each under its name. A reply may have no array.
+"""
 
 FLAT = "fedpact.flat"
 """How an array's bytes are meant: its values, little-endian, and nothing else."""
+
+INLINE_BYTES = 1 << 18
+"""Up to here an array stands in the config record: each further object is one more request at every hop."""
 
 NO_REPLY = "E_NO_REPLY"
 """The one error text of an agent that is told apart."""
@@ -100,11 +108,14 @@ class GridTransport:
         if any(each.node not in self._numbers for each in outgoing):
             self.online()
         known = [each for each in outgoing if each.node in self._numbers]
-        models: dict[bytes, ArrayRecord] = {}
+        models: dict[bytes, ArrayRecord] = {}  # SuperLink keeps what is alike once
         messages = []
         for each in known:
-            model = models.setdefault(each.model, ArrayRecord({MODEL: _flat(each.model)}))
-            content = RecordDict({ORDER: ConfigRecord({ORDER: each.order}), MODEL: model})
+            content = RecordDict({ORDER: ConfigRecord({ORDER: each.order})})
+            if len(each.model) > INLINE_BYTES:
+                content[MODEL] = models.setdefault(each.model, ArrayRecord({MODEL: _flat(each.model)}))
+            else:
+                content.config_records[ORDER][MODEL] = each.model
             messages.append(Message(content, self._numbers[each.node], MESSAGE_TYPE, ttl=ttl_seconds))
         pushed = list(self._grid.push_messages(messages)) if messages else []
         sent = {}
@@ -206,7 +217,7 @@ class ReplyFormError(ValueError):
 
 
 def read_reply(identity: str, objects: dict[str, bytes], limit: int) -> tuple[bytes, bytes]:
-    """Reply and array of a message's objects: `{"reply": bytes}`, and a flat float32 array or none.
+    """Reply and array (flat float32, or empty) of a message's objects.
 
     Args:
         identity: Id of the message's own object.
@@ -224,25 +235,26 @@ def read_reply(identity: str, objects: dict[str, bytes], limit: int) -> tuple[by
     if not isinstance(message, Message) or not message.has_content():
         raise ReplyFormError("message")
     content = message.content
-    config, arrays = content.get(REPLY), content.get(UPDATE)
-    if not isinstance(config, ConfigRecord) or set(config) != {REPLY} or not set(content) <= {REPLY, UPDATE}:
+    config = content.get(REPLY)
+    if not isinstance(config, ConfigRecord) or not set(content) <= {REPLY, UPDATE}:
         raise ReplyFormError("records")
-    reply = config[REPLY]
-    if not isinstance(reply, bytes) or len(reply) > MAX_REPLY_BYTES:
+    reply, array = config.get(REPLY), config.get(UPDATE, b"")
+    if not isinstance(reply, bytes) or not isinstance(array, bytes) or not set(config) <= {REPLY, UPDATE}:
+        raise ReplyFormError("values")
+    if len(reply) > MAX_REPLY_BYTES or (UPDATE in content and array):
         raise ReplyFormError("reply")
-    if UPDATE not in content:
-        return reply, b""
-    if not isinstance(arrays, ArrayRecord) or set(arrays) != {UPDATE}:
-        raise ReplyFormError("array record")
-    return reply, read_array(arrays[UPDATE])
+    return reply, read_array(content[UPDATE]) if UPDATE in content else array
 
 
-def read_array(array: Array) -> bytes:
-    """The values of a flat little-endian float32 array, as bytes.
+def read_array(record: object) -> bytes:
+    """The values of a record with one flat little-endian float32 array, as bytes.
 
     Raises:
         ReplyFormError: another kind, shape or length.
     """
+    if not isinstance(record, ArrayRecord) or set(record) != {UPDATE}:
+        raise ReplyFormError("array record")
+    array = record[UPDATE]
     if (array.stype, array.dtype) != (FLAT, "float32") or array.shape != (len(array.data) / 4,):
         raise ReplyFormError("array")
     return array.data

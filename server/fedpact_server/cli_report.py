@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from fedpact_contract import output
-from fedpact_server.cli_run import DEFAULT_HOME, HOME, JSON, RUN, open_contract
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
+from fedpact_server.cli_run import RUN, open_contract
 
 
 def register(app: typer.Typer) -> None:
@@ -23,8 +24,8 @@ def report_command(
     lang: Annotated[str, typer.Option("--lang", help="en or zh.")] = "en",
     out: Annotated[Path | None, typer.Option("--out", help="The file; without it json goes to stdout.")] = None,
     lift: Annotated[Path | None, typer.Option("--lift", help="The demo's comparison of together and alone.")] = None,
-    home: HOME = DEFAULT_HOME,
-    as_json: JSON = False,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
 ) -> None:
     """Write the report of a run: a pure function of its log. Example: fedpact report 3f2a91 --out report.html."""
     import json
@@ -55,8 +56,8 @@ def report_command(
 def evidence_command(
     run: RUN,
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    home: HOME = DEFAULT_HOME,
-    as_json: JSON = False,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
 ) -> None:
     """Write the evidence of a run, to be verified offline: fedpact verify FOLDER --trust FILE."""
     from fedpact_contract.errors import InputError
@@ -76,8 +77,8 @@ def evidence_command(
 def model_command(
     run: RUN,
     out: Annotated[Path, typer.Option("--out", help="NAME: NAME.safetensors and NAME.json are written.")],
-    home: HOME = DEFAULT_HOME,
-    as_json: JSON = False,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
 ) -> None:
     """Deliver the model of a completed run: safetensors, and JSON with task, schema, bounds and privacy label."""
     from fedpact_contract.errors import InputError
@@ -113,7 +114,7 @@ def predict_command(
     kind: Annotated[str, typer.Option("--kind", help="csv, parquet, sqlite, ndjson or arrow.")] = "",
     table: Annotated[str | None, typer.Option("--table", help="The table, for sqlite.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write a CSV file instead of printing.")] = None,
-    as_json: JSON = False,
+    as_json: Json = False,
 ) -> None:
     """Predict each row's class with a delivered model. Example: fedpact predict model.safetensors new.csv."""
     from fedpact_models.release import load_release, predict

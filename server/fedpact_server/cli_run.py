@@ -8,16 +8,14 @@ import typer
 
 from fedpact_contract import output
 from fedpact_contract.cli import group
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
 
 if TYPE_CHECKING:
     from fedpact_contract.contract import Contract
     from fedpact_server.home import OperatorHome
     from fedpact_server.runs import RunStatus
 
-HOME = Annotated[Path, typer.Option("--home", envvar="FEDPACT_HOME", help="The operator's home folder.")]
-JSON = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 RUN = Annotated[str, typer.Argument(help="A run, or its contract: id or its beginning.", metavar="RUN")]
-DEFAULT_HOME = Path("operator")
 FOLLOW_SECONDS = 0.3
 
 
@@ -39,7 +37,7 @@ def register(app: typer.Typer) -> None:
     settle.command("statement")(statement_command)
 
 
-def start_command(run: RUN, home: HOME = DEFAULT_HOME, as_json: JSON = False) -> None:
+def start_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """Start the run of a contract that everybody has signed. Example: fedpact run start 3f2a91."""
     from fedpact_server import runs
 
@@ -50,13 +48,13 @@ def start_command(run: RUN, home: HOME = DEFAULT_HOME, as_json: JSON = False) ->
     _show(found, as_json=as_json)
 
 
-def status_command(run: RUN, home: HOME = DEFAULT_HOME, as_json: JSON = False) -> None:
+def status_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """Show where a run stands: round, phase, what became of each order, where the time went."""
     _show(_status(home, run)[0], as_json=as_json)
 
 
 def _wanting(wanted: str) -> Any:  # noqa: ANN401 - a typer command
-    def command(run: RUN, home: HOME = DEFAULT_HOME, as_json: JSON = False) -> None:
+    def command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
         from fedpact_server import runs
 
         operator, contract, _ = open_contract(home, run)
@@ -69,8 +67,8 @@ def _wanting(wanted: str) -> Any:  # noqa: ANN401 - a typer command
 
 def follow_command(
     run: RUN,
-    home: HOME = DEFAULT_HOME,
-    as_json: JSON = False,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
     seconds: Annotated[float, typer.Option(help="Give up after so long; 0 waits for ever.")] = 0.0,
 ) -> None:
     """Watch a run until it is completed (exit 0) or stopped (exit 1)."""
@@ -106,8 +104,8 @@ def preview_command(
     run: RUN,
     revenue: Annotated[str, typer.Option("--revenue", help="Revenue in yuan, like 1000000.00.")],
     fees: Annotated[str, typer.Option("--fees", help="Fees and taxes in yuan.")] = "0",
-    home: HOME = DEFAULT_HOME,
-    as_json: JSON = False,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
 ) -> None:
     """Show what a settlement would pay; nothing is recorded."""
     from fedpact_contract.settlement import parse_yuan
@@ -126,8 +124,8 @@ def close_command(
     revenue: Annotated[str, typer.Option("--revenue", help="Revenue in yuan, like 1000000.00.")],
     fees: Annotated[str, typer.Option("--fees", help="Fees and taxes in yuan.")] = "0",
     wait: Annotated[float, typer.Option("--wait", help="Wait so many seconds for countersignatures.")] = 60.0,
-    home: HOME = DEFAULT_HOME,
-    as_json: JSON = False,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
 ) -> None:
     """Open the scores, record revenue and settlement, and wait for the paid participants' countersignatures.
 
@@ -157,7 +155,7 @@ def close_command(
 def statement_command(
     run: RUN,
     participant: Annotated[str, typer.Argument(help="The participant: id or its beginning, or name.")],
-    home: HOME = DEFAULT_HOME,
+    home: Home = DEFAULT_HOME,
 ) -> None:
     """Print one participant's statement as JSON: every intermediate, so that each fen can be recomputed by hand."""
     from fedpact_contract.errors import InputError

@@ -157,6 +157,11 @@ class SuperLinkServer:
         host, port = self.internal
         return Control(f"{host}:{port}", self._config.ca.read_bytes(), self._token, self._bundle)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it has been told to end."""
+        return self._stopping.is_set()
+
     def serve(self) -> None:
         """Serve until `stop` or, in the main thread, SIGINT or SIGTERM.
 

@@ -79,6 +79,7 @@ class Supervisor:
         database: The operator's database.
         control: SuperLink's Control API.
         failed: Called once if the thread ends by an error that nobody foresaw.
+        ending: Whether SuperLink is being ended: then its runs end too, and none is replaced.
         now: The clock of alarms.
         clock: Monotonic seconds.
     """
@@ -89,10 +90,11 @@ class Supervisor:
         control: FlowerControl,
         *,
         failed: Callable[[], None] = lambda: None,
+        ending: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime.datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._database, self._control, self._failed = database, control, failed
+        self._database, self._control, self._failed, self._ending = database, control, failed, ending
         self._now, self._clock = now, clock
         self._watches: dict[str, _Watch] = {}
         self._registered: set[str] = set()
@@ -126,7 +128,7 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            while not self._stopping.is_set():
+            while not (self._stopping.is_set() or self._ending()):
                 self._attempt("step", self.step)
                 self._stopping.wait(STEP_SECONDS)
         except BaseException as err:
@@ -169,7 +171,7 @@ class Supervisor:
                 self._start(row, watch)
         elif self._clock() >= watch.checked + CHECK_SECONDS:
             watch.checked = self._clock()
-            if (how := self._ended(int(row.driver))) is not None:
+            if (how := self._ended(int(row.driver))) is not None and not self._ending():
                 self._replace(row, watch, how)
 
     def _adopt(self, row: Row[Any]) -> None:

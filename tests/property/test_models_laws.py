@@ -52,7 +52,10 @@ def test_encoding_is_row_by_row_and_within_bounds(rows: list[tuple], order: rand
         single = encode(SCHEMA, _table([row]), file="t")
         np.testing.assert_array_equal(single.x[0], whole.x[place])
         assert single.y[0] == whole.y[place]
-    assert np.abs(whole.x).max() <= 2.5 / 5**0.5
+    constant = 2.5 / 6**0.5
+    assert np.abs(whole.x).max() <= constant
+    assert (whole.x[:, -1] == constant).all()
+    assert np.linalg.norm(whole.x, axis=1).max() <= 2.5 * (1 + 1e-15)
 
 
 @given(ROWS, st.randoms(use_true_random=False), st.binary(min_size=1, max_size=40), st.data())

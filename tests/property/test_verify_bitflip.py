@@ -14,8 +14,8 @@ from fedpact_contract.verify import verify
 
 
 @functools.cache
-def files(participants: int, rounds: int) -> dict[str, bytes]:
-    return make_evidence(participants=participants, rounds=rounds).files
+def files(participants: int, rounds: int, end: str = "closed") -> dict[str, bytes]:
+    return make_evidence(participants=participants, rounds=rounds, end=end).files
 
 
 def faults_of(changed: dict[str, bytes]) -> list[dict[str, str]]:
@@ -67,6 +67,6 @@ def test_any_bytes_cut_out_or_put_in_are_found(data: st.DataObject) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_byte_of_a_small_sample(name: str) -> None:
-    good = files(2, 1)
+    good = files(2, 1, "opened")
     for position in range(len(good[name])):
         check_flip(good, name, position, position % 8)

@@ -46,7 +46,7 @@ def digits(counts: list[int], *, flip: Mapping[int, float] | None = None, seed: 
 
     data, rng = load_digits(), np.random.default_rng(seed)
     order = rng.permutation(len(data.target))
-    x = (data.data[order] / 8 - 1) * 2 / 8.0
+    x = np.column_stack([data.data[order] / 8 - 1, np.ones(len(order))]) * (2 / np.sqrt(65))
     y = data.target[order].astype(np.int64)
     parts, start = [], 0
     for index, count in enumerate(counts):

@@ -34,7 +34,8 @@ def a_model(*hidden: int) -> Model:
 
 
 def random_examples(rng: np.random.Generator, count: int, features: int, classes: int) -> Examples:
-    x = rng.uniform(-1, 1, (count, features)) * (2 / features**0.5)
+    """Encoded rows of `plain_schema(features, classes)`: x is [count, features + 1], the constant last."""
+    x = np.column_stack([rng.uniform(-1, 1, (count, features)), np.ones(count)]) * (2 / (features + 1) ** 0.5)
     return Examples(x=x, y=rng.integers(0, classes, count))
 
 

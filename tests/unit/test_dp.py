@@ -109,7 +109,7 @@ def test_trap_1_neither_rate_nor_denominator_nor_noise_depends_on_the_number_of_
     np.testing.assert_array_equal(updates[0], updates[1])
     np.testing.assert_array_equal(updates[0], updates[2])
     noise = FixedNoise(1)
-    expected = np.concatenate([noise.normal(18), noise.normal(3)]) * (-0.5 * 1.5 * 1.0 / 20)
+    expected = noise.normal(21) * (-0.5 * 1.5 * 1.0 / 20)
     np.testing.assert_allclose(updates[0], expected, rtol=1e-9)
 
 

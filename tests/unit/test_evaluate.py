@@ -147,7 +147,7 @@ def test_a_givers_own_rows_are_left_out_and_the_others_rescaled() -> None:
 
 
 def test_slice_sums_are_integers_of_a_billionth_nat() -> None:
-    model, schema, examples = a_model(), plain_schema(2, 2), Examples(x=np.zeros((3, 2)), y=np.array([0, 1, 0]))
+    model, schema, examples = a_model(), plain_schema(2, 2), Examples(x=np.zeros((3, 3)), y=np.array([0, 1, 0]))
     result = evaluate_round(model, schema, np.zeros(6), np.zeros((1, 6)), examples, [1, 2], own_slice=[None])
     assert result.losses == ((693147181, 1386294361),) * 2
     assert result.correct == (2, 2)
@@ -196,7 +196,7 @@ BAD = [
     ({"steps": np.full((4, 65), np.nan)}, "WEIGHTS_NOT_FINITE"),
     ({"base": np.zeros(64)}, "WEIGHTS_SHAPE"),
     ({"base": np.full(65, np.inf)}, "WEIGHTS_NOT_FINITE"),
-    ({"examples": Examples(x=np.zeros((60, 11)), y=np.zeros(60, dtype=np.int64))}, "EVALUATION_INPUT"),
+    ({"examples": Examples(x=np.zeros((60, 12)), y=np.zeros(60, dtype=np.int64))}, "EVALUATION_INPUT"),
 ]
 
 
@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_refused(change: dict, code: str) -> None:
 def test_evaluate_refuses_no_rows_and_a_loss_that_is_not_finite() -> None:
     model, schema, base, steps, examples = _setting((9,))
     with pytest.raises(InputError, match="EVALUATION_INPUT"):
-        evaluate(model, schema, base, Examples(x=np.zeros((0, 12)), y=np.zeros(0, dtype=np.int64)))
+        evaluate(model, schema, base, Examples(x=np.zeros((0, 13)), y=np.zeros(0, dtype=np.int64)))
     huge = np.full_like(base, 1e200)
     with pytest.raises(FailedError, match="EVALUATION_NOT_FINITE"):
         evaluate(model, schema, huge, examples)

@@ -38,10 +38,23 @@ def test_numbers_are_clipped_and_scaled_and_categories_one_hot() -> None:
     schema = a_schema(AGE, CITY, label=LABEL, feature_scale=2)
     table = pl.DataFrame({"y": ["no", "yes", "yes"], "city": ["Xi'an", "Wuhan", "Wuhan"], "age": [25, 150, -3]})
     examples = encode(schema, table, file="t")
-    assert feature_count(schema) == 3
-    np.testing.assert_array_equal(examples.x, np.array([[-0.5, -1, 1], [1, 1, -1], [-1, 1, -1]]) * (2 / 3**0.5))
+    assert feature_count(schema) == 4
+    np.testing.assert_array_equal(examples.x, np.array([[-0.5, -1, 1, 1], [1, 1, -1, 1], [-1, 1, -1, 1]]))
     assert examples.y.tolist() == [0, 1, 1]
     assert (examples.x.dtype, examples.y.dtype) == (np.float64, np.int64)
+
+
+@pytest.mark.parametrize("columns", [1, 63, 64])
+def test_the_last_feature_is_constant_and_counts_in_the_scale(columns: int) -> None:
+    schema = a_schema(*(number(f"f{i}") for i in range(columns)), label=LABEL, feature_scale=2)
+    table = pl.DataFrame({f"f{i}": [0, 16, 99] for i in range(columns)} | {"y": ["no", "no", "yes"]})
+    expected = np.ones((3, columns + 1))
+    expected[0, :-1] = -1
+    expected *= 2 / np.sqrt(columns + 1)
+    np.testing.assert_array_equal(encode(schema, table, file="t").x, expected)
+    np.testing.assert_array_equal(encode_features(schema, table.drop("y"), file="t")[0], expected)
+    assert feature_count(schema) == columns + 1
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 2)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +70,7 @@ def test_numbers_are_clipped_and_scaled_and_categories_one_hot() -> None:
 )
 def test_numbers_are_accepted_in_every_spelling(cells: pl.Series) -> None:
     table = pl.DataFrame({"age": cells, "y": ["no", "no"]})
-    expected = np.array([[2 * 0.07 - 1], [2 * 0.08 - 1]])
+    expected = np.array([[2 * 0.07 - 1, 1], [2 * 0.08 - 1, 1]]) / 2**0.5
     np.testing.assert_allclose(encode(a_schema(AGE, label=LABEL), table, file="t").x, expected, rtol=1e-15)
 
 
@@ -74,7 +87,7 @@ def test_spelling_comes_before_value_and_a_code_is_no_number() -> None:
 
     def places(*cells: str) -> list[int]:
         x, _ = encode_features(schema, pl.DataFrame({"c": cells}), file="t")
-        return x.argmax(axis=1).tolist()
+        return x[:, :-1].argmax(axis=1).tolist()
 
     assert places("1", "1.0", "-0.5") == [0, 1, 2]
     for strange in ("1.00", "01", "1e0", "NO"):  # two choices have that number; a code; no plain number; another text
@@ -85,7 +98,7 @@ def test_spelling_comes_before_value_and_a_code_is_no_number() -> None:
 def test_booleans_are_numbers_and_words() -> None:
     schema = a_schema(number("b", 0, 1), label={"name": "y", "classes": ["false", "true"], "rule": "value"})
     examples = encode(schema, pl.DataFrame({"b": [True, False], "y": [True, False]}), file="t")
-    assert examples.x[:, 0].tolist() == [1.0, -1.0]
+    assert np.sign(examples.x).tolist() == [[1, 1], [-1, 1]]
     assert examples.y.tolist() == [1, 0]
 
 
@@ -108,7 +121,8 @@ def test_missing_values_are_filled_or_the_row_dropped() -> None:
         {"a": [None, 4, "what"], "c": ["", "u", "w"], "d": [0, 4, None], "y": ["no", "yes", None]}, strict=False
     )
     examples = encode(schema, table, file="t")  # the last row's other faults are left out with it
-    np.testing.assert_array_equal(examples.x, np.array([[-0.5, -1, 1, -1], [1, 1, -1, 1]]) / 2)
+    expected = np.array([[-0.5, -1, 1, -1, 1], [1, 1, -1, 1, 1]]) / 5**0.5
+    np.testing.assert_allclose(examples.x, expected, rtol=1e-15)
     assert examples.y.tolist() == [0, 1]
     x, kept = encode_features(schema, table.drop("y"), file="t")
     assert kept.tolist() == [True, True, False]

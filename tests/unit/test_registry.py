@@ -26,8 +26,18 @@ def test_shapes_and_count_are_those_of_the_network(hidden: tuple[int, ...]) -> N
     assert list(named) == list(parameter_shapes(model, SCHEMA))
     assert sum(p.numel() for p in named.values()) == parameter_count(model, SCHEMA)
     assert all(p.dtype == torch.float64 for p in named.values())
-    assert module(torch.zeros(2, 5, dtype=torch.float64)).shape == (2, 3)
+    assert module(torch.zeros(2, 6, dtype=torch.float64)).shape == (2, 3)
     validate(module)
+
+
+def test_the_first_layer_has_no_bias_and_the_deeper_ones_do() -> None:
+    assert parameter_shapes(a_model(), SCHEMA) == {"0.weight": (3, 6)}
+    deeper = {"2.weight": (4, 7), "2.bias": (4,), "4.weight": (3, 4), "4.bias": (3,)}
+    assert parameter_shapes(a_model(7, 4), SCHEMA) == {"0.weight": (7, 6)} | deeper
+    assert parameter_count(a_model(7, 4), SCHEMA) == 42 + 28 + 4 + 12 + 3
+    assert parameter_count(a_model(), plain_schema(64, 10)) == 650
+    module = build(a_model(7, 4), SCHEMA)
+    assert [part.bias is None for part in module if hasattr(part, "bias")] == [True, False, False]
 
 
 def test_the_kinds_are_what_the_contract_says() -> None:
@@ -50,7 +60,7 @@ def test_a_new_kind_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_softmax_starts_from_zero_and_an_mlp_as_torch_does() -> None:
     assert not initial_weights(a_model(), SCHEMA, np.random.default_rng(0)).any()
-    wide = plain_schema(100, 10)
+    wide = plain_schema(99, 10)  # 100 features
     flat = initial_weights(a_model(400), wide, np.random.default_rng(0))
     torch.manual_seed(0)
     start = 0
@@ -58,7 +68,7 @@ def test_softmax_starts_from_zero_and_an_mlp_as_torch_does() -> None:
         part = flat[start : start + parameter.numel()]
         start += parameter.numel()
         theirs = parameter.detach().numpy()
-        bound = 0.1 if start <= 101 * 400 else 0.05
+        bound = 0.1 if start <= 100 * 400 else 0.05
         assert max(np.abs(part).max(), np.abs(theirs).max()) <= bound
         if len(part) >= 400:
             assert part.std() == pytest.approx(theirs.std(), rel=0.1)

@@ -61,7 +61,7 @@ def test_the_files_say_what_they_hold(tmp_path: Path) -> None:
 def test_changed_weights_are_noticed(tmp_path: Path) -> None:
     file, _ = save_release(tmp_path / "m", _release())
     tensors = load_file(file)
-    tensors["0.bias"][1] = np.nextafter(tensors["0.bias"][1], 9)
+    tensors["0.weight"][1, 3] = np.nextafter(tensors["0.weight"][1, 3], 9)
     save_file(tensors, file)
     with pytest.raises(FaultError) as caught:
         load_release(file)
@@ -70,18 +70,18 @@ def test_changed_weights_are_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["name", "shape", "type", "more", "less"])
 def test_other_tensors_are_noticed(tmp_path: Path, change: str) -> None:
-    file, _ = save_release(tmp_path / "m", _release())
+    file, _ = save_release(tmp_path / "m", _release(4))
     tensors: dict[str, Any] = load_file(file)
     if change == "name":
-        tensors["bias"] = tensors.pop("0.bias")
+        tensors["bias"] = tensors.pop("2.bias")
     elif change == "shape":
         tensors["0.weight"] = tensors["0.weight"].reshape(-1)
     elif change == "type":
         tensors["0.weight"] = tensors["0.weight"].astype(np.float32)
     elif change == "more":
-        tensors["extra"] = np.zeros(1)
+        tensors["0.bias"] = np.zeros(4)  # the first layer has none
     else:
-        del tensors["0.bias"]
+        del tensors["2.bias"]
     save_file(tensors, file)
     with pytest.raises(FaultError, match="MODEL_TENSORS"):
         load_release(file)
@@ -143,7 +143,7 @@ def test_prediction_gives_class_and_probability_and_leaves_dropped_rows_open(hid
     assert result.row(1) == (2, None, None)
     module = build(a_model(*hidden), SCHEMA)
     load_flat(module, release.weights)
-    x = torch.tensor([[-0.6, 1, -1], [0.6, -1, 1]], dtype=torch.float64) / 3**0.5
+    x = torch.tensor([[-0.6, 1, -1, 1], [0.6, -1, 1, 1]], dtype=torch.float64) / 4**0.5
     chance, place = torch.softmax(module(x), dim=1).max(dim=1)
     assert [result["predicted"][i] for i in (0, 2)] == [["no", "yes", "maybe"][p] for p in place]
     assert [result["probability"][i] for i in (0, 2)] == pytest.approx(chance.tolist(), rel=1e-12)

@@ -96,7 +96,7 @@ def write(folder: Path, participants: int) -> tuple[list[Share], Path]:
         file, table = _write_table(place, kind, _frame(pixels[rows], own))
         shares.append(Share(name=name, sector=sector, file=str(file), kind=kind, table=table, num_examples=count))
     rest = slice(start, start + VALIDATION_ROWS)
-    validation, _ = _write_table(folder / "operator", "csv", _frame(pixels[rest], labels[rest]))
+    validation, _ = _write_table(folder / "validation", "csv", _frame(pixels[rest], labels[rest]))
     return shares, validation
 
 

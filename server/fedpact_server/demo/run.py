@@ -216,11 +216,11 @@ class Demo:
             line += ["--validation", validation["path"], "--kind", validation["kind"]]
             if validation["kind"] == "csv":
                 line += ["--delimiter", validation.get("delimiter", ",")]
-            for name in validation.get("column_names", ()):
-                line += ["--column-name", name]
+            if validation.get("column_names"):
+                line += ["--column-names", ",".join(validation["column_names"])]
             for marker in validation.get("missing", ()):
                 line += ["--missing", marker]
-        contract_id = str(call(line)["id"])
+        contract_id = str(call(line)["contract_id"])
         passphrase = str(self.folder / "operator.passphrase")
         call(["fedpact", "contract", "offer", contract_id, "--home", str(self.operator)])
         call(

@@ -1,0 +1,235 @@
+"""Commands `fedpact contract …` of the operator."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from fedpact_contract import output
+from fedpact_contract.cli import group
+from fedpact_contract.errors import InputError
+from fedpact_server.cli_common import (
+    DEFAULT_HOME,
+    Home,
+    Json,
+    PassphraseFile,
+    Yes,
+    line,
+    open_home,
+    read_passphrase,
+    read_text,
+    write_new,
+)
+
+if TYPE_CHECKING:
+    from fedpact_server.contracts import Status
+    from fedpact_server.drafting import ValidationFile
+
+Selector = Annotated[str, typer.Argument(help="A contract: its id, or the beginning of it.", metavar="CONTRACT")]
+Kind = Literal["csv", "parquet", "sqlite", "ndjson", "arrow"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add to the group."""
+    contract = group(app, "contract")
+    contract.command("template")(template_command)
+    contract.command("new")(new_command)
+    contract.command("offer")(offer_command)
+    contract.command("sign")(sign_command)
+    contract.command("show")(show_command)
+    contract.command("status")(status_command)
+    contract.command("terminate")(terminate_command)
+
+
+def template_command(
+    out: Annotated[Path | None, typer.Option("--out", help="A new file; without it to stdout.")] = None,
+) -> None:
+    """Write the template of a contract, documented key by key, to be filled in.
+
+    Example: fedpact contract template --out heart.toml
+    """
+    from importlib.resources import files
+
+    text = files("fedpact_server").joinpath("templates/contract.toml").read_bytes()
+    if out is None:
+        typer.echo(text.decode(), nl=False)
+    else:
+        write_new(out, text)
+
+
+def new_command(
+    template: Annotated[Path, typer.Argument(help="What people decide, as TOML.", metavar="TEMPLATE")],
+    validation: Annotated[
+        Path | None, typer.Option("--validation", help="The operator's validation rows; they never leave it.")
+    ] = None,
+    kind: Annotated[Kind, typer.Option("--kind", help="What that file is.")] = "csv",
+    table: Annotated[str | None, typer.Option("--table", help="The table, for sqlite.")] = None,
+    column_names: Annotated[
+        str | None, typer.Option("--column-names", help="Names for a CSV file without a header: a,b,c.")
+    ] = None,
+    delimiter: Annotated[str, typer.Option("--delimiter", help="Between the cells of a CSV file.")] = ",",
+    missing: Annotated[
+        list[str] | None, typer.Option("--missing", help='A marker for a missing value, such as "?"; repeat it.')
+    ] = None,
+    released: Annotated[
+        bool, typer.Option("--released", help="Also take the validation rows that participants released.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="A new file for the contract's canonical bytes.")] = None,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Make a draft contract from a template: works out the noise, commits to the validation rows, makes the model.
+
+    Example: fedpact contract new heart.toml --validation rows.csv
+    """
+    from fedpact_contract.record import decimal_text
+    from fedpact_contract.request import utc_now
+    from fedpact_server.drafting import new
+
+    operator, database = open_home(home)
+    if out is not None and out.exists():
+        raise InputError("FILE_EXISTS", "There is a file here already.", file=out, remedy="Name another.")
+    contract = new(
+        operator,
+        database,
+        read_text(template, "template"),
+        _validation_file(validation, kind, table, column_names, delimiter, missing),
+        now=utc_now(),
+        released=released,
+        file=template,
+    )
+    if out is not None:
+        write_new(out, contract.to_bytes())
+    if as_json:
+        output.emit_json({"contract_id": contract.id, "state": "draft", "contract": contract.plain()})
+        return
+    line(f"contract {contract.id} (draft)")
+    line(contract.title)
+    line(
+        f"noise multiplier {decimal_text(contract.privacy.noise_multiplier)} keeps {contract.planned_steps} steps "
+        f"within epsilon {decimal_text(contract.privacy.epsilon)} at delta {decimal_text(contract.privacy.delta)}"
+    )
+    line(f"validation {', '.join(f'{s.count} rows' for s in contract.contribution.validation.slices)}")
+    line(f"Read it: fedpact contract show {contract.id[:8]}; then: fedpact contract offer {contract.id[:8]}")
+
+
+def offer_command(contract: Selector, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Show a draft to the participants that it names, for signature. Example: fedpact contract offer 3f2a91c0."""
+    from fedpact_contract.request import utc_now
+    from fedpact_server import contracts
+
+    _, database = open_home(home)
+    _show(contracts.offer(database, contract, now=utc_now()), as_json=as_json)
+
+
+def sign_command(
+    contract: Selector,
+    yes: Yes = False,
+    passphrase_file: PassphraseFile = None,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Read an offered contract in full, then sign it and delegate a run key for it.
+
+    Example: fedpact contract sign 3f2a91c0
+    """
+    from fedpact_contract.request import utc_now
+    from fedpact_contract.text import render
+    from fedpact_server import contracts
+
+    operator, database = open_home(home)
+    with database.read() as connection:
+        found = contracts.find(connection, contract).contract
+    if not (yes and as_json):
+        typer.echo(render(found), err=as_json)
+    if not yes:
+        typer.confirm(f"Sign this contract as {output.visible(operator.settings.name)}?", abort=True, err=True)
+    passphrase = read_passphrase(passphrase_file)
+    _show(contracts.sign(operator, database, found.id, passphrase, now=utc_now()), as_json=as_json)
+
+
+def show_command(contract: Selector, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Print a contract as a document, clause by clause. Example: fedpact contract show 3f2a91c0."""
+    from fedpact_contract.text import render
+    from fedpact_server import contracts
+
+    _, database = open_home(home)
+    with database.read() as connection:
+        stored = contracts.find(connection, contract)
+    if as_json:
+        plain = stored.contract.plain()
+        output.emit_json({"contract_id": stored.contract.id, "state": stored.state, "contract": plain})
+    else:
+        typer.echo(render(stored.contract), nl=False)
+
+
+def status_command(
+    contract: Annotated[str | None, typer.Argument(help="A contract; without one all are listed.")] = None,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Show who has signed a contract and whose signature is missing; without a contract, list all.
+
+    Example: fedpact contract status
+    """
+    from fedpact_server import contracts
+
+    _, database = open_home(home)
+    with database.read() as connection:
+        stored = contracts.every(connection) if contract is None else [contracts.find(connection, contract)]
+        found = [contracts.status(connection, item) for item in stored]
+    if contract is not None:
+        _show(found[0], as_json=as_json)
+    elif as_json:
+        output.emit_json({"contracts": [status.plain() for status in found]})
+    else:
+        rows = [[s.id[:16], s.title, s.state, f"{len(s.signed)} of {len(s.parties)}"] for s in found]
+        output.table(output.console(), ["contract", "title", "state", "signed"], rows)
+
+
+def terminate_command(contract: Selector, yes: Yes = False, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """End a contract for good: nothing more is signed or trained under it; its log and what was earned stay.
+
+    Example: fedpact contract terminate 3f2a91c0
+    """
+    from fedpact_contract.request import utc_now
+    from fedpact_server import contracts
+
+    _, database = open_home(home)
+    with database.read() as connection:
+        found = contracts.find(connection, contract).contract
+    if not yes:
+        typer.confirm(f"End {output.visible(found.title)} ({found.id[:8]}) for good?", abort=True, err=True)
+    _show(contracts.terminate(database, found.id, now=utc_now()), as_json=as_json)
+
+
+def _validation_file(
+    path: Path | None,
+    kind: Kind,
+    table: str | None,
+    column_names: str | None,
+    delimiter: str,
+    missing: list[str] | None,
+) -> "ValidationFile | None":
+    from fedpact_server.drafting import ValidationFile
+
+    if path is None:
+        return None
+    return ValidationFile(
+        path=path,
+        kind=kind,
+        table=table,
+        column_names=None if column_names is None else tuple(name.strip() for name in column_names.split(",")),
+        delimiter=delimiter,
+        missing=tuple(missing or ()),
+    )
+
+
+def _show(status: "Status", *, as_json: bool) -> None:
+    if as_json:
+        output.emit_json(status.plain())
+        return
+    line(f"contract {status.id} ({status.state})")
+    line(status.title)
+    rows = [[p.name, p.entity_code, "signed" if i in status.signed else "missing", i[:16]] for i, p in status.parties]
+    output.table(output.console(), ["party", "entity code", "signature", "id"], rows)

@@ -1,0 +1,147 @@
+"""Commands `fedpact participant …`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedpact_contract import output
+from fedpact_contract.cli import group
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, line, open_home, write_new
+
+if TYPE_CHECKING:
+    from fedpact_server.enrolment import Member
+
+Selector = Annotated[
+    str, typer.Argument(help="A participant: id, the beginning of it, name or entity code.", metavar="PARTICIPANT")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    participant = group(app, "participant", "Enterprises that take part.")
+    participant.command("invite")(invite_command)
+    participant.command("approve")(approve_command)
+    participant.command("list")(list_command)
+    participant.command("revoke")(revoke_command)
+
+
+def invite_command(
+    name: Annotated[str, typer.Option("--name", help="The enterprise's name.")],
+    entity_code: Annotated[str, typer.Option("--entity-code", help="The one entity that may use the invitation.")],
+    sector: Annotated[str, typer.Option("--sector", help="medical, finance, traffic, … (one code).")],
+    out: Annotated[Path, typer.Option("--out", help="A new file: the invitation. It holds a secret token.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Discard a request of this entity that you did not approve.")
+    ] = False,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Invite an enterprise: a file for it, good for 24 hours and one use. Send it by a way that you trust.
+
+    Example: fedpact participant invite --name A --entity-code 91310000MA1K000001 --sector medical --out a.json
+    """
+    from fedpact_contract.canonical import canonical_bytes
+    from fedpact_contract.keys import show_fingerprint
+    from fedpact_contract.request import utc_now
+    from fedpact_server import enrolment
+
+    operator, database = open_home(home)
+    write_new(out, b"", private=True)  # before the database knows of it: a token that cannot be kept is not issued
+    try:
+        invitation = enrolment.invite(
+            operator, database, name=name, entity_code=entity_code, sector=sector, now=utc_now(), replace=replace
+        )
+    except BaseException:
+        out.unlink()
+        raise
+    out.write_bytes(canonical_bytes(invitation.plain()) + b"\n")
+    if as_json:
+        shown = {"invitation": str(out), "url": invitation.url, "expires": invitation.expires}
+        output.emit_json(shown | {"operator": invitation.operator, "entity_code": entity_code})
+        return
+    line(f"The invitation is {out}, good until {invitation.expires} for one use by {entity_code}.")
+    line("The enterprise runs: fedpact-agent enrol " + out.name)
+    line(f"It then compares this fingerprint with you  {show_fingerprint(invitation.operator)}")
+
+
+def approve_command(
+    participant: Selector,
+    fingerprint: Annotated[
+        str, typer.Option("--fingerprint", help="What the enterprise's `enrol` printed, told to you by another way.")
+    ],
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Admit an enterprise whose fingerprint you compared. It also lifts a freeze or a revocation.
+
+    Example: fedpact participant approve "Hospital A" --fingerprint "3f2a 91c0 …"
+    """
+    from fedpact_contract.request import utc_now
+    from fedpact_server import enrolment
+
+    _, database = open_home(home)
+    member = enrolment.approve(database, selector=participant, fingerprint=fingerprint, now=utc_now())
+    _show_one(member, f"{member.name} is approved.", as_json=as_json)
+
+
+def revoke_command(participant: Selector, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Send an enterprise no more orders. Its keys, its signatures and what it earned stay as they are.
+
+    Example: fedpact participant revoke "Hospital A"
+    """
+    from fedpact_contract.request import utc_now
+    from fedpact_server import enrolment
+
+    _, database = open_home(home)
+    member = enrolment.suspend(database, selector=participant, now=utc_now())
+    _show_one(member, f"{member.name} gets no more orders.", as_json=as_json)
+
+
+def list_command(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """List enterprises with their states, data sets and fingerprints, open invitations, and the latest alarms.
+
+    Example: fedpact participant list --json
+    """
+    from fedpact_contract.keys import show_fingerprint
+    from fedpact_server import alarms, cards, enrolment
+
+    _, database = open_home(home)
+    with database.read() as connection:
+        members = enrolment.members(connection)
+        sets = {m.id: cards.card_list(connection, m.id) for m in members}
+        invited, alarmed = enrolment.open_invitations(connection), alarms.latest(connection, 20)
+    if as_json:
+        shown: list[dict[str, Any]] = [
+            m.plain() | {"data_sets": [{"id": c.data_set, "num_examples": c.num_examples} for c in sets[m.id]]}
+            for m in members
+        ]
+        output.emit_json({"participants": shown, "invitations": invited, "alarms": alarmed})
+        return
+    console = output.console()
+    rows = [
+        [
+            m.name,
+            m.entity_code,
+            m.sector,
+            m.state,
+            ", ".join(f"{c.data_set} ({c.num_examples})" for c in sets[m.id]) or "-",
+            show_fingerprint(m.id),
+        ]
+        for m in members
+    ]
+    output.table(console, ["name", "entity code", "sector", "state", "data sets (rows)", "fingerprint"], rows)
+    if invited:
+        rows = [[i["name"], i["entity_code"], i["sector"], i["expires"]] for i in invited]
+        output.table(console, ["invited", "entity code", "sector", "until"], rows)
+    if alarmed:
+        output.table(console, ["alarm", "at", "detail"], [[a["code"], a["at"], a["detail"]] for a in alarmed])
+
+
+def _show_one(member: "Member", text: str, *, as_json: bool) -> None:
+    if as_json:
+        output.emit_json(member.plain())
+        return
+    line(text)
+    line(f"State        {member.state}")
+    line(f"Id           {member.id}")

@@ -1,0 +1,109 @@
+"""`fedpact serve`: SuperLink with our API on the one port, and the supervisor beside it."""
+
+import fcntl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from fedpact_contract.errors import FailedError, FedpactError, InputError
+from fedpact_contract.request import utc_now
+from fedpact_server import api_closing, pki
+from fedpact_server.api import create_api
+from fedpact_server.home import OperatorHome
+from fedpact_server.superlink import SuperLinkConfig, SuperLinkServer
+from fedpact_server.supervise import Supervisor
+
+log = structlog.get_logger()
+
+Ready = Callable[[str, str, str], None]
+"""Called once when requests are answered: public URL, address and port listened at, the operator's fingerprint."""
+
+
+def serve(path: Path, *, host: str, port: int | None, health_port: int | None, ready: Ready) -> None:
+    """Serve until SIGTERM or SIGINT; children have ended when this returns.
+
+    Args:
+        path: The operator's home.
+        host: Address of this machine to listen at.
+        port: The port, instead of the settings'.
+        health_port: Loopback port of the gRPC health service, if there is to be one.
+        ready: Told once when requests are answered.
+
+    Raises:
+        InputError: no home here; PORT_TAKEN, PORT_FORBIDDEN, HOST_UNKNOWN; SERVE_RUNNING, another one serves this home.
+        FailedError: SERVE_FAILED, the supervisor ended by an error that nobody foresaw.
+    """
+    home = OperatorHome.open(path)
+    database = home.database()
+    with _only_one(home.path):
+        if pki.ensure(home.tls, hosts=home.settings.hosts, now=utc_now()):
+            log.info("certificate renewed", hosts=home.settings.hosts)
+        api = create_api(home, database, routers=[api_closing.router])
+        config = _config(home, host, port, health_port)
+        server = SuperLinkServer(config, api)
+        server.open()
+        broken = threading.Event()
+
+        def failed() -> None:
+            broken.set()
+            server.stop(0)
+
+        supervisor = Supervisor(database, server.control, failed=failed, ending=lambda: server.stopping)
+        given = (server, supervisor, home, f"{config.host}:{config.port}", ready)
+        watcher = threading.Thread(target=_when_ready, args=given, daemon=True)
+        watcher.start()
+        try:
+            server.serve()
+        finally:
+            watcher.join()
+            supervisor.stop()
+            database.dispose()
+    if broken.is_set():
+        raise FailedError("SERVE_FAILED", "The supervisor ended unexpectedly.", remedy="The log says why; start again.")
+
+
+def _config(home: OperatorHome, host: str, port: int | None, health_port: int | None) -> SuperLinkConfig:
+    return SuperLinkConfig(
+        home=home.path,
+        host=host,
+        port=home.settings.port if port is None else port,
+        ca=home.tls / "ca.crt",
+        certificate=home.tls / "server.crt",
+        key=home.tls / "server.key",
+        database=str(home.path / "superlink.db"),
+        health_port=health_port,
+    )
+
+
+def _when_ready(server: SuperLinkServer, supervisor: Supervisor, home: OperatorHome, at: str, ready: Ready) -> None:
+    try:
+        server.wait_ready()
+    except FedpactError as err:
+        log.error("not ready", code=err.code)
+        server.stop(0)
+        return
+    supervisor.start()
+    ready(home.url, at, home.fingerprint)
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Hold the home's lock: two supervisors would replace each other's runs.
+
+    Raises:
+        InputError: SERVE_RUNNING.
+    """
+    with (home / "serve.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            raise InputError(
+                "SERVE_RUNNING",
+                "Another `fedpact serve` serves this home.",
+                file=home,
+                remedy="End that one first.",
+            ) from err
+        yield

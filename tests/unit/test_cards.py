@@ -1,0 +1,319 @@
+"""Cards and released rows: what leaves is what was shown, budgets are declared once, released rows never train."""
+
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.agent_world import DATA_SET, PASSPHRASE, ROWS, Lab, lab
+
+from fedpact_client import cards, released
+from fedpact_client.home import replace_file
+from fedpact_client.store import EgressKind
+from fedpact_contract.errors import FaultError, InputError, RefusedError, ServiceError
+from fedpact_contract.messages import DataSetCard
+from fedpact_contract.privacy import filter_alpha, filter_limit
+from fedpact_contract.record import open_signed, read_envelope
+from fedpact_server import cards as server_cards
+from fedpact_server import validation
+
+NAMES = ["age", "sex", "ill"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Lab]:
+    with lab(tmp_path) as made:
+        made.enrol()
+        made.approve()
+        made.wire.sent.clear()
+        replace_file(made.home.path / "keys" / "release.key", b"k" * 32)  # the same choice in every test
+        yield made
+
+
+def draft(world: Lab, data_set: str = DATA_SET, rows: str = ROWS) -> cards.Draft:
+    world.configure(data_set=data_set, rows=rows)
+    return cards.prepare(world.home, world.home.config(), world.store, "set-1")
+
+
+def with_line(line: str) -> str:
+    return DATA_SET.replace('label = "ill"', f'label = "ill"\n{line}')
+
+
+def test_a_card_says_what_was_declared_and_nothing_else(world: Lab) -> None:
+    made = draft(world)
+    delta = Decimal("0.00001")
+    assert made.card == DataSetCard(
+        data_set="set-1",
+        participant=world.home.participant_id,
+        num_examples=40,
+        columns=("age", "sex"),
+        label="ill",
+        epsilon=Decimal(8),
+        delta=delta,
+        alpha=filter_alpha(Decimal(8), delta),
+        released_rows=0,
+    )
+    assert made.limit == filter_limit(Decimal(8), delta, made.card.alpha)
+    assert (made.available, made.rows) == (60, ())
+    assert world.wire.sent == []
+
+
+def test_every_field_of_a_card_is_shown(world: Lab) -> None:
+    made = draft(world)
+    shown = {name: value for name, value, _ in made.items()}
+    assert len(shown) == len(DataSetCard.model_fields)
+    assert shown["epsilon"] == "8"
+    assert shown["columns"] == "age, sex"
+
+
+def test_a_declared_data_set_is_known_on_both_sides(world: Lab) -> None:
+    draft(world)
+    made = world.declare()
+    declared = world.store.data_set("set-1")
+    assert (declared.limit, declared.alpha) == (made.limit, made.card.alpha)
+    assert open_signed(read_envelope(declared.card), DataSetCard, world.home.contract_public) == made.card
+    with world.world.database.read() as connection:
+        assert server_cards.card_list(connection, world.home.participant_id) == [made.card]
+    assert [e.kind for e in world.store.egress()][-1] == EgressKind.CARD
+
+
+def test_no_cell_leaves_without_a_release(world: Lab) -> None:
+    canary = ROWS.replace("20,f,yes", "77.123456789,f,yes")
+    world.configure(rows=canary)
+    world.declare()
+    assert all(b"77.123456789" not in request.content for request in world.wire.sent)
+
+
+def test_declaring_again_sends_the_same_bytes(world: Lab) -> None:
+    draft(world)
+    world.declare()
+    world.declare()
+    first, second = (r.content for r in world.wire.sent)
+    assert first == second
+
+
+def test_a_lost_connection_is_made_good_by_the_same_command(world: Lab) -> None:
+    draft(world)
+    world.wire.cut_before = "POST /cards"
+    with pytest.raises(ServiceError, match="OPERATOR_AWAY"):
+        world.declare()
+    assert world.store.data_set("set-1").epsilon == 8
+    world.wire.cut_before = ""
+    world.declare()
+    assert world.wire.paths() == ["POST /cards"]
+
+
+def test_a_wrong_passphrase_declares_nothing(world: Lab) -> None:
+    made = draft(world)
+    with world.client() as client, pytest.raises(InputError, match="KEY_PASSPHRASE"):
+        cards.declare(world.home, world.store, client, made, b"wrong horse")
+    assert world.store.data_sets() == []
+    assert world.wire.sent == []
+
+
+def test_a_budget_is_declared_once(world: Lab) -> None:
+    draft(world)
+    world.declare()
+    text = world.home.config_path.read_text().replace("epsilon = 8\ndelta", "epsilon = 9\ndelta", 1)
+    world.home.config_path.write_text(text.replace("#epsilon", "#epsilon"))
+    with pytest.raises(RefusedError) as caught:
+        cards.prepare(world.home, world.home.config(), world.store, "set-1")
+    assert caught.value.code == "DATA_SET_BUDGET_FIXED"
+
+
+def test_a_second_name_for_one_file_buys_no_budget(world: Lab) -> None:
+    draft(world)
+    world.declare()
+    world.configure(data_set=DATA_SET.replace("set-1", "set-2"))
+    with pytest.raises(RefusedError) as caught:
+        cards.prepare(world.home, world.home.config(), world.store, "set-2")
+    assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
+    assert "set-1" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("data_set", "rows", "code", "field"),
+    [
+        (DATA_SET.replace("num_examples = 40", "num_examples = 61"), ROWS, "DATA_TOO_FEW_ROWS", "num_examples"),
+        (DATA_SET.replace('"sex"', '"Sex"'), ROWS, "DATA_COLUMN_MISSING", "Sex"),
+        (DATA_SET.replace('"ill"', '"sick"'), ROWS, "DATA_COLUMN_MISSING", "sick"),
+        (DATA_SET.replace("rows.csv", "none.csv"), ROWS, "DATA_UNREADABLE", None),
+        (DATA_SET, "", "DATA_EMPTY", None),
+        (DATA_SET, "age,sex,ill\n", "DATA_EMPTY", None),
+        (DATA_SET.replace("epsilon = 8", "epsilon = 0.000000000001"), ROWS, "CARD_BUDGET", "epsilon"),
+        (with_line("release_fraction = 0.0000000001"), ROWS, "RELEASE_EMPTY", "release_fraction"),
+        (with_line("release_fraction = 0.5"), ROWS, "DATA_TOO_FEW_ROWS", "num_examples"),
+        (with_line('release_file = "none.csv"'), ROWS, "DATA_FILE_MISSING", None),
+    ],
+)
+def test_what_does_not_fit_is_named(world: Lab, data_set: str, rows: str, code: str, field: str | None) -> None:
+    with pytest.raises(InputError) as caught:
+        draft(world, data_set, rows)
+    assert (caught.value.code, caught.value.field) == (code, field)
+    assert world.wire.sent == []
+
+
+def test_an_unknown_data_set_is_named(world: Lab) -> None:
+    with pytest.raises(InputError, match="CONFIG_DATA_SET"):
+        cards.prepare(world.home, world.home.config(), world.store, "set-1")
+
+
+def test_released_rows_leave_as_shown_and_are_recorded_before(world: Lab) -> None:
+    world.configure(data_set=with_line("release_fraction = 0.2"))
+    world.wire.cut_before = "POST /cards"
+    with pytest.raises(ServiceError):
+        world.declare()
+    recorded = released.read(world.home.released_path("set-1"))
+    assert 1 <= len(recorded) <= 20
+    world.wire.cut_before = ""
+    made = world.declare()
+    sent = json.loads(world.wire.sent[-1].content)["released"]
+    assert sent == [dict(row) for row in made.rows]
+    assert sorted(sorted(row.items()) for row in recorded) == sorted(sorted(row.items()) for row in made.rows)
+    assert made.available == 60 - len(sent) == 60 - made.card.released_rows
+    with world.world.database.read() as connection:
+        table = validation.released_table(connection, world.home.participant_id, "set-1")
+    assert table is not None
+    assert table.select(NAMES).rows() == [tuple(row[n] for n in NAMES) for row in made.rows]
+
+
+def test_rows_once_released_stay_out_when_the_choice_changes(world: Lab) -> None:
+    world.configure(data_set=with_line("release_fraction = 0.2"))
+    first = world.declare()
+    text = world.home.config_path.read_text()
+    world.home.config_path.write_text(text.replace("release_fraction = 0.2\n", "", 1))
+    second = cards.prepare(world.home, world.home.config(), world.store, "set-1")
+    assert (second.rows, second.card.released_rows) == ((), 0)
+    assert second.available == first.available
+
+
+def test_a_file_of_rows_is_released_and_left_out(world: Lab) -> None:
+    (world.home.path / "gift.csv").write_text("ill,age,sex,note\nyes,20.0, f ,secret\nno,99,m,secret\n")
+    made = draft(world, with_line('release_file = "gift.csv"'))
+    assert [dict(row) for row in made.rows] == [
+        {"age": "20.0", "sex": "f", "ill": "yes"},
+        {"age": "99", "sex": "m", "ill": "no"},
+    ]
+    assert made.available == 59
+
+
+def test_too_much_for_one_request_is_refused_here(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "MAX_RELEASE_BYTES", 100)
+    with pytest.raises(InputError, match="RELEASE_TOO_LARGE"):
+        draft(world, with_line("release_fraction = 0.2"))
+
+
+def test_the_largest_release_fits_into_a_request_of_the_operator() -> None:
+    from fedpact_server.api_edge import Limits
+
+    assert Limits().body > cards.MAX_RELEASE_BYTES + 100_000
+
+
+# Released rows
+
+
+def table(*rows: tuple[object, ...]) -> pl.DataFrame:
+    return pl.DataFrame({n: [row[i] for row in rows] for i, n in enumerate(NAMES)}, strict=False)
+
+
+def test_exclusion_sees_through_spelling_order_and_kind() -> None:
+    texts = table(("3", "f", "yes"), ("04.0", "m", None), ("5", " f ", "no"))
+    numbers = table((5.0, "f", "no"), (3, "f", "yes"), (4, "m", None), (4, "m", "no"))
+    left = released.exclude(numbers, released.cells(texts, NAMES))
+    assert left.rows() == [(4.0, "m", "no")]
+    assert released.exclude(texts, released.cells(numbers, NAMES)).height == 0
+
+
+def test_exclusion_takes_every_copy() -> None:
+    rows = table(("3", "f", "yes"), ("3", "f", "yes"), ("4", "f", "yes"))
+    assert released.exclude(rows, [{"age": "3", "sex": "f", "ill": "yes"}]).height == 1
+
+
+def test_exclusion_keeps_order_and_all_columns() -> None:
+    rows = table(("3", "f", "yes"), ("4", "f", "yes"), ("1", "m", "no")).with_columns(other=pl.Series([1, 2, 3]))
+    left = released.exclude(rows, [{"age": "4", "sex": "f", "ill": "yes"}])
+    assert left.rows() == [("3", "f", "yes", 1), ("1", "m", "no", 3)]
+
+
+def test_of_a_recorded_row_the_common_columns_count() -> None:
+    rows = table(("3", "f", "yes"), ("4", "f", "yes"))
+    assert released.exclude(rows, [{"age": "4", "gone": "x"}]).height == 1
+    with pytest.raises(InputError, match="RELEASED_COLUMNS"):
+        released.exclude(rows, [{"gone": "x"}])
+
+
+def test_nothing_recorded_leaves_everything(tmp_path: Path) -> None:
+    rows = table(("3", "f", "yes"))
+    assert released.read(tmp_path / "none.jsonl") == []
+    assert released.exclude(rows, []).equals(rows)
+
+
+cell = st.one_of(
+    st.none(), st.text(max_size=5), st.integers(-5, 5).map(str), st.sampled_from(["1.0", "01", "-0", "nan"])
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.tuples(cell, cell, cell), min_size=1, max_size=30), data=st.data())
+def test_the_choice_looks_at_one_row_at_a_time(rows: list[tuple[str | None, ...]], data: st.DataObject) -> None:
+    """Removing any row changes the fate of no other: this is what keeps the privacy unit one row."""
+    key, fraction = b"k" * 32, Decimal("0.5")
+    chosen = set(map(str, released.choose(table(*rows), NAMES, fraction, key).rows()))
+    gone = data.draw(st.integers(0, len(rows) - 1))
+    fewer = [row for index, row in enumerate(rows) if index != gone]
+    if fewer:
+        again = set(map(str, released.choose(table(*fewer), NAMES, fraction, key).rows()))
+        assert again == chosen & set(map(str, fewer))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.tuples(cell, cell, cell), min_size=1, max_size=30))
+def test_what_is_chosen_and_what_is_left_never_meet(rows: list[tuple[str | None, ...]]) -> None:
+    whole = table(*rows).cast(pl.String)
+    chosen = released.choose(whole, NAMES, Decimal("0.5"), b"k" * 32)
+    left = released.exclude(whole, released.cells(chosen, NAMES))
+    assert left.height + chosen.height == whole.height
+    assert released.exclude(left, released.cells(chosen, NAMES)).height == left.height
+
+
+def test_about_the_fraction_is_chosen_and_another_key_chooses_others() -> None:
+    rows = table(*[(str(i), "f", "yes") for i in range(2000)])
+    one = released.choose(rows, NAMES, Decimal("0.1"), b"a" * 32)
+    two = released.choose(rows, NAMES, Decimal("0.1"), b"b" * 32)
+    assert 140 <= one.height <= 260  # 200, and 4.5 standard deviations
+    assert one.equals(released.choose(rows, NAMES, Decimal("0.1"), b"a" * 32))
+    assert not one.equals(two)
+
+
+def test_the_record_only_grows_and_counts_copies(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    one, two = {"a": "1"}, {"a": "2"}
+    released.record(path, [one, one])
+    released.record(path, [one, two])
+    released.record(path, [one, two])
+    assert released.read(path) == [one, one, two]
+    assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("line", ["", "{}", "[]", '{"a": 1}', "no", '{"a": "1"', "[" * 100_000])
+def test_a_damaged_record_stops_everything(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"a":"1"}\n' + line + "\n")
+    with pytest.raises(FaultError) as caught:
+        released.read(path)
+    assert (caught.value.code, caught.value.field) == ("RELEASED_DAMAGED", "line 2")
+
+
+def test_a_column_of_another_kind_is_not_released() -> None:
+    odd = pl.DataFrame({"a": [[1, 2]], "b": ["x"]})
+    with pytest.raises(InputError) as caught:
+        released.cells(odd, ["b", "a"])
+    assert (caught.value.code, caught.value.field) == ("RELEASE_CELL", "a")
+
+
+def test_the_passphrase_constant_opens_the_homes_of_these_tests(world: Lab) -> None:
+    assert world.home.load_contract_key(PASSPHRASE) is not None

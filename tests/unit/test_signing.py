@@ -1,0 +1,483 @@
+"""Signing: whatever the operator serves is checked against what is known here, and refused by a code of its own."""
+
+import base64
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.agent_world import (
+    DATA_SET,
+    PASSPHRASE,
+    Lab,
+    contract,
+    lab,
+)
+from tests.support.operator_world import enterprise
+
+from fedpact_client import review as reviews
+from fedpact_client import trial
+from fedpact_client.home import replace_file
+from fedpact_client.review import check_trust, standing
+from fedpact_client.signing import commit, fetch_offer, fetch_signed, verify_signatures
+from fedpact_contract.canonical import canonical_bytes
+from fedpact_contract.contract import Contract, Delegation, SignedContract
+from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError, ServiceError
+from fedpact_contract.keys import generate_key, public_hex
+from fedpact_contract.messages import DataSetCard
+from fedpact_contract.privacy import epsilon_pld, rdp
+from fedpact_contract.record import read_envelope, sign
+from fedpact_contract.request import utc_now
+from fedpact_contract.trust import Trust
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Lab]:
+    with lab(tmp_path) as made:
+        made.enrol()
+        made.approve()
+        made.configure()
+        made.declare()
+        yield made
+
+
+def look(world: Lab, offered: Contract, *, read_data: bool = False) -> reviews.Review:
+    return reviews.review(world.home, world.home.config(), world.store, offered, utc_now(), read_data=read_data)
+
+
+def refusal(world: Lab, offered: Contract) -> FedpactError:
+    with pytest.raises(FedpactError) as caught:
+        look(world, offered).refuse()
+    return caught.value
+
+
+def changed(offered: Contract, path: str, value: Any) -> Contract:
+    values = offered.plain()
+    *parents, last = path.split(".")
+    place: Any = values
+    for part in parents:
+        place = place[int(part) if part.isdigit() else part]
+    place[last] = value
+    return Contract.parse(values)
+
+
+def own_place(world: Lab, offered: Contract) -> int:
+    return [p.id for p in offered.participants].index(world.home.participant_id)
+
+
+def sign_it(world: Lab, offered: Contract) -> None:
+    with world.client() as client:
+        commit(world.home, world.store, client, look(world, offered), PASSPHRASE)
+
+
+# What is fetched
+
+
+def test_an_offer_is_fetched_with_its_signatures(world: Lab) -> None:
+    offered = world.offer()
+    with world.client() as client:
+        empty = fetch_offer(client, offered.id)
+        with pytest.raises(RefusedError, match="CONTRACT_NOT_SIGNED"):
+            fetch_signed(client, offered.id)
+    assert (empty.contract, empty.state, empty.signed, empty.complete) == (offered, "offered", frozenset(), False)
+    world.others_sign(offered)
+    with world.client() as client:
+        partly = fetch_offer(client, offered.id)
+    assert partly.signed == set(offered.parties()) - {world.home.participant_id}
+    sign_it(world, offered)
+    with world.client() as client:
+        whole = fetch_offer(client, offered.id)
+        travelling = fetch_signed(client, offered.id)
+    assert whole.complete
+    assert whole.state == "signed"
+    assert verify_signatures(offered, travelling) == set(offered.parties())
+
+
+def test_another_contract_than_asked_for_is_noticed(world: Lab) -> None:
+    offered = world.offer()
+    other = changed(offered, "purpose", "advertising")
+
+    def swap(content: bytes) -> bytes:
+        return json.dumps(json.loads(content) | {"payload": other.to_bytes().decode()}).encode()
+
+    world.wire.replace["GET /contracts/"] = swap
+    with world.client() as client, pytest.raises(FaultError, match="CONTRACT_ID_WRONG"):
+        fetch_offer(client, offered.id)
+
+
+@pytest.mark.parametrize("answer", [{}, {"payload": 1, "state": "x"}, {"payload": "{}", "state": None}])
+def test_an_answer_of_another_form_is_refused(world: Lab, answer: dict[str, Any]) -> None:
+    offered = world.offer()
+    world.wire.replace["GET /contracts/"] = lambda _: json.dumps(answer).encode()
+    with world.client() as client, pytest.raises(ServiceError, match="OPERATOR_REPLY"):
+        fetch_offer(client, offered.id)
+
+
+def tampered(answer: dict[str, Any], how: str, offered: Contract) -> dict[str, Any]:
+    stranger, run = generate_key(), generate_key()
+    two = enterprise(2)
+    delegations = answer["delegations"]
+    if how == "signature of a stranger":
+        envelope = sign(offered, stranger)
+        answer["contract"]["signatures"].append(envelope.plain()["signatures"][0])
+    elif how == "flipped signature":
+        value = answer["contract"]["signatures"][0]["value"]
+        answer["contract"]["signatures"][0]["value"] = ("0" if value[0] != "0" else "1") + value[1:]
+    elif how == "signatures on another contract":
+        other = changed(offered, "purpose", "advertising")
+        answer["contract"]["payload"] = base64.b64encode(other.to_bytes()).decode()
+    elif how == "delegation by another key":
+        record = Delegation(contract_id=offered.id, party=two.id, run_key=public_hex(run))
+        delegations.append(sign(record, stranger).plain())
+    elif how == "delegation for another contract":
+        record = Delegation(contract_id="ab" * 32, party=two.id, run_key=public_hex(run))
+        delegations[:] = [sign(record, two.contract_key).plain()]
+    elif how == "two run keys":
+        record = Delegation(contract_id=offered.id, party=two.id, run_key=public_hex(run))
+        delegations.append(sign(record, two.contract_key).plain())
+    return answer
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "signature of a stranger",
+        "flipped signature",
+        "signatures on another contract",
+        "delegation by another key",
+        "delegation for another contract",
+        "two run keys",
+    ],
+)
+def test_a_signature_that_does_not_hold_is_a_fault(world: Lab, how: str) -> None:
+    offered = world.offer()
+    world.others_sign(offered)
+    world.wire.replace["GET /contracts/"] = lambda c: json.dumps(tampered(json.loads(c), how, offered)).encode()
+    with world.client() as client, pytest.raises(FaultError):
+        fetch_offer(client, offered.id)
+
+
+# What is checked
+
+
+def test_a_contract_that_fits_passes_every_check(world: Lab) -> None:
+    found = look(world, world.offer())
+    assert [check.name for check in found.checks if check.error] == []
+    assert found.refuse() is None
+    assert not found.signed_here
+
+
+def test_the_cost_is_that_of_the_whole_plan(world: Lab) -> None:
+    offered = world.offer()
+    cost, plan = look(world, offered).cost, offered.privacy
+    assert cost is not None
+    alpha = world.store.data_set("set-1").alpha
+    one = rdp(plan.noise_multiplier, plan.sample_rate, 1, alpha)
+    assert (cost.attempts, cost.before, cost.after) == (3, 0, 3 * one)
+    assert cost.epsilon == epsilon_pld([(plan.noise_multiplier, plan.sample_rate, 3)], plan.delta) <= plan.epsilon
+    assert cost.limit == world.store.data_set("set-1").limit
+
+
+def test_a_contract_without_this_enterprise_is_no_offer(world: Lab) -> None:
+    with pytest.raises(InputError, match="CONTRACT_NOT_A_PARTY"):
+        look(world, contract())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "code"),
+    [
+        ("operator.key", public_hex(generate_key()), "SIGN_OPERATOR"),
+        ("operator.entity_code", "91310000MA1K888888", "SIGN_OPERATOR"),
+        ("participants.OWN.entity_code", "91310000MA1K000009", "TRUST_CONTRADICTION"),
+        ("participants.OWN.data_set", "set-9", "CONFIG_DATA_SET"),
+        ("participants.OWN.num_examples", 41, "SIGN_NUM_EXAMPLES"),
+        ("data.columns.0.name", "income", "SIGN_COLUMNS"),
+        ("data.label.name", "dead", "SIGN_LABEL"),
+        ("code.models_digest", "ab" * 32, "CODE_MODELS_MISMATCH"),
+        ("privacy.noise_multiplier", "0.3", "CONTRACT_NOISE_TOO_SMALL"),
+        ("privacy.noise_multiplier", "0.000001", "CONTRACT_NOISE_TOO_SMALL"),
+        ("privacy.epsilon", "0.5", "CONTRACT_NOISE_TOO_SMALL"),
+        ("privacy.accountant", "GDP", "CONTRACT_ACCOUNTANT"),
+        ("purpose", "advertising", "POLICY_PURPOSE_MISMATCH"),
+        ("privacy.epsilon", "3.1", "POLICY_EPSILON"),
+        ("participation.minimum", 2, "POLICY_MIN_PARTICIPANTS"),
+        ("term.not_after", "2029-01-01T00:00:00Z", "POLICY_EXPIRED"),
+        ("participants.OTHER.key", public_hex(generate_key()), None),
+    ],
+)
+def test_each_thing_that_does_not_fit_is_refused(world: Lab, path: str, value: Any, code: str | None) -> None:
+    offered = world.offer()
+    own = own_place(world, offered)
+    path = path.replace("OWN", str(own)).replace("OTHER", str((own + 1) % 3))
+    other = changed(offered, path, value)
+    if code is None:
+        assert look(world, other).refuse() is None  # nobody told us that key: "vouched for by the operator only"
+        return
+    error = refusal(world, other)
+    assert error.code == code
+    assert error.message
+    codes = {check.error.code for check in look(world, other).checks if check.error}
+    assert code in codes
+
+
+def test_the_entity_code_is_ours_even_where_the_trust_file_is_silent(world: Lab) -> None:
+    offered = world.offer()
+    own = own_place(world, offered)
+    other = changed(offered, f"participants.{own}.entity_code", "91310000MA1K000009")
+    me = other.participant(world.home.participant_id)
+    with pytest.raises(RefusedError) as caught:
+        reviews.check_own(world.home.config(), world.store, other, me)
+    assert caught.value.code == "SIGN_ENTITY"
+
+
+def test_validation_rows_that_were_not_released_are_refused(world: Lab) -> None:
+    offered = world.offer()
+    slices = [{"source": "operator", "count": 20}, {"source": world.home.participant_id, "count": 1}]
+    assert refusal(world, changed(offered, "contribution.validation.slices", slices)).code == "SIGN_SLICE"
+
+
+def test_without_a_card_nothing_is_signed(world: Lab) -> None:
+    world.configure(data_set=DATA_SET.replace("set-1", "set-8"))
+    offered = world.offer()
+    other = changed(offered, f"participants.{own_place(world, offered)}.data_set", "set-8")
+    codes = {check.error.code for check in look(world, other).checks if check.error}
+    assert codes == {"DATA_SET_UNKNOWN"}
+    assert look(world, other).cost is None
+
+
+def test_a_card_and_agent_toml_that_differ_are_refused(world: Lab) -> None:
+    offered = world.offer()
+    text = world.home.config_path.read_text()
+    replace_file(world.home.config_path, text.replace("num_examples = 40", "num_examples = 39").encode())
+    assert refusal(world, offered).code == "SIGN_NUM_EXAMPLES"
+
+
+def test_a_term_still_to_come_can_be_signed_and_a_past_one_not(world: Lab) -> None:
+    offered = world.offer()
+    later = changed(offered, "term.not_before", "2027-06-01T00:00:00Z")
+    later = changed(later, "term.not_after", "2027-07-01T00:00:00Z")
+    assert look(world, later).refuse() is None
+    past = changed(offered, "term.not_before", "2025-01-01T00:00:00Z")
+    assert refusal(world, changed(past, "term.not_after", "2025-02-01T00:00:00Z")).code == "POLICY_TERM"
+
+
+def test_a_plan_beside_other_plans_must_fit(world: Lab) -> None:
+    limit = world.store.data_set("set-1").limit
+    signed = 0
+    while signed < 30:
+        offered = world.offer('title = "Heart disease"', f'title = "Heart disease {signed}"')
+        found = look(world, offered)
+        assert found.cost is not None
+        if found.cost.after > limit:
+            break
+        sign_it(world, offered)
+        signed += 1
+    assert signed >= 2
+    assert refusal(world, offered).code == "BUDGET_PLAN_EXCEEDED"
+    assert world.store.budget("set-1").committed <= limit
+
+
+def test_the_store_has_the_last_word_on_the_budget(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two `sign` commands at once: both reviews fit, the second signature does not."""
+    offered = world.offer()
+    found = look(world, offered)
+
+    def exceeded(*_: object) -> None:
+        raise RefusedError("BUDGET_EXCEEDED", "Too much.")
+
+    monkeypatch.setattr(type(world.store), "add_contract", exceeded)
+    with world.client() as client, pytest.raises(RefusedError) as caught:
+        commit(world.home, world.store, client, found, PASSPHRASE)
+    assert caught.value.code == "BUDGET_PLAN_EXCEEDED"
+    assert "POST /contracts" not in "".join(world.wire.paths()[-1:])
+
+
+# Fingerprints
+
+
+def entry(role: str, code: str, fingerprint: str) -> dict[str, str]:
+    return {"role": role, "name": "Somebody", "entity_code": code, "fingerprint": fingerprint}
+
+
+def trusted(*entries: dict[str, str]) -> Trust:
+    return Trust.parse({"party": list(entries)}, code="TRUST")
+
+
+def test_a_known_key_is_told_from_one_that_the_operator_vouches_for() -> None:
+    made = contract()
+    own, beta, gamma = made.participants
+    trust = trusted(entry("participant", beta.entity_code, beta.id))
+    found = {p.name: standing(p, own.id, made, trust) for p in made.parties().values()}
+    assert found == {"City Data": "operator only", "own": "self", "beta": "known", "gamma": "operator only"}
+    assert check_trust(made, trust, "trust.toml") is None
+    assert gamma.id not in {e.fingerprint for e in trust.party}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        lambda p, made: [entry("participant", p.entity_code, "ab" * 32)],
+        lambda p, made: [entry("operator", p.entity_code, "ab" * 32)],
+        lambda p, made: [entry("participant", "91310000MA1K777777", p.id)],
+        lambda p, made: [
+            entry("operator", p.entity_code, p.id),
+            entry("participant", p.entity_code, "ab" * 32),
+        ],
+    ],
+)
+def test_a_key_that_contradicts_the_trust_file_is_refused(entries: Any) -> None:
+    made = contract()
+    beta = made.participants[1]
+    with pytest.raises(RefusedError) as caught:
+        check_trust(made, trusted(*entries(beta, made)), "trust.toml")
+    assert (caught.value.code, caught.value.party, caught.value.file) == ("TRUST_CONTRADICTION", "beta", "trust.toml")
+
+
+def test_a_key_known_in_another_role_alone_is_no_contradiction() -> None:
+    made = contract()
+    beta = made.participants[1]
+    trust = trusted(entry("auditor", beta.entity_code, beta.id))
+    assert check_trust(made, trust, None) is None
+    assert standing(beta, made.participants[0].id, made, trust) == "operator only"
+
+
+def test_a_contradiction_names_a_hostile_party_harmlessly() -> None:
+    made = contract()
+    beta = made.participants[1]
+    named = changed(made, "participants.1.name", "beta \u202e\u200b")
+    with pytest.raises(RefusedError) as caught:
+        check_trust(named, trusted(entry("participant", beta.entity_code, "ab" * 32)), None)
+    assert "\u202e" not in str(caught.value)
+
+
+# Signing
+
+
+def test_a_signature_is_kept_here_before_it_leaves(world: Lab) -> None:
+    offered = world.offer()
+    world.wire.cut_before = "/signature"
+    with pytest.raises(ServiceError, match="OPERATOR_AWAY"):
+        sign_it(world, offered)
+    agreement = world.store.contract(offered.id)
+    assert agreement.state == "signed"
+    assert world.store.budget("set-1").committed > 0
+    world.wire.cut_before = ""
+    assert look(world, offered).signed_here
+    sign_it(world, offered)
+    assert world.store.contracts() == [agreement]
+    with world.client() as client:
+        assert fetch_offer(client, offered.id).signed == {world.home.participant_id}
+
+
+def test_signing_again_sends_the_same_bytes(world: Lab) -> None:
+    offered = world.offer()
+    sign_it(world, offered)
+    sign_it(world, offered)
+    first, second = (r.content for r in world.wire.sent if r.url.path.endswith("/signature"))
+    assert first == second
+
+
+def test_what_is_kept_is_what_was_sent(world: Lab) -> None:
+    offered = world.offer()
+    sign_it(world, offered)
+    agreement = world.store.contract(offered.id)
+    sent = json.loads(world.wire.sent[-1].content)
+    kept = SignedContract.parse(json.loads(agreement.signed), code="TEST")
+    assert kept.contract.plain() == sent["contract"]
+    assert [d.plain() for d in kept.delegations] == [sent["delegation"]]
+    assert agreement.run_public == public_hex(world.home.run_key(offered.id))
+    assert agreement.run_public != world.home.contract_public
+    assert (agreement.terms.rounds, agreement.terms.spare_attempts, agreement.terms.steps) == (2, 1, 1)
+    assert agreement.signed == canonical_bytes(kept.plain())
+    assert (world.home.path / agreement.run_key_name).is_file()
+
+
+def test_a_wrong_passphrase_signs_nothing(world: Lab) -> None:
+    offered = world.offer()
+    with world.client() as client, pytest.raises(InputError, match="KEY_PASSPHRASE"):
+        commit(world.home, world.store, client, look(world, offered), b"wrong horse")
+    assert world.store.contracts() == []
+    assert not world.home.run_key_path(offered.id).exists()
+
+
+def test_a_refused_review_signs_nothing(world: Lab) -> None:
+    offered = world.offer()
+    world.configure(purposes='["other"]', data_set="")
+    with world.client() as client, pytest.raises(RefusedError, match="POLICY_PURPOSE"):
+        commit(world.home, world.store, client, look(world, offered), PASSPHRASE)
+    assert world.store.contracts() == []
+
+
+def test_a_lost_run_key_is_not_replaced_silently(world: Lab) -> None:
+    offered = world.offer()
+    sign_it(world, offered)
+    world.home.run_key_path(offered.id).unlink()
+    with pytest.raises(InputError, match="RUN_KEY_WRONG"):
+        sign_it(world, offered)
+
+
+@pytest.mark.parametrize("state", ["withdrawn", "closed"])
+def test_what_has_ended_here_is_not_signed_again(world: Lab, state: Any) -> None:
+    offered = world.offer()
+    sign_it(world, offered)
+    world.store.set_state(offered.id, state)
+    assert refusal(world, offered).code == "SIGN_ENDED"
+
+
+def test_a_contract_terminated_meanwhile_is_refused_by_the_operator(world: Lab) -> None:
+    from fedpact_server import contracts
+
+    offered = world.offer()
+    contracts.terminate(world.world.database, offered.id, now=utc_now())
+    with pytest.raises(RefusedError, match="CONTRACT_STATE"):
+        sign_it(world, offered)
+
+
+# The rows
+
+
+def test_the_trainer_itself_tries_the_schema(world: Lab) -> None:
+    offered = world.offer()
+    found = trial.try_rows(world.home, world.home.config(), offered)
+    assert (found.num_rows, found.duplicates) == (60, 0)
+    assert look(world, offered, read_data=True).refuse() is None
+
+
+def test_a_row_that_does_not_fit_is_found_before_it_costs_budget(world: Lab) -> None:
+    offered = world.offer()
+    rows = (world.home.path / "rows.csv").read_text()
+    (world.home.path / "rows.csv").write_text(rows.replace("21,m,no", "21,canary,no"))
+    error = None
+    for check in look(world, offered, read_data=True).checks:
+        error = error or check.error
+    assert error is not None
+    assert (error.code, error.field) == ("DATA_UNKNOWN_CATEGORY", "sex")
+    assert "canary" not in str(error)
+    assert world.store.rows("set-1") == ()
+
+
+def test_rows_known_as_another_data_set_are_refused(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = world.offer()
+    other = DataSetCard.parse(
+        DataSetCard.from_bytes(read_envelope(world.store.data_set("set-1").card).body).plain() | {"data_set": "set-0"},
+        code="TEST",
+    )
+    key = world.home.load_contract_key(PASSPHRASE)
+    world.store.declare(sign(other, key).to_bytes(), Decimal(1))
+    world.store.add_version("set-0", "ef" * 32)
+    found = trial.Trial(num_rows=60, duplicates=0, rows_fingerprint="ef" * 32)
+    monkeypatch.setattr(trial, "try_rows", lambda *_: found)
+    with pytest.raises(RefusedError, match="DATA_SET_KNOWN_ELSEWHERE"):
+        look(world, offered, read_data=True).refuse()
+
+
+def test_a_trainer_that_does_not_start_says_where_to_look(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = world.offer()
+    real = trial.spawn
+    monkeypatch.setattr(trial, "spawn", lambda module, **options: real("json.tool", **options))
+    with pytest.raises(FedpactError) as caught:
+        trial.try_rows(world.home, world.home.config(), offered)
+    assert caught.value.code == "TRAINER_LOST"
+    assert caught.value.file == str(world.home.logs / "trainer.log")
