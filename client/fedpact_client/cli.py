@@ -25,7 +25,7 @@ def _typer(help_text: str) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
@@ -195,7 +195,7 @@ def contract_list(home: HomeOption = HOME, as_json: Json = False) -> None:
 
 @contract_app.command("show")
 def contract_show(contract: ContractId, home: HomeOption = HOME, as_json: Json = False) -> None:
-    """A contract in full, who has signed it, and what the policy and the budget say to it."""
+    """A contract in full, who has signed it, and what policy and budget say to it. CONTRACT: its id, or a beginning."""
     from fedpact_client.review import review
     from fedpact_client.signing import fetch_offer
     from fedpact_client.text import review_values, show_review
@@ -216,7 +216,7 @@ def sign(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Check a contract against everything known here, show it, and sign it."""
+    """Check a contract against everything known here, show it, and sign it. CONTRACT: its id, or a beginning."""
     from fedpact_client.review import review
     from fedpact_client.signing import commit, fetch_offer
     from fedpact_client.text import review_values, show_review

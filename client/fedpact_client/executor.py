@@ -148,7 +148,10 @@ def handle(pipe: Pipe, task: Task) -> bool:
 
 def main() -> NoReturn:
     """Run until the guard is gone; ends the process."""
-    pipe = child_main(max_array=MAX_ARRAY, kinds=KINDS)
+    try:
+        pipe = child_main(max_array=MAX_ARRAY, kinds=KINDS)
+    except InputError as err:
+        sys.exit(str(err))
     _log_to_stderr()
     try:
         setup = _receive_setup(pipe)
@@ -179,6 +182,8 @@ def _run(node: "SuperNodeLike") -> int:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # notes which signals came; Flower sets the handlers
     try:
         node.run()
+    except KeyboardInterrupt:  # Flower interrupted itself again while it was leaving
+        return EXIT_REFUSED
     except SystemExit as err:
         if node.activation_failed(err):
             return EXIT_RETRY

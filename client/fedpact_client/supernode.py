@@ -66,6 +66,7 @@ BACKOFF_SECONDS = 0.02
 """Between two looks for an object that SuperNode has not pulled yet, doubling: a public parameter."""
 
 PATCHED_SECONDS = 0.02
+PATCHED_BACKOFF_SECONDS = 0.05
 
 
 class SuperNode:
@@ -290,12 +291,12 @@ def patch(poll_seconds: float) -> None:
 
     - The worker sleeps 3 s between two looks for a message: see `ShortTime`.
     - It sleeps .5 s between two looks for the reply, and for its objects: 20 ms instead; they come from this process.
-    - It waits 1 s, doubling, for objects of a message that is not whole yet: 20 ms, doubling, instead.
+    - It waits 1 s, doubling, for objects of a message that is not whole yet: 50 ms, doubling, instead.
     """
     vars(flower)["time"] = ShortTime(poll_seconds)  # what the worker's module calls `time`
     defaults = inflatable_utils.pull_objects.__kwdefaults__
     assert defaults is not None  # noqa: S101 - a contract test looks
-    defaults["initial_backoff"] = PATCHED_SECONDS
+    defaults["initial_backoff"] = PATCHED_BACKOFF_SECONDS
 
 
 class ShortTime:

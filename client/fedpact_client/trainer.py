@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 from pydantic import Field, StringConstraints
@@ -96,19 +96,21 @@ class Rows:
     fingerprint: str
 
 
-def main(noise_factory: "Callable[[], Noise] | None" = None) -> int:
-    """Serve the guard until it closes the pipe; the exit code.
+def main(noise_factory: "Callable[[], Noise] | None" = None) -> NoReturn:
+    """Serve the guard until it closes the pipe; then end the process.
 
     Args:
         noise_factory: Makes the source of noise, once, inside the closed process; None is the one that production
             has, `SystemNoise`. Nothing outside a program's own code can choose another.
     """
     try:
-        pipe = child_main(kinds=ORDERS)
-        return _serve(pipe, noise_factory)
+        code = _serve(child_main(kinds=ORDERS), noise_factory)
     except (FaultError, InputError) as err:  # also a guard that is gone while we answer
         log.error("trainer ends", code=err.code, reason=str(err))
-        return err.exit_code
+        code = err.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # nothing is to be put away, and taking torch apart takes a second
 
 
 def rows_fingerprint(examples: "Examples") -> str:
@@ -320,4 +322,4 @@ def _without(examples: "Examples", released: "Examples") -> "Examples":
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

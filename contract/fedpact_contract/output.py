@@ -81,8 +81,9 @@ def extra_missing(message: str, extra: str) -> InputError:
 
 
 def emit_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
-    """One JSON value on stdout, on one line."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=not _utf8()) + "\n")
+    """One JSON value on stdout, on one line; characters that could steer a terminal stand as JSON escapes."""
+    text = json.dumps(value, ensure_ascii=not _utf8())
+    sys.stdout.write("".join(json.dumps(c)[1:-1] if unicodedata.category(c) in _HIDDEN else c for c in text) + "\n")
     sys.stdout.flush()
 
 

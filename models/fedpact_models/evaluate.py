@@ -1,8 +1,8 @@
 """Validation: the losses of every coalition in one round, each player's value on each example, and plain evaluation.
 
 theta_S = base + the sum of the steps of the players in S, a step being eta w_i D_i, with no re-normalisation: the
-fixed-weight game. The first layer is linear in the weights (and has no bias: a feature is constant), so its outputs are computed once a player and then added
-up for each coalition; only the layers behind the first ReLU are computed coalition by coalition.
+fixed-weight game. The first layer, which has no bias, is linear in the weights, so its outputs are computed once a
+player and then added up for each coalition; only the layers behind the first ReLU are computed coalition by coalition.
 
 One canonical path: matrix products come from `exact`, everything else is element by element in a fixed order (base,
 then steps by rising player number). So the result has the same bits whatever the chunk size, the threads or the BLAS,

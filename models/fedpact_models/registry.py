@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dense:
-    """A stack of dense layers, the first without a bias: `widths` from features to classes; whether training starts
-    from zeros.
-    """
+    """A stack of dense layers: `widths` from features to classes; whether training starts from zeros."""
 
     widths: tuple[int, ...]
     zero_start: bool

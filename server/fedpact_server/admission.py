@@ -29,6 +29,7 @@ class Expected:
     head: Head
     parameters: int
     known_digests: frozenset[str]
+    spares_used: int
     accept_test_noise: bool = False
 
 
@@ -99,10 +100,13 @@ def _check_place(update: Update, expected: Expected) -> None:
                 party=expected.participant,
                 field=field,
             )
-    attempts = 1 + expected.contract.privacy.spare_attempts
-    if update.attempt > attempts:
+    left = expected.contract.privacy.spare_attempts - expected.spares_used
+    if update.attempt > 1 + left:
         raise RejectedError(
-            "UPDATE_ATTEMPT", f"At most {attempts} attempts are contracted.", party=expected.participant
+            "UPDATE_ATTEMPT",
+            f"The update is attempt {update.attempt}; {left} spare attempts of the contract are left.",
+            party=expected.participant,
+            rule="privacy.spare_attempts, over the whole contract",
         )
 
 

@@ -92,7 +92,7 @@ def _caller(request: Request, body: Body) -> Call:
         )
     member, pem = found
     query = request.scope["query_string"].decode("latin-1")
-    path = request.scope.get("raw_path", request.scope["path"].encode()).decode("latin-1")
+    path = (request.scope.get("raw_path") or request.scope["path"].encode()).decode("latin-1")
     target = f"{path}?{query}" if query else path
     check_request(pem, request.headers, request.method, target, body, world.now())
     world.nodes.take(member.node)

@@ -4,6 +4,7 @@ An error is {"error": {code, message, …}}; nobody outside sees a traceback, a 
 failed.
 """
 
+import asyncio
 import json
 import time
 import traceback
@@ -39,12 +40,13 @@ _CONFLICT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bytes of a request's body; requests: how many at once, and how many a second from then on.
+    """Bytes of a request's body and seconds to send it; requests: how many at once, how many a second from then on.
 
     Agents behind one address share its limit; `enrol` is the limit for requests to join, which carry a token.
     """
 
     body: int = 1 << 20
+    seconds: float = 30.0
     address: tuple[int, float] = (400, 100.0)
     node: tuple[int, float] = (100, 25.0)
     enrol: tuple[int, float] = (20, 0.5)
@@ -93,7 +95,7 @@ def status_of(error: FedpactError) -> int:
         return 404
     if error.code in _CONFLICT:
         return 409
-    named = {"RATE_LIMITED": 429, "BODY_TOO_LARGE": 413, "METHOD_NOT_ALLOWED": 405}
+    named = {"RATE_LIMITED": 429, "BODY_TOO_LARGE": 413, "BODY_SLOW": 408, "METHOD_NOT_ALLOWED": 405}
     if error.code in named:
         return named[error.code]
     if isinstance(error, ServiceError):
@@ -152,7 +154,7 @@ class Edge:
 
         Raises:
             RefusedError: RATE_LIMITED.
-            InputError: BODY_TOO_LARGE.
+            InputError: BODY_TOO_LARGE, BODY_SLOW.
         """
         address = scope["client"][0] if scope.get("client") else "local"
         self._address.take(address)
@@ -165,15 +167,19 @@ class Edge:
             raise too_large
         parts: list[bytes] = []
         more, size = True, 0
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                break
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise too_large
-            more = message.get("more_body", False)
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        break
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > limit:
+                        raise too_large
+                    more = message.get("more_body", False)
+        except TimeoutError as err:
+            raise InputError("BODY_SLOW", "The request's body came too slowly.") from err
         return b"".join(parts)
 
 

@@ -11,7 +11,7 @@ from fedpact_contract.arrays import update_digest
 from fedpact_contract.errors import FaultError, InputError, RejectedError
 from fedpact_contract.log import Body, Countersignature, ReplyMissed, UpdateDecided, UpdateRefused
 from fedpact_contract.messages import Head, Receipt, Refusal, Reply, Update
-from fedpact_contract.record import Envelope, open_signed, sign
+from fedpact_contract.record import Envelope, open_signed, read_envelope, sign
 from fedpact_server import db, logbook
 from fedpact_server.admission import Expected, admit, open_update
 from fedpact_server.run_state import RunContext, record_outcome, write_array
@@ -45,6 +45,7 @@ def take(
         head=head,
         parameters=parameters,
         known_digests=_known_digests(connection, context.contract_id),
+        spares_used=_spares_used(connection, context.contract_id, participant),
         accept_test_noise=context.accept_test_noise,
     )
     digest: str | None = None
@@ -140,3 +141,12 @@ def _known_digests(connection: Connection, contract_id: str) -> frozenset[str]:
         sa.select(table.update_digest).where(table.contract_id == contract_id, table.update_digest.is_not(None))
     )
     return frozenset(str(digest) for digest in rows.scalars())
+
+
+def _spares_used(connection: Connection, contract_id: str, participant: str) -> int:
+    """Attempts beyond the first, over all rounds, that this participant's logged updates name."""
+    used = 0
+    for entry in logbook.read_entries(connection, contract_id):
+        if entry.type == UpdateDecided.TYPE and entry.body["participant"] == participant:
+            used += Update.from_bytes(read_envelope(entry.body["update"]).body).attempt - 1
+    return used

@@ -1,6 +1,7 @@
 """`fedpact serve`: SuperLink with our API on the one port, and the supervisor beside it."""
 
 import fcntl
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def serve(path: Path, *, host: str, port: int | None, health_port: int | None, r
 
     Raises:
         InputError: no home here; PORT_TAKEN, PORT_FORBIDDEN, HOST_UNKNOWN; SERVE_RUNNING, another one serves this home.
-        FailedError: SERVE_FAILED, the supervisor ended by an error that nobody foresaw.
+        FailedError: SERVE_FAILED, it never answered, or the supervisor ended by an error that nobody foresaw.
     """
     home = OperatorHome.open(path)
     database = home.database()
@@ -45,15 +46,26 @@ def serve(path: Path, *, host: str, port: int | None, health_port: int | None, r
         config = _config(home, host, port, health_port)
         server = SuperLinkServer(config, api)
         server.open()
-        broken = threading.Event()
+        logging.getLogger("flwr").setLevel(logging.WARNING)  # its import sets it to DEBUG
+        answered, broken = threading.Event(), threading.Event()
 
         def failed() -> None:
             broken.set()
             server.stop(0)
 
+        def when_ready() -> None:
+            try:
+                server.wait_ready()
+            except FedpactError as err:
+                log.error("not ready", code=err.code)
+                server.stop(0)
+                return
+            supervisor.start()
+            answered.set()
+            ready(home.url, f"{config.host}:{config.port}", home.fingerprint)
+
         supervisor = Supervisor(database, server.control, failed=failed, ending=lambda: server.stopping)
-        given = (server, supervisor, home, f"{config.host}:{config.port}", ready)
-        watcher = threading.Thread(target=_when_ready, args=given, daemon=True)
+        watcher = threading.Thread(target=when_ready, daemon=True)
         watcher.start()
         try:
             server.serve()
@@ -61,8 +73,9 @@ def serve(path: Path, *, host: str, port: int | None, health_port: int | None, r
             watcher.join()
             supervisor.stop()
             database.dispose()
-    if broken.is_set():
-        raise FailedError("SERVE_FAILED", "The supervisor ended unexpectedly.", remedy="The log says why; start again.")
+    if broken.is_set() or not answered.is_set():
+        what = "The supervisor ended unexpectedly." if broken.is_set() else "The server ended before it answered."
+        raise FailedError("SERVE_FAILED", what, remedy="The log says why; start again.")
 
 
 def _config(home: OperatorHome, host: str, port: int | None, health_port: int | None) -> SuperLinkConfig:
@@ -76,17 +89,6 @@ def _config(home: OperatorHome, host: str, port: int | None, health_port: int | 
         database=str(home.path / "superlink.db"),
         health_port=health_port,
     )
-
-
-def _when_ready(server: SuperLinkServer, supervisor: Supervisor, home: OperatorHome, at: str, ready: Ready) -> None:
-    try:
-        server.wait_ready()
-    except FedpactError as err:
-        log.error("not ready", code=err.code)
-        server.stop(0)
-        return
-    supervisor.start()
-    ready(home.url, at, home.fingerprint)
 
 
 @contextmanager

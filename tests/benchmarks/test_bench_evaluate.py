@@ -40,7 +40,7 @@ def _processor_seconds(setting: tuple[Any, ...]) -> float:
 
 @pytest.mark.benchmark(group="evaluate_round")
 def test_four_players_of_an_mlp_of_262_thousand_parameters_and_a_thousand_rows(benchmark) -> None:
-    """784-330-10, 16 coalitions, float64: 0.11 s on two idle cores, 0.18 s of processor time on one."""
+    """785-330-10, 16 coalitions, float64: 0.11 s on two idle cores, 0.18 s of processor time on one."""
     setting = _setting((330,), 784, 4)
     result = benchmark.pedantic(_run, args=(setting,), rounds=5, warmup_rounds=1)
     assert len(result.losses) == 16
@@ -49,7 +49,7 @@ def test_four_players_of_an_mlp_of_262_thousand_parameters_and_a_thousand_rows(b
 
 @pytest.mark.benchmark(group="evaluate_round")
 def test_twelve_players_of_a_linear_model(benchmark) -> None:
-    """64-10, 4,096 coalitions, the most that a contract may ask for: 0.28 s, on one core as on two."""
+    """65-10, 4,096 coalitions, the most that a contract may ask for: 0.28 s, on one core as on two."""
     setting = _setting((), 64, 12)
     result = benchmark.pedantic(_run, args=(setting,), rounds=3, warmup_rounds=1)
     assert len(result.losses) == 4096

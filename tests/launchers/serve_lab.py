@@ -19,7 +19,7 @@ ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # Flower logs to standard output
 
 from fedpact_contract.errors import FedpactError  # noqa: E402
-from fedpact_server.superlink import SuperLinkConfig, SuperLinkServer  # noqa: E402
+from fedpact_server.superlink import ListNodesRequest, SuperLinkConfig, SuperLinkServer  # noqa: E402
 
 
 async def api(scope, receive, send):
@@ -55,6 +55,8 @@ def commands(server):
                 result = server._token
             elif call["do"] == "superexec":
                 result = server.superexec.pid
+            elif call["do"] == "nodes":
+                result = {n.name: n.status for n in control._client.ListNodes(ListNodesRequest()).nodes_info}
             else:
                 result = getattr(control, call["do"])(*call.get("args", []))
             say(result=dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result)

@@ -15,4 +15,4 @@ from tests.support.noise import FixedNoise
 from fedpact_client.trainer import main
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: FixedNoise(int(sys.argv[1]))))
+    main(lambda: FixedNoise(int(sys.argv[1])))

@@ -1,6 +1,7 @@
-"""The trainer, looking around from the inside: `trainer_probe.py HOME PORT USERS_HOME`; what it finds is a JSON line in its log.
+"""The trainer, looking around from the inside: `trainer_probe.py HOME PORT USERS_HOME`.
 
-The probes run where the noise is made: in the process that will train, after it has closed itself in.
+What it finds is a JSON line in its log. The probes run where the noise is made: in the process that will train, after
+it has closed itself in.
 """
 
 import json
@@ -35,13 +36,13 @@ def look(home: Path, port: int, users_home: Path) -> dict[str, object]:
         "argv": Path("/proc/self/cmdline").read_bytes().decode(),
         "environ": dict(os.environ),
         "started with": Path("/proc/self/environ").read_bytes().decode(),
-        "descriptors": {n: _target(n) for n in os.listdir("/proc/self/fd")},
+        "descriptors": {path.name: _target(path) for path in list(Path("/proc/self/fd").iterdir())},
         "reading": {
             "node key": tried((home / "keys" / "node.key").read_bytes),
             "token": tried((home / "token").read_bytes),
             "ledger": tried((home / "agent.db").read_bytes),
-            "home": tried(lambda: os.listdir(home)),
-            "user's home": tried(lambda: os.listdir(users_home)),
+            "home": tried(lambda: list(home.iterdir())),
+            "user's home": tried(lambda: list(users_home.iterdir())),
             "guard's environment": tried(Path(f"/proc/{parent}/environ").read_bytes),
             "guard's memory": tried(lambda: Path(f"/proc/{parent}/mem").open("rb").close()),
             "passwords": tried(Path("/etc/passwd").read_bytes),
@@ -68,9 +69,9 @@ def look(home: Path, port: int, users_home: Path) -> dict[str, object]:
     }
 
 
-def _target(number: str) -> str:
+def _target(descriptor: Path) -> str:
     try:
-        return str(Path(f"/proc/self/fd/{number}").readlink())
+        return str(descriptor.readlink())
     except FileNotFoundError:
         return "(the listing's own)"
 
@@ -89,4 +90,4 @@ def probing_noise() -> "Noise":
 
 
 if __name__ == "__main__":
-    sys.exit(main(probing_noise))
+    main(probing_noise)

@@ -333,13 +333,16 @@ class Factory:
         self.model = digest("model", number)
         places = [self.made.ids.index(p) for p in admitted]
         before = self.scores[max(self.scores)] if self.scores else None
-        start = before.losses[-1][0] if before else VALIDATION_ROWS * 693_147_181
+        first = VALIDATION_ROWS * 693_147_181 * self.contract.training.rounds * len(self.made.ids)
+        start = before.losses[-1][0] if before else first
         falls = [sum(self.gains[i]) for i in places]
         losses = tuple(
             (start - sum(fall for i, fall in enumerate(falls) if mask >> i & 1),) for mask in range(2 ** len(places))
         )
         right = before.correct[1] if before else 30
-        scores = RoundScores(round=number, players=tuple(admitted), losses=losses, correct=(right, right + 3))
+        scores = RoundScores(
+            round=number, players=tuple(admitted), losses=losses, correct=(right, min(right + 3, VALIDATION_ROWS))
+        )
         self.scores[number] = self.tamper(f"scores:{number}", scores)
         value = commitment(RoundScores, self.salt(number), self.scores[number])
         self.append(f"scores-committed:{number}", ScoresCommitted(round=number, commitment=value))

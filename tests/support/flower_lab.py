@@ -98,6 +98,7 @@ class Node:
     def __init__(self, folder: Path, lab: "Lab", *, patched: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.lab, self.patched = folder, lab, patched
+        self.ca = lab.ca
         self.key = ec.generate_private_key(ec.SECP384R1())
         path = folder / "node.key"
         data = self.key.private_bytes(
@@ -120,7 +121,7 @@ class Node:
             "setup",
             {
                 "superlink": f"127.0.0.1:{self.lab.port}",
-                "ca": str(self.lab.ca),
+                "ca": str(self.ca),
                 "node_key": str(self.folder / "node.key"),
                 "home": str(self.folder / "flower"),
                 "poll_seconds": "0.1",
@@ -173,7 +174,8 @@ class Lab:
         self.folder = folder
         self.home = folder / "operator"
         (self.home / "tls").mkdir(parents=True, exist_ok=True)
-        pki.create(self.home / "tls", name="lab", hosts=("localhost",), now=datetime.datetime.now(datetime.UTC))
+        self.made = datetime.datetime.now(datetime.UTC)
+        pki.create(self.home / "tls", name="lab", hosts=("localhost",), now=self.made)
         self.ca = self.home / "tls" / "ca.crt"
         self.mark = folder / "mark"
         self.bundle = marking_bundle(self.mark) if bundle is None else bundle
@@ -204,13 +206,15 @@ class Lab:
 
     def call(self, name: str, *args):
         """A call of `Control` in the serve process; an error comes back as {"code": ...}."""
-        assert self.server is not None and self.server.stdin is not None
+        assert self.server is not None
+        assert self.server.stdin is not None
         self.server.stdin.write(json.dumps({"do": name, "args": args}) + "\n")
         self.server.stdin.flush()
         return self._answer()
 
     def _answer(self):
-        assert self.server is not None and self.server.stdout is not None
+        assert self.server is not None
+        assert self.server.stdout is not None
         line = self.server.stdout.readline()
         assert line, f"the server ended: {(self.folder / 'serve.log').read_text()[-3000:]}"
         answer = json.loads(line)
@@ -224,8 +228,8 @@ class Lab:
         return node
 
     def plan(self, *, rounds: int = 3, size: int = 100, ttl: float = 60.0, **more) -> None:
-        nodes = [node.id for node in self.nodes]
-        self.home.joinpath("plan.json").write_text(json.dumps({"nodes": nodes, "rounds": rounds, "size": size, "ttl": ttl} | more))
+        plan = {"nodes": [node.id for node in self.nodes], "rounds": rounds, "size": size, "ttl": ttl} | more
+        self.home.joinpath("plan.json").write_text(json.dumps(plan))
 
     def results(self, event: str) -> list[dict]:
         path = self.home / "results.jsonl"

@@ -1,5 +1,6 @@
 """The operator's API: who gets in, what each state may do, limits, and errors without insides."""
 
+import asyncio
 import datetime
 import json
 from collections.abc import Callable
@@ -312,6 +313,24 @@ class TestLimits:
         odd = client.post(f"{API}/enrol", content=b"x", headers={"content-length": "9" * 20})
         assert code(odd) == (413, "BODY_TOO_LARGE")
 
+    def test_a_body_that_never_ends_is_given_up(self) -> None:
+        sent: list[Any] = []
+
+        async def app(*_: Any) -> None:
+            raise AssertionError("the application saw half a request")
+
+        async def receive() -> Any:
+            await asyncio.sleep(0.02)
+            return {"type": "http.request", "body": b"x", "more_body": True}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        edge = Edge(app, limits=Limits(seconds=0.1), prefix=API)
+        asyncio.run(edge({"type": "http", "path": "/", "headers": [], "client": None}, receive, send))
+        assert sent[0]["status"] == 408
+        assert b"BODY_SLOW" in sent[1]["body"]
+
     def test_requests_to_join_are_few(self, world: Operator) -> None:
         client = client_of(world, limits=Limits(enrol=(2, 0.0)))
         codes = [code(client.post(f"{API}/enrol", content=b"{}")) for _ in range(3)]
@@ -399,8 +418,6 @@ class TestErrors:
 
         async def send(message: Any) -> None:
             sent.append(message)
-
-        import asyncio
 
         edge = Edge(app, limits=FREE, prefix=API)
         asyncio.run(edge({"type": "http", "path": "/", "headers": [], "client": None}, receive, send))

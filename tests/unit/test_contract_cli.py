@@ -130,6 +130,9 @@ def test_names_from_evidence_cannot_steer_the_terminal(fedpact, tmp_path) -> Non
     assert "\u009b" not in out
     assert "\u202e" not in out
     assert "\\x9b31m\\u202e[bold]x[/bold]" in out
+    _, out, _ = fedpact("verify", tmp_path / "e", "--json")
+    assert "\u009b" not in out
+    assert json.loads(out)["title"] == evil
 
 
 # contribution recompute

@@ -28,6 +28,7 @@ from fedpact_contract.log import Checkpoint, ContractSigned
 from fedpact_contract.parties import open_parties
 from fedpact_contract.privacy import ACCOUNTANT, check_plan, epsilon_pld
 from fedpact_contract.record import Envelope, open_signed, sign
+from fedpact_models.registry import parameter_count
 from fedpact_server import cards, contracts, db, drafting, enrolment, logbook, validation
 from fedpact_server.drafting import ValidationFile, new
 from fedpact_server.run_state import load_model
@@ -96,7 +97,8 @@ class TestNew:
         group = (contract.privacy.noise_multiplier, contract.privacy.sample_rate, contract.planned_steps)
         assert Decimal("1.95") < epsilon_pld([group], contract.privacy.delta) <= 2
         check_plan(contract)
-        assert np.array_equal(load_model(world.home.path, contract.model.initial_digest), np.zeros(8))
+        zeros = np.zeros(parameter_count(contract.model, contract.data))
+        assert np.array_equal(load_model(world.home.path, contract.model.initial_digest), zeros)
         rows = validation.load(world.home.path, contract.contribution.validation.root)
         assert rows.slices == contract.contribution.validation.slices
         assert [(s.source, s.count) for s in rows.slices] == [("operator", 30)]
@@ -129,7 +131,7 @@ class TestNew:
         template = TEMPLATE.replace('kind = "softmax"\nhidden = []', 'kind = "mlp"\nhidden = [4]')
         contract = draft(world, template)
         weights = load_model(world.home.path, contract.model.initial_digest)
-        assert weights.size == 4 * 4 + 2 * 5
+        assert weights.size == parameter_count(contract.model, contract.data)
         assert len(set(weights)) > 1
 
     @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -34,10 +34,8 @@ def one_end() -> Iterator[MakePipe]:
 
 
 def _close(fd: int) -> None:
-    try:
+    with suppress(OSError):
         os.close(fd)
-    except OSError:
-        pass
 
 
 def both(**values) -> tuple[Pipe, Pipe]:

@@ -256,8 +256,8 @@ def test_a_card_and_agent_toml_that_differ_are_refused(world: Lab) -> None:
 
 def test_a_term_still_to_come_can_be_signed_and_a_past_one_not(world: Lab) -> None:
     offered = world.offer()
-    later = changed(offered, "term.not_before", "2027-06-01T00:00:00Z")
-    later = changed(later, "term.not_after", "2027-07-01T00:00:00Z")
+    later = changed(offered, "term.not_after", "2027-07-01T00:00:00Z")
+    later = changed(later, "term.not_before", "2027-06-01T00:00:00Z")
     assert look(world, later).refuse() is None
     past = changed(offered, "term.not_before", "2025-01-01T00:00:00Z")
     assert refusal(world, changed(past, "term.not_after", "2025-02-01T00:00:00Z")).code == "POLICY_TERM"
@@ -445,6 +445,22 @@ def test_the_trainer_itself_tries_the_schema(world: Lab) -> None:
     assert look(world, offered, read_data=True).refuse() is None
 
 
+def test_the_trainer_leaves_out_what_the_card_released(tmp_path: Path) -> None:
+    """Card and trainer agree on the record of released rows; the operator may then count exactly those rows."""
+    with lab(tmp_path) as world:
+        world.enrol()
+        world.approve()
+        replace_file(world.home.path / "keys" / "release.key", b"k" * 32)
+        world.configure(data_set=DATA_SET.replace('label = "ill"', 'label = "ill"\nrelease_fraction = 0.2'))
+        draft = world.declare()
+        offered = world.offer(released=True)
+        slices = {s.source: s.count for s in offered.contribution.validation.slices}
+        assert slices[world.home.participant_id] == draft.card.released_rows == len(draft.rows) > 0
+        found = trial.try_rows(world.home, world.home.config(), offered)
+        assert found.num_rows == draft.available == 60 - len(draft.rows)
+        assert look(world, offered).refuse() is None
+
+
 def test_a_row_that_does_not_fit_is_found_before_it_costs_budget(world: Lab) -> None:
     offered = world.offer()
     rows = (world.home.path / "rows.csv").read_text()
@@ -476,7 +492,7 @@ def test_rows_known_as_another_data_set_are_refused(world: Lab, monkeypatch: pyt
 def test_a_trainer_that_does_not_start_says_where_to_look(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     offered = world.offer()
     real = trial.spawn
-    monkeypatch.setattr(trial, "spawn", lambda module, **options: real("json.tool", **options))
+    monkeypatch.setattr(trial, "spawn", lambda module, **options: real("fedpact_client.nothing", **options))
     with pytest.raises(FedpactError) as caught:
         trial.try_rows(world.home, world.home.config(), offered)
     assert caught.value.code == "TRAINER_LOST"

@@ -1,6 +1,5 @@
 """The source block of agent.toml: what it may say, which files it opens, under which names its columns come."""
 
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -137,7 +136,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_paths_are_taken_from_the_folder_and_links_followed(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "rows.csv").write_text("a\n1\n")
-    os.symlink(tmp_path / "real" / "rows.csv", tmp_path / "rows.csv")
+    (tmp_path / "rows.csv").symlink_to(tmp_path / "real" / "rows.csv")
     assert file_path(source(), tmp_path) == tmp_path / "real" / "rows.csv"
     assert file_path(source(path="real/../real/rows.csv"), tmp_path) == tmp_path / "real" / "rows.csv"
     assert file_path(source(path="/elsewhere/rows.csv"), tmp_path) == Path("/elsewhere/rows.csv")

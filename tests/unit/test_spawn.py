@@ -209,7 +209,11 @@ def test_a_child_dies_with_a_parent_that_is_killed():
 def test_a_child_whose_parent_died_before_it_could_ask_ends_at_once():
     code = "from fedpact_client.spawn import child_main; child_main(); print('still here')"
     result = subprocess.run(
-        [sys.executable, "-I", "-c", code], env={PARENT: "1"}, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        [sys.executable, "-I", "-c", code],
+        env={PARENT: "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
     )
     assert result.returncode == 1
     assert result.stdout == b""
@@ -232,11 +236,11 @@ def test_by_hand_the_trainer_ends_with_a_code():
 
 
 def test_what_cannot_be_started(tmp_path):
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(FailedError) as caught:
         spawn("none", log=None, command=[str(tmp_path / "missing")])
     assert caught.value.code == "SPAWN_FAILED"
     with pytest.raises(FailedError) as caught:
         spawn("none", log=tmp_path / "no" / "folder.log", command=[sys.executable])
     assert (caught.value.code, caught.value.file) == ("SPAWN_LOG", str(tmp_path / "no" / "folder.log"))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -132,13 +132,13 @@ def _federation(seed: int) -> tuple[float, list[float], Floats]:
 
 
 def test_digits_at_epsilon_2_the_federation_beats_each_alone_and_wrong_labels_earn_least() -> None:
-    """Seen over seeds 0-7: federated .852 (s.d. .018); alone .799, .513, .610, .752, mean .668; shares
-    .403, .157, .152, .288: the participant with wrong labels lowest per row in 8 of 8.
+    """Seen over seeds 0-7: federated .876 (s.d. .012); alone .834, .615, .611, .782, mean .710; shares
+    .396, .148, .155, .301: the participant with wrong labels lowest per row in 8 of 8.
     """
     results = [_federation(seed) for seed in range(3)]
     federated = np.mean([r[0] for r in results])
     alone = np.mean([r[1] for r in results], axis=0)
-    assert federated > 0.82
+    assert federated > 0.85
     assert federated > alone.mean() + 0.12
     assert federated > alone.max()
     assert all(np.argmin(shares / np.array(SIZES)) == 2 for _, _, shares in results)

@@ -13,6 +13,7 @@ from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.evidence import CHECKPOINTS, COUNTERSIGNATURES, FILES, LEAVES, LOG, unpack
 from fedpact_contract.keys import fingerprint, public_hex
 from fedpact_contract.log import (
+    Body,
     Checkpoint,
     Countersignature,
     Entry,
@@ -626,6 +627,31 @@ def test_an_entry_that_breaks_a_rule(tamper, code, field) -> None:
     assert found[0]["field"].startswith("entries.")
     assert found[0]["field"].endswith(f".{field}" if field else found[0]["field"].split(".")[1])
     assert f"Entry {found[0]['field'].split('.')[1]} (" in found[0]["message"]
+
+
+class UnknownEntry(Body):
+    TYPE = "bonus-paid"
+
+
+class HalfAnEntry(Body):
+    TYPE = "reply-missed"
+    round: int = 1
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [(UnknownEntry(), "ENTRY_TYPE", "entries.2.type"), (HalfAnEntry(), "ENTRY_BODY", "entries.2.participant")],
+)
+def test_an_entry_of_no_known_form(body, code, field) -> None:
+    fault = only_fault(told(at("round-opened:1", lambda b: [b, body]), end="opened", rounds=1))
+    assert (fault["code"], fault["field"]) == (code, field)
+
+
+@pytest.mark.parametrize("text", [b" ", b"{}", b"[]", b"nonsense", b'{"payload":"","signatures":[],"type":"x"}'])
+@pytest.mark.parametrize("name", [CHECKPOINTS, COUNTERSIGNATURES])
+def test_a_line_that_is_no_record(name, text) -> None:
+    result = changed(name, lambda rows: rows.__setitem__(1, text + b"\n"))
+    assert {(f["file"], f["field"]) for f in result.faults} == {(name, "line 2")}
 
 
 UPDATE_LIES = [

@@ -1,0 +1,67 @@
+"""Hosts of one test: network namespaces joined by a bridge, each allowed to reach one port of one address only."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+def sh(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, check=check)
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """`operator` is this machine's address on the bridge; `names` are the namespaces."""
+
+    operator: str
+    names: tuple[str, ...]
+
+    def within(self, index: int, *arguments: str) -> list[str]:
+        """The command line that runs something on host `index`."""
+        return ["ip", "netns", "exec", self.names[index], *arguments]
+
+
+@contextmanager
+def hosts(count: int, port: int, tag: str) -> Iterator[Hosts]:
+    """`count` hosts that reach `operator`:`port` and nothing else."""
+    subnet = f"10.{77 + hash(tag) % 100}.{hash(tag) // 100 % 250}"
+    bridge, names = f"fp{tag}", tuple(f"fp{tag}{i}" for i in range(count))
+    operator = f"{subnet}.1"
+    try:
+        sh("ip", "link", "add", bridge, "type", "bridge")
+        sh("ip", "addr", "add", f"{operator}/24", "dev", bridge)
+        sh("ip", "link", "set", bridge, "up")
+        for i, name in enumerate(names):
+            sh("ip", "netns", "add", name)
+            sh("ip", "link", "add", f"{bridge}v{i}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            sh("ip", "link", "set", f"{bridge}v{i}", "master", bridge, "up")
+            sh("ip", "-n", name, "addr", "add", f"{subnet}.{10 + i}/24", "dev", "eth0")
+            sh("ip", "-n", name, "link", "set", "eth0", "up")
+            sh("ip", "-n", name, "link", "set", "lo", "up")
+            if shutil.which("nft"):
+                _allow_only(name, operator, port)
+        yield Hosts(operator, names)
+    finally:
+        for name in names:
+            sh("ip", "netns", "del", name, check=False)
+        sh("ip", "link", "del", bridge, check=False)
+
+
+def _allow_only(name: str, operator: str, port: int) -> None:
+    rules = f"""
+table inet only {{
+  chain out {{
+    type filter hook output priority 0; policy drop;
+    oif "lo" accept
+    ip daddr {operator} tcp dport {port} accept
+  }}
+  chain in {{
+    type filter hook input priority 0; policy drop;
+    iif "lo" accept
+    ct state established accept
+  }}
+}}
+"""
+    subprocess.run(["ip", "netns", "exec", name, "nft", "-f", "-"], input=rules, text=True, check=True)

@@ -1,0 +1,456 @@
+"""The command `fedpact-agent`: exit codes, JSON, questions, no tracebacks, and a help that answers at once."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from tests.support.agent_world import ENTITY, PASSPHRASE, Lab, lab
+
+from fedpact_client import cli, guard, trial, views
+from fedpact_client.cli import app, main
+from fedpact_client.home import replace_file
+from fedpact_contract.errors import FaultError
+
+HEAVY = {
+    "torch",
+    "polars",
+    "flwr",
+    "httpx",
+    "numpy",
+    "dp_accounting",
+    "cryptography",
+    "pydantic",
+    "opacus",
+    "structlog",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.out)
+        return value
+
+    @property
+    def error(self) -> str:
+        return str(self.json["error"]["code"])
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line in this process; the terminal is not one that can be asked."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["fedpact-agent", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """A lab whose operator answers real httpx connections; the trainer is doubled."""
+    with lab(tmp_path) as made:
+        monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda _, request: made.wire.handle_request(request))
+        monkeypatch.setenv("FEDPACT_AGENT_HOME", str(made.home.path))
+        found = trial.Trial(num_rows=60, duplicates=0, rows_fingerprint="ef" * 32)
+        monkeypatch.setattr(trial, "try_rows", lambda *_: found)
+        yield made
+
+
+@pytest.fixture
+def passphrase(tmp_path: Path) -> Path:
+    path = tmp_path / "passphrase"
+    replace_file(path, PASSPHRASE + b"\n")
+    return path
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, *answers: bool) -> list[str]:
+    """A person at the terminal; the questions that were asked."""
+    left, asked = list(answers), []
+
+    def confirm(question: str, **_: object) -> bool:
+        asked.append(question)
+        return left.pop(0)
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(typer, "confirm", confirm)
+    return asked
+
+
+# Help
+
+
+def commands() -> list[tuple[str, ...]]:
+    found = [(c.name or c.callback.__name__,) for c in app.registered_commands if c.callback]
+    return found + [("contract", c.name or "") for c in cli.contract_app.registered_commands]
+
+
+def test_the_commands_are_those_of_the_plan() -> None:
+    assert {" ".join(c) for c in commands()} == {
+        *("init", "enrol", "card", "contract list", "contract show", "sign", "start", "status", "head", "budget"),
+        *("egress", "statement", "report", "pause", "resume", "withdraw"),
+    }
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_explains_itself(call: Call, command: tuple[str, ...]) -> None:
+    result = call(*command, "--help")
+    assert result.code == 0
+    assert "--home" in result.out
+    assert command == ("start",) or "--json" in result.out
+
+
+def test_help_loads_nothing_heavy_and_answers_at_once() -> None:
+    code = (
+        "import sys\nsys.argv = ['fedpact-agent', '--help']\nfrom fedpact_client.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        f"print('HEAVY', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert "HEAVY []" in done.stdout
+    assert min(seconds) < 0.5
+
+
+def test_without_a_command_help_is_shown(call: Call) -> None:
+    result = call()
+    assert result.code == 2
+    assert "Usage" in result.out + result.err
+
+
+def test_the_version_is_told(call: Call) -> None:
+    result = call("--version")
+    assert (result.code, result.out.split()[0]) == (0, "fedpact-agent")
+
+
+@pytest.mark.parametrize("arguments", [("nothing",), ("head", "--nothing"), ("init",), ("egress", "--last", "0")])
+def test_wrong_usage_exits_with_2(call: Call, arguments: tuple[str, ...]) -> None:
+    result = call(*arguments)
+    assert result.code == 2
+    assert "Traceback" not in result.err
+
+
+# init
+
+
+def test_a_home_is_made(call: Call, tmp_path: Path, passphrase: Path) -> None:
+    given = ("--home", tmp_path / "a", "--name", "N", "--entity-code", ENTITY, "--sector", "medical")
+    result = call("init", *given, "--passphrase-file", passphrase, "--json")
+    assert result.code == 0
+    assert result.json["home"] == str(tmp_path / "a")
+    assert len(result.json["participant"]) == 64
+    again = call("init", *given, "--passphrase-file", passphrase, "--json")
+    assert (again.code, again.error) == (2, "HOME_EXISTS")
+
+
+def test_the_passphrase_is_asked_for_at_a_terminal_alone(call: Call, tmp_path: Path) -> None:
+    given = ("--home", tmp_path / "a", "--name", "N", "--entity-code", ENTITY, "--sector", "medical")
+    result = call("init", *given, "--json")
+    assert (result.code, result.error) == (2, "PASSPHRASE_NEEDED")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_typed_passphrase_is_asked_for_twice(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+
+    def prompt(_: str, **options: object) -> str:
+        seen.update(options)
+        return "correct horse"
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(typer, "prompt", prompt)
+    result = call("init", "--home", tmp_path / "a", "--name", "N", "--entity-code", ENTITY, "--sector", "medical")
+    assert result.code == 0
+    assert seen == {"hide_input": True, "confirmation_prompt": True, "err": True}
+    assert "correct horse" not in result.out + result.err
+
+
+def test_without_a_home_every_command_says_so(call: Call, tmp_path: Path) -> None:
+    for command in (("status",), ("head",), ("budget",), ("egress",), ("start",), ("sign", "abcd")):
+        result = call(*command, "--home", tmp_path / "none", *(() if command == ("start",) else ("--json",)))
+        assert result.code == 2
+        assert "HOME_MISSING" in result.out + result.err
+
+
+# enrol
+
+
+def test_the_whole_way_to_a_signed_contract(call: Call, world: Lab, passphrase: Path) -> None:
+    secret = ("--passphrase-file", passphrase)
+    joined = call("enrol", world.invitation(), *secret, "--json")
+    assert (joined.code, joined.json["state"]) == (0, "requested")
+    assert joined.json["participant"] == world.home.participant_id
+    world.approve()
+    world.configure()
+    card = call("card", "set-1", "--yes", *secret, "--json")
+    assert (card.code, card.json["num_examples"], card.json["sent"]) == (0, 40, True)
+    offered = world.offer()
+    listed = call("contract", "list", "--json")
+    assert [(c["id"], c["state"], c["here"]) for c in listed.json["contracts"]] == [(offered.id, "offered", None)]
+    shown = call("contract", "show", offered.id[:8], "--json")
+    assert all(check["ok"] for check in shown.json["checks"])
+    assert shown.json["terms"] == offered.plain()
+    signed = call("sign", offered.id, "--yes", *secret, "--json")
+    assert (signed.code, signed.json["signed_now"]) == (0, True)
+    world.others_sign(offered)
+    whole = call("contract", "show", offered.id)
+    assert whole.code == 0
+    assert "Every party has signed" in whole.out
+    assert offered.id in whole.out
+    status = call("status", "--json")
+    assert (status.json["enrolment"], status.json["contracts"][0]["state"]) == ("approved", "signed")
+
+
+def test_enrolment_shows_both_fingerprints(call: Call, world: Lab, passphrase: Path) -> None:
+    result = call("enrol", world.invitation(), "--passphrase-file", passphrase)
+    shown = result.out.replace(" ", "").replace("\n", "")
+    assert world.home.participant_id in shown
+    assert world.world.home.fingerprint in shown
+    assert "telephone" in result.out
+
+
+def test_a_false_operator_exits_with_1(call: Call, world: Lab, passphrase: Path) -> None:
+    result = call("enrol", world.invitation(operator="ab" * 32), "--passphrase-file", passphrase)
+    assert (result.code, result.out) == (1, "")
+    assert "OPERATOR_FINGERPRINT" in result.err
+
+
+def test_an_operator_that_is_away_exits_with_6(call: Call, world: Lab, passphrase: Path) -> None:
+    world.enrol()
+    world.wire.cut_before = "GET"
+    result = call("contract", "list", "--json")
+    assert (result.code, result.error) == (6, "OPERATOR_AWAY")
+    status = call("status", "--json")
+    assert (status.code, status.json["enrolment"]) == (0, "unknown (OPERATOR_AWAY)")
+
+
+def test_status_offline_asks_nobody(call: Call, world: Lab) -> None:
+    assert call("status", "--json").json["enrolment"] == "not enrolled"
+    world.enrol()
+    world.wire.sent.clear()
+    assert call("status", "--offline", "--json").json["enrolment"] == "not asked"
+    assert world.wire.sent == []
+
+
+# Questions
+
+
+@pytest.fixture
+def ready(world: Lab) -> Lab:
+    world.enrol()
+    world.approve()
+    world.configure()
+    return world
+
+
+def test_nothing_is_sent_unasked(call: Call, ready: Lab, passphrase: Path) -> None:
+    ready.wire.sent.clear()
+    result = call("card", "set-1", "--passphrase-file", passphrase, "--json")
+    assert (result.code, result.error) == (2, "CONFIRMATION_NEEDED")
+    assert ready.wire.sent == []
+    assert ready.store.data_sets() == []
+
+
+def test_a_no_sends_nothing(call: Call, ready: Lab, passphrase: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answer(monkeypatch, False)
+    ready.wire.sent.clear()
+    result = call("card", "set-1", "--passphrase-file", passphrase)
+    assert result.code == 5
+    assert "DECLINED" in result.err
+    assert asked == ["Sign this card and send it?"]
+    assert ready.wire.sent == []
+
+
+def test_released_rows_are_shown_and_asked_for_by_themselves(
+    call: Call, ready: Lab, passphrase: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_file(ready.home.path / "keys" / "release.key", b"k" * 32)
+    text = ready.home.config_path.read_text()
+    changed = text.replace('label = "ill"\n', 'label = "ill"\nrelease_fraction = 0.2\n', 1)
+    replace_file(ready.home.config_path, changed.encode())
+    asked = answer(monkeypatch, True, False)
+    ready.wire.sent.clear()
+    result = call("card", "set-1", "--passphrase-file", passphrase)
+    assert result.code == 5
+    assert len(asked) == 2
+    assert "leave your premises" in asked[1]
+    assert "rows leave your premises, as they are" in result.out
+    assert ready.wire.sent == []
+    assert not ready.home.released_path("set-1").exists()
+
+
+def test_a_refused_contract_is_shown_and_not_signed(call: Call, ready: Lab, passphrase: Path) -> None:
+    ready.declare()
+    offered = ready.offer()
+    ready.configure(purposes='["other"]', data_set="")
+    result = call("sign", offered.id, "--yes", "--passphrase-file", passphrase)
+    assert result.code == 5
+    assert "POLICY_PURPOSE_MISMATCH" in result.err
+    assert "policy: REFUSED" in result.out
+    assert ready.store.contracts() == []
+    as_json = call("contract", "show", offered.id, "--json")
+    assert as_json.code == 0
+    assert [c["error"]["code"] for c in as_json.json["checks"] if not c["ok"]] == ["POLICY_PURPOSE_MISMATCH"]
+
+
+def test_signing_is_asked_after_everything_was_shown(
+    call: Call, ready: Lab, passphrase: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.declare()
+    offered = ready.offer()
+    asked = answer(monkeypatch, False)
+    result = call("sign", offered.id, "--passphrase-file", passphrase)
+    assert (result.code, asked) == (5, ["Sign this contract?"])
+    for words in ("vouched for by the operator only", "ourselves", "matches trust.toml", "epsilon of the whole plan"):
+        assert words in result.out
+    assert ready.store.contracts() == []
+
+
+@pytest.mark.parametrize("text", ["ab", "ffff", "../../x"])
+def test_an_unknown_contract_exits_with_2(call: Call, ready: Lab, text: str) -> None:
+    for command in ("sign", "head", "statement", "pause"):
+        result = call(command, text, "--json")
+        assert (result.code, result.error) == (2, "CONTRACT_UNKNOWN")
+
+
+# After signing
+
+
+@pytest.fixture
+def signed(call: Call, ready: Lab, passphrase: Path) -> str:
+    ready.declare()
+    offered = ready.offer()
+    assert call("sign", offered.id, "--yes", "--passphrase-file", passphrase, "--json").code == 0
+    return offered.id
+
+
+def test_head_budget_and_egress_as_text_and_json(call: Call, world: Lab, signed: str) -> None:
+    (head,) = call("head", "--json").json["heads"]
+    assert (head["contract"], head["size"]) == (signed, 0)
+    assert signed in call("head", signed[:6]).out
+    (data_set,) = call("budget", "--json").json["data_sets"]
+    assert data_set["contracts"][0]["contract"] == signed
+    assert "epsilon_pld" in call("budget").out
+    entries = call("egress", "--json").json["egress"]
+    assert [e["kind"] for e in entries if e["contract"] == signed] == ["request", "signature"]
+    assert len(entries) == len(world.store.egress()) == len(world.wire.sent)
+    (last,) = call("egress", "--contract", signed[:6], "--last", "1", "--json").json["egress"]
+    assert last["kind"] == "signature"
+    assert "POST" in call("egress").out
+
+
+def test_pause_resume_withdraw_need_no_operator(call: Call, world: Lab, signed: str) -> None:
+    world.wire.cut_before = "/"
+    world.store.set_state(signed, "running")
+    assert call("pause", signed[:8], "--json").json == {"contract": signed, "state": "paused"}
+    assert call("resume", signed, "--json").json["state"] == "running"
+    assert call("withdraw", signed, "--json").error == "CONFIRMATION_NEEDED"
+    assert call("withdraw", signed, "--yes").code == 0
+    assert world.store.contract(signed).state == "withdrawn"
+    result = call("resume", signed, "--json")
+    assert (result.code, result.error) == (2, "CONTRACT_STATE")
+
+
+def test_a_statement_before_the_log_exists(call: Call, signed: str) -> None:
+    result = call("statement", signed, "--json")
+    assert (result.code, result.error) == (5, "CONTRACT_NOT_SIGNED")
+
+
+def test_a_statement_and_a_report_of_a_fresh_log(call: Call, world: Lab, signed: str, tmp_path: Path) -> None:
+    with world.client() as client:
+        from fedpact_client.signing import fetch_offer
+
+        world.others_sign(fetch_offer(client, signed).contract)
+    result = call("statement", signed, "--keep", tmp_path / "evidence", "--json")
+    assert (result.code, result.json["status"]) == (4, "running")
+    assert sorted(p.name for p in (tmp_path / "evidence").iterdir()) == [
+        *("checkpoints.jsonl", "countersignatures.jsonl", "leaves.txt", "log.jsonl")
+    ]
+    assert "PARTLY AUTHENTICATED" in call("statement", signed).out
+    for form in ("json", "html"):
+        written = call("report", signed, "--out", tmp_path / f"report.{form}", "--format", form, "--json")
+        assert written.code == 4
+        assert (tmp_path / f"report.{form}").stat().st_size == written.json["bytes"]
+    assert json.loads((tmp_path / "report.json").read_text())["contract_id"] == signed
+    again = call("report", signed, "--out", tmp_path / "report.json", "--json")
+    assert (again.code, again.error) == (2, "OUT_EXISTS")
+
+
+def test_a_report_has_two_forms(call: Call, signed: str, tmp_path: Path) -> None:
+    result = call("report", signed, "--out", tmp_path / "x", "--format", "pdf", "--json")
+    assert (result.code, result.error) == (2, "REPORT_FORMAT")
+
+
+def test_a_fault_in_the_evidence_exits_with_1(
+    call: Call, signed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def faulty(*_: object) -> None:
+        raise FaultError("STATEMENT_RECEIPT_MISSING", "The log has no word on the update sent.", field="round 1")
+
+    monkeypatch.setattr(views, "fetch_checked", faulty)
+    result = call("statement", signed, "--json")
+    assert (result.code, result.error) == (1, "STATEMENT_RECEIPT_MISSING")
+    assert call("report", signed, "--out", tmp_path / "x", "--json").code == 1
+    assert not (tmp_path / "x").exists()
+
+
+# start, and the rim
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_start_ends_with_the_guards_exit_code(
+    call: Call, world: Lab, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    homes: list[Path] = []
+    monkeypatch.setattr(guard, "run", lambda home: homes.append(home) or code)
+    assert call("start").code == code
+    assert homes == [world.home.path]
+
+
+def test_a_fault_in_the_configuration_names_its_line(call: Call, world: Lab) -> None:
+    text = world.home.config_path.read_text().replace("threads = 2", "threads = 0")
+    replace_file(world.home.config_path, text.encode())
+    result = call("budget")
+    assert result.code == 2
+    number = text.splitlines().index("threads = 0") + 1
+    assert f"agent.toml:{number}" in result.err.replace("\n", "")
+
+
+def test_an_unexpected_error_shows_no_traceback(call: Call, world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "budget", lambda *_: 1 / 0)
+    result = call("budget", "--json")
+    assert (result.code, result.error) == (1, "INTERNAL")
+    assert "Traceback" not in result.out + result.err
+    Path(result.json["error"]["file"]).unlink()
+
+
+def test_a_hostile_title_cannot_move_the_terminal(call: Call, ready: Lab) -> None:
+    ready.declare()
+    offered = ready.offer('title = "Heart disease"', 'title = "Heart \u202e disease"')
+    for command in (("contract", "show", offered.id), ("contract", "list")):
+        assert "\u202e" not in call(*command).out

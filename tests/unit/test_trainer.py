@@ -1,0 +1,240 @@
+"""The trainer's answers, without its process: rows, codes, and what may leave."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from tests.support.models_kit import a_model, a_schema, category, number, training_contract
+from tests.support.noise import FixedNoise
+
+from fedpact_client import trainer
+from fedpact_client.frames import Frame
+from fedpact_client.trainer import rows_fingerprint
+from fedpact_contract.canonical import canonical_bytes
+from fedpact_contract.contract import Contract
+from fedpact_contract.errors import FailedError, InputError
+from fedpact_models.features import Examples
+from fedpact_models.registry import parameter_count
+
+LABEL = {"name": "ill", "classes": ["no", "yes"], "rule": "value"}
+DATA = a_schema(number("age", 0, 100), category("sex", ["f", "m"]), label=LABEL)
+COUNT = 20
+
+
+@pytest.fixture(autouse=True)
+def _cold() -> None:
+    trainer._load_warm.cache_clear()
+
+
+@pytest.fixture
+def contract() -> Contract:
+    return training_contract(DATA, a_model(), (COUNT, 30, 40))
+
+
+def table(count: int = 30) -> pl.DataFrame:
+    rng = random.Random(1)
+    return pl.DataFrame(
+        {
+            "age": [rng.randint(1, 99) for _ in range(count)],
+            "sex": [rng.choice("fm") for _ in range(count)],
+            "ill": [rng.choice(["no", "yes"]) for _ in range(count)],
+        }
+    )
+
+
+def order(agreed: Contract, folder: Path, kind: str = "check", **values: Any) -> Frame:
+    header = {
+        "contract": agreed.to_bytes().decode(),
+        "participant": agreed.participants[0].id,
+        "source": {"path": "rows.csv", "kind": "csv"},
+        "base_dir": str(folder),
+    }
+    if kind == "train":
+        header |= {"selection_key": "07" * 32, "round": 1, "attempt": 1}
+    base = np.zeros(parameter_count(agreed.model, agreed.data)).tobytes() if kind == "train" else b""
+    return Frame(kind=kind, header=header | values, array=base)
+
+
+def answer(frame: Frame) -> tuple[str, dict[str, Any], bytes]:
+    kind, header, array = trainer._answer(frame, FixedNoise(1))
+    canonical_bytes(header)  # it can travel
+    assert kind in trainer.ANSWERS
+    if kind == "failed":
+        assert header["code"].startswith(("DATA_", "TRAINING_"))
+    return kind, header, array
+
+
+def test_rows_that_are_there_are_checked(contract, tmp_path):
+    table().write_csv(tmp_path / "rows.csv")
+    kind, header, array = answer(order(contract, tmp_path))
+    assert (kind, array) == ("checked", b"")
+    assert header["num_rows"] == 30
+    assert header["duplicates"] == 30 - len(table().unique())
+
+
+def test_an_update_says_how_it_was_made(contract, tmp_path):
+    table().write_csv(tmp_path / "rows.csv")
+    kind, header, array = answer(order(contract, tmp_path, "train"))
+    assert kind == "update"
+    assert header == {
+        "noise": "test",
+        "num_examples": COUNT,
+        "rows_fingerprint": answer(order(contract, tmp_path))[1]["rows_fingerprint"],
+    }
+    update = np.frombuffer(array, "<f4")
+    assert len(update) == parameter_count(contract.model, contract.data)
+    assert np.isfinite(update).all()
+
+
+def test_the_version_is_that_of_the_rows_alone(contract, tmp_path):
+    table().write_csv(tmp_path / "rows.csv")
+    table().sample(fraction=1.0, shuffle=True, seed=2).write_parquet(tmp_path / "other.pq")
+    renamed = table().rename({"age": "AGE"}).with_columns(note=pl.lit("x"))
+    renamed.write_ndjson(tmp_path / "third.json")
+    sources = [
+        {"path": "rows.csv", "kind": "csv"},
+        {"path": "other.pq", "kind": "parquet"},
+        {"path": "third.json", "kind": "ndjson", "rename": {"age": "AGE"}},
+    ]
+    found = {answer(order(contract, tmp_path, source=source))[1]["rows_fingerprint"] for source in sources}
+    assert len(found) == 1
+    pl.concat([table(), table(1)]).write_csv(tmp_path / "rows.csv")
+    assert answer(order(contract, tmp_path))[1]["rows_fingerprint"] not in found
+
+
+def test_the_fingerprint_counts_rows_and_tells_features_from_classes():
+    one = Examples(x=np.array([[0.5, 1.0]]), y=np.array([1]))
+    variants = [
+        one,
+        Examples(x=np.array([[0.5, 1.0]] * 2), y=np.array([1, 1])),
+        Examples(x=np.array([[0.5, 1.0]]), y=np.array([0])),
+        Examples(x=np.array([[1.0, 0.5]]), y=np.array([1])),
+    ]
+    assert len({rows_fingerprint(v) for v in variants}) == len(variants)
+    two = Examples(x=np.array([[0.0, 1.0], [2.0, 3.0]]), y=np.array([0, 1]))
+    turned = Examples(x=two.x[::-1].copy(), y=two.y[::-1].copy())
+    assert rows_fingerprint(two) == rows_fingerprint(turned)
+    assert rows_fingerprint(one) == rows_fingerprint(Examples(x=one.x.copy(), y=one.y.copy()))
+
+
+def test_released_rows_are_not_trained_on(contract, tmp_path):
+    table().write_csv(tmp_path / "rows.csv")
+    whole = answer(order(contract, tmp_path))[1]
+    released = tmp_path / "released.jsonl"
+    assert answer(order(contract, tmp_path, released=str(released)))[1] == whole  # none released yet
+    table().head(4).cast({"age": pl.String}).write_ndjson(released)
+    left = answer(order(contract, tmp_path, released=str(released)))[1]
+    assert left["num_rows"] == 26
+    assert left["rows_fingerprint"] == whole["rows_fingerprint"]
+    table().head(11).write_ndjson(released)
+    kind, header, _ = answer(order(contract, tmp_path, "train", released=str(released)))
+    assert (kind, header["code"]) == ("failed", "DATA_TOO_FEW_ROWS")
+
+
+def test_of_equal_rows_as_many_stay_as_were_not_released():
+    rows = Examples(x=np.array([[0.0]] * 3 + [[1.0]]), y=np.array([0, 0, 0, 1]))
+    released = Examples(x=np.array([[0.0], [0.0], [5.0]]), y=np.array([0, 0, 1]))
+    left = trainer._without(rows, released)
+    assert (left.x.tolist(), left.y.tolist()) == ([[0.0], [1.0]], [0, 1])
+
+
+def test_data_is_read_once_and_kept(contract, tmp_path):
+    table().write_csv(tmp_path / "rows.csv")
+    first = answer(order(contract, tmp_path, "train"))
+    (tmp_path / "rows.csv").unlink()
+    assert answer(order(contract, tmp_path, "train", round=2)) == first
+    assert answer(order(contract, tmp_path, "train", selection_key="08" * 32))[1]["code"] == "DATA_FILE_MISSING"
+    assert answer(order(contract, tmp_path))[1]["code"] == "DATA_FILE_MISSING"
+
+
+def test_a_failed_reading_is_tried_again(contract, tmp_path):
+    assert answer(order(contract, tmp_path, "train"))[1]["code"] == "DATA_FILE_MISSING"
+    table().write_csv(tmp_path / "rows.csv")
+    assert answer(order(contract, tmp_path, "train"))[0] == "update"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("age,sex,ill\n", "DATA_EMPTY"),
+        ("age,sex\n1,f\n", "DATA_LABEL_MISSING"),
+        ("age,ill\n1,no\n", "DATA_COLUMN_MISSING"),
+        ("age,sex,ill\nold,f,no\n", "DATA_NOT_A_NUMBER"),
+        ("age,sex,ill\n1,x,no\n", "DATA_UNKNOWN_CATEGORY"),
+        ("age,sex,ill\n1,f,no\n", "DATA_TOO_FEW_ROWS"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["check", "train"])
+def test_what_is_wrong_with_the_data_is_named(contract, tmp_path, kind: str, text: str, code: str):
+    (tmp_path / "rows.csv").write_text(text)
+    answered, header, array = answer(order(contract, tmp_path, kind))
+    assert (answered, header["code"], array) == ("failed", code, b"")
+    assert header["message"]
+
+
+def test_other_codes_become_one_that_may_leave(contract, tmp_path):
+    table().write_csv(tmp_path / "rows.csv")
+    frame = order(contract, tmp_path, "train")
+    cases = {
+        "WEIGHTS_SHAPE": Frame(kind="train", header=frame.header, array=frame.array + bytes(8)),
+        "WEIGHTS_NOT_FINITE": Frame(kind="train", header=frame.header, array=b"\xff" * len(frame.array)),
+        "CONTRACT_NOT_A_PARTY": order(contract, tmp_path, "train", participant="0" * 64),
+        "CANONICAL_PARSE": order(contract, tmp_path, "train", contract="{"),
+    }
+    for original, case in cases.items():
+        _, header, _ = answer(case)
+        assert header["code"] == "TRAINING_INPUT"
+        assert header["message"].startswith(f"{original}: ")
+    _, header, _ = answer(Frame(kind="train", header=frame.header, array=frame.array[:-1]))
+    assert header["code"] == "TRAINING_BASE"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), "TRAINING_MEMORY"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "TRAINING_MEMORY"),
+        (RuntimeError("the patient is 61"), "TRAINING_INTERNAL"),
+        (KeyError("61"), "TRAINING_INTERNAL"),
+        (FailedError("TRAINING_NOT_FINITE", "not finite"), "TRAINING_NOT_FINITE"),
+    ],
+)
+def test_every_failure_has_a_fixed_code(contract, tmp_path, monkeypatch, error: Exception, code: str):
+    table().write_csv(tmp_path / "rows.csv")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fedpact_models.training.local_update", fail)
+    kind, header, _ = answer(order(contract, tmp_path, "train"))
+    assert (kind, header["code"]) == ("failed", code)
+    assert "61" not in str(header)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"base_dir": "relative"},
+        {"participant": "somebody"},
+        {"selection_key": "07"},
+        {"selection_key": "zz" * 32},
+        {"round": 0},
+        {"attempt": "1"},
+        {"source": {"path": "rows.csv"}},
+        {"noise": "test"},
+    ],
+)
+def test_a_header_with_wrong_values_is_no_order(contract, tmp_path, values: dict[str, Any]):
+    with pytest.raises(InputError) as caught:
+        answer(order(contract, tmp_path, "train", **values))
+    assert caught.value.code.startswith("TRAINER_HEADER")
+
+
+def test_nothing_in_the_package_chooses_the_noise():
+    text = Path(trainer.__file__).read_text()
+    assert "FixedNoise" not in text
+    assert "environ.get" not in text
+    assert "argv" not in text
