@@ -13,11 +13,11 @@ import structlog
 from fedpact_client.answer import Desk
 from fedpact_client.api import OperatorClient
 from fedpact_client.store import EgressKind, SeenHead
-from fedpact_contract import merkle
+from fedpact_client.views import check_own
 from fedpact_contract.errors import FaultError, FedpactError, InputError, ServiceError
-from fedpact_contract.evidence import Evidence, unpack
-from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClosing, UpdateDecided, UpdateRefused
-from fedpact_contract.messages import Objection, Update
+from fedpact_contract.evidence import unpack
+from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClosing
+from fedpact_contract.messages import Objection
 from fedpact_contract.record import open_signed, read_envelope, sign
 from fedpact_contract.request import API
 from fedpact_contract.verify import verify
@@ -87,7 +87,7 @@ def check_closing(desk: Desk, files: Mapping[str, bytes]) -> Closing:
     if report.faults:
         first = report.faults[0]
         raise FaultError(first["code"], first["message"], field=first.get("field"), party=first.get("party"))
-    check_own(desk, evidence)
+    check_own(desk.store, desk.participant, desk.contract_id, evidence)
     envelope = read_envelope(evidence.checkpoints[-1])
     operator_key = desk.run_keys[desk.contract.operator.id]
     checkpoint: Checkpoint = open_signed(envelope, Checkpoint, operator_key)
@@ -96,57 +96,6 @@ def check_closing(desk: Desk, files: Mapping[str, bytes]) -> Closing:
     if Entry.from_bytes(evidence.log[-1]).type != PeriodClosing.TYPE:
         raise FaultError("CLOSING_HEAD", "The log does not end with the closing of a period.")
     return Closing(checkpoint=checkpoint, envelope=evidence.checkpoints[-1])
-
-
-def check_own(desk: Desk, evidence: Evidence) -> None:
-    """Every head that this agent saw is a prefix of the log, and the log holds exactly its own replies.
-
-    Raises:
-        FaultError: CLOSING_FORK, STATEMENT_RECEIPT_MISSING, STATEMENT_RECEIPT_WRONG.
-    """
-    hashes = [merkle.leaf_hash(line) for line in evidence.log]
-    for head in desk.store.heads(desk.contract_id):
-        if head.size > len(hashes) or merkle.root(hashes[: head.size]).hex() != head.root:
-            raise FaultError(
-                "CLOSING_FORK", "A head that this agent saw is not in the closing log.", field=f"size {head.size}"
-            )
-    logged, refused, missed = _own_entries(desk, evidence)
-    for number, digest in desk.store.sent_updates(desk.contract_id).items():
-        if logged.get(number, digest) != digest:
-            raise FaultError(
-                "STATEMENT_RECEIPT_WRONG", "The log holds another update than this agent sent.", field=f"round {number}"
-            )
-        if number not in logged and number not in missed:
-            raise FaultError(
-                "STATEMENT_RECEIPT_MISSING", "The log says nothing of this agent's update.", field=f"round {number}"
-            )
-    for number in logged.keys() - desk.store.sent_updates(desk.contract_id).keys():
-        raise FaultError(
-            "STATEMENT_RECEIPT_WRONG", "The log holds an update that this agent never sent.", field=f"round {number}"
-        )
-    answered = set(desk.store.answers(desk.contract_id))
-    for number in refused - answered:
-        raise FaultError(
-            "STATEMENT_RECEIPT_WRONG", "The log holds a refusal that this agent never sent.", field=f"round {number}"
-        )
-
-
-def _own_entries(desk: Desk, evidence: Evidence) -> tuple[dict[int, str], set[int], set[int]]:
-    logged: dict[int, str] = {}
-    refused: set[int] = set()
-    missed: set[int] = set()
-    for line in evidence.log:
-        entry = Entry.from_bytes(line)
-        if entry.body.get("participant") != desk.participant:
-            continue
-        number = int(entry.body["round"])
-        if entry.type == UpdateDecided.TYPE:
-            logged[number] = Update.from_bytes(read_envelope(entry.body["update"]).body).update_digest
-        elif entry.type == UpdateRefused.TYPE:
-            refused.add(number)
-        else:
-            missed.add(number)
-    return logged, refused, missed
 
 
 def _object(desk: Desk, client: OperatorClient, files: Mapping[str, bytes], err: FedpactError) -> str:

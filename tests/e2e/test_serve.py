@@ -22,7 +22,7 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.messages import Invitation
 from fedpact_contract.request import API, utc_now
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 FEDPACT = str(Path(sys.executable).with_name("fedpact"))
 READY_SECONDS = 90.0

@@ -1,6 +1,7 @@
 """Enrolment: one token, one entity, one use; a fingerprint that people compare; freezes and alarms."""
 
 import datetime
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +272,27 @@ def test_a_strangers_request_is_discarded_only_on_demand_and_never_after_approva
     assert code_of(send, world, invitation, stranger.request(invitation)) == "ENROLMENT_TOKEN_CLOSED"
     approve(world, ONE)
     assert code_of(world.invite, ONE, replace=True) == "ENTITY_KNOWN"
+
+
+def test_of_two_at_once_one_enrols_and_the_other_freezes_it(world: Operator) -> None:
+    invitation = world.invite(ONE)
+    codes: list[str] = []
+    together = threading.Barrier(2)
+
+    def use(who: Enterprise) -> None:
+        signed = who.request(invitation, entity_code=ONE.entity_code)
+        together.wait()
+        try:
+            codes.append(send(world, invitation, signed).state)
+        except FedpactError as err:
+            codes.append(err.code)
+
+    threads = [threading.Thread(target=use, args=(who,)) for who in (ONE, TWO)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == ["ENROLMENT_TOKEN_REUSED", "requested"]
+    with world.database.read() as connection:
+        (member,) = enrolment.members(connection)
+    assert member.state == "frozen"
