@@ -53,29 +53,22 @@ class TrainerChild:
     isolation: dict[str, Any] = field(default_factory=dict)
     _child: Child | None = None
     _ready: bool = False
-    _seen: tuple[str, ...] = ()
 
     def start(self) -> None:
         """Start the process and say what it may read; it answers when it has closed itself in."""
         self.stop()
         self._child = spawn(self.module, log=self.home.logs / "trainer.log", max_array=MAX_ARRAY, kinds=TRAINER_KINDS)
         paths = [str(p) for d in self.config.data_sets for p in sources.read_paths(d.source, self.home.path)]
-        self._seen = self._released()
         self._child.pipe.send(
             "setup",
             {
-                "read_paths": [*paths, *self._seen],
+                "read_paths": [*paths, str(self.home.path / "released")],
                 "threads": self.config.limits.threads,
                 "memory": self.config.limits.memory,
                 "idle_seconds": IDLE_SECONDS,
             },
         )
         self._ready = False
-
-    def _released(self) -> tuple[str, ...]:
-        """The files of released rows that exist: one may come into being while the trainer runs."""
-        paths = (self.home.released_path(d.id) for d in self.config.data_sets)
-        return tuple(str(path) for path in paths if path.exists())
 
     def stop(self) -> None:
         """End the process."""
@@ -130,9 +123,7 @@ class TrainerChild:
                 raise CancelledError("AGENT_STOPPING", "The agent stops; this attempt stays charged.")
 
     def _await_ready(self) -> None:
-        """A trainer that is closed in; a new one where the last has ended, or may not read rows released since."""
-        if self._child is not None and self._seen != self._released():
-            self.stop()
+        """A trainer that is closed in; a new one where the last has ended."""
         for _ in range(2):
             if self._child is None or not self._child.running:
                 self.start()

@@ -2,7 +2,7 @@
 
 First it closes itself in, then it imports torch. Frames from the guard and its answers:
 
-    setup  {read_paths, threads, idle_seconds, memory?}                        -> ready   {isolation}
+    setup  {read_paths, threads, idle_seconds, memory?, train?}                -> ready   {isolation}
     train  {contract, participant, source, base_dir, selection_key, released?, -> update  {noise, num_examples,
             round, attempt}, array: base model, little-endian float64              rows_fingerprint}, array: float32
     check  {contract, participant, source, base_dir, released?}                -> checked {num_rows, duplicates,
@@ -60,12 +60,17 @@ log = structlog.get_logger()
 
 
 class Setup(Part):
-    """What the trainer may read and use. `memory`: MiB for data, all that it allocates; None sets no limit."""
+    """What the trainer may read and use.
+
+    `memory`: MiB for data, all that it allocates; None sets no limit. `train`: false where it will only check data,
+    which needs no torch.
+    """
 
     read_paths: Annotated[tuple[AbsolutePath, ...], Field(max_length=10_000)]
     threads: Annotated[int, Field(ge=1, le=1024)]
     idle_seconds: Annotated[int, Field(ge=1, le=86_400)]
     memory: Annotated[int, Field(ge=256, le=2**24)] | None = None
+    train: bool = True
 
 
 class CheckOrder(Part):
@@ -142,7 +147,7 @@ def _serve(pipe: Pipe, noise_factory: "Callable[[], Noise] | None") -> int:
             return 0
         if frame is None:
             return 0
-        _due(frame, "train", "check")
+        _due(frame, *(("train", "check") if setup.train else ("check",)))
         pipe.send(*_answer(frame, noise))
 
 
@@ -151,8 +156,11 @@ def _due(frame: Frame, *kinds: str) -> None:
         raise FaultError("TRAINER_ORDER", f"A frame of kind {frame.kind} came; due is {' or '.join(kinds)}.")
 
 
-def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> tuple[dict[str, Any], "Noise"]:
-    """Close in, then import: numpy, polars and torch start threads, which a later closing would leave outside."""
+def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> "tuple[dict[str, Any], Noise | None]":
+    """Close in, then import: numpy, polars and torch start threads, which a later closing would leave outside.
+
+    The source of noise is None where nothing will be trained.
+    """
     began = time.monotonic()
     if setup.memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (setup.memory << 20, setup.memory << 20))
@@ -160,18 +168,24 @@ def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> tuple[
     _keep_memory()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ[variable] = str(setup.threads)  # read when the libraries are loaded, below
+    import fedpact_models.tables  # noqa: F401 - loaded now, so that the first order does not wait
+
+    noise = _load_training(setup.threads, noise_factory) if setup.train else None
+    label = "none" if noise is None else noise.label
+    log.info("trainer ready", isolation=isolation.sentence, noise=label, seconds=time.monotonic() - began)
+    return {"isolation": isolation.plain()}, noise
+
+
+def _load_training(threads: int, noise_factory: "Callable[[], Noise] | None") -> "Noise":
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = sys.prefix  # torch insists on a folder that exists, and never uses it here
     import torch
 
-    import fedpact_models.tables
-    import fedpact_models.training  # noqa: F401 - both are loaded now, so that the first round does not wait
+    import fedpact_models.training  # noqa: F401 - loaded now, so that the first round does not wait
     from fedpact_models.dp import SystemNoise
 
-    torch.set_num_threads(setup.threads)
+    torch.set_num_threads(threads)
     _warm_up()
-    noise = (noise_factory or SystemNoise)()
-    log.info("trainer ready", isolation=isolation.sentence, noise=noise.label, seconds=time.monotonic() - began)
-    return {"isolation": isolation.plain()}, noise
+    return (noise_factory or SystemNoise)()
 
 
 def _keep_memory() -> None:
@@ -203,7 +217,7 @@ def _warm_up() -> None:
     )
 
 
-def _answer(frame: Frame, noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
+def _answer(frame: Frame, noise: "Noise | None") -> tuple[str, dict[str, Any], bytes]:
     """The answer to one order; every failure of data or training is a `failed` frame.
 
     Raises:
@@ -211,7 +225,7 @@ def _answer(frame: Frame, noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
     """
     order = (TrainOrder if frame.kind == "train" else CheckOrder).parse(frame.header, code="TRAINER_HEADER")
     try:
-        if isinstance(order, TrainOrder):
+        if isinstance(order, TrainOrder) and noise is not None:
             return _train(order, frame.array, noise)
         return _check(order)
     except FedpactError as err:

@@ -40,6 +40,7 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
         "threads": config.limits.threads,
         "idle_seconds": int(CHECK_SECONDS),
         "memory": config.limits.memory,
+        "train": False,
     }
     order = {
         "contract": contract.to_bytes().decode(),
