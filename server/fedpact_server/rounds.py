@@ -31,6 +31,7 @@ from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, db, logbook, orders, replies, scoring, validation
+from fedpact_server.home import OperatorHome
 from fedpact_server.run_state import (
     RunContext,
     SupersededError,
@@ -173,7 +174,7 @@ class Loop:
             )
             kinds = [str(kind) for kind in connection.execute(query).scalars()]
             silent = len(kinds) == limit and all(kind in ("missed", "refused") for kind in kinds)
-            if not silent and participant not in suspended:
+            if not silent and participant in registered:
                 result.add(participant)
         return result
 
@@ -405,7 +406,7 @@ def drive(
 
     Returns when the run is completed or stopped, or when another Flower run has taken over.
     """
-    database = db.Database.in_home(home)
+    database = OperatorHome.open(home).database()
     context = run_context(home, database, contract_id, str(flower_run_id), accept_test_noise=accept_test_noise)
     examples = validation.load(home, context.contract.contribution.validation.root).examples
     phase = Loop(context=context, transport=transport, examples=examples).run()

@@ -83,7 +83,8 @@ class SuperLinkConfig:
         ca: The certificate authority's certificate (PEM).
         certificate: The port's certificate (PEM); it must be good for 127.0.0.1 too, or runs stay pending.
         key: Its private key (PEM).
-        database: SuperLink's database: a path, or ":flwr-in-memory:".
+        database: SuperLink's database: a path, or ":flwr-in-memory:" (rounds take a third of the time; after a restart
+            nodes must be registered again, and their executors end with code 77 and must be started again).
         health_port: Loopback port of the standard gRPC health service; None for no such service.
         environment: Further environment variables of the ServerApp.
     """
@@ -203,8 +204,8 @@ class SuperLinkServer:
             self.superexec.start()  # at once: while Flower is set up here, it waits in the TLS handshake
             closer = threading.Thread(target=self._close, args=(self.superexec,), name="stop", daemon=True)
             try:
-                flower = create_app(self._lifespan_config(secret), SuperLinkLifespan)
                 logging.getLogger("flwr").setLevel(logging.WARNING)
+                flower = create_app(self._lifespan_config(secret), SuperLinkLifespan)
                 application = OnePort(cast(Application, flower), self._api, internal=self.internal)
                 self._uvicorn = Uvicorn(self._uvicorn_config(application), self._ready.set)
                 closer.start()

@@ -482,6 +482,25 @@ def test_a_server_that_is_killed_leaves_nobody_and_comes_back(tmp_path):
         assert not alive(superexec)
 
 
+def test_a_superlink_that_keeps_nothing_on_disk(tmp_path):
+    """Faster; after a restart nodes are registered again, and executors that SuperLink forgot are started again."""
+    with lab(tmp_path) as it:
+        it.environment["LAB_DATABASE"] = ":flwr-in-memory:"
+        it.serve()
+        for _ in range(2):
+            it.add_node().start()
+        assert all(got["sound"] for each in run(it, rounds=3) for got in each["got"])
+        it.server.kill()
+        it.server.wait()
+        it.serve()
+        for node in it.nodes:
+            assert node.wait_exit(PATIENCE) == executor.EXIT_REFUSED
+            it.call("register_node", node.pem, node.folder.name)
+            node.start()
+        assert all(got["sound"] for each in run(it, rounds=3) for got in each["got"])
+        assert not (it.home / "superlink.db").exists()
+
+
 def test_flower_as_it_ships(tmp_path):
     """Without patches: slower, and the same otherwise."""
     with lab(tmp_path) as it:
