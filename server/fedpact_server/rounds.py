@@ -161,8 +161,8 @@ class Loop:
         context = self.context
         limit = context.contract.participation.missed_rounds_limit
         table = db.outcomes.c
-        suspended = set(
-            connection.execute(sa.select(db.participants.c.id).where(db.participants.c.state == "suspended")).scalars()
+        registered = set(
+            connection.execute(sa.select(db.participants.c.id).where(db.participants.c.state == "registered")).scalars()
         )
         result = set()
         for participant in context.nodes:
