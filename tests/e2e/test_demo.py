@@ -16,12 +16,13 @@ from tests.support.proc import mentioning
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def fedpact(*arguments: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("FEDPACT_")}
     return subprocess.run(
-        [str(BIN / arguments[0]), *arguments[1:]], capture_output=True, text=True, timeout=120, env=env, check=False
+        [str(BIN / arguments[0]), *arguments[1:]], capture_output=True, text=True, timeout=400, env=env, check=False
     )
 
 
@@ -218,6 +219,28 @@ validation = { file = "a.csv" }
     assert "b.csv" in done.stderr
     assert "Traceback" not in done.stderr
     assert mentioning(str(tmp_path / "run")) == {}
+
+
+@pytest.mark.data
+def test_somebodys_own_data(tmp_path, data_dir) -> None:
+    """The four hospitals of the heart data, which release a fifth of their rows and are not scored on their own."""
+    folder = tmp_path / "heart"
+    folder.mkdir()
+    shutil.copy(ROOT / "configs" / "heart" / "federation.toml", folder)
+    for name in ("cleveland", "hungarian", "switzerland", "va"):
+        shutil.copy(data_dir / "heart_disease" / f"processed.{name}.data", folder)
+    run = tmp_path / "run"
+    done = fedpact("fedpact", "demo", "--data", str(folder), "--rounds", "2", "--dir", str(run), "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert sum(line["fen"] for line in result["participants"]) == result["pool_fen"]
+    assert result["lift"] is None, "the comparison reads everybody's rows: only when it is asked for"
+    report = json.loads((run / "report.json").read_text("utf-8"))
+    assert float(report["settlement"]["own_slice_difference"]) != 0
+    released = sorted(run.glob("enterprise-*/agent/released/*.jsonl"))
+    assert len(released) == 4
+    card = fedpact("fedpact", "verify", result["evidence"], "--trust", result["trust"])
+    assert card.returncode == 0, card.stdout
 
 
 @pytest.mark.parametrize(
