@@ -273,9 +273,13 @@ def make_federation(
     keys: list[Ed25519PrivateKey] | None = None,
     names: list[str] | None = None,
     policy: Mapping[int, Mapping[str, Any]] | None = None,
+    base: np.ndarray | None = None,
     **changes: Any,
 ) -> Federation:
-    """A signed contract, its log, and an agent for each participant; `changes` are contract keys, a__b for a.b."""
+    """A signed contract, its log, and an agent for each participant; `changes` are contract keys, a__b for a.b.
+
+    `base`: the initial model's weights, float64 [P]; by default the zeros of softmax on the digits.
+    """
     counts = counts or [90, 60, 70, 80]
     parts, validation = data or digits(counts)
     operator, operator_run = generate_key(), generate_key()
@@ -284,7 +288,7 @@ def make_federation(
     home = folder / "operator"
     for part in ("models", "arrays", "keys/run"):
         (home / part).mkdir(parents=True)
-    initial = store_model(home, np.zeros(650))
+    initial = store_model(home, np.zeros(650) if base is None else base)
     salts = [i.to_bytes(32, "big") for i in range(len(validation))]
     values = contract_values(operator, keys, counts, validation, salts, initial, **changes)
     for index, name in enumerate(names or []):

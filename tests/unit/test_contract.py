@@ -1,0 +1,141 @@
+"""The contract: one id, every rule by name, nothing unknown, nothing defaulted."""
+
+import copy
+from decimal import Decimal
+
+import pytest
+import tomli_w
+from tests.support.federation import contract_values, digits
+
+from fedpact_contract.contract import Contract, merge
+from fedpact_contract.errors import InputError
+from fedpact_contract.keys import generate_key
+
+PARTS, VALIDATION = digits([30, 40, 50, 60])
+
+
+@pytest.fixture
+def values():
+    salts = [i.to_bytes(32, "big") for i in range(len(VALIDATION))]
+    keys = [generate_key() for _ in range(4)]
+    return contract_values(generate_key(), keys, [30, 40, 50, 60], VALIDATION, salts, "0" * 64)
+
+
+def changed(values, path: str, value):
+    result = copy.deepcopy(values)
+    *parents, last = path.split(".")
+    target = result
+    for name in parents:
+        target = target[int(name)] if name.isdigit() else target[name]
+    if value is DROP:
+        del target[last]
+    else:
+        target[int(last) if last.isdigit() else last] = value
+    return result
+
+
+DROP = object()
+
+
+def test_toml_and_bytes_give_the_same_contract_and_id(values) -> None:
+    contract = Contract.parse(values)
+    assert Contract.from_bytes(contract.to_bytes()) == contract
+    text = tomli_w.dumps(values)
+    assert Contract.from_toml(text).id == contract.id
+    assert Contract.from_toml(text.replace("0.2", "0.20")).id == contract.id, "one decimal, one spelling"
+
+
+def test_every_key_is_needed(values) -> None:
+    for section in ("data", "model", "training", "privacy", "participation", "contribution", "settlement", "code"):
+        for key in values[section]:
+            with pytest.raises(InputError) as err:
+                Contract.parse(changed(values, f"{section}.{key}", DROP))
+            assert err.value.code == "CONTRACT_MISSING_KEY", f"{section}.{key} has a default"
+
+
+BROKEN = [
+    ("surprise", 1, "CONTRACT_UNKNOWN_KEY"),
+    ("privacy.surprise", 1, "CONTRACT_UNKNOWN_KEY"),
+    ("privacy.epsilon", Decimal(-1), "CONTRACT_NOT_POSITIVE"),
+    ("privacy.epsilon", 1.5, "CONTRACT"),
+    ("privacy.delta", Decimal("0.0001"), "CONTRACT_DELTA"),
+    ("privacy.sample_rate", Decimal(1), "CONTRACT_SAMPLE_RATE"),
+    ("privacy.unit", "user", "CONTRACT"),
+    ("privacy.trust_model", "central", "CONTRACT"),
+    ("privacy.spare_attempts", -1, "CONTRACT"),
+    ("training.rounds", 0, "CONTRACT"),
+    ("training.learning_rate", Decimal(0), "CONTRACT_NOT_POSITIVE"),
+    ("training.aggregation", "median", "CONTRACT"),
+    ("participation.minimum", 5, "CONTRACT_MINIMUM"),
+    ("participation.minimum", 1, "CONTRACT_MINIMUM"),
+    ("participation.head_threshold", 4, "CONTRACT_HEAD_THRESHOLD"),
+    ("settlement.contribution_weight", Decimal("0.9"), "CONTRACT_WEIGHTS"),
+    ("settlement.fallback", "none", "CONTRACT"),
+    ("settlement.fallback", DROP, "CONTRACT_MISSING_KEY"),
+    ("contribution.game", "re-normalised", "CONTRACT"),
+    ("contribution.validation.slices", [], "CONTRACT"),
+    ("contribution.validation.slices.0.source", "a" * 64, "CONTRACT_SLICES"),
+    ("model.hidden", [5], "CONTRACT_MODEL"),
+    ("model.kind", "mlp", "CONTRACT_MODEL"),
+    ("data.columns.0.low", Decimal(99), "CONTRACT_BOUNDS"),
+    ("data.columns.1.name", "pixel_0", "CONTRACT_COLUMN_TWICE"),
+    ("data.columns.0.missing", "fill", "CONTRACT_FILL"),
+    ("data.label.rule", "above", "CONTRACT_LABEL_RULE"),
+    ("data.label.classes", ["1", "1"], "CONTRACT_CLASSES"),
+    ("participants.1.entity_code", "0" * 17 + "1", "CONTRACT_PARTY_TWICE"),
+    ("participants.0.entity_code", "short", "CONTRACT"),
+    ("participants.0.floor_fen", -1, "CONTRACT"),
+    ("participants.1.data_set", "digits-1", "CONTRACT_DATA_SET_TWICE"),
+    ("operator.name", "two\nlines", "CONTRACT"),
+    ("term.not_after", "2020-01-01T00:00:00Z", "CONTRACT_TERM"),
+    ("term.not_after", "soon", "CONTRACT"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "code"), BROKEN, ids=[f"{p}={v}"[:60] for p, v, _ in BROKEN])
+def test_a_broken_rule_is_named(values, path, value, code) -> None:
+    with pytest.raises(InputError) as err:
+        Contract.parse(changed(values, path, value), file="heart.toml")
+    assert err.value.code == code
+    assert err.value.file == "heart.toml"
+    assert err.value.field
+
+
+def test_strict_heads_need_a_reachable_minimum(values) -> None:
+    bad = changed(changed(values, "participation.strict_heads", True), "participation.minimum", 2)
+    with pytest.raises(InputError) as err:
+        Contract.parse(bad)
+    assert err.value.code == "CONTRACT_STRICT_HEADS"
+
+
+def test_the_operator_is_no_paid_participant(values) -> None:
+    for field in ("key", "entity_code"):
+        with pytest.raises(InputError) as err:
+            Contract.parse(changed(values, f"participants.0.{field}", values["operator"][field]))
+        assert err.value.code == "CONTRACT_PARTY_TWICE"
+
+
+def test_broken_toml_names_the_line() -> None:
+    with pytest.raises(InputError) as err:
+        Contract.from_toml("title = \n", file="a.toml")
+    assert err.value.code == "TOML_SYNTAX"
+    assert "line 1" in err.value.message
+
+
+def test_a_changed_byte_is_another_contract_or_none(values) -> None:
+    data = Contract.parse(values).to_bytes()
+    ids = set()
+    for place in range(0, len(data), 97):
+        flipped = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        try:
+            ids.add(Contract.from_bytes(flipped).id)
+        except InputError:
+            continue
+    assert Contract.parse(values).id not in ids
+
+
+def test_a_template_does_not_give_what_is_derived() -> None:
+    assert merge({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    with pytest.raises(InputError) as err:
+        merge({"a": {"b": 1}}, {"a": {"b": 2}})
+    assert err.value.code == "TEMPLATE_DERIVED_KEY"
