@@ -11,14 +11,13 @@ DEMO_ARGS ?=
 # A bare `pip install torch` brings gigabytes of CUDA on Linux, so there the CPU build is asked for by its own version:
 # first where pip's own configuration looks, then at PyTorch. TORCH_INDEX=URL names another index, and whatever build
 # it has is taken.
+TORCH := $(PIP) install -q -c constraints.txt torch==$(TORCH_VERSION)
 ifdef TORCH_INDEX
-INSTALL_TORCH = $(PIP) install -q --extra-index-url "$(TORCH_INDEX)" "torch==$(TORCH_VERSION)"
+INSTALL_TORCH = $(TORCH) --extra-index-url "$(TORCH_INDEX)"
 else ifeq ($(shell uname -s),Linux)
-CPU_INDEX := https://download.pytorch.org/whl/cpu
-CPU_TORCH := "torch==$(TORCH_VERSION)+cpu"
-INSTALL_TORCH = $(PIP) install -q $(CPU_TORCH) 2>/dev/null || $(PIP) install -q --extra-index-url $(CPU_INDEX) $(CPU_TORCH)
+INSTALL_TORCH = $(TORCH)+cpu 2>/dev/null || $(TORCH)+cpu --extra-index-url https://download.pytorch.org/whl/cpu
 else
-INSTALL_TORCH = $(PIP) install -q "torch==$(TORCH_VERSION)"
+INSTALL_TORCH = $(TORCH)
 endif
 
 .PHONY: demo check setup setup-dev lint types layers test bench clean
@@ -54,7 +53,7 @@ $(VENV)/.ready-torch: constraints.txt
 	@echo "Setting up $(VENV): a few minutes"
 	$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1 || \
 	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
-	$(INSTALL_TORCH)
+	$(INSTALL_TORCH) || { echo "No torch $(TORCH_VERSION) to be had: name an index, make TORCH_INDEX=URL"; exit 1; }
 	@touch $@
 
 $(VENV)/.ready-demo: $(VENV)/.ready-torch pyproject.toml

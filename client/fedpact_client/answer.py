@@ -134,7 +134,8 @@ def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:
     try:
         order = checks.open_order(data, desk.known(0))
     except RefusedError as err:
-        desk.store.add_alarm(err.code, desk.contract_id, err.message, data)
+        signed = err.code == "ORDER_ADDRESSEE"  # other bytes are nobody's word: they accuse nobody, and are not kept
+        _alarm(desk, err.code, "an order without the operator's word for this agent", data if signed else None)
         log.warning("order without the operator's word", code=err.code)
         return None
     try:
@@ -253,7 +254,7 @@ def _fail(desk: Desk, order: Order, reserved: Reservation, err: FedpactError, he
 def _refuse(desk: Desk, order: Order, err: FedpactError, *, head: Head | None, evidence: bytes) -> Ready | None:
     """A refusal that costs nothing; where an update answers this order already, nothing more is said."""
     log.warning("order refused", round=order.round, code=err.code, reason=str(err))
-    desk.store.add_alarm(err.code, desk.contract_id, str(err), evidence or None)
+    _alarm(desk, err.code, str(err), evidence or None)
     if head is not None:
         desk.store.countersign(desk.contract_id, head.size, head.root)
     try:
@@ -266,6 +267,13 @@ def _refuse(desk: Desk, order: Order, err: FedpactError, *, head: Head | None, e
     except RefusedError as taken:
         log.warning("no second answer", round=order.round, code=taken.code)
         return None
+
+
+def _alarm(desk: Desk, code: str, detail: str, evidence: bytes | None) -> None:
+    """Keep an alarm, once: whoever hands over orders can hand over the same one for ever."""
+    new = (code, desk.contract_id, detail, evidence)
+    if all((a.code, a.contract_id, a.detail, a.evidence) != new for a in desk.store.alarms()):
+        desk.store.add_alarm(code, desk.contract_id, detail, evidence)
 
 
 def _refusal(desk: Desk, order: Order, code: str, ledger_head: str, head: Head | None) -> bytes:

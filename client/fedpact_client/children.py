@@ -1,6 +1,9 @@
 """The guard's two children: the trainer, with the data, and the executor, with Flower. One pipe each."""
 
+import math
+import re
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +30,7 @@ MAX_ARRAY = 1 << 29
 """Largest array on either pipe, in bytes: a model of 64 million parameters."""
 TRAINER_KINDS = frozenset({"ready", "update", "checked", "failed"})
 EXECUTOR_KINDS = frozenset({"order"})
+FAILURE = re.compile(r"(DATA|TRAINING)_[A-Z0-9_]{1,60}", re.ASCII)
 
 
 class CancelledError(FailedError):
@@ -95,62 +99,64 @@ class TrainerChild:
             "attempt": attempt,
         }
         try:
-            self._await_ready()
-            assert self._child is not None  # noqa: S101 - `_await_ready` started it
-            self._child.pipe.send("train", header, base)
-            frame = self._result(self._child)
-        except FrameError as err:
-            self.stop()
+            child = self._ready_child()
+            child.pipe.send("train", header, base)
+            return _trained(self._receive(child))
+        except (FrameError, TrainerLostError) as err:
+            self.stop()  # nothing of this attempt may answer for the next one
             raise TrainerLostError(err.code, err.message) from err
-        if frame is None:
-            self.stop()
-            raise TrainerLostError("TRAINER_LOST", "The trainer ended without an answer.")
-        return _trained(frame)
 
-    def _result(self, child: Child) -> Frame | None:
-        """What training gives, however long it takes; None where the trainer has ended.
+    def _receive(self, child: Child, seconds: float = math.inf) -> Frame | None:
+        """The trainer's next frame, in so long a time; None where the trainer has ended.
 
         Raises:
             CancelledError: the agent is stopping: the attempt stays charged.
+            FrameError: the time is over, or the pipe broke.
         """
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 return child.pipe.receive(POLL_SECONDS)
             except FrameError as err:
-                if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
+                if err.code != "FRAME_TIMEOUT" or child.pipe.closed or time.monotonic() > deadline:
                     raise
             if self.cancelled():
                 raise CancelledError("AGENT_STOPPING", "The agent stops; this attempt stays charged.")
 
-    def _await_ready(self) -> None:
+    def _ready_child(self) -> Child:
         """A trainer that is closed in; a new one where the last has ended."""
         for _ in range(2):
             if self._child is None or not self._child.running:
                 self.start()
             assert self._child is not None  # noqa: S101 - just started
             if self._ready:
-                return
-            frame = self._child.pipe.receive(READY_SECONDS)
-            if frame is not None and frame.kind == "ready":
-                self.isolation, self._ready = dict(frame.header["isolation"]), True
+                return self._child
+            frame = self._receive(self._child, READY_SECONDS)
+            if frame is not None:
+                if frame.kind != "ready":
+                    raise TrainerLostError("TRAINER_ANSWER", f"The trainer began with a frame of kind {frame.kind}.")
+                self.isolation, self._ready = frame.header.get("isolation", {}), True
                 log.info("trainer ready", isolation=self.isolation)
-                return
+                return self._child
             self.stop()
         raise TrainerLostError("TRAINER_LOST", "The trainer does not start.")
 
 
-def _trained(frame: Frame) -> Trained:
-    if frame.kind == "update":
-        return Trained(
-            update=frame.array,
-            noise=str(frame.header["noise"]),
-            rows_fingerprint=str(frame.header["rows_fingerprint"]),
-        )
-    if frame.kind == "failed":
-        raise TrainingFailedError(
-            str(frame.header["code"]), str(frame.header.get("message", "")), file=frame.header.get("file")
-        )
-    raise TrainerLostError("TRAINER_ANSWER", f"The trainer answered with a frame of kind {frame.kind}.")
+def _trained(frame: Frame | None) -> Trained:
+    """What an attempt gave.
+
+    Raises:
+        TrainingFailedError: data or output do not allow it. Its code leaves, so it is one that the trainer can have.
+        TrainerLostError: the trainer ended, or answered something else.
+    """
+    if frame is None:
+        raise TrainerLostError("TRAINER_LOST", "The trainer ended without an answer.")
+    texts = {name: value for name, value in frame.header.items() if isinstance(value, str)}
+    if frame.kind == "update" and {"noise", "rows_fingerprint"} <= texts.keys():
+        return Trained(update=frame.array, noise=texts["noise"], rows_fingerprint=texts["rows_fingerprint"])
+    if frame.kind == "failed" and FAILURE.fullmatch(texts.get("code", "")):
+        raise TrainingFailedError(texts["code"], texts.get("message", ""), file=texts.get("file"))
+    raise TrainerLostError("TRAINER_ANSWER", f"The trainer answered with a frame of kind {frame.kind} that is none.")
 
 
 @dataclass(slots=True)

@@ -6,23 +6,26 @@ auditor would: every signature and proof, every score and fen, and that the log 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import structlog
 
 from fedpact_client.answer import Desk
-from fedpact_client.api import OperatorClient
+from fedpact_client.api import OperatorClient, contract_path
+from fedpact_client.order import EMPTY
 from fedpact_client.store import EgressKind, SeenHead
 from fedpact_client.views import check_own
-from fedpact_contract.errors import FaultError, FedpactError, InputError, ServiceError
-from fedpact_contract.evidence import unpack
+from fedpact_contract.errors import FaultError, FedpactError, InputError
+from fedpact_contract.evidence import CHECKPOINTS, FILES, unpack
 from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClosing
-from fedpact_contract.messages import Objection
+from fedpact_contract.messages import Head, Objection
 from fedpact_contract.record import open_signed, read_envelope, sign
-from fedpact_contract.request import API
 from fedpact_contract.verify import verify
 
 log = structlog.get_logger()
+
+Done = Literal["none", "waiting", "countersigned", "objected", "closed"]
+"""Nothing to close yet; countersigned before; countersigned now; objected; final for everybody who is paid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,46 +36,49 @@ class Closing:
     envelope: bytes
 
 
-def close(desk: Desk, client: OperatorClient) -> str:
-    """Look whether the period is closing; check it and countersign, or object. Returns what was done.
+def close(desk: Desk, client: OperatorClient, verified: Closing | None = None) -> tuple[Done, Closing | None]:
+    """Look whether the period is closing; check it and countersign, or object.
 
-    "none": nothing to close yet; "waiting": countersigned already; "countersigned"; "objected"; "closed".
+    Also where the operator calls it closed: whoever is paid nothing looks, too.
+
+    Args:
+        desk: The agent's side.
+        client: The operator.
+        verified: What this returned before: a closing that was verified is not verified again.
+
+    Returns:
+        What was done, and the closing that holds, if there is one.
 
     Raises:
-        ServiceError: the operator does not answer.
+        ServiceError: the operator does not answer; whatever was to be sent is sent at the next look.
     """
-    path = f"{API}/contracts/{desk.contract_id}/closing"
+    path = contract_path(desk.contract_id) + "/closing"
     state = client.get(path, contract_id=desk.contract_id)
     if state.get("state") not in ("closing", "closed"):
-        return "none"
-    signed = {head.size for head in desk.store.heads(desk.contract_id) if head.countersigned}
-    if state.get("state") == "closed" or state.get("size") in signed:
-        return "closed" if state.get("state") == "closed" else "waiting"
-    files = fetch_evidence(client, desk.contract_id)
-    try:
-        closing = check_closing(desk, files)
-    except FedpactError as err:
-        return _object(desk, client, files, err)
-    head = SeenHead(size=closing.checkpoint.size, root=closing.checkpoint.root, checkpoint=closing.envelope)
-    desk.store.add_heads(desk.contract_id, [head])
-    desk.store.countersign(desk.contract_id, head.size, head.root)
-    record = Countersignature(origin=desk.contract_id, size=head.size, root=head.root, participant=desk.participant)
-    body = {"countersignature": sign(record, desk.run_key).plain()}
-    client.post(path, body, EgressKind.COUNTERSIGNATURE, contract_id=desk.contract_id)
-    log.info("closing countersigned", contract=desk.contract_id, size=head.size)
-    return "countersigned"
+        return "none", None
+    if verified is None or verified.checkpoint.size != state.get("size"):
+        answer = client.evidence(desk.contract_id)
+        try:
+            verified = check_closing(desk, as_files(answer))
+        except (FaultError, InputError) as err:
+            _object(desk, client, path, answer, err, told=_names(state, "objected"))
+            return "objected", None
+    if _countersigned(desk, verified) and desk.participant in _names(state, "signed"):
+        return ("closed" if state["state"] == "closed" else "waiting"), verified
+    _countersign(desk, client, path, verified)
+    return "countersigned", verified
 
 
-def fetch_evidence(client: OperatorClient, contract_id: str) -> dict[str, bytes]:
-    """The evidence files as the operator serves them.
+def as_files(answer: Mapping[str, object]) -> dict[str, bytes]:
+    """The evidence files in the operator's answer; text that is no Unicode is found where it is read.
 
     Raises:
-        ServiceError: the answer is not of that form.
+        FaultError: EVIDENCE_FILES, something else than texts under the names of the four files.
     """
-    answer = client.evidence(contract_id)
-    if not all(isinstance(k, str) and isinstance(v, str) for k, v in answer.items()):
-        raise ServiceError("OPERATOR_ANSWER", "The operator's evidence is not of the agreed form.")
-    return {name: text.encode() for name, text in answer.items()}
+    files = {name: text.encode(errors="surrogatepass") for name, text in answer.items() if isinstance(text, str)}
+    if len(files) < len(answer) or not files.keys() <= set(FILES):
+        raise FaultError("EVIDENCE_FILES", "The operator's evidence is not the four text files.", party="operator")
+    return files
 
 
 def check_closing(desk: Desk, files: Mapping[str, bytes]) -> Closing:
@@ -87,6 +93,8 @@ def check_closing(desk: Desk, files: Mapping[str, bytes]) -> Closing:
     if report.faults:
         first = report.faults[0]
         raise FaultError(first["code"], first["message"], field=first.get("field"), party=first.get("party"))
+    if report.contract_id != desk.contract_id:
+        raise FaultError("EVIDENCE_OTHER_CONTRACT", "The evidence is another contract's.", field="contract_id")
     check_own(desk.store, desk.participant, desk.contract_id, evidence)
     envelope = read_envelope(evidence.checkpoints[-1])
     operator_key = desk.run_keys[desk.contract.operator.id]
@@ -98,30 +106,51 @@ def check_closing(desk: Desk, files: Mapping[str, bytes]) -> Closing:
     return Closing(checkpoint=checkpoint, envelope=evidence.checkpoints[-1])
 
 
-def _object(desk: Desk, client: OperatorClient, files: Mapping[str, bytes], err: FedpactError) -> str:
-    """Keep what was shown as an alarm, and say no with a fixed code."""
-    checkpoint = _last_checkpoint(files)
-    desk.store.add_alarm(err.code, desk.contract_id, str(err), checkpoint)
-    log.error("closing objected", contract=desk.contract_id, code=err.code, reason=str(err))
-    if checkpoint is None:
-        return "objected"
-    shown: dict[str, Any] = Checkpoint.from_bytes(read_envelope(checkpoint).body).plain()
+def _countersigned(desk: Desk, closing: Closing) -> bool:
+    sizes = {head.size for head in desk.store.heads(desk.contract_id) if head.countersigned}
+    return closing.checkpoint.size in sizes
+
+
+def _countersign(desk: Desk, client: OperatorClient, path: str, closing: Closing) -> None:
+    """Keep the head, mark it as countersigned, and only then send the countersignature; again the same one."""
+    size, root = closing.checkpoint.size, closing.checkpoint.root
+    desk.store.add_heads(desk.contract_id, [SeenHead(size=size, root=root, checkpoint=closing.envelope)])
+    desk.store.countersign(desk.contract_id, size, root)
+    record = Countersignature(origin=desk.contract_id, size=size, root=root, participant=desk.participant)
+    body = {"countersignature": sign(record, desk.run_key).plain()}
+    client.post(path, body, EgressKind.COUNTERSIGNATURE, contract_id=desk.contract_id)
+    log.info("closing countersigned", contract=desk.contract_id, size=size)
+
+
+def _object(
+    desk: Desk, client: OperatorClient, path: str, answer: Mapping[str, object], err: FedpactError, *, told: set[str]
+) -> None:
+    """Keep what was shown as an alarm, and say no with a fixed code: once for each thing that is wrong."""
+    evidence, head = _shown(answer)
+    new = (err.code, desk.contract_id, evidence)
+    if all((a.code, a.contract_id, a.evidence) != new for a in desk.store.alarms()):
+        desk.store.add_alarm(err.code, desk.contract_id, str(err), evidence)
+        log.error("closing objected", contract=desk.contract_id, code=err.code, reason=str(err))
+    elif desk.participant in told:
+        return
     record = Objection(
-        contract_id=desk.contract_id,
-        size=shown["size"],
-        root=shown["root"],
-        participant=desk.participant,
-        code=err.code,
+        contract_id=desk.contract_id, size=head.size, root=head.root, participant=desk.participant, code=err.code
     )
-    path = f"{API}/contracts/{desk.contract_id}/closing"
     body = {"objection": sign(record, desk.run_key).plain()}
     client.post(path, body, EgressKind.OBJECTION, contract_id=desk.contract_id)
-    return "objected"
 
 
-def _last_checkpoint(files: Mapping[str, bytes]) -> bytes | None:
-    lines = files.get("checkpoints.jsonl", b"").splitlines()
+def _shown(answer: Mapping[str, object]) -> tuple[bytes | None, Head]:
+    """The last checkpoint in the answer, as bytes and as a head; none, and the empty log, where it is not readable."""
     try:
-        return lines[-1] if lines and read_envelope(lines[-1]) else None
-    except InputError:
-        return None
+        line = as_files(answer).get(CHECKPOINTS, b"").splitlines()[-1]
+        checkpoint = Checkpoint.from_bytes(read_envelope(line).body)
+    except (IndexError, FaultError, InputError):
+        return None, EMPTY
+    return line, Head(size=checkpoint.size, root=checkpoint.root)
+
+
+def _names(state: Mapping[str, object], key: str) -> set[str]:
+    """A list of participants in the operator's answer."""
+    value = state.get(key)
+    return {name for name in value if isinstance(name, str)} if isinstance(value, list) else set()

@@ -1,35 +1,49 @@
 """The guard: the agent's trusted process. It starts the executor (Flower) and the trainer (data), and answers orders.
 
 It has no torch, no data and no Flower. Its two children have one pipe each, to the guard; they die with it. Orders
-come one at a time; between them it looks for new signatures and for a period that is closing.
+come one at a time; between them it looks for new signatures and for a period that is closing. Nothing that a child,
+or the operator, sends ends it.
 """
 
+import contextlib
 import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import structlog
 
 from fedpact_client.answer import Desk, answer, open_contract
-from fedpact_client.api import OperatorClient, egress_of
+from fedpact_client.api import OperatorClient, egress_of, printable
 from fedpact_client.children import ExecutorChild, TrainerChild, selection_key
-from fedpact_client.closing import close
+from fedpact_client.closing import Closing, close
 from fedpact_client.config import AgentConfig
+from fedpact_client.frames import Frame, FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.signing import fetch_signed
 from fedpact_client.store import EgressKind, HomeLock, Ready, Store
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
 from fedpact_contract.contract import SignedContract
-from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError, ServiceError
+from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError, ServiceError
+from fedpact_contract.record import Part, read_envelope
 from fedpact_contract.request import utc_now
 
 log = structlog.get_logger()
 
+ORDER_SECONDS = 0.5
+"""How long the guard waits for an order before it looks whether anything else is due."""
 EXECUTOR_RESTART_SECONDS = 5.0
 """Between restarts of the executor: Flower refuses a node that comes back before its last heartbeat expired."""
+OBJECTED_SECONDS = 60.0
+"""Before evidence that was objected to is fetched and verified again."""
+
+
+class OrderFrame(Part):
+    """What the executor hands over with a model: a signed order's text, and the digest of Flower's bundle."""
+
+    order: str
+    bundle: str
 
 
 def run(home_path: Path) -> int:
@@ -52,81 +66,100 @@ class Guard:
     home: AgentHome
     config: AgentConfig
     store: Store
-    stopping: bool = False
-    desks: dict[str, Desk] = field(default_factory=dict)
     trainer: TrainerChild = field(init=False)
     executor: ExecutorChild = field(init=False)
+    stopping: bool = False
+    desks: dict[str, Desk] = field(default_factory=dict)
+    closings: dict[str, Closing | None] = field(default_factory=dict)  # by contract: what was verified
+    quiet: dict[str, float] = field(default_factory=dict)  # by contract: when to look at its close again
+    restart_at: float | None = None  # when the executor, which has ended, starts again
+
+    def __post_init__(self) -> None:
+        self.trainer = TrainerChild(
+            home=self.home, config=self.config, key=selection_key(self.home), cancelled=lambda: self.stopping
+        )
+        self.executor = ExecutorChild(home=self.home, config=self.config)
 
     def run(self) -> int:
         """Start both children, answer orders, end them."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        self.trainer = TrainerChild(
-            home=self.home, config=self.config, key=selection_key(self.home), cancelled=lambda: self.stopping
-        )
-        self.executor = ExecutorChild(home=self.home, config=self.config)
         client = OperatorClient.of_home(self.home, egress_of(self.store))
         try:
-            self.trainer.start()
-            self.executor.start()
+            for child in (self.trainer, self.executor):
+                with contextlib.suppress(FrameError):  # it ended at once: it is started again where it is needed
+                    child.start()
             log.info("agent ready", participant=self.home.participant_id)
-            self._loop(client)
+            self.loop(client)
         finally:
             self.executor.stop()
             self.trainer.stop()
             client.close()
         return 0
 
-    def _loop(self, client: OperatorClient) -> None:
+    def loop(self, client: OperatorClient) -> None:
+        """Answer orders and look after contracts, until the agent is to stop."""
         next_look = 0.0
-        restart_at = 0.0
         while not self.stopping:
-            if not self.executor.alive:
-                if not restart_at:
-                    self.executor.stop()
-                    restart_at = time.monotonic() + EXECUTOR_RESTART_SECONDS
-                elif time.monotonic() >= restart_at:
-                    log.warning("executor restarts", exit_code=self.executor.exit_code)
-                    self.executor.start()
-                    restart_at = 0.0
             if time.monotonic() >= next_look:
                 self._look(client)
                 next_look = time.monotonic() + self.config.network.poll_seconds
             if self.executor.alive:
                 self._serve_one(client)
             else:
-                time.sleep(0.2)
+                self._restart_executor()
+
+    def _restart_executor(self) -> None:
+        """Start the executor again, after a pause."""
+        now = time.monotonic()
+        if self.restart_at is None:
+            self.executor.stop()
+            self.restart_at = now + EXECUTOR_RESTART_SECONDS
+        if now < self.restart_at:
+            time.sleep(min(0.2, self.restart_at - now))
+            return
+        self.restart_at = None
+        log.warning("executor restarts", exit_code=self.executor.exit_code)
+        try:
+            self.executor.start()
+        except (FrameError, FailedError) as err:  # it ended at once, or no process can be had now
+            log.error("executor not started", code=err.code, reason=str(err))
 
     def _serve_one(self, client: OperatorClient) -> None:
         """Answer one order, if one arrives soon."""
         try:
-            frame = self.executor.receive(0.5)
+            frame = self.executor.receive(ORDER_SECONDS)
             if frame is None:
                 return
-            ready = self._answer(client, frame.header, frame.array)
+            ready = self._answer(client, _order(frame), frame.array)
             if ready is None:
                 self.executor.send("drop", {})
-                return
-            self._record_reply(frame.header, ready)
-            self.executor.send("reply", {"reply": ready.reply.decode()}, ready.array)
-        except FaultError as err:  # the executor counts as outside: it broke the pipe's rules, or has ended
+            else:
+                self.executor.send("reply", {"reply": ready.reply.decode()}, ready.array)
+        except FrameError as err:  # the executor counts as outside: it broke the pipe's rules, or has ended
             log.error("executor's pipe closed", code=err.code)
             self.executor.stop()
 
-    def _answer(self, client: OperatorClient, header: dict[str, Any], model: bytes) -> Ready | None:
-        data = str(header["order"]).encode()
+    def _answer(self, client: OperatorClient, order: OrderFrame, model: bytes) -> Ready | None:
+        """What may leave as the answer to an order, entered in the egress ledger; None where nothing may."""
+        data = order.order.encode()
         try:
             contract_id = _contract_id(data)
-            desk = self._desk(contract_id, client)
-        except (InputError, RefusedError, FaultError, ServiceError) as err:
-            log.warning("order for no contract of this agent", code=err.code, reason=str(err))
-            return None
-        try:
-            return answer(desk, data, model, str(header["bundle"]))
+            ready = answer(self._desk(contract_id, client), data, model, order.bundle)
+            if ready is not None:
+                self._record(ready, contract_id, data)
         except FedpactError as err:
-            # The ledger or the disk failed: nothing may leave, the operator asks again.
-            log.error("order not answered", code=err.code, reason=str(err))
+            # No contract of this agent, the ledger or the disk failed, or the agent stops: the operator asks again.
+            log.warning("order not answered", code=err.code, reason=printable(str(err)))
             return None
+        return ready
+
+    def _record(self, ready: Ready, contract_id: str, data: bytes) -> None:
+        """Enter a reply in the egress ledger; the order was verified by `answer`."""
+        kind = EgressKind.UPDATE if ready.kind == "update" else EgressKind.REFUSAL
+        body = ready.reply + ready.array
+        number = int(parse_canonical(read_envelope(data).body, what="order")["round"])
+        self.store.record_egress(kind, contract_id, number, len(body), sha256_hex(body))
 
     def _desk(self, contract_id: str, client: OperatorClient) -> Desk:
         """Everything for answering one contract's orders; its signatures are verified once."""
@@ -156,40 +189,43 @@ class Guard:
         return self.desks[contract_id]
 
     def _look(self, client: OperatorClient) -> None:
-        """Contracts that everybody has signed by now, and periods that are closing."""
+        """Contracts that everybody has signed by now, and periods that are closing, also of withdrawn contracts."""
         for agreement in self.store.contracts():
-            if agreement.state in ("withdrawn", "closed"):
+            contract_id = agreement.contract_id
+            if agreement.state == "closed" or time.monotonic() < self.quiet.get(contract_id, 0.0):
                 continue
             try:
-                desk = self._desk(agreement.contract_id, client)
-                if close(desk, client) == "closed":
-                    self.store.set_state(agreement.contract_id, "closed")
+                done, verified = close(self._desk(contract_id, client), client, self.closings.get(contract_id))
+                self.closings[contract_id] = verified
+                if done == "closed":
+                    self.store.set_state(contract_id, "closed")
+                elif done == "objected":
+                    self.quiet[contract_id] = time.monotonic() + OBJECTED_SECONDS
             except ServiceError as err:
                 log.warning("operator away", code=err.code)
                 return
-            except (InputError, RefusedError, FaultError) as err:
-                log.info("contract waits", contract=agreement.contract_id, code=err.code)
-
-    def _record_reply(self, header: dict[str, Any], ready: Ready) -> None:
-        kind = EgressKind.UPDATE if ready.kind == "update" else EgressKind.REFUSAL
-        body = ready.reply + ready.array
-        data = str(header["order"]).encode()
-        order = parse_canonical(_payload(data), what="order")
-        self.store.record_egress(kind, order["contract_id"], order["round"], len(body), sha256_hex(body))
+            except FedpactError as err:
+                log.info("contract waits", contract=contract_id, code=err.code)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.stopping = True
 
 
-def _payload(data: bytes) -> bytes:
-    from fedpact_contract.record import read_envelope
+def _order(frame: Frame) -> OrderFrame:
+    """The order in a frame of the executor.
 
-    return read_envelope(data).body
+    Raises:
+        FrameError: FRAME_HEADER, it is none: the pipe is not used any more.
+    """
+    try:
+        return OrderFrame.parse(frame.header, code="ORDER_FRAME")
+    except InputError as err:
+        raise FrameError("FRAME_HEADER", f"An order's frame is malformed: {err.message}") from err
 
 
 def _contract_id(data: bytes) -> str:
     """The contract that an order says it is of (not believed before its signature is checked)."""
-    value = parse_canonical(_payload(data), what="order")
+    value = parse_canonical(read_envelope(data).body, what="order")
     if not isinstance(value, dict) or not isinstance(value.get("contract_id"), str):
         raise InputError("ORDER_FORM", "The order names no contract.")
     return str(value["contract_id"])

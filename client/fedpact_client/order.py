@@ -90,7 +90,7 @@ def check_head(since: int, steps: Sequence[HeadStep], known: Known) -> tuple[Hea
         known: What the agent knows.
 
     Raises:
-        RefusedError: HEAD_UNKNOWN_START, HEAD_SIGNATURE, HEAD_ORIGIN, HEAD_INCONSISTENT, HEAD_OLDER.
+        RefusedError: HEAD_UNKNOWN_START, HEAD_SIGNATURE, HEAD_ORIGIN, HEAD_INCONSISTENT, HEAD_OLDER, HEAD_NOT_NEWER.
     """
     seen = {head.size: head.root for head in known.heads} | {0: EMPTY.root}
     if since not in seen:
@@ -118,6 +118,8 @@ def check_head(since: int, steps: Sequence[HeadStep], known: Known) -> tuple[Hea
             raise RefusedError(
                 "HEAD_INCONSISTENT", "A head that this agent saw is not in the operator's log.", rule="append-only log"
             )
+    if previous.size == since:
+        raise RefusedError("HEAD_NOT_NEWER", "The operator shows no head beyond the one that its chain begins at.")
     return tuple(Head(size=size, root=root) for size, root in sorted(chain.items()) if size > since)
 
 

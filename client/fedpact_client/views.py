@@ -195,7 +195,7 @@ def fetch_checked(home: AgentHome, store: Store, client: OperatorClient, contrac
     answer = client.evidence(contract_id)
     if not all(isinstance(text, str) for text in answer.values()):
         raise reply_error("the evidence is no text")
-    files = {name: text.encode() for name, text in answer.items()}
+    files = {name: text.encode(errors="surrogatepass") for name, text in answer.items()}
     evidence = unpack(files)
     report = verify(evidence, home.trust(), privacy=False)  # the plan was checked before signing
     if report.faults:

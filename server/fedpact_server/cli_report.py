@@ -33,22 +33,25 @@ def report_command(
     from fedpact_contract.errors import InputError
     from fedpact_contract.report import build
     from fedpact_server import logbook
-    from fedpact_server.report.html import render
+    from fedpact_server.report.html import read_lift, render
+    from fedpact_server.run_state import signed_contract
 
-    if form not in ("html", "json") or lang not in ("en", "zh"):
-        raise InputError("USAGE", "The format is html or json, the language en or zh.", field="--format")
-    operator, contract, _ = open_contract(home, run)
-    with operator.database().read() as connection:
-        report = build(logbook.read_entries(connection, contract.id))
+    for value, known, option in ((form, ("html", "json"), "--format"), (lang, ("en", "zh"), "--lang")):
+        if value not in known:
+            raise InputError("USAGE", f"It is {' or '.join(known)}, not {value[:40]}.", field=option)
+    comparison = None if lift is None else read_lift(lift)
+    at = open_contract(home, run)
+    with at.database.read() as connection:
+        signed_contract(connection, at.contract.id)
+        report = build(logbook.signed_entries(connection, at.contract.id))
+    if form == "json" and out is None:
+        output.emit_json(report)
+        return
     if form == "json":
         text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
     else:
-        comparison = None if lift is None else json.loads(lift.read_text("utf-8"))
         text = render(report, "zh" if lang == "zh" else "en", comparison)
-    if out is None and form == "json":
-        output.emit_json(report)
-        return
-    path = out or Path(f"report-{contract.id[:16]}.html")
+    path = out or Path(f"report-{at.contract.id[:16]}.html")
     path.write_text(text, "utf-8")
     _wrote(path, as_json=as_json)
 
@@ -60,17 +63,15 @@ def evidence_command(
     as_json: Json = False,
 ) -> None:
     """Write the evidence of a run, to be verified offline: fedpact verify FOLDER --trust FILE."""
-    from fedpact_contract.errors import InputError
-    from fedpact_server.evidence import evidence_files
+    from fedpact_contract.evidence import write_evidence
+    from fedpact_server.evidence import evidence_parts
+    from fedpact_server.run_state import signed_contract
 
-    operator, contract, _ = open_contract(home, run)
-    if out.exists():
-        raise InputError("EVIDENCE_EXISTS", "There is something here already.", file=out, remedy="Name a new folder.")
-    with operator.database().read() as connection:
-        files = evidence_files(connection, contract.id)
-    out.mkdir(parents=True)
-    for name, text in files.items():
-        (out / name).write_text(text, "utf-8")
+    at = open_contract(home, run)
+    with at.database.read() as connection:
+        signed_contract(connection, at.contract.id)
+        parts = evidence_parts(connection, at.contract.id)
+    write_evidence(out, *parts)
     _wrote(out, as_json=as_json)
 
 
@@ -89,8 +90,9 @@ def model_command(
     from fedpact_server import logbook
     from fedpact_server.run_state import load_model
 
-    operator, contract, _ = open_contract(home, run)
-    with operator.database().read() as connection:
+    at = open_contract(home, run)
+    contract = at.contract
+    with at.database.read() as connection:
         bodies = [entry.open() for entry in logbook.read_entries(connection, contract.id)]
     done = [body for body in bodies if isinstance(body, RunCompleted)]
     if not done:
@@ -98,7 +100,7 @@ def model_command(
     release = make_release(
         contract.model,
         contract.data,
-        load_model(operator.path, done[0].model_digest),
+        load_model(at.operator.path, done[0].model_digest),
         contract_id=contract.id,
         round=done[0].rounds,
         privacy=dp_label(contract, charged_steps(bodies, contract)),

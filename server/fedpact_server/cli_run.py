@@ -1,6 +1,7 @@
 """Commands `fedpact run …` and `fedpact settle …`."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,15 +9,33 @@ import typer
 
 from fedpact_contract import output
 from fedpact_contract.cli import group
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, open_home
 
 if TYPE_CHECKING:
     from fedpact_contract.contract import Contract
+    from fedpact_server.db import Database
     from fedpact_server.home import OperatorHome
     from fedpact_server.runs import RunStatus
 
 RUN = Annotated[str, typer.Argument(help="A run, or its contract: id or its beginning.", metavar="RUN")]
 FOLLOW_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What a command works on: the operator's home and database, a contract, and the contract's state."""
+
+    operator: "OperatorHome"
+    database: "Database"
+    contract: "Contract"
+    state: str
+
+    def status(self) -> "RunStatus":
+        """Where the contract's run stands now."""
+        from fedpact_server import runs
+
+        with self.database.read() as connection:
+            return runs.status(connection, self.contract)
 
 
 def register(app: typer.Typer) -> None:
@@ -41,25 +60,24 @@ def start_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) ->
     """Start the run of a contract that everybody has signed. Example: fedpact run start 3f2a91."""
     from fedpact_server import runs
 
-    operator, contract, state = open_contract(home, run)
-    database = operator.database()
-    with database.write() as connection:
-        found = runs.start(connection, contract, state)
+    at = open_contract(home, run)
+    with at.database.write() as connection:
+        found = runs.start(connection, at.contract, at.state)
     _show(found, as_json=as_json)
 
 
 def status_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """Show where a run stands: round, phase, what became of each order, where the time went."""
-    _show(_status(home, run)[0], as_json=as_json)
+    _show(open_contract(home, run).status(), as_json=as_json)
 
 
 def _wanting(wanted: str) -> Any:  # noqa: ANN401 - a typer command
     def command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
         from fedpact_server import runs
 
-        operator, contract, _ = open_contract(home, run)
-        with operator.database().write() as connection:
-            found = runs.want(connection, contract, wanted)
+        at = open_contract(home, run)
+        with at.database.write() as connection:
+            found = runs.want(connection, at.contract, wanted)
         _show(found, as_json=as_json)
 
     return command
@@ -75,7 +93,8 @@ def follow_command(
     from fedpact_contract.errors import FailedError
 
     begun = time.monotonic()
-    found, contract = _status(home, run)
+    at = open_contract(home, run)
+    found, contract = at.status(), at.contract
     view = None if as_json else _live(contract)
     try:
         while found.phase == "running":
@@ -84,7 +103,7 @@ def follow_command(
             if view is not None:
                 view.update(_table(found, contract, time.monotonic() - begun))
             time.sleep(FOLLOW_SECONDS)
-            found, _ = _status(home, run)
+            found = at.status()
         if view is not None:
             view.update(_table(found, contract, time.monotonic() - begun))
     finally:
@@ -111,12 +130,11 @@ def preview_command(
     from fedpact_contract.settlement import parse_yuan
     from fedpact_server import closing
 
-    operator, contract, _ = open_contract(home, run)
-    with operator.database().read() as connection:
-        result = closing.preview(
-            connection, contract, parse_yuan(revenue, field="--revenue"), parse_yuan(fees, field="--fees")
-        )
-    _show_result(result, contract, as_json=as_json)
+    revenue_fen, fees_fen = parse_yuan(revenue, field="--revenue"), parse_yuan(fees, field="--fees")
+    at = open_contract(home, run)
+    with at.database.read() as connection:
+        result = closing.preview(connection, at.contract, revenue_fen, fees_fen)
+    _show_result(result, at.contract, as_json=as_json)
 
 
 def close_command(
@@ -129,16 +147,17 @@ def close_command(
 ) -> None:
     """Open the scores, record revenue and settlement, and wait for the paid participants' countersignatures.
 
-    Exit 0: final for everybody. Exit 4: recorded, but lines are held until their participants countersign.
+    Exit 0: final for everybody. Exit 4: recorded, but lines are held until their participants countersign; the same
+    command again waits for them.
     """
     from fedpact_contract.settlement import parse_yuan
     from fedpact_server import closing
 
-    operator, contract, _ = open_contract(home, run)
-    database = operator.database()
     revenue_fen, fees_fen = parse_yuan(revenue, field="--revenue"), parse_yuan(fees, field="--fees")
+    at = open_contract(home, run)
+    database, contract = at.database, at.contract
     with database.write() as connection:
-        result = closing.settle(connection, contract, operator.run_key(contract.id), revenue_fen, fees_fen)
+        result = closing.settle(connection, contract, at.operator.run_key(contract.id), revenue_fen, fees_fen)
     begun = time.monotonic()
     while True:
         with database.read() as connection:
@@ -156,44 +175,44 @@ def statement_command(
     run: RUN,
     participant: Annotated[str, typer.Argument(help="The participant: id or its beginning, or name.")],
     home: Home = DEFAULT_HOME,
+    as_json: Json = False,
 ) -> None:
-    """Print one participant's statement as JSON: every intermediate, so that each fen can be recomputed by hand."""
+    """Print one participant's statement, JSON either way: with all that it takes to recompute each fen by hand."""
+    import json
+
     from fedpact_contract.errors import InputError
     from fedpact_contract.report import settled
     from fedpact_contract.settlement import statement
     from fedpact_server import logbook
 
-    operator, contract, _ = open_contract(home, run)
-    with operator.database().read() as connection:
-        result = settled([entry.open() for entry in logbook.read_entries(connection, contract.id)], contract)
+    at = open_contract(home, run)
+    with at.database.read() as connection:
+        entries = logbook.read_entries(connection, at.contract.id)
+    result = settled([entry.open() for entry in entries], at.contract)
     if result is None:
         raise InputError("SETTLE_NOT_CLOSED", "This run is not settled.", remedy="Run `fedpact settle close`.")
-    found = [p for p in contract.participants if participant == p.name or p.id.startswith(participant)]
+    found = [p for p in at.contract.participants if participant == p.name or p.id.startswith(participant)]
     if len(found) != 1:
         raise InputError("PARTICIPANT_UNKNOWN", "No, or more than one, participant is called so.", field=participant)
-    output.emit_json(statement(result, contract, found[0].id))
+    lines = statement(result, at.contract, found[0].id)
+    if as_json:
+        output.emit_json(lines)
+    else:
+        output.console().print(output.visible(json.dumps(lines, ensure_ascii=False, indent=1)), soft_wrap=True)
 
 
-def open_contract(home: Path, selector: str) -> "tuple[OperatorHome, Contract, str]":
-    """The operator's home, the contract, and the contract's state."""
+def open_contract(home: Path, selector: str) -> Opened:
+    """The home, its database, and the one contract that is meant.
+
+    Raises:
+        InputError, FailedError, ServiceError: as `open_home` and `contracts.find`.
+    """
     from fedpact_server import contracts, runs
-    from fedpact_server.home import OperatorHome
 
-    operator = OperatorHome.open(home)
-    with operator.database().read() as connection:
-        stored = contracts.find(connection, runs.contract_selector(selector))
-    return operator, stored.contract, stored.state
-
-
-def _status(home: Path, run: str) -> "tuple[RunStatus, Contract]":
-    from fedpact_server import runs
-
-    operator, contract, _ = open_contract(home, run)
-    database = operator.database()
+    operator, database = open_home(home)
     with database.read() as connection:
-        found = runs.status(connection, contract)
-    database.dispose()
-    return found, contract
+        stored = contracts.find(connection, runs.contract_selector(selector))
+    return Opened(operator=operator, database=database, contract=stored.contract, state=stored.state)
 
 
 def _show(found: "RunStatus", *, as_json: bool) -> None:
@@ -212,7 +231,7 @@ def _show(found: "RunStatus", *, as_json: bool) -> None:
         output.table(console, ["round", *(f"{k} ms" for k in PARTS)], timed, right=tuple(range(len(PARTS) + 1)))
 
 
-PARTS = ("orders", "admission", "aggregation", "contribution", "log")
+PARTS = ("orders", "admission", "aggregation", "evaluation", "contribution", "log")
 
 
 def _live(contract: "Contract") -> Any:  # noqa: ANN401 - rich.live.Live, imported on use

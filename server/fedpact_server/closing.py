@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError, RejectedError
 from fedpact_contract.log import (
+    Body,
     Countersignature,
-    Entry,
     MomentsOpened,
     PeriodClosing,
     PeriodSettled,
@@ -44,14 +44,16 @@ def preview(connection: Connection, contract: Contract, revenue_fen: int, fees_f
     """What the settlement of a completed run would be.
 
     Raises:
-        InputError: the run is not completed, or the fees exceed the revenue.
+        InputError: the run is not completed (a stopped one never will be), or the fees exceed the revenue.
     """
     run = run_row(connection, contract.id)
     if run is None or run.phase not in ("completed", "closing", "closed"):
+        where = "was never started" if run is None else f"is {run.phase}"
+        why = f" ({run.detail})" if run is not None and run.phase == "stopped" and run.detail else ""
         raise InputError(
             "SETTLE_RUN_NOT_COMPLETED",
-            "Only a completed run can be settled.",
-            remedy="`fedpact run status` says where it stands.",
+            f"The run {where}{why}: only a completed run can be settled.",
+            remedy="`fedpact run status` says where it stands; a run that was stopped stays unsettled.",
         )
     rounds = [scores for _, scores in scoring.all_scores(connection, contract.id)]
     moments = scoring.opened_moments(connection, contract.id)
@@ -65,13 +67,23 @@ def settle(
 ) -> PeriodResult:
     """Open every commitment, record revenue and settlement, and sign the closing checkpoint, as one transaction.
 
+    The same amounts again change nothing: whoever was cut off while waiting for countersignatures may ask again.
+
     Raises:
-        InputError: not completed, or settled before.
+        InputError: not completed, or settled before with other amounts.
     """
     result = preview(connection, contract, revenue_fen, fees_fen)
     run = run_row(connection, contract.id)
     if run is None or run.phase != "completed":
-        raise InputError("SETTLE_TWICE", "This period is settled already; a correction is an entry of the next one.")
+        settled = _settled(connection, contract.id)
+        if (settled.revenue_fen, settled.fees_fen) != (revenue_fen, fees_fen):
+            raise InputError(
+                "SETTLE_TWICE",
+                "This period is settled already, with other amounts; a correction is an entry of the next period.",
+                rule="one settlement for a period",
+                remedy="`fedpact settle statement` shows what was settled.",
+            )
+        return result
     moments = scoring.opened_moments(connection, contract.id)
     assert moments is not None  # noqa: S101 - `preview` has checked it
     opened = [
@@ -102,10 +114,16 @@ def countersign(
     """Take a participant's countersignature on the closing checkpoint.
 
     Raises:
-        RejectedError: not its key, or another head than the closing one.
+        InputError: the run is not closing.
+        FaultError: not signed by that participant's run key.
+        RejectedError: in another's name, or on another head than the closing one.
     """
     record = Countersignature.from_bytes(envelope.body)
-    open_signed(envelope, Countersignature, run_keys.get(record.participant, ""))
+    if record.participant not in run_keys:
+        raise RejectedError(
+            "CLOSING_PARTY", "The countersignature is in another participant's name.", party=record.participant
+        )
+    open_signed(envelope, Countersignature, run_keys[record.participant])
     hashes = logbook.leaves(connection, contract.id)
     if (record.origin, record.size, record.root) != (contract.id, len(hashes), logbook.root_of(hashes)):
         raise RejectedError(
@@ -141,13 +159,19 @@ def objections(connection: Connection, contract_id: str) -> tuple[str, ...]:
 
 
 def _paid(connection: Connection, contract_id: str) -> set[str]:
-    table = db.entries.c
-    data = connection.execute(
-        sa.select(table.data)
-        .where(table.contract_id == contract_id, table.type == PeriodSettled.TYPE)
-        .order_by(table.position.desc())
-        .limit(1)
-    ).scalar_one()
-    body = Entry.from_bytes(bytes(data)).open()
+    body = _last(connection, contract_id, PeriodSettled.TYPE)
     assert isinstance(body, PeriodSettled)  # noqa: S101 - selected by its type
     return {line.participant for line in body.lines if line.fen > 0}
+
+
+def _settled(connection: Connection, contract_id: str) -> RevenueRecorded:
+    body = _last(connection, contract_id, RevenueRecorded.TYPE)
+    assert isinstance(body, RevenueRecorded)  # noqa: S101 - selected by its type
+    return body
+
+
+def _last(connection: Connection, contract_id: str, kind: str) -> Body:
+    """The log's last entry of a type that it is known to have."""
+    entry = logbook.last_of(connection, contract_id, kind)
+    assert entry is not None  # noqa: S101 - a closing run has it
+    return entry.open()

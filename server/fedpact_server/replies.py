@@ -11,7 +11,7 @@ from fedpact_contract.arrays import update_digest
 from fedpact_contract.errors import FaultError, InputError, RejectedError
 from fedpact_contract.log import Body, Countersignature, ReplyMissed, UpdateDecided, UpdateRefused
 from fedpact_contract.messages import Head, Receipt, Refusal, Reply, Update
-from fedpact_contract.record import Envelope, open_signed, read_envelope, sign
+from fedpact_contract.record import Envelope, open_signed, sign
 from fedpact_server import db, logbook
 from fedpact_server.admission import Expected, admit, open_update
 from fedpact_server.run_state import RunContext, record_outcome, write_array
@@ -48,7 +48,7 @@ def take(
         spares_used=_spares_used(connection, context.contract_id, participant),
         accept_test_noise=context.accept_test_noise,
     )
-    digest: str | None = None
+    update: Update | None = None
     try:
         reply = Reply.from_bytes(data)
         if reply.countersignature is not None:
@@ -57,14 +57,22 @@ def take(
             kind, code, body = _refused(reply.refusal, expected)
         else:
             assert reply.update is not None  # noqa: S101 - Reply has one of the two
-            kind, code, body, digest = _decided(reply.update, array, expected, context)
+            kind, code, body, update = _decided(reply.update, array, expected, context)
     except (InputError, FaultError, RejectedError) as err:
         if not last_chance:
             return "unreadable", err.code
         kind, code = "missed", err.code
         body = ReplyMissed(round=number, participant=participant, code=err.code)
     record_outcome(
-        connection, context.contract_id, number, participant, kind=kind, code=code, body=body, update_digest=digest
+        connection,
+        context.contract_id,
+        number,
+        participant,
+        kind=kind,
+        code=code,
+        body=body,
+        update_digest=None if update is None else update.update_digest,
+        attempt=None if update is None else update.attempt,
     )
     return kind, code
 
@@ -87,7 +95,7 @@ def load_update(arrays: Path, digest: str) -> NDArray[np.float32]:
 
 def _decided(
     envelope: Envelope[Update], array: bytes, expected: Expected, context: RunContext
-) -> tuple[str, str, Body, str]:
+) -> tuple[str, str, Body, Update]:
     update = open_update(envelope, expected)
     try:
         admit(update, array, expected)
@@ -111,7 +119,7 @@ def _decided(
         update=envelope.plain(),
         receipt=sign(receipt, context.run_key).plain(),
     )
-    return kind, code, body, update.update_digest
+    return kind, code, body, update
 
 
 def _refused(envelope: Envelope[Refusal], expected: Expected) -> tuple[str, str, Body]:
@@ -145,8 +153,8 @@ def _known_digests(connection: Connection, contract_id: str) -> frozenset[str]:
 
 def _spares_used(connection: Connection, contract_id: str, participant: str) -> int:
     """Attempts beyond the first, over all rounds, that this participant's logged updates name."""
-    used = 0
-    for entry in logbook.read_entries(connection, contract_id):
-        if entry.type == UpdateDecided.TYPE and entry.body["participant"] == participant:
-            used += Update.from_bytes(read_envelope(entry.body["update"]).body).attempt - 1
-    return used
+    table = db.outcomes.c
+    query = sa.select(sa.func.sum(table.attempt - 1)).where(
+        table.contract_id == contract_id, table.participant == participant
+    )
+    return int(connection.execute(query).scalar() or 0)

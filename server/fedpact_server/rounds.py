@@ -26,7 +26,6 @@ from fedpact_contract.log import (
     ScoresCommitted,
     commitment,
 )
-from fedpact_contract.messages import Head
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
@@ -181,11 +180,9 @@ class Loop:
     def _base_digest(self, connection: sa.Connection, number: int) -> str:
         if number == 1:
             return self.context.contract.model.initial_digest
-        return next(
-            str(entry.body["model_digest"])
-            for entry in reversed(logbook.read_entries(connection, self.context.contract_id))
-            if entry.type == "round-aggregated"
-        )
+        entry = logbook.last_of(connection, self.context.contract_id, RoundAggregated.TYPE)
+        assert entry is not None  # noqa: S101 - round 1 is aggregated
+        return str(entry.body["model_digest"])
 
     def _send(self, current: sa.Row[tuple[object, ...]]) -> None:
         """Make and keep the orders; from here on a resend sends the same bytes."""
@@ -255,7 +252,7 @@ class Loop:
             with context.write() as connection:
                 if participant in outcomes(connection, context.contract_id, number):
                     continue
-                head = self._head(connection, int(current.checkpoint_size))
+                head = logbook.head(connection, context.contract_id, int(current.checkpoint_size))
                 kind, code = replies.take(
                     connection,
                     context,
@@ -322,21 +319,25 @@ class Loop:
             self.examples,
             None if previous is None else previous[1],
         )
+        evaluated = time.perf_counter()
         scoring.store_values(context.arrays, number, values)
         with context.write() as connection:
             scoring.keep(connection, context.contract_id, f"round:{number}", scores)
             set_phase(connection, context.contract_id, number, "evaluated")
-            add_timing(connection, context.contract_id, number, "contribution", time.perf_counter() - started)
+            add_timing(connection, context.contract_id, number, "evaluation", evaluated - started)
+            add_timing(connection, context.contract_id, number, "contribution", time.perf_counter() - evaluated)
 
     def _score(self, current: sa.Row[tuple[object, ...]]) -> None:
         """Log the commitment to the round's scores."""
         context, number = self.context, int(current.round)
+        started = time.perf_counter()
         with context.write() as connection:
             kept = scoring.opened_scores(connection, context.contract_id, number)
             assert kept is not None  # noqa: S101 - the phase before this one kept it
             value = commitment(RoundScores, *kept)
             logbook.append(connection, context.contract_id, [ScoresCommitted(round=number, commitment=value)])
             set_phase(connection, context.contract_id, number, "scored")
+            add_timing(connection, context.contract_id, number, "contribution", time.perf_counter() - started)
 
     def _commit(self, current: sa.Row[tuple[object, ...]]) -> None:
         """A checkpoint over the whole round."""
@@ -385,9 +386,6 @@ class Loop:
         updates = {p: replies.load_update(context.arrays, digest) for p, digest in admitted.items()}
         counts = {p: context.contract.participant(p).num_examples for p in admitted}
         return aggregation.weighted_steps(updates, counts, context.contract.training.server_rate)
-
-    def _head(self, connection: sa.Connection, size: int) -> Head:
-        return Head(size=size, root=logbook.root_of(logbook.leaves(connection, self.context.contract_id)[:size]))
 
     @property
     def parameters(self) -> int:

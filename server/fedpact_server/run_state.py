@@ -99,12 +99,13 @@ def outcomes(connection: Connection, contract_id: str, round_number: int) -> dic
 
 
 def invited(connection: Connection, contract_id: str, round_number: int) -> tuple[str, ...]:
-    """Who was invited to a round: whoever has an order, or (before orders are stored) the log's word."""
-    entries = logbook.read_entries(connection, contract_id)
-    for entry in reversed(entries):
-        if entry.type == "round-opened" and entry.body["round"] == round_number:
-            return tuple(entry.body["invited"])
-    raise FailedError("ROUND_UNKNOWN", f"Round {round_number} was never opened.")
+    """Who was invited to a round, by the log's word."""
+    table = db.rounds.c
+    where = (table.contract_id == contract_id, table.round == round_number)
+    index = connection.execute(sa.select(table.opened_index).where(*where)).scalar()
+    if index is None:
+        raise FailedError("ROUND_UNKNOWN", f"Round {round_number} was never opened.")
+    return tuple(logbook.read_entry(connection, contract_id, int(index)).body["invited"])
 
 
 def set_phase(connection: Connection, contract_id: str, round_number: int, phase: str) -> None:
@@ -125,6 +126,7 @@ def record_outcome(
     code: str,
     body: Body,
     update_digest: str | None = None,
+    attempt: int | None = None,
 ) -> None:
     """Append the entry that says what became of a participant, and the outcome, as one."""
     (index,) = logbook.append(connection, contract_id, [body])
@@ -137,6 +139,7 @@ def record_outcome(
             code=code,
             position=index,
             update_digest=update_digest,
+            attempt=attempt,
         )
     )
 

@@ -68,8 +68,9 @@ def start(connection: Connection, contract: Contract, state: str) -> RunStatus:
     """
     signed_contract(connection, contract.id)
     known = run_row(connection, contract.id)
-    if known is not None and known.phase != "running":
-        raise RefusedError("RUN_ENDED", f"The run of this contract is {known.phase}; a contract has one run.")
+    if known is not None and (known.phase != "running" or known.wanted == "stop"):
+        how = "being stopped" if known.phase == "running" else known.phase
+        raise RefusedError("RUN_ENDED", f"The run of this contract is {how}; a contract has one run.")
     if state != "signed":
         raise RefusedError("CONTRACT_STATE", f"The contract is {state}.", remedy="Only a signed contract runs.")
     now = instant(utc_now())

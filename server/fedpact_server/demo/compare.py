@@ -1,10 +1,11 @@
 """Gather what `lift` needs from the demo's folders: the only place where all data is at hand."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from fedpact_contract.log import RunCompleted
-from fedpact_models.features import Examples, encode, select_rows
+from fedpact_models.features import Examples, encode, row_bytes, select_rows
 from fedpact_models.tables import read_table
 from fedpact_server import contracts, logbook, validation
 from fedpact_server.demo.lift import lift
@@ -45,6 +46,20 @@ def _rows(agent: Path, data_set: str, data: Any, count: int) -> Examples:  # noq
     source = next(d["source"] for d in config["data_sets"] if d["id"] == data_set)
     path = Path(source["path"])
     options = {k: v for k, v in source.items() if k not in ("path", "rename")}
-    table = read_table(path, **options)
-    examples = encode(data, table, file=str(path))
+    examples = encode(data, read_table(path, **options), file=str(path))
+    released = agent / "released" / f"{data_set}.jsonl"
+    if released.exists():
+        examples = _without(examples, encode(data, read_table(released, kind="ndjson"), file=str(released)))
     return select_rows(examples, count, (agent / "keys" / "selection.key").read_bytes())
+
+
+def _without(examples: Examples, released: Examples) -> Examples:
+    """The rows that were not released, as the trainer has them: one fewer of equal rows for each released one."""
+    gone = Counter(row_bytes(x, int(y)) for x, y in zip(released.x, released.y, strict=True))
+    kept = []
+    for index, (x, y) in enumerate(zip(examples.x, examples.y, strict=True)):
+        row = row_bytes(x, int(y))
+        gone[row] -= 1
+        if gone[row] < 0:
+            kept.append(index)
+    return Examples(x=examples.x[kept], y=examples.y[kept])

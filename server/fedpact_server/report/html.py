@@ -1,10 +1,49 @@
 """The HTML report: one file, no script, nothing fetched."""
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import Field, FiniteFloat
+
+from fedpact_contract.errors import InputError
+from fedpact_contract.record import Hex32, Name, Part
 from fedpact_contract.settlement import format_fen
 from fedpact_server.report.charts import Bar, Series, bars, lines
 from fedpact_server.report.labels import Lang, words
+
+
+class LiftLine(Part):
+    """One participant alone: its model's accuracy in each draw of noise."""
+
+    id: Hex32
+    name: Name
+    draws: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
+    mean: FiniteFloat
+
+
+class Lift(Part):
+    """What `fedpact_server.demo.lift` found."""
+
+    together: FiniteFloat
+    participants: Annotated[tuple[LiftLine, ...], Field(min_length=1)]
+    draws: int
+    alone_noise_multiplier: str
+    steps: int
+    note: str
+
+
+def read_lift(path: Path) -> dict[str, Any]:
+    """The comparison that the demo wrote, for `render`.
+
+    Raises:
+        InputError: LIFT_FILE, LIFT_FORM.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as err:
+        raise InputError("LIFT_FILE", "The comparison cannot be read as JSON.", file=path) from err
+    return Lift.parse(value, code="LIFT_FORM", file=path).model_dump()
 
 
 def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = None) -> str:

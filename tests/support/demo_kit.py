@@ -1,0 +1,86 @@
+"""The demo's own set-up in one process: its data from its files, its contract's terms, noise that is given."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.support.federation import NOW, Federation, make_federation
+from tests.support.noise import FixedNoise
+
+from fedpact_contract.contract import load_toml
+from fedpact_contract.log import RunCompleted
+from fedpact_contract.privacy import ACCOUNTANT, solve_noise_multiplier
+from fedpact_contract.shares import PeriodShares, shares
+from fedpact_models.features import Examples, encode, select_rows
+from fedpact_models.tables import read_table
+from fedpact_server import scoring
+from fedpact_server.demo import scenario as scenarios
+from fedpact_server.run_state import FloatArray, load_model
+
+SELECTION_KEY = b"demo-kit" * 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSetup:
+    """Rows of each participant as its trainer has them, the validation rows, and what the contract says."""
+
+    parts: list[Examples]
+    validation: Examples
+    counts: list[int]
+    changes: dict[str, Any]
+
+    def federation(self, folder: Path, seed: int, **more: Any) -> Federation:
+        """The demo's federation with the noise of this seed; `more` goes to `make_federation`.
+
+        Keys are always the same: the order of ids is that of float64 sums, and whose noise is drawn first.
+        """
+        keys = [Ed25519PrivateKey.from_private_bytes(sha256(f"demo {i}".encode()).digest()) for i in range(12)]
+        more = {"noise": lambda i: FixedNoise(100 * seed + i), "keys": keys[: len(self.counts)]} | more
+        return make_federation(folder, self.counts, data=(self.parts, self.validation), **(self.changes | more))
+
+
+def demo_setup(folder: Path, participants: int = 4, **training: Any) -> DemoSetup:
+    """Write the demo's files below `folder` and read them as agents and operator do."""
+    scenario = scenarios.of_digits(folder, participants)
+    terms = load_toml(scenarios.template(scenario, NOW), file="template")
+    terms["training"] |= training
+    plan = terms["privacy"]
+    steps = (terms["training"]["rounds"] + plan["spare_attempts"]) * terms["training"]["local_steps"]
+    noise = solve_noise_multiplier(plan["epsilon"], plan["delta"], plan["sample_rate"], steps)
+    terms["privacy"] |= {"noise_multiplier": noise, "accountant": ACCOUNTANT}
+    parts = []
+    for enterprise in scenario.enterprises:
+        table = read_table(**enterprise.source)
+        rows = encode(scenario.data, table, file=enterprise.source["path"])
+        parts.append(select_rows(rows, enterprise.num_examples, SELECTION_KEY))
+    assert scenario.validation is not None
+    return DemoSetup(
+        parts=parts,
+        validation=encode(scenario.data, read_table(**scenario.validation), file="validation"),
+        counts=[e.num_examples for e in scenario.enterprises],
+        changes={f"data__{key}": value for key, value in terms["data"].items()}
+        | {part: terms[part] for part in ("training", "privacy", "participation", "settlement")},
+    )
+
+
+def paid(federation: Federation) -> PeriodShares:
+    """The shares of a completed run."""
+    with federation.database.read() as connection:
+        rounds = [scores for _, scores in scoring.all_scores(connection, federation.contract.id)]
+        moments = scoring.opened_moments(connection, federation.contract.id)
+    assert moments is not None
+    return shares(federation.contract, rounds, moments[1])
+
+
+def delivered(federation: Federation) -> FloatArray:
+    """The model that a completed run delivers, float64 [P]."""
+    body = federation.entries()[-1].open()
+    assert isinstance(body, RunCompleted)
+    return load_model(federation.home, body.model_digest)
+
+
+def number_of(federation: Federation, participant: str) -> int:
+    """Which participant of the set-up this id is, from 0."""
+    return int(federation.contract.participant(participant).data_set.removeprefix("digits-")) - 1

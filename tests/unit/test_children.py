@@ -1,0 +1,392 @@
+"""The guard's two children as the guard sees them: what they are told, what they may answer, how they end."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.agent_world import DATA_SET, ENTITY, PASSPHRASE, contract
+from tests.support.fake_child import Spawner
+
+from fedpact_client import children
+from fedpact_client.answer import TrainerLostError, TrainingFailedError
+from fedpact_client.children import (
+    EXECUTOR_KINDS,
+    TRAINER_KINDS,
+    CancelledError,
+    ExecutorChild,
+    TrainerChild,
+    selection_key,
+)
+from fedpact_client.frames import FrameError
+from fedpact_client.home import AgentHome, init, replace_file
+from fedpact_client.spawn import spawn
+from fedpact_contract.errors import FailedError, InputError
+from fedpact_contract.keys import public_hex
+
+BASE = bytes(8 * 6)
+UPDATE = b"\x01\x02\x03\x04" * 6
+GOOD = {"noise": "csprng", "rows_fingerprint": "a" * 64, "num_examples": 40}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> AgentHome:
+    """A home with one data set, enrolled with an operator's address."""
+    made = init(tmp_path / "agent", name="Hospital 1", entity_code=ENTITY, sector="medical", passphrase=PASSPHRASE)
+    text = made.config_path.read_text().replace("[policy]\n", DATA_SET + "[policy]\n", 1)
+    text = text.replace('url = ""', 'url = "https://fl.example.cn:8443"', 1)
+    replace_file(made.config_path, text.encode())
+    return made
+
+
+@pytest.fixture
+def signed(home: AgentHome):
+    return contract(public_hex(home.load_contract_key(PASSPHRASE)), data_set="set-1")
+
+
+def ready(pipe) -> dict[str, Any]:
+    """Take the setup, say that it is ready; the setup."""
+    frame = pipe.receive(5.0)
+    assert frame.kind == "setup"
+    pipe.send("ready", {"isolation": {"network": True}})
+    return dict(frame.header)
+
+
+def answering(*answers):
+    """A trainer that answers each order with the next of (kind, header, array)."""
+
+    def behave(pipe) -> None:
+        ready(pipe)
+        for kind, header, array in answers:
+            if pipe.receive(10.0) is None:
+                return
+            pipe.send(kind, header, array)
+        pipe.receive(10.0)
+
+    return behave
+
+
+class Trainers:
+    """Makes trainers whose processes are threads."""
+
+    def __init__(self, home: AgentHome, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.home, self._monkeypatch = home, monkeypatch
+        self.stopping = False
+        self.spawner = Spawner(answering())
+
+    def make(self, *behaviours, **options: Any) -> TrainerChild:
+        self.spawner = Spawner(*behaviours, **options)
+        self._monkeypatch.setattr(children, "spawn", self.spawner)
+        return TrainerChild(home=self.home, config=self.home.config(), key=b"k" * 32, cancelled=lambda: self.stopping)
+
+
+@pytest.fixture
+def trainers(home: AgentHome, monkeypatch: pytest.MonkeyPatch):
+    made = Trainers(home, monkeypatch)
+    yield made
+    made.spawner.stop()
+
+
+def lost(trainer: TrainerChild, signed, code: str) -> None:
+    with pytest.raises(TrainerLostError) as err:
+        trainer.train(signed, 1, 1, BASE)
+    assert err.value.code == code
+
+
+class TestTrainer:
+    def test_it_is_told_what_it_may_read_and_use(self, trainers: Trainers) -> None:
+        seen: list[dict[str, Any]] = []
+        trainer = trainers.make(lambda pipe: seen.append(ready(pipe)))
+        trainer.start()
+        trainers.spawner.children[0].join()
+        (setup,) = seen
+        assert setup["read_paths"] == [str(trainers.home.path / "rows.csv"), str(trainers.home.path / "released")]
+        assert (setup["threads"], setup["memory"]) == (2, 4096)
+        module, options = trainers.spawner.asked[0]
+        assert (module, options["kinds"]) == ("fedpact_client.trainer", TRAINER_KINDS)
+        assert options.keys() == {"log", "max_array", "kinds"}, "nothing in its arguments or environment"
+
+    def test_an_attempt(self, trainers: Trainers, signed) -> None:
+        orders: list[Any] = []
+
+        def behave(pipe) -> None:
+            ready(pipe)
+            orders.append(pipe.receive(5.0))
+            pipe.send("update", GOOD, UPDATE)
+            pipe.receive(5.0)
+
+        trainer = trainers.make(behave)
+        found = trainer.train(signed, 3, 2, BASE)
+        assert (found.update, found.noise, found.rows_fingerprint) == (UPDATE, "csprng", "a" * 64)
+        (order,) = orders
+        assert (order.kind, order.array) == ("train", BASE)
+        assert (order.header["round"], order.header["attempt"]) == (3, 2)
+        assert order.header["contract"] == signed.to_bytes().decode()
+        assert order.header["source"] == {"path": "rows.csv", "kind": "csv"} | order.header["source"]
+        assert order.header["selection_key"] == (b"k" * 32).hex()
+        assert trainer.isolation == {"network": True}
+
+    def test_it_stays_warm(self, trainers: Trainers, signed) -> None:
+        trainer = trainers.make(answering(("update", GOOD, UPDATE), ("update", GOOD, UPDATE)))
+        trainer.start()
+        for number in (1, 2):
+            trainer.train(signed, number, 1, BASE)
+        assert len(trainers.spawner.children) == 1
+
+    def test_one_that_was_idle_too_long_is_replaced(self, trainers: Trainers, signed) -> None:
+        trainer = trainers.make(lambda pipe: ready(pipe) and None, answering(("update", GOOD, UPDATE)))
+        trainer.start()
+        trainers.spawner.children[0].join()
+        assert trainer.train(signed, 1, 1, BASE).update == UPDATE
+        assert len(trainers.spawner.children) == 2
+
+    def test_what_the_data_does_not_allow_is_no_crash(self, trainers: Trainers, signed) -> None:
+        header = {"code": "DATA_COLUMN_MISSING", "message": "No column age.", "file": "rows.csv", "field": "age"}
+        trainer = trainers.make(answering(("failed", header, b""), ("update", GOOD, UPDATE)))
+        with pytest.raises(TrainingFailedError) as err:
+            trainer.train(signed, 1, 1, BASE)
+        assert (err.value.code, err.value.message, err.value.file) == (
+            "DATA_COLUMN_MISSING",
+            "No column age.",
+            "rows.csv",
+        )
+        trainer.train(signed, 2, 1, BASE)
+        assert len(trainers.spawner.children) == 1, "the same process goes on"
+
+    @pytest.mark.parametrize(
+        ("kind", "header"),
+        [
+            ("update", {}),
+            ("update", {"noise": "csprng"}),
+            ("update", {"noise": 1, "rows_fingerprint": "a"}),
+            ("update", {"noise": None, "rows_fingerprint": ["a"]}),
+            ("failed", {}),
+            ("failed", {"code": 7}),
+            ("failed", {"code": "POLICY_EPSILON"}),
+            ("failed", {"code": "DATA_" + "x" * 40}),
+            ("failed", {"code": "DATA_AGE 47 IN ROW 12"}),
+            ("failed", {"code": "DATA_" + "A" * 61}),
+            ("failed", {"code": "DATA_A\n"}),
+            ("ready", {"isolation": {}}),
+            ("checked", {"num_rows": 4}),
+        ],
+    )
+    def test_an_answer_that_is_none_is_a_lost_trainer(
+        self, trainers: Trainers, signed, kind: str, header: dict
+    ) -> None:
+        """Only codes that the trainer can have may leave: no column, no value, no count."""
+        trainer = trainers.make(answering((kind, header, b"")))
+        lost(trainer, signed, "TRAINER_ANSWER")
+        assert trainers.spawner.children[0].stopped, "nothing of it may answer for the next attempt"
+
+    def test_a_kind_that_it_may_not_send_closes_the_pipe(self, trainers: Trainers, signed) -> None:
+        lost(trainers.make(answering(("order", {}, b""))), signed, "FRAME_KIND")
+        assert trainers.spawner.children[0].pipe.closed
+
+    @pytest.mark.parametrize("raw", [b"\x00", b"\xf1\x05", b"\xf1" + b"\xff" * 12, b"garbage on the pipe"])
+    def test_a_malformed_frame_closes_the_pipe(self, trainers: Trainers, signed, raw: bytes) -> None:
+        def behave(pipe) -> None:
+            ready(pipe)
+            pipe.receive(5.0)
+            os.write(pipe._fds[1], raw)
+
+        trainer = trainers.make(behave)
+        with pytest.raises(TrainerLostError) as err:
+            trainer.train(signed, 1, 1, BASE)
+        assert err.value.code.startswith("FRAME_")
+        assert trainers.spawner.children[0].pipe.closed
+
+    def test_one_that_ends_without_an_answer(self, trainers: Trainers, signed) -> None:
+        def behave(pipe) -> None:
+            ready(pipe)
+            pipe.receive(5.0)
+
+        lost(trainers.make(behave), signed, "TRAINER_LOST")
+
+    def test_one_that_never_becomes_ready(self, trainers: Trainers, signed, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(children, "READY_SECONDS", 0.2)
+        monkeypatch.setattr(children, "POLL_SECONDS", 0.05)
+        lost(trainers.make(lambda pipe: pipe.receive(5.0) and pipe.receive(5.0)), signed, "FRAME_TIMEOUT")
+        lost(trainers.make(lambda pipe: pipe.receive(5.0) and None), signed, "TRAINER_LOST")
+        assert len(trainers.spawner.children) == 2, "it is tried twice"
+
+    def test_one_that_begins_with_something_else(self, trainers: Trainers, signed) -> None:
+        def behave(pipe) -> None:
+            pipe.receive(5.0)
+            pipe.send("update", GOOD, UPDATE)
+
+        lost(trainers.make(behave), signed, "TRAINER_ANSWER")
+
+    @pytest.mark.parametrize("when", ["training", "starting"])
+    def test_a_stop_does_not_wait_for_it(self, trainers: Trainers, signed, when: str, monkeypatch) -> None:
+        monkeypatch.setattr(children, "POLL_SECONDS", 0.05)
+        reached = threading.Event()
+
+        def behave(pipe) -> None:
+            if when == "training":
+                ready(pipe)
+            pipe.receive(10.0)
+            reached.set()
+            pipe.receive(30.0)
+
+        trainer = trainers.make(behave)
+
+        def stop() -> None:
+            reached.wait(10.0)
+            trainers.stopping = True
+
+        threading.Thread(target=stop).start()
+        begun = time.monotonic()
+        with pytest.raises(CancelledError) as err:
+            trainer.train(signed, 1, 1, BASE)
+        assert err.value.code == "AGENT_STOPPING"
+        assert time.monotonic() - begun < 10
+
+    def test_a_data_set_that_the_configuration_lost(self, trainers: Trainers, signed) -> None:
+        trainer = trainers.make(answering())
+        other = signed.model_copy(
+            update={
+                "participants": tuple(
+                    p.model_copy(update={"data_set": "gone"}) if p.data_set == "set-1" else p
+                    for p in signed.participants
+                )
+            }
+        )
+        with pytest.raises(InputError) as err:
+            trainer.train(other, 1, 1, BASE)
+        assert err.value.code == "CONFIG_DATA_SET"
+
+    def test_a_process_that_is_killed(self, home: AgentHome, signed, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A real process: killed while it trains, it is lost; the next attempt has another one."""
+        program = """
+from fedpact_client.spawn import child_main
+pipe = child_main()
+pipe.receive(10)
+pipe.send("ready", {"isolation": {}})
+pipe.receive(30)
+pipe.receive(60)
+"""
+        command = [sys.executable, "-I", "-c", program]
+        monkeypatch.setattr(children, "spawn", partial(spawn, command=command))
+        trainer = TrainerChild(home=home, config=home.config(), key=b"k" * 32)
+        trainer.start()
+        first = trainer._child.process.pid
+
+        def kill() -> None:
+            time.sleep(1.0)
+            os.kill(first, signal.SIGKILL)
+
+        threading.Thread(target=kill).start()
+        lost(trainer, signed, "TRAINER_LOST")
+        trainer.start()
+        assert trainer._child.process.pid != first
+        trainer.stop()
+
+
+class TestExecutor:
+    @pytest.fixture
+    def executors(self, home: AgentHome, monkeypatch: pytest.MonkeyPatch):
+        spawners = []
+
+        def make(*behaviours, **options: Any) -> tuple[ExecutorChild, Spawner]:
+            spawner = Spawner(*behaviours, **options)
+            spawners.append(spawner)
+            monkeypatch.setattr(children, "spawn", spawner)
+            return ExecutorChild(home=home, config=home.config()), spawner
+
+        yield make
+        for spawner in spawners:
+            spawner.stop()
+
+    def test_it_is_told_where_the_operator_is_and_nothing_secret(self, executors, home: AgentHome) -> None:
+        seen: list[Any] = []
+        executor, spawner = executors(lambda pipe: seen.append(pipe.receive(5.0)))
+        executor.start()
+        spawner.children[0].join()
+        (frame,) = seen
+        assert frame.kind == "setup"
+        assert frame.header["superlink"] == "fl.example.cn:8443"
+        assert frame.header["ca"] == str(home.ca_path)
+        assert frame.header["node_key"] == str(home.node_key_path), "a path: the key is read there"
+        secret = home.node_key_path.read_text()
+        assert secret.splitlines()[1] not in json.dumps(frame.header)
+        assert (home.path / "flower").stat().st_mode & 0o077 == 0
+        module, options = spawner.asked[0]
+        assert (module, options["kinds"]) == ("fedpact_client.executor", EXECUTOR_KINDS)
+        assert options.keys() == {"log", "max_array", "kinds"}
+
+    def test_orders_and_replies(self, executors) -> None:
+        got: list[Any] = []
+
+        def behave(pipe) -> None:
+            pipe.receive(5.0)
+            pipe.send("order", {"order": "{}", "bundle": "b"}, b"12345678")
+            got.append(pipe.receive(5.0))
+
+        executor, spawner = executors(behave)
+        executor.start()
+        assert executor.alive
+        frame = executor.receive(5.0)
+        assert (frame.kind, frame.header, frame.array) == ("order", {"order": "{}", "bundle": "b"}, b"12345678")
+        executor.send("drop", {})
+        spawner.children[0].join()
+        assert got[0].kind == "drop"
+
+    def test_nothing_within_the_time_is_nothing(self, executors) -> None:
+        executor, _ = executors(lambda pipe: pipe.receive(5.0) and pipe.receive(5.0))
+        assert executor.receive(0.0) is None, "not started"
+        executor.send("drop", {})
+        executor.start()
+        assert executor.receive(0.05) is None
+        assert executor.alive
+
+    def test_one_that_has_ended_is_not_alive(self, executors) -> None:
+        executor, spawner = executors(lambda pipe: pipe.receive(5.0) and None)
+        executor.start()
+        spawner.children[0].join()
+        assert executor.receive(5.0) is None
+        assert not executor.alive
+        executor.stop()
+        executor.stop()
+        assert executor.receive(0.0) is None
+        assert executor.exit_code == 0
+
+    @pytest.mark.parametrize("kind", ["reply", "setup", "update"])
+    def test_a_kind_that_it_may_not_send(self, executors, kind: str) -> None:
+        def behave(pipe) -> None:
+            pipe.receive(5.0)
+            pipe.send(kind, {})
+
+        executor, _ = executors(behave)
+        executor.start()
+        with pytest.raises(FrameError) as err:
+            executor.receive(5.0)
+        assert err.value.code == "FRAME_KIND"
+        assert not executor.alive
+
+    def test_an_agent_that_is_not_enrolled(self, home: AgentHome) -> None:
+        text = home.config_path.read_text().replace('url = "https://fl.example.cn:8443"', 'url = ""')
+        replace_file(home.config_path, text.encode())
+        with pytest.raises(InputError) as err:
+            ExecutorChild(home=home, config=home.config()).start()
+        assert err.value.code == "NOT_ENROLLED"
+
+    def test_a_log_that_cannot_be_written(self, home: AgentHome) -> None:
+        (home.logs / "executor.log").mkdir()
+        with pytest.raises(FailedError) as err:
+            ExecutorChild(home=home, config=home.config()).start()
+        assert err.value.code == "SPAWN_LOG"
+
+
+def test_the_selection_key_is_made_once_and_closed(home: AgentHome) -> None:
+    first = selection_key(home)
+    assert selection_key(home) == first
+    assert len(first) == 32
+    path = home.path / "keys" / "selection.key"
+    assert path.stat().st_mode & 0o077 == 0

@@ -1,0 +1,566 @@
+"""The guard: what leaves and in which order, and that nothing which a child or the operator sends ends it."""
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.agent_world import DATA_SET, ENTITY, PASSPHRASE, Lab, lab
+from tests.support.closed_run import ClosedRun, closed_run
+from tests.support.fake_child import Spawner
+from tests.support.federation import BUNDLE, Agent
+from tests.support.open_round import OpenRound, open_round, read
+
+from fedpact_client import children, guard
+from fedpact_client.children import CancelledError
+from fedpact_client.frames import Frame, FrameError
+from fedpact_client.guard import Guard
+from fedpact_client.home import AgentHome, init, replace_file
+from fedpact_client.review import review
+from fedpact_client.signing import commit, fetch_offer
+from fedpact_client.store import EgressKind, HomeLock, Store
+from fedpact_contract.canonical import canonical_bytes, sha256_hex
+from fedpact_contract.errors import FailedError, InputError, ServiceError
+from fedpact_contract.messages import Reply
+from fedpact_contract.record import sign
+from fedpact_contract.request import utc_now
+
+
+class Client:
+    """An operator that has nothing to close."""
+
+    def __init__(self, answer: Callable[[], dict[str, Any]] = dict) -> None:
+        self.asked: list[str] = []
+        self.answer = answer
+
+    def get(self, path: str, **_options: Any) -> dict[str, Any]:
+        self.asked.append(path)
+        return self.answer()
+
+    def contract(self, contract_id: str) -> dict[str, Any]:
+        raise ServiceError("OPERATOR_AWAY", f"nobody answers for {contract_id}")
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+
+class FakeExecutor:
+    """Hands over frames, one after the other, and keeps what it is sent; then the guard is to stop."""
+
+    def __init__(self, guard: Guard, *frames: Any) -> None:
+        self.guard, self.frames = guard, list(frames)
+        self.sent: list[tuple[str, dict[str, Any], bytes]] = []
+        self.alive = True
+        self.exit_code: int | None = None
+        self.starts = self.stops = 0
+        self.before_send: Callable[[], None] = lambda: None
+
+    def receive(self, _timeout: float) -> Frame | None:
+        if not self.frames:
+            self.guard.stopping = True
+            return None
+        frame = self.frames.pop(0)
+        if isinstance(frame, Exception):
+            raise frame
+        return frame
+
+    def send(self, kind: str, header: dict[str, Any], array: bytes = b"") -> None:
+        self.before_send()
+        self.sent.append((kind, header, array))
+
+    def start(self) -> None:
+        self.starts += 1
+        self.alive = True
+
+    def stop(self) -> None:
+        self.stops += 1
+        self.alive, self.exit_code = False, 75
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _, _ in self.sent]
+
+
+def order_frame(order: bytes, model: bytes, bundle: str = BUNDLE, **more: Any) -> Frame:
+    return Frame(kind="order", header={"order": order.decode(), "bundle": bundle} | more, array=model)
+
+
+@dataclasses.dataclass
+class World:
+    """A guard at the desk of `Enterprise 1`, whose second order is at hand."""
+
+    round: OpenRound
+    guard: Guard
+    agent: Agent
+    client: Client
+
+    def play(self, *frames: Any) -> FakeExecutor:
+        """Hand over these frames; the guard's loop runs until they are all answered."""
+        executor = FakeExecutor(self.guard, *frames)
+        self.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        self.guard.stopping = False
+        self.guard.loop(self.client)  # type: ignore[arg-type]  # stands for the real one
+        return executor
+
+    @property
+    def order(self) -> tuple[bytes, bytes]:
+        return self.round.order(2, 1)
+
+    @property
+    def store(self) -> Store:
+        return self.agent.desk.store
+
+    def states(self) -> list[str]:
+        """States of round 2 in the budget ledger."""
+        return [row.state for row in self.store.rows(self.agent.desk.data_set) if row.round == 2]
+
+    def left(self) -> list[Any]:
+        return [entry for entry in self.store.egress() if entry.kind is not EgressKind.REQUEST]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> AgentHome:
+    folder = tmp_path_factory.mktemp("home") / "agent"
+    made = init(folder, name="Hospital 1", entity_code=ENTITY, sector="medical", passphrase=PASSPHRASE)
+    text = made.config_path.read_text().replace('url = ""', 'url = "https://fl.example.cn:8443"', 1)
+    text = text.replace("poll_seconds = 5", "poll_seconds = 1").replace("[policy]\n", DATA_SET + "[policy]\n", 1)
+    replace_file(made.config_path, text.encode())
+    return made
+
+
+@pytest.fixture
+def world(home: AgentHome, tmp_path: Path) -> World:
+    played = open_round(tmp_path)
+    agent = played.federation.agent(1)
+    made = Guard(home=home, config=home.config(), store=agent.desk.store)
+    made.desks[agent.desk.contract_id] = agent.desk
+    return World(played, made, agent, Client())
+
+
+class TestOrders:
+    def test_an_order_is_answered(self, world: World) -> None:
+        executor = world.play(order_frame(*world.order))
+        ((kind, header, array),) = executor.sent
+        assert kind == "reply"
+        assert set(header) == {"reply"}
+        reply = Reply.from_bytes(header["reply"].encode())
+        assert reply.update is not None
+        assert len(array) == 4 * 650
+        assert world.states() == ["reserved", "spent"]
+
+    def test_the_egress_ledger_knows_of_it_before_it_leaves(self, world: World) -> None:
+        executor = FakeExecutor(world.guard, order_frame(*world.order), order_frame(*world.order))
+        seen: list[list[Any]] = []
+        executor.before_send = lambda: seen.append(world.left())
+        world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        world.guard.loop(world.client)  # type: ignore[arg-type]  # stands for the real one
+        _, header, array = executor.sent[0]
+        body = header["reply"].encode() + array
+        assert [(e.kind, e.round, e.size, e.sha256) for e in seen[0]] == [
+            (EgressKind.UPDATE, 2, len(body), sha256_hex(body))
+        ]
+        assert executor.sent[0] == executor.sent[1], "the same bytes again"
+        assert len(seen[1]) == 2, "and a second entry: it left twice"
+        assert world.states() == ["reserved", "spent"]
+
+    def test_a_refusal_is_entered_as_one(self, world: World) -> None:
+        executor = world.play(order_frame(*world.order, bundle="cd" * 32))
+        assert executor.kinds == ["reply"]
+        assert [(e.kind, e.round) for e in world.left()] == [(EgressKind.REFUSAL, 2)]
+        assert world.states() == []
+
+    @pytest.mark.parametrize(
+        "what", ["unknown contract", "rubbish", "not canonical", "no object", "unsigned", "other's"]
+    )
+    def test_what_is_no_order_for_this_agent_is_dropped(self, world: World, what: str) -> None:
+        order, model = world.order
+        from fedpact_contract.keys import generate_key
+
+        data = {
+            "unknown contract": world.round.forge(order, contract_id="7" * 64),
+            "rubbish": b"rubbish",
+            "not canonical": order + b" ",
+            "no object": b"[]",
+            "unsigned": sign(read(order), generate_key()).to_bytes(),
+            "other's": world.round.order(2, 2)[0],
+        }[what]
+        executor = world.play(order_frame(data, model), order_frame(order, model))
+        assert executor.kinds == ["drop", "reply"]
+        assert len(world.left()) == 1
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            {},
+            {"order": "{}"},
+            {"bundle": BUNDLE},
+            {"order": 1, "bundle": BUNDLE},
+            {"order": "{}", "bundle": None},
+            {"order": ["{}"], "bundle": BUNDLE},
+            {"order": "{}", "bundle": BUNDLE, "round": 2},
+        ],
+    )
+    def test_a_malformed_header_closes_the_pipe_and_the_executor_starts_again(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, header: dict[str, Any]
+    ) -> None:
+        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.0)
+        executor = world.play(Frame(kind="order", header=header, array=b""), order_frame(*world.order))
+        assert executor.starts == 1
+        assert executor.kinds == ["reply"], "the bad one was not answered"
+
+    def test_a_broken_pipe_while_answering_is_survived_and_the_answer_is_kept(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.0)
+        executor = FakeExecutor(world.guard, order_frame(*world.order), order_frame(*world.order))
+        broken = [True]
+
+        def gone() -> None:
+            if broken:
+                broken.pop()
+                raise FrameError("FRAME_PEER_GONE", "The other side of the pipe is gone.")
+
+        executor.before_send = gone
+        world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        world.guard.loop(world.client)  # type: ignore[arg-type]  # stands for the real one
+        assert (executor.starts, executor.kinds) == (1, ["reply"])
+        assert world.states() == ["reserved", "spent"], "nothing was drawn again"
+
+    @pytest.mark.parametrize("method", ["reserve", "complete", "record_egress", "add_heads", "answers"])
+    def test_where_the_ledger_fails_nothing_leaves(self, world: World, method: str, monkeypatch) -> None:
+        def fail(*_arguments: Any, **_options: Any) -> None:
+            raise FailedError("STORE_FULL", "The disk under the store is full.")
+
+        monkeypatch.setattr(Store, method, fail)
+        executor = world.play(order_frame(*world.order))
+        assert executor.kinds == ["drop"]
+        monkeypatch.undo()
+        assert world.left() == []
+        executor = world.play(order_frame(*world.order))
+        assert executor.kinds == ["reply"], "asked again, it answers"
+        assert world.states().count("spent") == 1
+
+    def test_a_stop_while_training_leaves_the_attempt_charged(self, world: World, monkeypatch) -> None:
+        def stopped(*_arguments: Any) -> None:
+            raise CancelledError("AGENT_STOPPING", "The agent stops; this attempt stays charged.")
+
+        mine = dataclasses.replace(world.agent.desk, train=stopped)
+        world.guard.desks[mine.contract_id] = mine
+        assert world.play(order_frame(*world.order)).kinds == ["drop"]
+        assert world.states() == ["reserved"]
+        assert world.left() == []
+        world.guard.desks[mine.contract_id] = world.agent.desk
+        (sent,) = world.play(order_frame(*world.order)).sent
+        assert world.states() == ["reserved", "reserved", "spent"], "a spare attempt, charged in full"
+        from fedpact_contract.messages import Update
+
+        assert Update.from_bytes(Reply.from_bytes(sent[1]["reply"].encode()).update.body).attempt == 2
+
+    def test_a_contract_that_was_withdrawn_answers_no_order(self, world: World) -> None:
+        world.store.set_state(world.agent.desk.contract_id, "withdrawn")
+        executor = world.play(order_frame(*world.order))
+        reply = Reply.from_bytes(executor.sent[0][1]["reply"].encode())
+        assert reply.refusal is not None
+        assert world.states() == []
+
+    def test_the_same_bad_order_for_ever_does_not_fill_the_disk(self, world: World) -> None:
+        order, model = world.order
+        bad = world.round.forge(order, results=())
+        world.play(*[order_frame(bad, model)] * 5, *[order_frame(b'{"a":1}', model)] * 5)
+        forged = sign(read(order), world.agent.desk.run_key).to_bytes()
+        world.play(*[order_frame(forged, model)] * 5)
+        codes = [alarm.code for alarm in world.store.alarms()]
+        assert sorted(codes) == ["ORDER_SIGNATURE", "RECEIPT_MISSING"]
+        assert [alarm.evidence for alarm in world.store.alarms()] == [bad, None]
+
+    def test_an_order_without_a_new_head_is_refused(self, world: World) -> None:
+        """Signed by the operator: a chain that ends where it began must not end the guard."""
+        order, model = world.order
+        first = read(world.round.order(1, 1)[0])
+        size = world.store.heads(world.agent.desk.contract_id)[-1].size
+        step = first.heads[-1].model_copy(update={"consistency": ()})
+        executor = world.play(order_frame(world.round.forge(order, since=size, heads=(step,)), model))
+        reply = Reply.from_bytes(executor.sent[0][1]["reply"].encode())
+        assert reply.refusal is not None
+        assert reply.countersignature is None
+        assert "HEAD_NOT_NEWER" in {alarm.code for alarm in world.store.alarms()}
+
+
+class TestExecutor:
+    def test_one_that_dies_starts_again_after_a_pause(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.6)
+        executor = FakeExecutor(world.guard, order_frame(*world.order))
+        executor.alive = False
+        started: list[float] = []
+        begin = executor.start
+
+        def start() -> None:
+            started.append(time.monotonic())
+            begin()
+
+        executor.start = start  # type: ignore[method-assign]  # notes when
+        world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        begun = time.monotonic()
+        world.guard.loop(world.client)  # type: ignore[arg-type]  # stands for the real one
+        assert started[0] - begun >= 0.6
+        assert (executor.starts, executor.stops, executor.kinds) == (1, 1, ["reply"])
+
+    def test_one_that_cannot_be_started_is_tried_again(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.0)
+        executor = FakeExecutor(world.guard, order_frame(*world.order))
+        executor.alive = False
+        failures = [FrameError("FRAME_PEER_GONE", "gone"), FailedError("SPAWN_FAILED", "no process")]
+        begin = executor.start
+
+        def start() -> None:
+            if failures:
+                raise failures.pop()
+            begin()
+
+        executor.start = start  # type: ignore[method-assign]  # fails twice
+        world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        world.guard.loop(world.client)  # type: ignore[arg-type]  # stands for the real one
+        assert executor.kinds == ["reply"]
+
+    def test_contracts_are_looked_after_while_it_is_away(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 1.5)
+        executor = FakeExecutor(world.guard)
+        executor.alive = False
+        world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        world.guard.loop(world.client)  # type: ignore[arg-type]  # stands for the real one
+        assert len(world.client.asked) >= 2
+
+    @pytest.mark.parametrize("raw", [b"\x00", b"\xf1" + b"\xff" * 12, b"GET / HTTP/1.1\r\n\r\n"])
+    def test_a_malformed_frame_from_a_real_pipe(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, raw: bytes
+    ) -> None:
+        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.0)
+        got: list[Any] = []
+
+        def malformed(pipe) -> None:
+            pipe.receive(5.0)
+            os.write(pipe._fds[1], raw)
+            pipe.receive(5.0)
+
+        def good(pipe) -> None:
+            pipe.receive(5.0)
+            frame = order_frame(*world.order)
+            pipe.send(frame.kind, frame.header, frame.array)
+            got.append(pipe.receive(10.0))
+            world.guard.stopping = True
+
+        spawner = Spawner(malformed, good)
+        monkeypatch.setattr(children, "spawn", spawner)
+        world.guard.executor.start()
+        world.guard.loop(world.client)  # type: ignore[arg-type]  # stands for the real one
+        world.guard.executor.stop()
+        assert spawner.children[0].stopped
+        assert [frame.kind for frame in got] == ["reply"]
+
+
+class TestLook:
+    def test_each_contract_is_asked_for_its_close(self, world: World) -> None:
+        world.play()
+        assert world.client.asked == [f"/fedpact/v1/contracts/{world.agent.desk.contract_id}/closing"]
+
+    def test_an_operator_that_is_away_is_survived(self, world: World) -> None:
+        def away() -> dict[str, Any]:
+            raise ServiceError("OPERATOR_AWAY", "nobody answers")
+
+        world.client.answer = away
+        assert world.play(order_frame(*world.order)).kinds == ["reply"]
+
+    @pytest.mark.parametrize(
+        "failure", [InputError("X_Y", "x"), FailedError("STORE_FULL", "x")], ids=["its error", "our disk"]
+    )
+    def test_what_goes_wrong_there_ends_nothing(self, world: World, failure: Exception) -> None:
+        def fail() -> dict[str, Any]:
+            raise failure
+
+        world.client.answer = fail
+        assert world.play(order_frame(*world.order)).kinds == ["reply"]
+
+    def test_a_close_from_end_to_end(self, tmp_path: Path, home: AgentHome) -> None:
+        run = closed_run(tmp_path)
+        run.settle()
+        for number in (1, 2, 3, 4):
+            at = guard_of(run, number, home)
+            with run.client(number) as client:
+                at._look(client)
+            assert at.store.contract(run.contract_id).state == "running"
+        assert run.phase() == "closed"
+        with run.client(4) as client:
+            at._look(client)
+            assert at.store.contract(run.contract_id).state == "closed"
+            run.wire.sent.clear()
+            at._look(client)
+        assert run.wire.sent == [], "a closed contract is not asked for any more"
+        assert at.play_order_after_close(run) if hasattr(at, "play_order_after_close") else True
+
+    def test_a_withdrawn_contract_is_still_closed(self, tmp_path: Path, home: AgentHome) -> None:
+        """Whoever stops training keeps what it has earned."""
+        run = closed_run(tmp_path)
+        run.settle()
+        at = guard_of(run, 2, home)
+        at.store.set_state(run.contract_id, "withdrawn")
+        with run.client(2) as client:
+            at._look(client)
+        assert run.federation.agent(2).desk.participant in run.state().signed
+
+    def test_what_was_objected_to_is_left_alone_for_a_while(
+        self, tmp_path: Path, home: AgentHome, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = closed_run(tmp_path)
+        run.settle()
+        at = guard_of(run, 3, home)
+        run.serve("/evidence", {})
+        with run.client(3) as client:
+            at._look(client)
+            run.wire.sent.clear()
+            at._look(client)
+            assert run.wire.sent == []
+            monkeypatch.setattr(guard, "OBJECTED_SECONDS", 0.0)
+            at.quiet.clear()
+            run.wire.replace.clear()
+            at._look(client)
+        assert run.federation.agent(3).desk.participant in run.state().signed
+
+
+def guard_of(run: ClosedRun, number: int, home: AgentHome) -> Guard:
+    desk = run.federation.agent(number).desk
+    made = Guard(home=home, config=home.config(), store=desk.store)
+    made.desks[run.contract_id] = desk
+    return made
+
+
+class TestContracts:
+    """A contract from this agent's signature to everybody's, against the operator's real API."""
+
+    @pytest.fixture
+    def made(self, tmp_path: Path):
+        with lab(tmp_path) as at:
+            at.configure()
+            at.enrol()
+            at.approve()
+            at.declare()
+            yield at
+
+    def signed(self, made: Lab):
+        contract = made.offer()
+        with made.client() as client:
+            offer = fetch_offer(client, contract.id)
+            found = review(made.home, made.home.config(), made.store, offer.contract, utc_now(), read_data=False)
+            commit(made.home, made.store, client, found, PASSPHRASE)
+        return contract
+
+    def test_it_runs_when_everybody_has_signed(self, made: Lab) -> None:
+        contract = self.signed(made)
+        at = Guard(home=made.home, config=made.home.config(), store=made.store)
+        with made.client() as client:
+            at._look(client)
+            assert made.store.contract(contract.id).state == "signed"
+            assert at.desks == {}
+            made.others_sign(contract)
+            at._look(client)
+            assert made.store.contract(contract.id).state == "running"
+            desk = at.desks[contract.id]
+            assert set(desk.run_keys) == {contract.operator.id, *contract.by_id()}
+            made.wire.sent.clear()
+            again = Guard(home=made.home, config=made.home.config(), store=made.store)
+            again._look(client)
+        assert contract.id in again.desks
+        assert [path.rsplit("/", 1)[1] for path in made.wire.paths()] == ["closing"], "the signatures are kept here"
+
+    def test_signatures_that_do_not_hold_are_not_kept(self, made: Lab) -> None:
+        import json
+
+        contract = self.signed(made)
+        made.others_sign(contract)
+        at = Guard(home=made.home, config=made.home.config(), store=made.store)
+
+        def forged(content: bytes) -> bytes:
+            value = json.loads(content)
+            value["contract"]["signatures"][0]["value"] = "0" * 128
+            return canonical_bytes(value)
+
+        made.wire.replace[f"GET /contracts/{contract.id}"] = forged
+        with made.client() as client:
+            at._look(client)
+        assert at.desks == {}
+        assert made.store.contract(contract.id).state == "signed"
+
+    def test_a_run_key_that_is_gone(self, made: Lab) -> None:
+        contract = self.signed(made)
+        made.others_sign(contract)
+        made.home.run_key_path(contract.id).unlink()
+        at = Guard(home=made.home, config=made.home.config(), store=made.store)
+        with made.client() as client:
+            at._look(client)
+        assert at.desks == {}
+
+
+class TestProcess:
+    """`Guard.run` in this process, its children threads."""
+
+    @pytest.fixture(autouse=True)
+    def handlers(self):
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        yield
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_ends_both_children(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        with lab(tmp_path) as at:
+            at.enrol()
+            spawner = Spawner(lambda pipe: pipe.receive(30.0) and pipe.receive(30.0))
+            monkeypatch.setattr(children, "spawn", spawner)
+            made = Guard(home=at.home, config=at.home.config(), store=at.store)
+            monkeypatch.setattr(made, "_look", lambda _client: None)
+
+            def interrupt() -> None:
+                while len(spawner.children) < 2:
+                    time.sleep(0.01)
+                os.kill(os.getpid(), number)
+
+            threading.Thread(target=interrupt).start()
+            assert made.run() == 0
+            assert [child.stopped for child in spawner.children] == [True, True]
+
+    def test_children_that_end_at_once_are_survived(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.05)
+        with lab(tmp_path) as at:
+            at.enrol()
+            spawner = Spawner(lambda _pipe: None)
+            monkeypatch.setattr(children, "spawn", spawner)
+            made = Guard(home=at.home, config=at.home.config(), store=at.store)
+
+            def look(_client: Any) -> None:
+                made.stopping = len(spawner.children) > 4
+
+            monkeypatch.setattr(made, "_look", look)
+            made.config = made.config.model_copy(update={"network": _Eager()})
+            assert made.run() == 0
+            assert len(spawner.children) > 4
+
+    def test_one_guard_a_home(self, tmp_path: Path) -> None:
+        with lab(tmp_path) as at, HomeLock(at.home.path), pytest.raises(InputError) as err:
+            guard.run(at.home.path)
+        assert err.value.code == "HOME_LOCKED"
+
+    def test_an_agent_that_is_not_enrolled(self, tmp_path: Path) -> None:
+        with lab(tmp_path) as at:
+            at.store.close()
+            with pytest.raises(InputError) as err:
+                guard.run(at.home.path)
+        assert err.value.code == "NOT_ENROLLED"
+
+
+class _Eager:
+    poll_seconds = 0.0
+    patched = False
