@@ -370,6 +370,43 @@ def withdraw(contract: ContractId, home: HomeOption = HOME, yes: Yes = False, as
     _move(contract, home, "withdrawn", as_json=as_json)
 
 
+@app.command()
+def backup(
+    out: Annotated[Path, typer.Option("--out", help="The file to write; a new one.", metavar="FILE")],
+    home: HomeOption = HOME,
+    as_json: Json = False,
+) -> None:
+    """Copy the ledgers as they stand to a new file. Keys, agent.toml and the witness are yours to back up."""
+    with desk(home, read_only=True) as at:
+        at.store.backup(out)
+    _show({"file": str(out)}, as_json, lambda v: output.console().print(output.visible(v["file"])))
+
+
+@app.command()
+def restore(
+    home: HomeOption = HOME,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """After an old copy of agent.db was put back: every running contract counts as fully spent from now on."""
+    from fedpact_client.home import AgentHome
+    from fedpact_client.store import HomeLock, Store
+
+    at = AgentHome(home.expanduser().absolute()).check()
+    config = at.config()
+    _confirm("Count every running contract of this agent as fully spent, for good?", yes=yes)
+    witness = None if config.paths.witness is None else Path(config.paths.witness)
+    with HomeLock(at.path), Store(at.db_path, witness=witness, restoring=True) as store:
+        keys = {
+            a.contract_id: at.run_key(a.contract_id)
+            for a in store.contracts()
+            if at.run_key_path(a.contract_id).exists()
+        }
+        rows = store.write_off(keys)
+    values = {"written_off": [{"contract": r.contract_id, "rdp": str(r.rdp)} for r in rows]}
+    _show(values, as_json, lambda v: output.console().print(f"{len(v['written_off'])} contracts written off."))
+
+
 def _move(contract: str, home: Path, state: "ContractState", *, as_json: bool) -> None:
     with desk(home) as at:
         contract_id = at.resolve(contract)

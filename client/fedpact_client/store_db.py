@@ -200,7 +200,7 @@ class Database:
                 f"The store has another schema than this release knows (version {VERSION}).",
                 file=self.path,
                 field="schema_version",
-                remedy="Use the release that wrote it, or run `fedpact-agent upgrade`.",
+                remedy="Use the release that wrote it.",
             )
 
     @contextmanager

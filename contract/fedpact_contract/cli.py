@@ -29,12 +29,8 @@ SERVER_MARKS = ("fastapi", "flwr", "sqlalchemy", "torch")
 """Packages of the extra `server`: without any one of them its commands are not offered."""
 
 SERVER_COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "": (
-        *("audit-privacy", "backup", "demo", "evidence", "init", "model", "participant", "predict", "report"),
-        *("restore", "run", "serve", "settle", "upgrade"),
-    ),
-    "contract": ("approve", "list", "new", "offer", "show", "sign", "status", "template", "terminate"),
-    "contribution": ("reevaluate", "retrain", "show"),
+    "": ("demo", "evidence", "init", "model", "participant", "predict", "report", "run", "serve", "settle"),
+    "contract": ("new", "offer", "show", "sign", "status", "template", "terminate"),
 }
 """Group -> commands that only the extra `server` has; "" is the top."""
 
@@ -56,7 +52,8 @@ class FedpactGroup(TyperGroup):
         place = "" if ctx.parent is None else ctx.info_name or ""
         if self.get_command(ctx, name) is None and name in SERVER_COMMANDS.get(place, ()):
             command = f"{place} {name}".strip()
-            raise output.extra_missing(f"`fedpact {command}` is a command of the operator.", "server")
+            extra = "demo" if command == "demo" else "server"
+            raise output.extra_missing(f"`fedpact {command}` is a command of the operator.", extra)
         return super().resolve_command(ctx, args)
 
 

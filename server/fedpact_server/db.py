@@ -248,7 +248,7 @@ class Database:
                 "DATABASE_VERSION",
                 f"The database has schema version {found}, this release needs {SCHEMA_VERSION}.",
                 file=self.engine.url.database,
-                remedy="Run `fedpact upgrade`.",
+                remedy="Use the release that made this home.",
             )
 
     @contextmanager

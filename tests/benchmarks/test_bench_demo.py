@@ -22,7 +22,7 @@ HELP_SECONDS = 0.5
 TRIES = 7
 
 
-def _wait_for_nothing() -> None:
+def _skip_if_busy() -> None:
     load = os.getloadavg()[0]
     if load > 1:
         pytest.skip(f"the load average is {load:.1f}: wall time would measure the other work (at most 1)")
@@ -35,7 +35,7 @@ def _environment() -> dict[str, str]:
 @pytest.mark.benchmark(group="demo")
 def test_the_demo_from_nothing_to_the_report(benchmark, tmp_path, capsys) -> None:
     """5 rounds, 4 agents, on two cores: at most 75 s."""
-    _wait_for_nothing()
+    _skip_if_busy()
     folder = tmp_path / "demo"
 
     def demo() -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,8 @@ def test_the_demo_from_nothing_to_the_report(benchmark, tmp_path, capsys) -> Non
     seconds = time.perf_counter() - begun
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
-    assert (result["rounds"], len(result["participants"]), result["verdict"]) == (5, 4, "verified")
+    assert (result["rounds"], len(result["participants"])) == (5, 4)
+    assert result["verdict"].startswith("VERIFIED")
     _show(capsys, seconds, result)
     benchmark.extra_info.update({k: result[k] for k in ("seconds", "step_seconds", "round_milliseconds")})
     assert Path(result["report"]).exists()

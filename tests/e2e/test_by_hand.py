@@ -104,7 +104,8 @@ def join(world: World, index: int) -> None:
     table = f'table = "{share.table}"\n' if share.table else ""
     text += (
         f'\n[[data_sets]]\nid = "digits-{index}"\nnum_examples = {share.num_examples}\nepsilon = 8\ndelta = 0.00001\n'
-        f'columns = [{columns}]\nlabel = "digit"\n[data_sets.source]\npath = "{share.file}"\nkind = "{share.kind}"\n{table}'
+        f'columns = [{columns}]\nlabel = "digit"\n'
+        f'[data_sets.source]\npath = "{share.file}"\nkind = "{share.kind}"\n{table}'
     )
     config.write_text(text, "utf-8")
     world.agent(index, "enrol", str(invitation), "--passphrase-file", str(world.passphrase))
@@ -185,7 +186,7 @@ close_days = 7
 not_before = "2026-01-01T00:00:00Z"
 not_after = "2027-12-01T00:00:00Z"
 {people}
-""".replace("head_threshold = 2\nstrict_heads = true", "head_threshold = 2\nstrict_heads = true"),
+""",
         "utf-8",
     )
     made = world.fedpact("contract", "new", str(template), "--validation", str(world.validation))
@@ -208,7 +209,11 @@ def check_the_port(world: World) -> None:
     for path in ("/v1/control/start-run", "/v1/runtime/acquire-task", "/flwr.proto.Control/StartRun"):
         assert ask(world, 0, "POST", path) == "403", path
     assert ask(world, 0, "GET", "/fedpact/v1/contracts") == "401"
-    program = "import socket,sys\ntry: socket.create_connection((sys.argv[1],int(sys.argv[2])),2); print('open')\nexcept OSError: print('shut')"
+    program = (
+        "import socket,sys\n"
+        "try: socket.create_connection((sys.argv[1],int(sys.argv[2])),2); print('open')\n"
+        "except OSError: print('shut')"
+    )
     for port in (22, world.port + 1, 53):
         line = world.net.within(0, sys.executable, "-c", program, world.net.operator, str(port))
         assert subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip() == "shut"

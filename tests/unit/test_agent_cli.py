@@ -109,7 +109,7 @@ def commands() -> list[tuple[str, ...]]:
 def test_the_commands_are_those_of_the_plan() -> None:
     assert {" ".join(c) for c in commands()} == {
         *("init", "enrol", "card", "contract list", "contract show", "sign", "start", "status", "head", "budget"),
-        *("egress", "statement", "report", "pause", "resume", "withdraw"),
+        *("egress", "statement", "report", "pause", "resume", "withdraw", "backup", "restore"),
     }
 
 
@@ -374,6 +374,20 @@ def test_pause_resume_withdraw_need_no_operator(call: Call, world: Lab, signed: 
     assert world.store.contract(signed).state == "withdrawn"
     result = call("resume", signed, "--json")
     assert (result.code, result.error) == (2, "CONTRACT_STATE")
+
+
+def test_a_restored_copy_counts_running_contracts_as_fully_spent(
+    call: Call, world: Lab, signed: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.db"
+    assert call("backup", "--out", copy).code == 0
+    assert copy.stat().st_size > 0
+    assert call("backup", "--out", copy, "--json").error == "STORE_EXISTS"
+    world.store.set_state(signed, "running")
+    assert call("restore", "--json").error == "CONFIRMATION_NEEDED"
+    result = call("restore", "--yes", "--json")
+    assert (result.code, [r["contract"] for r in result.json["written_off"]]) == (0, [signed])
+    assert call("restore", "--yes", "--json").json == {"written_off": []}, "once is enough"
 
 
 def test_a_statement_before_the_log_exists(call: Call, signed: str) -> None:

@@ -400,7 +400,6 @@ class TestLook:
             run.wire.sent.clear()
             at._look(client)
         assert run.wire.sent == [], "a closed contract is not asked for any more"
-        assert at.play_order_after_close(run) if hasattr(at, "play_order_after_close") else True
 
     def test_a_withdrawn_contract_is_still_closed(self, tmp_path: Path, home: AgentHome) -> None:
         """Whoever stops training keeps what it has earned."""
@@ -521,7 +520,7 @@ class TestProcess:
             spawner = Spawner(lambda pipe: pipe.receive(30.0) and pipe.receive(30.0))
             monkeypatch.setattr(children, "spawn", spawner)
             made = Guard(home=at.home, config=at.home.config(), store=at.store)
-            monkeypatch.setattr(made, "_look", lambda _client: None)
+            monkeypatch.setattr(Guard, "_look", lambda _self, _client: None)
 
             def interrupt() -> None:
                 while len(spawner.children) < 2:
@@ -540,10 +539,10 @@ class TestProcess:
             monkeypatch.setattr(children, "spawn", spawner)
             made = Guard(home=at.home, config=at.home.config(), store=at.store)
 
-            def look(_client: Any) -> None:
+            def look(_self: Guard, _client: Any) -> None:
                 made.stopping = len(spawner.children) > 4
 
-            monkeypatch.setattr(made, "_look", look)
+            monkeypatch.setattr(Guard, "_look", look)
             made.config = made.config.model_copy(update={"network": _Eager()})
             assert made.run() == 0
             assert len(spawner.children) > 4

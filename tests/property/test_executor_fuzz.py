@@ -1,0 +1,311 @@
+"""A hostile executor: whatever it sends, the guard signs only answers to its own valid orders, once a round.
+
+The executor counts as outside. It may replay, reorder and change orders and models, send what is no frame at all, and
+be started again as often as it likes. Afterwards the store and everything that left must still be in order.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.federation import BUNDLE
+from tests.support.open_round import _played, read
+
+from fedpact_client import guard as guards
+from fedpact_client.answer import Trained
+from fedpact_client.children import EXECUTOR_KINDS, ExecutorChild
+from fedpact_client.frames import MAGIC, PREFIX, Pipe
+from fedpact_client.guard import Guard
+from fedpact_client.home import AgentHome, init, replace_file
+from fedpact_client.store import EgressKind, Store
+from fedpact_contract.arrays import update_digest
+from fedpact_contract.canonical import canonical_bytes, sha256_hex
+from fedpact_contract.keys import generate_key
+from fedpact_contract.log import Checkpoint, Countersignature
+from fedpact_contract.messages import Order, Refusal, Reply, Update
+from fedpact_contract.record import open_signed, sign
+
+PARAMETERS = 650
+FRAME_SECONDS = 0.05
+
+
+class Draws:
+    """A trainer whose every attempt is another draw."""
+
+    def __init__(self) -> None:
+        self.count: Counter[int] = Counter()
+
+    def __call__(self, _contract: Any, round_number: int, _attempt: int, _base: bytes) -> Trained:
+        self.count[round_number] += 1
+        return Trained(update=os.urandom(4 * PARAMETERS), noise="csprng", rows_fingerprint="a" * 64)
+
+
+class Ends:
+    """Stands for the executor's process: the guard's end of the pipes, and ours."""
+
+    def __init__(self) -> None:
+        down, up = os.pipe(), os.pipe()
+        self.pipe = Pipe(up[0], down[1], max_array=1 << 20, kinds=EXECUTOR_KINDS, frame_seconds=FRAME_SECONDS)
+        self.write_fd = up[1]
+        self.inside = Pipe(down[0], os.dup(up[1]), max_array=1 << 20)
+        os.set_blocking(self.write_fd, False)
+        self.running = True
+
+    def stop(self, _grace: float = 0.0) -> int:
+        self.pipe.close()
+        self.running = False
+        return 70
+
+    def drain(self) -> Iterator[Any]:
+        """What the guard sent."""
+        while True:
+            try:
+                frame = self.inside.receive(0.0)
+            except Exception:  # nothing more, or the pipe is closed
+                break
+            if frame is None:
+                break
+            yield frame
+        self.inside.close()
+        os.close(self.write_fd)
+
+
+class Hostile(ExecutorChild):
+    """An executor that sends the next bytes of the script whenever the guard listens."""
+
+    def play(self, guard: Guard, script: list[bytes]) -> None:
+        self.guard, self.script = guard, script
+        self.ends: list[Ends] = []
+        self.start()
+
+    def start(self) -> None:
+        self.ends.append(Ends())
+        self._child = self.ends[-1]  # type: ignore[assignment]  # stands for the real one
+
+    def receive(self, _timeout: float) -> Any:
+        if not self.script:
+            self.guard.stopping = True
+            return None
+        os.write(self.ends[-1].write_fd, self.script.pop(0))
+        return super().receive(0.0)
+
+
+class Silent:
+    """An operator whom nobody asks."""
+
+    def get(self, *_arguments: Any, **_options: Any) -> dict[str, Any]:
+        return {"state": "none"}
+
+
+def frame_bytes(kind: str, header: Any, array: bytes = b"") -> bytes:
+    head = canonical_bytes({"header": header, "kind": kind})
+    return PREFIX.pack(MAGIC, len(head), len(array)) + head + array
+
+
+# One world for all examples; each example has its own copy of the agent's store.
+
+PLAYED = _played()
+AGENT = PLAYED.federation.agent(1)
+MINE = AGENT.desk.participant
+ORDERS = [PLAYED.orders[number, MINE] for number in (1, 2)]
+OTHERS = [pair for (_, who), pair in sorted(PLAYED.orders.items()) if who != MINE]
+STRANGER = generate_key()
+_FOLDER = tempfile.TemporaryDirectory(prefix="fedpact-executor-fuzz-")
+
+
+def _home() -> AgentHome:
+    made = init(Path(_FOLDER.name) / "agent", name="A", entity_code="9" * 18, sector="x", passphrase=b"correct horse")
+    text = made.config_path.read_text().replace('url = ""', 'url = "https://fl.example.cn:8443"', 1)
+    replace_file(made.config_path, text.encode())
+    return made
+
+
+HOME = _home()
+
+
+@contextmanager
+def fresh() -> Iterator[tuple[Guard, Hostile, Draws]]:
+    """A guard at a copy of the agent's store, with a hostile executor."""
+    with tempfile.TemporaryDirectory(prefix="fedpact-executor-fuzz-") as folder:
+        copy = Path(folder) / "agent.db"
+        copy.write_bytes((PLAYED.federation.home.parent / "agent0" / "agent.db").read_bytes())
+        copy.chmod(0o600)
+        with Store(copy) as store:
+            draws = Draws()
+            guard = Guard(home=HOME, config=HOME.config(), store=store)
+            guard.desks[AGENT.desk.contract_id] = dataclasses.replace(AGENT.desk, store=store, train=draws)
+            hostile = Hostile(home=HOME, config=HOME.config())
+            guard.executor = hostile
+            yield guard, hostile, draws
+
+
+def forged(order: bytes, **changes: Any) -> bytes:
+    """Another order, signed by somebody who is not the operator."""
+    return sign(read(order).model_copy(update=changes), STRANGER).to_bytes()
+
+
+def changed(order: bytes, path: tuple[str, ...], value: Any) -> bytes:
+    """The order's envelope with one value replaced, its signature as it was."""
+    envelope = json.loads(order)
+    place = envelope
+    for key in path[:-1]:
+        place = place[key] if isinstance(place, dict) else place[int(key)]
+    if isinstance(place, dict):
+        place[path[-1]] = value
+    return canonical_bytes(envelope)
+
+
+pairs = st.sampled_from([*ORDERS, *OTHERS])
+models = st.sampled_from([pair[1] for pair in ORDERS]) | st.binary(max_size=64) | st.just(os.urandom(8 * PARAMETERS))
+texts = st.text(max_size=40)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+mutated = st.one_of(
+    st.builds(
+        forged,
+        pairs.map(lambda pair: pair[0]),
+        round=st.integers(1, 5),
+        participant=st.sampled_from([MINE, "0" * 64]),
+        base_digest=st.sampled_from(["0" * 64, read(ORDERS[1][0]).base_digest]),
+    ),
+    st.builds(
+        changed,
+        pairs.map(lambda pair: pair[0]),
+        st.sampled_from([("payload",), ("type",), ("signatures",), ("signatures", "0", "value"), ("more",)]),
+        json_values,
+    ),
+    st.builds(lambda pair, cut: pair[0][:cut], pairs, st.integers(0, 400)),
+    st.builds(
+        lambda pair, at: pair[0][: at % len(pair[0])] + b"~" + pair[0][at % len(pair[0]) + 1 :], pairs, st.integers(0)
+    ),
+    st.just(b"[" * 3000),
+    st.just(b'{"payload":"","signatures":[],"type":"x"}'),
+)
+order_texts = pairs.map(lambda pair: pair[0].decode()) | mutated.map(lambda data: data.decode()) | texts
+bundles = st.just(BUNDLE) | st.just("cd" * 32) | texts
+good_frames = st.builds(
+    lambda pair, bundle: frame_bytes("order", {"order": pair[0].decode(), "bundle": bundle}, pair[1]),
+    pairs,
+    st.just(BUNDLE),
+)
+order_frames = st.builds(
+    lambda text, bundle, model: frame_bytes("order", {"order": text, "bundle": bundle}, model),
+    order_texts,
+    bundles,
+    models,
+)
+odd_headers = st.builds(
+    lambda kind, header, array: frame_bytes(kind, header, array),
+    st.sampled_from(["order", "order", "reply", "drop", "setup", "", "\u202e"]),
+    json_values | st.dictionaries(st.sampled_from(["order", "bundle", "reply"]), json_values, max_size=3),
+    st.binary(max_size=32),
+)
+raw = st.one_of(
+    st.binary(max_size=200),
+    st.builds(
+        lambda head, array: PREFIX.pack(MAGIC, head, array), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+    ),
+    st.builds(lambda data, cut: data[:cut], good_frames, st.integers(0, 2000)),
+    st.builds(lambda head: PREFIX.pack(MAGIC, len(head), 0) + head, st.binary(max_size=80)),
+    st.builds(  # binary where text is due
+        lambda junk: (
+            (head := b'{"header":{"bundle":"x","order":"' + junk + b'"},"kind":"order"}')
+            and PREFIX.pack(MAGIC, len(head), 0) + head
+        ),
+        st.binary(max_size=40),
+    ),
+    st.just(PREFIX.pack(MAGIC, 40, 0) + b'{"header":{"order":"\\ud800"},"kind":"order"}'[:40]),
+)
+scripts = st.lists(
+    st.one_of(good_frames, good_frames, order_frames, order_frames, odd_headers, raw), min_size=1, max_size=8
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scripts)
+def test_a_hostile_executor_gets_one_draw_a_round_and_no_other_signature(script: list[bytes]) -> None:
+    before, guards.EXECUTOR_RESTART_SECONDS = guards.EXECUTOR_RESTART_SECONDS, 0.0
+    try:
+        with fresh() as (guard, hostile, draws):
+            hostile.play(guard, list(script))
+            guard.loop(Silent())  # type: ignore[arg-type]  # stands for the operator; it never raises
+            sent = [frame for ends in hostile.ends for frame in ends.drain()]
+            check_store(guard.store, draws)
+            check_sent(guard.store, sent)
+    finally:
+        guards.EXECUTOR_RESTART_SECONDS = before
+
+
+def check_store(store: Store, draws: Draws) -> None:
+    """One draw and one digest a round, each attempt charged."""
+    rows = [row for row in store.rows(AGENT.desk.data_set) if row.contract_id == AGENT.desk.contract_id]
+    spent = Counter(row.round for row in rows if row.state == "spent")
+    assert set(spent.values()) <= {1}
+    assert draws.count.keys() <= {2}, "round 1 was answered before"
+    assert all(count == 1 for count in draws.count.values())
+    assert [row.state for row in rows if row.round == 2] == ["reserved", "spent"][: 2 * draws.count[2]]
+    assert set(spent) == {1} | set(draws.count)
+
+
+def check_sent(store: Store, sent: list[Any]) -> None:
+    """Every reply is the outbox's, answers a genuine order of this agent, and stands in the egress ledger."""
+    kept = {(reply, array or b"") for reply, array in store._db.all("SELECT reply, array FROM outbox")}
+    left = Counter(e.sha256 for e in store.egress() if e.kind in (EgressKind.UPDATE, EgressKind.REFUSAL))
+    replies = [(frame.header["reply"].encode(), frame.array) for frame in sent if frame.kind == "reply"]
+    assert {frame.kind for frame in sent} <= {"reply", "drop"}
+    genuine = [read(order) for order, _ in ORDERS]
+    heads = {
+        (record.size, record.root)
+        for order in genuine
+        for record in (Checkpoint.from_bytes(step.checkpoint.body) for step in order.heads)
+    }
+    key = AGENT.desk.run_keys[MINE]
+    for data, array in replies:
+        assert (data, array) in kept
+        assert left[sha256_hex(data + array)] >= replies.count((data, array))
+        reply = Reply.from_bytes(data)
+        check_answer(reply, array, genuine, key)
+        if reply.countersignature is not None:
+            record: Countersignature = open_signed(reply.countersignature, Countersignature, key)
+            assert (record.size, record.root) in heads, "a head that the operator signed"
+    assert len({data for data, _ in replies if Reply.from_bytes(data).update is not None}) <= 2
+
+
+def check_answer(reply: Reply, array: bytes, genuine: list[Order], key: str) -> None:
+    """An answer to one of the operator's orders to this agent."""
+    if reply.refusal is not None:
+        refusal: Refusal = open_signed(reply.refusal, Refusal, key)
+        assert refusal.contract_id == AGENT.desk.contract_id
+        assert refusal.round in {order.round for order in genuine}
+        assert array == b""
+        return
+    assert reply.update is not None
+    update: Update = open_signed(reply.update, Update, key)
+    assert (update.contract_id, update.participant) == (AGENT.desk.contract_id, MINE)
+    assert (update.round, update.base_digest) in {(order.round, order.base_digest) for order in genuine}
+    assert update.update_digest == update_digest(array)
+
+
+def test_an_honest_executor_is_answered() -> None:
+    """That the checks above look at something: the good order alone gives exactly one update."""
+    script = [frame_bytes("order", {"order": ORDERS[1][0].decode(), "bundle": BUNDLE}, ORDERS[1][1])] * 2
+    with fresh() as (guard, hostile, draws):
+        hostile.play(guard, script)
+        guard.loop(Silent())  # type: ignore[arg-type]  # stands for the operator
+        sent = [frame for ends in hostile.ends for frame in ends.drain()]
+        assert [frame.kind for frame in sent] == ["reply", "reply"]
+        assert sent[0] == sent[1]
+        assert draws.count == {2: 1}
+        check_store(guard.store, draws)
+        check_sent(guard.store, sent)
