@@ -19,6 +19,10 @@ from fedpact_server.supervise import Supervisor
 
 log = structlog.get_logger()
 
+IN_MEMORY = ":flwr-in-memory:"
+"""SuperLink keeps nothing on the disk: a round takes a third of the time, our run outlives Flower's (docs/adr/0002);
+after a restart the supervisor registers the nodes again, agents come back, and orders are sent again."""
+
 Ready = Callable[[str, str, str], None]
 """Called once when requests are answered: public URL, address and port listened at, the operator's fingerprint."""
 
@@ -86,7 +90,7 @@ def _config(home: OperatorHome, host: str, port: int | None, health_port: int | 
         ca=home.tls / "ca.crt",
         certificate=home.tls / "server.crt",
         key=home.tls / "server.key",
-        database=str(home.path / "superlink.db"),
+        database=IN_MEMORY,
         health_port=health_port,
     )
 

@@ -13,6 +13,7 @@ from tests.support.netns import Hosts, hosts
 from tests.support.proc import descendants, mentioning
 
 from fedpact_server.demo import data as digits
+from fedpact_server.demo.processes import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.root]
 BIN = Path(sys.executable).parent
@@ -220,8 +221,8 @@ def check_the_port(world: World) -> None:
 
 
 def test_three_enterprises_on_hosts_of_their_own(tmp_path) -> None:
-    port = 18443
-    with hosts(ENTERPRISES, port, "bh") as net:
+    port = free_port()
+    with hosts(ENTERPRISES, port) as net:
         world = World(tmp_path, net, port)
         try:
             play(world)

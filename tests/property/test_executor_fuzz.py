@@ -5,6 +5,7 @@ be started again as often as it likes. Afterwards the store and everything that 
 """
 
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -14,15 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.federation import BUNDLE
-from tests.support.open_round import _played, read
+from tests.support.open_round import open_round, read
 
 from fedpact_client import guard as guards
-from fedpact_client.answer import Trained
+from fedpact_client.answer import Desk, Trained
 from fedpact_client.children import EXECUTOR_KINDS, ExecutorChild
-from fedpact_client.frames import MAGIC, PREFIX, Pipe
+from fedpact_client.frames import MAGIC, PREFIX, FrameError, Pipe
 from fedpact_client.guard import Guard
 from fedpact_client.home import AgentHome, init, replace_file
 from fedpact_client.store import EgressKind, Store
@@ -69,7 +71,7 @@ class Ends:
         while True:
             try:
                 frame = self.inside.receive(0.0)
-            except Exception:  # nothing more, or the pipe is closed
+            except FrameError:  # nothing more, or the pipe is closed
                 break
             if frame is None:
                 break
@@ -94,7 +96,8 @@ class Hostile(ExecutorChild):
         if not self.script:
             self.guard.stopping = True
             return None
-        os.write(self.ends[-1].write_fd, self.script.pop(0))
+        data = self.script.pop(0)
+        assert os.write(self.ends[-1].write_fd, data) == len(data)
         return super().receive(0.0)
 
 
@@ -105,30 +108,44 @@ class Silent:
         return {"state": "none"}
 
 
-def frame_bytes(kind: str, header: Any, array: bytes = b"") -> bytes:
-    head = canonical_bytes({"header": header, "kind": kind})
+def framed(head: bytes, array: bytes = b"") -> bytes:
     return PREFIX.pack(MAGIC, len(head), len(array)) + head + array
 
 
-# One world for all examples; each example has its own copy of the agent's store.
+def frame_bytes(kind: str, header: Any, array: bytes = b"") -> bytes:
+    return framed(canonical_bytes({"header": header, "kind": kind}), array)
 
-PLAYED = _played()
-AGENT = PLAYED.federation.agent(1)
-MINE = AGENT.desk.participant
-ORDERS = [PLAYED.orders[number, MINE] for number in (1, 2)]
-OTHERS = [pair for (_, who), pair in sorted(PLAYED.orders.items()) if who != MINE]
-STRANGER = generate_key()
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What all examples share: orders with their models, and a home; each example has its own copy of the store."""
+
+    store: bytes
+    desk: Desk
+    orders: list[tuple[bytes, bytes]]  # this agent's, of rounds 1 (answered) and 2
+    others: list[tuple[bytes, bytes]]
+    home: AgentHome
+    stranger: Ed25519PrivateKey
+
+
+@functools.cache
+def world() -> World:
+    played = open_round(Path(_FOLDER.name))
+    desk = played.federation.agent(1).desk
+    home = init(Path(_FOLDER.name) / "home", name="A", entity_code="9" * 18, sector="x", passphrase=b"correct horse")
+    text = home.config_path.read_text().replace('url = ""', 'url = "https://fl.example.cn:8443"', 1)
+    replace_file(home.config_path, text.encode())
+    return World(
+        store=(played.federation.home.parent / "agent0" / "agent.db").read_bytes(),
+        desk=desk,
+        orders=[played.order(number, 1) for number in (1, 2)],
+        others=[pair for (_, who), pair in sorted(played.orders.items()) if who != desk.participant],
+        home=home,
+        stranger=generate_key(),
+    )
+
+
 _FOLDER = tempfile.TemporaryDirectory(prefix="fedpact-executor-fuzz-")
-
-
-def _home() -> AgentHome:
-    made = init(Path(_FOLDER.name) / "agent", name="A", entity_code="9" * 18, sector="x", passphrase=b"correct horse")
-    text = made.config_path.read_text().replace('url = ""', 'url = "https://fl.example.cn:8443"', 1)
-    replace_file(made.config_path, text.encode())
-    return made
-
-
-HOME = _home()
 
 
 @contextmanager
@@ -136,20 +153,21 @@ def fresh() -> Iterator[tuple[Guard, Hostile, Draws]]:
     """A guard at a copy of the agent's store, with a hostile executor."""
     with tempfile.TemporaryDirectory(prefix="fedpact-executor-fuzz-") as folder:
         copy = Path(folder) / "agent.db"
-        copy.write_bytes((PLAYED.federation.home.parent / "agent0" / "agent.db").read_bytes())
+        copy.write_bytes(world().store)
         copy.chmod(0o600)
         with Store(copy) as store:
             draws = Draws()
-            guard = Guard(home=HOME, config=HOME.config(), store=store)
-            guard.desks[AGENT.desk.contract_id] = dataclasses.replace(AGENT.desk, store=store, train=draws)
-            hostile = Hostile(home=HOME, config=HOME.config())
+            home, desk = world().home, world().desk
+            guard = Guard(home=home, config=home.config(), store=store)
+            guard.desks[desk.contract_id] = dataclasses.replace(desk, store=store, train=draws)
+            hostile = Hostile(home=home, config=home.config())
             guard.executor = hostile
             yield guard, hostile, draws
 
 
 def forged(order: bytes, **changes: Any) -> bytes:
     """Another order, signed by somebody who is not the operator."""
-    return sign(read(order).model_copy(update=changes), STRANGER).to_bytes()
+    return sign(read(order).model_copy(update=changes), world().stranger).to_bytes()
 
 
 def changed(order: bytes, path: tuple[str, ...], value: Any) -> bytes:
@@ -163,77 +181,80 @@ def changed(order: bytes, path: tuple[str, ...], value: Any) -> bytes:
     return canonical_bytes(envelope)
 
 
-pairs = st.sampled_from([*ORDERS, *OTHERS])
-models = st.sampled_from([pair[1] for pair in ORDERS]) | st.binary(max_size=64) | st.just(os.urandom(8 * PARAMETERS))
-texts = st.text(max_size=40)
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=6,
-)
-mutated = st.one_of(
-    st.builds(
-        forged,
-        pairs.map(lambda pair: pair[0]),
-        round=st.integers(1, 5),
-        participant=st.sampled_from([MINE, "0" * 64]),
-        base_digest=st.sampled_from(["0" * 64, read(ORDERS[1][0]).base_digest]),
-    ),
-    st.builds(
-        changed,
-        pairs.map(lambda pair: pair[0]),
-        st.sampled_from([("payload",), ("type",), ("signatures",), ("signatures", "0", "value"), ("more",)]),
-        json_values,
-    ),
-    st.builds(lambda pair, cut: pair[0][:cut], pairs, st.integers(0, 400)),
-    st.builds(
-        lambda pair, at: pair[0][: at % len(pair[0])] + b"~" + pair[0][at % len(pair[0]) + 1 :], pairs, st.integers(0)
-    ),
-    st.just(b"[" * 3000),
-    st.just(b'{"payload":"","signatures":[],"type":"x"}'),
-)
-order_texts = pairs.map(lambda pair: pair[0].decode()) | mutated.map(lambda data: data.decode()) | texts
-bundles = st.just(BUNDLE) | st.just("cd" * 32) | texts
-good_frames = st.builds(
-    lambda pair, bundle: frame_bytes("order", {"order": pair[0].decode(), "bundle": bundle}, pair[1]),
-    pairs,
-    st.just(BUNDLE),
-)
-order_frames = st.builds(
-    lambda text, bundle, model: frame_bytes("order", {"order": text, "bundle": bundle}, model),
-    order_texts,
-    bundles,
-    models,
-)
-odd_headers = st.builds(
-    lambda kind, header, array: frame_bytes(kind, header, array),
-    st.sampled_from(["order", "order", "reply", "drop", "setup", "", "\u202e"]),
-    json_values | st.dictionaries(st.sampled_from(["order", "bundle", "reply"]), json_values, max_size=3),
-    st.binary(max_size=32),
-)
-raw = st.one_of(
-    st.binary(max_size=200),
-    st.builds(
-        lambda head, array: PREFIX.pack(MAGIC, head, array), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
-    ),
-    st.builds(lambda data, cut: data[:cut], good_frames, st.integers(0, 2000)),
-    st.builds(lambda head: PREFIX.pack(MAGIC, len(head), 0) + head, st.binary(max_size=80)),
-    st.builds(  # binary where text is due
-        lambda junk: (
-            (head := b'{"header":{"bundle":"x","order":"' + junk + b'"},"kind":"order"}')
-            and PREFIX.pack(MAGIC, len(head), 0) + head
+def scripts() -> st.SearchStrategy[list[bytes]]:
+    """What a hostile executor may send: its own orders, other people's, changed ones, frames of any kind, no frames."""
+    at = world()
+    pairs = st.sampled_from([*at.orders, *at.others])
+    models = (
+        st.sampled_from([pair[1] for pair in at.orders]) | st.binary(max_size=64) | st.just(os.urandom(8 * PARAMETERS))
+    )
+    texts = st.text(max_size=40)
+    json_values = st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | texts,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+        max_leaves=6,
+    )
+    mutated = st.one_of(
+        st.builds(
+            forged,
+            pairs.map(lambda pair: pair[0]),
+            round=st.integers(1, 5),
+            participant=st.sampled_from([at.desk.participant, "0" * 64]),
+            base_digest=st.sampled_from(["0" * 64, read(at.orders[1][0]).base_digest]),
         ),
-        st.binary(max_size=40),
-    ),
-    st.just(PREFIX.pack(MAGIC, 40, 0) + b'{"header":{"order":"\\ud800"},"kind":"order"}'[:40]),
-)
-scripts = st.lists(
-    st.one_of(good_frames, good_frames, order_frames, order_frames, odd_headers, raw), min_size=1, max_size=8
-)
+        st.builds(
+            changed,
+            pairs.map(lambda pair: pair[0]),
+            st.sampled_from([("payload",), ("type",), ("signatures",), ("signatures", "0", "value"), ("more",)]),
+            json_values,
+        ),
+        st.builds(lambda pair, cut: pair[0][:cut], pairs, st.integers(0, 400)),
+        st.builds(
+            lambda pair, place: pair[0][: place % len(pair[0])] + b"~" + pair[0][place % len(pair[0]) + 1 :],
+            pairs,
+            st.integers(0),
+        ),
+        st.just(b"[" * 3000),
+        st.just(b'{"payload":"","signatures":[],"type":"x"}'),
+    )
+    order_texts = pairs.map(lambda pair: pair[0].decode()) | mutated.map(lambda data: data.decode()) | texts
+    bundles = st.just(BUNDLE) | st.just("cd" * 32) | texts
+    good_frames = st.builds(
+        lambda pair, bundle: frame_bytes("order", {"order": pair[0].decode(), "bundle": bundle}, pair[1]),
+        pairs,
+        st.just(BUNDLE),
+    )
+    order_frames = st.builds(
+        lambda text, bundle, model: frame_bytes("order", {"order": text, "bundle": bundle}, model),
+        order_texts,
+        bundles,
+        models,
+    )
+    odd_headers = st.builds(
+        lambda kind, header, array: frame_bytes(kind, header, array),
+        st.sampled_from(["order", "order", "reply", "drop", "setup", "", "\u202e"]),
+        json_values | st.dictionaries(st.sampled_from(["order", "bundle", "reply"]), json_values, max_size=3),
+        st.binary(max_size=32),
+    )
+    raw = st.one_of(
+        st.binary(max_size=200),
+        st.builds(
+            lambda head, array: PREFIX.pack(MAGIC, head, array), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+        ),
+        st.builds(lambda data, cut: data[:cut], good_frames, st.integers(0, 2000)),
+        st.binary(max_size=80).map(framed),
+        st.binary(max_size=40).map(
+            lambda junk: framed(b'{"header":{"bundle":"x","order":"' + junk + b'"},"kind":"order"}')
+        ),
+        st.just(framed(b'{"header":{"bundle":"x","order":"\\ud800"},"kind":"order"}')),
+    )
+    return st.lists(
+        st.one_of(good_frames, good_frames, order_frames, order_frames, odd_headers, raw), min_size=1, max_size=8
+    )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(scripts)
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.deferred(scripts))
 def test_a_hostile_executor_gets_one_draw_a_round_and_no_other_signature(script: list[bytes]) -> None:
     before, guards.EXECUTOR_RESTART_SECONDS = guards.EXECUTOR_RESTART_SECONDS, 0.0
     try:
@@ -249,7 +270,7 @@ def test_a_hostile_executor_gets_one_draw_a_round_and_no_other_signature(script:
 
 def check_store(store: Store, draws: Draws) -> None:
     """One draw and one digest a round, each attempt charged."""
-    rows = [row for row in store.rows(AGENT.desk.data_set) if row.contract_id == AGENT.desk.contract_id]
+    rows = [row for row in store.rows(world().desk.data_set) if row.contract_id == world().desk.contract_id]
     spent = Counter(row.round for row in rows if row.state == "spent")
     assert set(spent.values()) <= {1}
     assert draws.count.keys() <= {2}, "round 1 was answered before"
@@ -264,13 +285,13 @@ def check_sent(store: Store, sent: list[Any]) -> None:
     left = Counter(e.sha256 for e in store.egress() if e.kind in (EgressKind.UPDATE, EgressKind.REFUSAL))
     replies = [(frame.header["reply"].encode(), frame.array) for frame in sent if frame.kind == "reply"]
     assert {frame.kind for frame in sent} <= {"reply", "drop"}
-    genuine = [read(order) for order, _ in ORDERS]
+    genuine = [read(order) for order, _ in world().orders]
     heads = {
         (record.size, record.root)
         for order in genuine
         for record in (Checkpoint.from_bytes(step.checkpoint.body) for step in order.heads)
     }
-    key = AGENT.desk.run_keys[MINE]
+    key = world().desk.run_keys[world().desk.participant]
     for data, array in replies:
         assert (data, array) in kept
         assert left[sha256_hex(data + array)] >= replies.count((data, array))
@@ -286,20 +307,22 @@ def check_answer(reply: Reply, array: bytes, genuine: list[Order], key: str) -> 
     """An answer to one of the operator's orders to this agent."""
     if reply.refusal is not None:
         refusal: Refusal = open_signed(reply.refusal, Refusal, key)
-        assert refusal.contract_id == AGENT.desk.contract_id
+        assert refusal.contract_id == world().desk.contract_id
         assert refusal.round in {order.round for order in genuine}
         assert array == b""
         return
     assert reply.update is not None
     update: Update = open_signed(reply.update, Update, key)
-    assert (update.contract_id, update.participant) == (AGENT.desk.contract_id, MINE)
+    assert (update.contract_id, update.participant) == (world().desk.contract_id, world().desk.participant)
     assert (update.round, update.base_digest) in {(order.round, order.base_digest) for order in genuine}
     assert update.update_digest == update_digest(array)
 
 
 def test_an_honest_executor_is_answered() -> None:
     """That the checks above look at something: the good order alone gives exactly one update."""
-    script = [frame_bytes("order", {"order": ORDERS[1][0].decode(), "bundle": BUNDLE}, ORDERS[1][1])] * 2
+    script = [
+        frame_bytes("order", {"order": world().orders[1][0].decode(), "bundle": BUNDLE}, world().orders[1][1])
+    ] * 2
     with fresh() as (guard, hostile, draws):
         hostile.play(guard, script)
         guard.loop(Silent())  # type: ignore[arg-type]  # stands for the operator

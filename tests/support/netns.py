@@ -1,5 +1,6 @@
 """Hosts of one test: network namespaces joined by a bridge, each allowed to reach one port of one address only."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -24,9 +25,10 @@ class Hosts:
 
 
 @contextmanager
-def hosts(count: int, port: int, tag: str) -> Iterator[Hosts]:
-    """`count` hosts that reach `operator`:`port` and nothing else."""
-    subnet = f"10.{77 + hash(tag) % 100}.{hash(tag) // 100 % 250}"
+def hosts(count: int, port: int) -> Iterator[Hosts]:
+    """`count` hosts that reach `operator`:`port` and nothing else; several tests may have hosts at one time."""
+    tag = os.getpid() % 25_000
+    subnet = f"10.{100 + tag // 250}.{tag % 250}"
     bridge, names = f"fp{tag}", tuple(f"fp{tag}{i}" for i in range(count))
     operator = f"{subnet}.1"
     try:
