@@ -13,7 +13,8 @@ from fedpact_contract.arrays import update_digest
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError, RejectedError
 from fedpact_contract.messages import Head, Metering, PrivacyEvent, Update
-from fedpact_contract.record import Envelope, open_signed
+from fedpact_contract.parties import opened
+from fedpact_contract.record import Envelope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +35,13 @@ class Expected:
 
 
 def open_update(envelope: Envelope[Update], expected: Expected) -> Update:
-    """The update, if this participant's run key signed it.
+    """The update, if this participant's run key signed it, once, and nobody else: the log takes no more.
 
     Raises:
         RejectedError: UPDATE_SIGNATURE.
     """
     try:
-        return open_signed(envelope, Update, expected.run_key)
+        return opened(envelope, Update, expected.run_key)
     except (FaultError, InputError) as err:
         raise RejectedError(
             "UPDATE_SIGNATURE", "The update is not signed by this participant's run key.", party=expected.participant

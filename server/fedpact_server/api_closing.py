@@ -10,7 +10,8 @@ from fedpact_contract import report as reports
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.messages import Objection
-from fedpact_contract.record import Envelope, open_signed, read_envelope
+from fedpact_contract.parties import opened
+from fedpact_contract.record import Envelope, read_envelope
 from fedpact_contract.request import API
 from fedpact_server import closing, db, logbook
 from fedpact_server.alarms import raise_alarm
@@ -85,7 +86,7 @@ def _object(call: Call, contract: Contract, envelope: Envelope[Objection]) -> No
     with call.world.database.write() as connection:
         closing.closing_state(connection, contract)
         keys = run_keys(signed_contract(connection, contract.id), contract)
-        record = open_signed(envelope, Objection, keys[call.member.id])
+        record: Objection = opened(envelope, Objection, keys[call.member.id])
         if (record.contract_id, record.participant) != (contract.id, call.member.id):
             raise RefusedError("OBJECTION_PLACE", "The objection is for another contract or participant.")
         place = {"contract_id": contract.id, "participant": record.participant, "size": record.size}

@@ -22,7 +22,8 @@ from fedpact_contract.log import (
     ScoresOpened,
     SettledLine,
 )
-from fedpact_contract.record import Envelope, open_signed
+from fedpact_contract.parties import opened
+from fedpact_contract.record import Envelope
 from fedpact_contract.settlement import PeriodResult, settle_period
 from fedpact_server import db, logbook, scoring
 from fedpact_server.run_state import run_row
@@ -115,7 +116,7 @@ def countersign(
 
     Raises:
         InputError: the run is not closing.
-        FaultError: not signed by that participant's run key.
+        FaultError: not signed by that participant's run key, once, and by nobody else.
         RejectedError: in another's name, or on another head than the closing one.
     """
     record = Countersignature.from_bytes(envelope.body)
@@ -123,7 +124,7 @@ def countersign(
         raise RejectedError(
             "CLOSING_PARTY", "The countersignature is in another participant's name.", party=record.participant
         )
-    open_signed(envelope, Countersignature, run_keys[record.participant])
+    opened(envelope, Countersignature, run_keys[record.participant])
     hashes = logbook.leaves(connection, contract.id)
     if (record.origin, record.size, record.root) != (contract.id, len(hashes), logbook.root_of(hashes)):
         raise RejectedError(

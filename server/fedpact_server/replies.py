@@ -7,14 +7,19 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
+from fedpact_contract import merkle
 from fedpact_contract.arrays import update_digest
 from fedpact_contract.errors import FaultError, InputError, RejectedError
 from fedpact_contract.log import Body, Countersignature, ReplyMissed, UpdateDecided, UpdateRefused
 from fedpact_contract.messages import Head, Receipt, Refusal, Reply, Update
-from fedpact_contract.record import Envelope, open_signed, sign
+from fedpact_contract.parties import opened
+from fedpact_contract.record import Envelope, sign
 from fedpact_server import db, logbook
 from fedpact_server.admission import Expected, admit, open_update
 from fedpact_server.run_state import RunContext, record_outcome, write_array
+
+EMPTY_HEAD = Head(size=0, root=merkle.EMPTY_ROOT.hex())
+"""What a refusal names that countersigns nothing."""
 
 
 def take(
@@ -123,16 +128,18 @@ def _decided(
 
 
 def _refused(envelope: Envelope[Refusal], expected: Expected) -> tuple[str, str, Body]:
-    refusal = open_signed(envelope, Refusal, expected.run_key)
+    refusal = opened(envelope, Refusal, expected.run_key)
     place = (refusal.contract_id, refusal.round, refusal.participant)
     if place != (expected.contract_id, expected.round, expected.participant):
         raise RejectedError("REFUSAL_PLACE", "The refusal names another contract, round or participant.")
+    if refusal.head not in (expected.head, EMPTY_HEAD):  # in the log it would make everybody's evidence look forged
+        raise RejectedError("REFUSAL_HEAD", "The refusal names another head than the one shown, or none.")
     body = UpdateRefused(round=expected.round, participant=expected.participant, refusal=envelope.plain())
     return "refused", refusal.code, body
 
 
 def _keep_countersignature(connection: Connection, envelope: Envelope[Countersignature], expected: Expected) -> None:
-    record = open_signed(envelope, Countersignature, expected.run_key)
+    record = opened(envelope, Countersignature, expected.run_key)
     if (record.origin, record.size, record.root, record.participant) != (
         expected.contract_id,
         expected.head.size,

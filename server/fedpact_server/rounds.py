@@ -70,6 +70,7 @@ class Loop:
     sleep: Callable[[float], None] = time.sleep
     waiting: dict[str, str] = field(default_factory=dict)  # message id -> participant
     unreadable: dict[str, int] = field(default_factory=dict)  # participant -> replies that nobody signed
+    absent: set[str] = field(default_factory=set)  # who was not there when the last round opened: not waited for again
 
     def run(self) -> str:
         """Drive the run until it is completed, stopped, or handed to somebody else; returns its phase."""
@@ -133,7 +134,7 @@ class Loop:
         log.info("round opened", contract=context.contract_id, round=number, invited=len(present))
 
     def _gather(self) -> set[str]:
-        """Participants to invite: not suspended, not silent too often; wait until enough are online."""
+        """Participants to invite: registered, not silent too often; wait for those who were there last time."""
         context = self.context
         minimum = context.contract.participation.minimum
         begun = time.monotonic()
@@ -148,7 +149,8 @@ class Loop:
             online = self.transport.online()
             present = {p for p in candidates if online.get(context.nodes[p], False)}
             patience = time.monotonic() - begun > GATHER_SECONDS
-            if present == candidates or (patience and len(present) >= minimum):
+            if len(present) >= minimum and (patience or candidates - self.absent <= present):
+                self.absent = candidates - present
                 return present
             if patience and not told:
                 told = True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.accounting_child import account
+from tests.support.accounting_child import account, large
 from tests.support.demo_kit import DemoSetup, demo_setup, number_of
 from tests.support.federation import Federation
 from tests.support.models_kit import plain_schema
@@ -99,7 +99,7 @@ def test_two_accountings_of_one_log_give_the_same_bytes_in_any_process(run, setu
     federation, rows, _ = run
     one, other = (child(federation, rows, environment) for environment in ENVIRONMENTS)
     assert one == other
-    here = account(federation.home, federation.contract.id, setup.validation)
+    here = account(federation.home, federation.contract.id, setup.validation) | {"large": large()}
     assert json.loads(one) == json.loads(json.dumps(here)), "and as in this process, with its threads"
 
 

@@ -1,7 +1,7 @@
 """The accounting of one log in a process of its own: `python accounting_child.py HOME CONTRACT VALIDATION.npz`.
 
-Prints one JSON object: digests of the report, of every statement and of the evidence, and what the evaluation of every
-round gives when it is done again from the stored models and updates.
+Prints one JSON object: digests of the report, of every statement and of the evidence, what the evaluation of every
+round gives when it is done again from the stored models and updates, and a large evaluation of random numbers.
 """
 
 import json
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests.support
+from tests.support.models_kit import a_model, plain_schema, random_examples
+
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.contract import Contract, SignedContract
 from fedpact_contract.log import Body, ContractSigned, RevenueRecorded, RoundAggregated, RoundOpened, RoundScores
@@ -17,7 +20,9 @@ from fedpact_contract.messages import Update
 from fedpact_contract.record import read_envelope
 from fedpact_contract.report import build
 from fedpact_contract.settlement import settle_period, statement
+from fedpact_models.evaluate import evaluate_round
 from fedpact_models.features import Examples
+from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, db, logbook, replies, scoring
 from fedpact_server.evidence import evidence_files
 from fedpact_server.run_state import load_model
@@ -36,6 +41,17 @@ def account(home: Path, contract_id: str, validation: Examples) -> dict[str, obj
         "evidence": sha256_hex(canonical_bytes(evidence)),
         "evaluation": [_again(home, contract, bodies, number, validation) for number in range(1, 1 + _rounds(bodies))],
     }
+
+
+def large() -> str:
+    """Digest of an evaluation of 784-330-10 on 1,000 rows: of this size, plain products differ by OpenBLAS threads."""
+    rng = np.random.default_rng(0)
+    schema, model = plain_schema(784, 10), a_model(330)
+    count = parameter_count(model, schema)
+    base, steps = rng.normal(size=count) * 0.05, rng.normal(size=(2, count)) * 0.01
+    rows = random_examples(rng, 1000, 784, 10)
+    found = evaluate_round(model, schema, base, steps, rows, [1000], own_slice=[None, None])
+    return sha256_hex(repr(found.losses).encode() + found.values.astype("<f8").tobytes())
 
 
 def _statements(bodies: list[Body], contract: Contract) -> list[dict[str, object]]:
@@ -78,4 +94,5 @@ if __name__ == "__main__":
     folder, contract_name, rows = sys.argv[1:]
     with np.load(rows) as stored:
         examples = Examples(x=stored["x"], y=stored["y"])
-    sys.stdout.write(json.dumps(account(Path(folder), contract_name, examples)) + "\n")
+    found = account(Path(folder), contract_name, examples) | {"large": large()}
+    sys.stdout.write(json.dumps(found) + "\n")

@@ -132,6 +132,14 @@ class TestHonest:
         assert look(run, 1) == "countersigned"
         assert held_by_operator(run, 1)[-1] == size
 
+    @pytest.mark.parametrize("state", ["closing", "closed"])
+    def test_that_it_has_signed_it_knows_better_than_the_operator(self, run: ClosedRun, state: str) -> None:
+        everybody = [p.id for p in run.federation.contract.participants]
+        said = {"state": state, "size": run.state().size, "signed": everybody}
+        run.serve("GET /contracts/" + run.contract_id + "/closing", said)
+        assert look(run, 1) == "countersigned"
+        assert held_by_operator(run, 1)[-1] == run.state().size
+
     def test_a_head_of_an_earlier_round_is_not_taken_for_the_closing(self, run: ClosedRun) -> None:
         desk = run.federation.agent(1).desk
         early = min(size for size, _ in countersigned(run, 1))

@@ -211,6 +211,18 @@ class TestCountersignatures:
             assert err.value.code == "SIGNATURE_MISSING"
         assert run.state().signed == ()
 
+    def test_signed_by_two_it_would_spoil_the_evidence(self, run: ClosedRun) -> None:
+        desk = run.federation.agent(1).desk
+        good = word(run, 1)
+        both = sign(Countersignature.from_bytes(good.body), desk.run_key, generate_key())
+        twice = good.model_copy(update={"signatures": good.signatures * 2})
+        for envelope in (both, twice):
+            with pytest.raises(FaultError) as err:
+                countersign(run, 1, envelope)
+            assert err.value.code == "SIGNATURE_EXTRA"
+        countersign(run, 1)
+        assert run.verified().faults == ()
+
     def test_nobody_signs_in_anothers_name(self, run: ClosedRun) -> None:
         other = run.federation.agent(2)
         for envelope in (
