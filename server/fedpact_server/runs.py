@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import InputError, RefusedError
+from fedpact_contract.errors import FailedError, InputError, RefusedError
 from fedpact_contract.request import instant, utc_now
 from fedpact_server import db
 from fedpact_server.drafting import installed_code
@@ -136,8 +136,21 @@ def status(connection: Connection, contract: Contract) -> RunStatus:
         round_phase="" if current is None else str(current.phase),
         rounds=contract.training.rounds,
         outcomes={p: (str(row.kind), str(row.code)) for p, row in results.items()},
-        timings={int(row.round): json.loads(bytes(row.timings)) for row in timed if row.timings},
+        timings={int(row.round): _milliseconds(bytes(row.timings)) for row in timed if row.timings},
     )
+
+
+def _milliseconds(data: bytes) -> dict[str, int]:
+    try:
+        value: dict[str, int] = json.loads(data)
+    except ValueError as err:
+        raise FailedError(
+            "DATABASE_DAMAGED",
+            "The operator's database holds times of a round that cannot be read.",
+            field="rounds",
+            remedy="Restore a backup.",
+        ) from err
+    return value
 
 
 def _unknown() -> InputError:

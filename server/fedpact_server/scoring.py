@@ -3,14 +3,16 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FaultError
+from fedpact_contract.errors import FailedError, FaultError
 from fedpact_contract.log import Moments, RoundScores, commitment
 from fedpact_contract.record import Part
 from fedpact_models.evaluate import evaluate_round
@@ -19,6 +21,7 @@ from fedpact_server import db
 from fedpact_server.run_state import write_array
 
 FloatArray = NDArray[np.float64]
+P = TypeVar("P", bound=Part)
 
 
 def score_round(
@@ -111,7 +114,7 @@ def opened_scores(connection: Connection, contract_id: str, round_number: int) -
             table.contract_id == contract_id, table.name == f"round:{round_number}"
         )
     ).first()
-    return None if row is None else (bytes(row.salt), RoundScores.model_validate_json(bytes(row.value)))
+    return None if row is None else _kept(row.salt, row.value, RoundScores)
 
 
 def opened_moments(connection: Connection, contract_id: str) -> tuple[bytes, Moments] | None:
@@ -120,7 +123,7 @@ def opened_moments(connection: Connection, contract_id: str) -> tuple[bytes, Mom
     row = connection.execute(
         sa.select(table.salt, table.value).where(table.contract_id == contract_id, table.name == "moments")
     ).first()
-    return None if row is None else (bytes(row.salt), Moments.model_validate_json(bytes(row.value)))
+    return None if row is None else _kept(row.salt, row.value, Moments)
 
 
 def all_scores(connection: Connection, contract_id: str) -> list[tuple[bytes, RoundScores]]:
@@ -129,5 +132,22 @@ def all_scores(connection: Connection, contract_id: str) -> list[tuple[bytes, Ro
     rows = connection.execute(
         sa.select(table.salt, table.value).where(table.contract_id == contract_id, table.name.like("round:%"))
     )
-    pairs = [(bytes(row.salt), RoundScores.model_validate_json(bytes(row.value))) for row in rows]
+    pairs = [_kept(row.salt, row.value, RoundScores) for row in rows]
     return sorted(pairs, key=lambda pair: pair[1].round)
+
+
+def _kept(salt: bytes, value: bytes, kind: type[P]) -> tuple[bytes, P]:
+    """Salt and value as `keep` stored them.
+
+    Raises:
+        FailedError: DATABASE_DAMAGED.
+    """
+    try:
+        return bytes(salt), kind.model_validate_json(bytes(value))
+    except ValidationError as err:
+        raise FailedError(
+            "DATABASE_DAMAGED",
+            f"The operator's database holds a {kind.__name__} that cannot be read.",
+            field="openings",
+            remedy="Restore a backup.",
+        ) from err

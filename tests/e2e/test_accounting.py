@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.accounting_child import account, large
-from tests.support.demo_kit import DemoSetup, demo_setup, number_of
+from tests.support.demo_kit import DemoSetup, demo_setup, number_of, one_thread
 from tests.support.federation import Federation
 from tests.support.models_kit import plain_schema
 
@@ -33,7 +33,8 @@ def setup(tmp_path_factory) -> DemoSetup:
 
 
 def settled(federation: Federation) -> PeriodResult:
-    assert federation.run() == "completed"
+    with one_thread():
+        assert federation.run() == "completed"
     with federation.database.write() as connection:
         return closing.settle(connection, federation.contract, federation.operator_run_key, REVENUE_FEN, FEES_FEN)
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import torch
-from tests.support.demo_kit import DemoSetup, delivered, demo_setup, number_of
+from tests.support.demo_kit import DemoSetup, delivered, demo_setup, number_of, one_thread
 from tests.support.federation import Federation
 from tests.support.noise import FixedNoise
 
@@ -31,12 +30,9 @@ SEEDS = range(8)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small matrices: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def alone_on_a_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tests.support.demo_kit import demo_setup, number_of, paid
+from tests.support.demo_kit import demo_setup, number_of, one_thread, paid
 
 from fedpact_contract.shares import COVERS, ParticipantShare, PeriodShares
 
@@ -23,8 +22,6 @@ FLIPPED = 2
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[tuple[PeriodShares, list[ParticipantShare]]]:
     """Of each seed: the shares, and their lines in the order of the set-up's participants."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
     folder: Path = tmp_path_factory.mktemp("order")
     setup = demo_setup(folder / "data")
     assert (setup.counts, len(setup.validation)) == ([450, 200, 350, 350], 440)
@@ -33,10 +30,10 @@ def runs(tmp_path_factory) -> list[tuple[PeriodShares, list[ParticipantShare]]]:
     found = []
     for seed in SEEDS:
         federation = setup.federation(folder / str(seed), seed)
-        assert federation.run() == "completed"
+        with one_thread():
+            assert federation.run() == "completed"
         period = paid(federation)
         found.append((period, sorted(period.lines, key=lambda line: number_of(federation, line.participant))))
-    torch.set_num_threads(threads)
     return found
 
 

@@ -125,7 +125,7 @@ class TestTheAuditorsInstall:
     @pytest.mark.parametrize(
         ("command", "extra"),
         [
-            ("fedpact demo", "server"),
+            ("fedpact demo", "demo"),
             ("fedpact serve --home operator", "server"),
             ("fedpact contract new template.toml", "server"),
             ("fedpact-agent start --home agent", "agent"),

@@ -1,10 +1,13 @@
 """The demo's own set-up in one process: its data from its files, its contract's terms, noise that is given."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.support.federation import NOW, Federation, make_federation
 from tests.support.noise import FixedNoise
@@ -39,6 +42,17 @@ class DemoSetup:
         keys = [Ed25519PrivateKey.from_private_bytes(sha256(f"demo {i}".encode()).digest()) for i in range(12)]
         more = {"noise": lambda i: FixedNoise(100 * seed + i), "keys": keys[: len(self.counts)]} | more
         return make_federation(folder, self.counts, data=(self.parts, self.validation), **(self.changes | more))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: these matrices are small, and on a busy machine more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def demo_setup(folder: Path, participants: int = 4, **training: Any) -> DemoSetup:

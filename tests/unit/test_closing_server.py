@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from tests.support.closed_run import ClosedRun, closed_run
 from tests.support.federation import Federation, make_federation
 
-from fedpact_contract.errors import FaultError, InputError, RejectedError
+from fedpact_contract.errors import FailedError, FaultError, InputError, RejectedError
 from fedpact_contract.keys import generate_key
 from fedpact_contract.log import Checkpoint, Countersignature, PeriodClosing, PeriodSettled, RevenueRecorded
 from fedpact_contract.record import open_signed, sign
@@ -146,6 +146,16 @@ class TestSettle:
         with pytest.raises(Exception, match="no second moments") as err:
             settle(run.federation)
         assert err.value.code == "MOMENTS_MISSING"
+
+    @pytest.mark.parametrize("value", [b"\xff\x00", b"{}", b"[]", b""])
+    def test_a_damaged_database_is_a_failure_that_is_named(self, run: ClosedRun, value: bytes) -> None:
+        for name in ("moments", "round:1"):
+            with run.federation.database.write() as connection:
+                connection.execute(db.openings.update().where(db.openings.c.name == name).values(value=value))
+            with pytest.raises(FailedError) as err:
+                settle(run.federation)
+            assert err.value.code == "DATABASE_DAMAGED"
+        assert run.phase() == "completed"
 
 
 class TestCountersignatures:

@@ -159,6 +159,14 @@ class TestStatus:
         assert plain["milliseconds"]["1"] == found.timings[1]
         assert plain["outcomes"][federation.contract.participants[0].id] == {"outcome": "admitted", "code": "ADMITTED"}
 
+    def test_damaged_times_are_a_failure_that_is_named(self, federation: Federation) -> None:
+        start(federation)
+        values = {"round": 1, "phase": "sent", "base_digest": "0" * 64, "deadline": "x", "timings": b"\xff"}
+        values |= {"contract_id": federation.contract.id, "opened_index": 1, "checkpoint_size": 2}
+        with federation.database.write() as connection:
+            connection.execute(db.rounds.insert().values(**values))
+        fails("DATABASE_DAMAGED", status, federation)
+
 
 @pytest.mark.parametrize("text", ["run-3f2a91", "3f2a91"])
 def test_a_run_is_named_as_its_contract(text: str) -> None:
