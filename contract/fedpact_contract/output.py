@@ -54,7 +54,11 @@ def run(main: "Callable[[], object] | typer.Typer", *, extra: str = "server") ->
     except OSError as err:
         code = show_error(_system_error(err), as_json=as_json)
     except Exception as err:  # noqa: BLE001 - the rim: nothing above us shows an unexpected error to a person
-        code = _unexpected(err, as_json=as_json)
+        if _interrupted(err):
+            code = INTERRUPTED
+            _stderr("Interrupted.")
+        else:
+            code = _unexpected(err, as_json=as_json)
     raise SystemExit(code)
 
 
@@ -148,6 +152,16 @@ def _system_error(err: OSError) -> FedpactError:
     if err.filename is None:
         return FailedError("SYSTEM", f"The operating system refuses: {reason}.")
     return InputError("FILE_ACCESS", f"A file cannot be used: {reason}.", file=os.fsdecode(err.filename))
+
+
+def _interrupted(err: BaseException) -> bool:
+    """Whether Ctrl-C is behind the error: Python wraps it where it strikes within an import."""
+    seen: BaseException | None = err
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _unexpected(err: BaseException, *, as_json: bool) -> int:

@@ -410,6 +410,9 @@ def test_a_typer_app_may_be_given(monkeypatch, capsys) -> None:
 
 def test_an_abort_is_an_interruption(monkeypatch, capsys) -> None:
     assert run_with(raising(typer.Abort()), monkeypatch, capsys)[0] == 130
+    wrapped = ImportError("half of a module")
+    wrapped.__cause__ = KeyboardInterrupt()
+    assert run_with(raising(wrapped), monkeypatch, capsys)[0] == 130, "Ctrl-C within an import"
 
 
 @pytest.mark.parametrize(
