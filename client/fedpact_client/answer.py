@@ -76,9 +76,13 @@ class Desk:
         """The data set that this contract trains on."""
         return self.contract.participant(self.participant).data_set
 
-    def known(self, before: int) -> checks.Known:
-        """What this agent knows of the contract's log, and its last reply to a round before this one."""
-        heads = [Head(size=h.size, root=h.root) for h in self.store.heads(self.contract_id)]
+    def known(self, before: int, shown: int = 0) -> checks.Known:
+        """What this agent knows of the contract's log, and its last reply to a round before this one.
+
+        `shown` is the size of the head that the order shows: what was countersigned before it counts.
+        """
+        seen = self.store.heads(self.contract_id)
+        heads = [Head(size=h.size, root=h.root) for h in seen]
         answers = self.store.answers(self.contract_id)
         earlier = [number for number in answers if number < before]
         replied = None
@@ -93,6 +97,7 @@ class Desk:
             heads=heads,
             replied=replied,
             latest=max(answers, default=0),
+            countersigned=max((h.size for h in seen if h.countersigned and h.size < shown), default=0),
         )
 
 
@@ -174,7 +179,7 @@ def step_size(body: bytes) -> int:
 
 
 def _check_terms(desk: Desk, order: Order, model: bytes, head: Head, bundle: str) -> None:
-    known = desk.known(order.round)
+    known = desk.known(order.round, head.size)
     witnesses = checks.count_witnesses(order, known)
     threshold = desk.contract.participation.head_threshold
     if order.round > 1 and witnesses < threshold:
@@ -282,11 +287,18 @@ def _refusal(desk: Desk, order: Order, code: str, ledger_head: str, head: Head |
         round=order.round,
         participant=desk.participant,
         code=code,
+        attempts=_attempts(desk, order.round),
         ledger_head=ledger_head,
         head=head or checks.EMPTY,
     )
     signature = None if head is None else _countersignature(desk, head)
     return Reply(refusal=sign(refusal, desk.run_key), countersignature=signature).to_bytes()
+
+
+def _attempts(desk: Desk, round_number: int) -> int:
+    """Attempts at this round that the ledger has charged."""
+    rows = desk.store.rows(desk.data_set)
+    return sum(r.contract_id == desk.contract_id and r.round == round_number and r.state == "reserved" for r in rows)
 
 
 def _countersignature(desk: Desk, head: Head) -> Envelope[Countersignature]:

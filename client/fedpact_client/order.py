@@ -46,6 +46,7 @@ class Known:
     heads: Sequence[Head]  # every head seen, ascending
     replied: Replied | None  # to a round before the order's
     latest: int = 0  # the latest round answered at all
+    countersigned: int = 0  # size of the latest head that this agent countersigned before the one shown
 
     @property
     def operator_key(self) -> str:
@@ -175,7 +176,9 @@ def check_order(order: Order, model: bytes, head: Head, known: Known) -> None:
 
 
 def count_witnesses(order: Order, known: Known) -> int:
-    """How many other participants countersigned an earlier head of this agent's own chain.
+    """How many other participants countersigned the head before, or a later one of this agent's own chain.
+
+    A head older than the one that this agent itself countersigned last proves nothing of what came since.
 
     Raises:
         RefusedError: WITNESS_WRONG, a countersignature on a head that is not on this agent's chain.
@@ -187,7 +190,7 @@ def count_witnesses(order: Order, known: Known) -> int:
         record = _countersignature(envelope, known)
         if record.size in seen and seen[record.size] != record.root:
             raise RefusedError("WITNESS_WRONG", "Another participant was shown another log.", party=record.participant)
-        if record.participant in others and record.size in seen:
+        if record.participant in others and record.size in seen and record.size >= known.countersigned:
             witnesses.add(record.participant)
     return len(witnesses)
 

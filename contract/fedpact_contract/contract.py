@@ -376,6 +376,21 @@ def check_privacy(contract: Contract) -> None:
         )
 
 
+MAX_STEPS = 100_000
+"""Steps whose privacy cost is computed in seconds; deep learning on one data set needs a few thousand."""
+
+
+def check_steps(contract: Contract) -> None:
+    """The plan is of a length whose cost can be computed while somebody waits for it."""
+    if contract.planned_steps > MAX_STEPS:
+        raise InputError(
+            "CONTRACT_TOO_MANY_STEPS",
+            f"The plan has {contract.planned_steps} DP-SGD steps at each participant; at most {MAX_STEPS} are offered.",
+            field="training.local_steps",
+            remedy="Plan fewer rounds, local steps or spare attempts.",
+        )
+
+
 def check_participation(contract: Contract) -> None:
     """The minimum can be reached, and reaches the head threshold where heads are strict."""
     participation, count = contract.participation, len(contract.participants)
@@ -445,6 +460,7 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_model,
     check_training,
     check_privacy,
+    check_steps,
     check_participation,
     check_contribution,
     check_settlement,

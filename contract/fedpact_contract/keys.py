@@ -5,6 +5,7 @@ A participant's id is the fingerprint of its contract key: SHA-256 over the 32 r
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -59,6 +60,19 @@ def verify_raw(public_key_hex: str, signature: bytes, message: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """While this lasts, whatever this process and its children make is their owner's alone: umask 077.
+
+    For the whole process, all of its threads: for what a library makes, whose modes are not ours to name.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -85,7 +85,10 @@ class Update(Record):
 
 
 class Refusal(Record):
-    """An agent's no, with a fixed code; signed by its run key."""
+    """An agent's no, with a fixed code; signed by its run key.
+
+    `attempts` are those that this round cost before it was refused: 0 where nothing was trained.
+    """
 
     TYPE = "refusal"
 
@@ -93,6 +96,7 @@ class Refusal(Record):
     round: Count
     participant: Hex32
     code: Code
+    attempts: Annotated[int, Field(ge=0, le=2**31)]
     ledger_head: Hex32
     head: Head
 
@@ -198,3 +202,27 @@ class Objection(Record):
     root: Hex32
     participant: Hex32
     code: Code
+
+
+Found = Literal["away", "open", "objected"]
+"""What an agent meets that asks for a closing: no answer, none yet, or one that does not hold."""
+
+
+class OperatorSilent(Record):
+    """A participant's word that no closing came in time; signed by its run key, kept by it, sent to nobody.
+
+    `due` is the end of the contract's term and its `close_days` after that; `found` is what the participant met when
+    it asked at `at`. The operator's own last signatures stand in it: the checkpoint of `head`, the newest head that
+    the participant saw (the empty log's where it saw none), and the last receipt that it was shown.
+    """
+
+    TYPE = "operator-silent"
+
+    contract_id: Hex32
+    participant: Hex32
+    due: Instant
+    at: Instant
+    found: Found
+    head: Head
+    checkpoint: Envelope[Checkpoint] | None = None
+    receipt: Envelope[Receipt] | None = None

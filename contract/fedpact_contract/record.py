@@ -7,6 +7,7 @@ signature of one type never verifies as another.
 
 import base64
 import binascii
+import unicodedata
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
@@ -24,6 +25,9 @@ from pydantic import (
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.keys import fingerprint, public_hex, verify_raw
+
+_HIDDEN = {"Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp"}
+"""Unicode categories without a glyph: controls, formats (bidi marks among them), private use, line separators."""
 
 
 def decimal_text(value: Decimal) -> str:
@@ -65,6 +69,12 @@ def _finite(value: Decimal) -> Decimal:
     return value
 
 
+def _printable(value: str) -> str:
+    if any(unicodedata.category(c) in _HIDDEN for c in value):
+        raise ValueError("must be one line of visible characters")
+    return value
+
+
 Dec = Annotated[
     Decimal,
     BeforeValidator(_to_decimal),
@@ -79,8 +89,8 @@ Big = Annotated[int, BeforeValidator(_to_big), PlainSerializer(str, return_type=
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """32 bytes in hexadecimal: a digest, a public key, a salt."""
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""A name for people: one line, no control characters."""
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
+"""A name for people: one line, no character that is invisible, steers a terminal or turns the direction of text."""
 
 Code = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9._:-]+$")]
 """An identifier: letters, digits, and . _ : -"""

@@ -18,7 +18,7 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.parties import Place
 from fedpact_contract.replay_state import Faults, Period, Run
-from fedpact_contract.settlement import PeriodResult, settle_period
+from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened
 
 
 def scores_committed(run: Run, place: Place, body: ScoresCommitted) -> Faults:
@@ -125,6 +125,9 @@ def period_settled(run: Run, place: Place, body: PeriodSettled) -> Faults:
         yield place.fault("PERIOD_SETTLED_TWICE", f"Period {body.period} is settled already.", field="period")
         return
     period.settled = body
+    if body.basis == "fallback" and not run.scores and run.moments is None:
+        yield from _settled_unopened(run, place, body, period)
+        return
     unopened = sorted(run.aggregated.keys() - run.scores.keys())
     for number in unopened:
         message = f"The period is settled and the scores of round {number} are not opened."
@@ -137,6 +140,19 @@ def period_settled(run: Run, place: Place, body: PeriodSettled) -> Faults:
     rounds, revenue = [run.scores[n] for n in sorted(run.scores)], period.revenue
     try:
         period.result = settle_period(run.parties.contract, rounds, run.moments, revenue.revenue_fen, revenue.fees_fen)
+    except FedpactError as err:
+        yield place.within(err)
+        return
+    yield from _settlement(run, place, body, period.result)
+
+
+def _settled_unopened(run: Run, place: Place, body: PeriodSettled, period: Period) -> Faults:
+    """Nothing was opened: the operator's failure, which the contract's fallback settles."""
+    run.unopened = True
+    admitted = [run.aggregated[number] for number in sorted(run.aggregated)]
+    revenue = period.revenue
+    try:
+        period.result = settle_unopened(run.parties.contract, admitted, revenue.revenue_fen, revenue.fees_fen)
     except FedpactError as err:
         yield place.within(err)
         return

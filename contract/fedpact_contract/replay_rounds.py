@@ -15,6 +15,9 @@ from fedpact_contract.messages import Head, Metering, PrivacyEvent, Receipt, Ref
 from fedpact_contract.parties import Place
 from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
 
+STOPPED = "RUN_STOPPED"
+"""The code of a round that the operator gave up when it stopped the run: that may be at any time."""
+
 
 def round_opened(run: Run, place: Place, body: RoundOpened) -> Faults:
     """Rounds increase by one, begin at the model before, and invite participants of the contract."""
@@ -147,6 +150,7 @@ def _admitted(run: Run, place: Place, body: UpdateDecided, update: Update) -> Fa
         message = "The same update was admitted before."
         yield place.fault("UPDATE_REPLAYED", message, field="update.update_digest", party=name)
     run.updates.add(update.update_digest)
+    run.heads[update.head.size, body.participant] = place
     yield from _head(run, place, update.head, "update.head", name)
     if current is not None and not current.index < update.head.size <= place.index:
         message = "The update's head is not of the time between the round's opening and this entry."
@@ -180,7 +184,15 @@ def update_refused(run: Run, place: Place, body: UpdateRefused) -> Faults:
         message = f"The refusal's {wrong} is not the round's or the contract's."
         yield place.fault("REFUSAL_MISMATCH", message, field=f"refusal.{wrong}", party=name)
     run.ledger_heads[body.participant] = refusal.ledger_head
+    run.spares[body.participant] = run.spares.get(body.participant, 0) + max(0, refusal.attempts - 1)
+    if refusal.attempts > 1 and run.spares[body.participant] > parties.contract.privacy.spare_attempts:
+        message = f"{refusal.attempts} attempts before a refusal: more spare attempts are used than the plan has."
+        yield place.fault(
+            "REFUSAL_ATTEMPTS", message, field="refusal.attempts", party=name, rule="privacy.spare_attempts"
+        )
     yield from _head(run, place, refusal.head, "refusal.head", name)
+    if refusal.head.size:
+        run.heads[refusal.head.size, body.participant] = place
 
 
 def reply_missed(run: Run, place: Place, body: ReplyMissed) -> Faults:
@@ -221,7 +233,7 @@ def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
 def round_abandoned(run: Run, place: Place, body: RoundAbandoned) -> Faults:
     """Fewer than the minimum were admitted, and the run ends."""
     yield from _round_over(run, place, body)
-    if len(body.admitted) >= run.parties.contract.participation.minimum:
+    if len(body.admitted) >= run.parties.contract.participation.minimum and body.code != STOPPED:
         message = "A round was abandoned that had enough admitted updates."
         yield place.fault("ABANDONED_WITHOUT_NEED", message, field="admitted", rule="participation.minimum")
     run.abandoned = True

@@ -63,11 +63,13 @@ class Run:
     completed: RunCompleted | None = None
     scores: dict[int, RoundScores] = field(default_factory=dict)
     moments: Moments | None = None
+    unopened: bool = False  # settled by the fallback, because the operator opened nothing
     periods: list[Period] = field(default_factory=list)
     ledger_heads: dict[str, str] = field(default_factory=dict)  # participant -> the last one logged
     spares: dict[str, int] = field(default_factory=dict)  # participant -> spare attempts used
     silent: dict[str, int] = field(default_factory=dict)  # participant -> rounds missed or refused in a row
     updates: set[str] = field(default_factory=set)  # digests of admitted updates
+    heads: dict[tuple[int, str], Place] = field(default_factory=dict)  # (size, participant): a reply that countersigned
     faults: list[FaultError] = field(default_factory=list)
 
     @property

@@ -23,6 +23,7 @@ from fedpact_contract.log import (
     RoundAbandoned,
     RoundAggregated,
     RoundOpened,
+    RoundScores,
     RunCompleted,
     ScoresOpened,
     UpdateDecided,
@@ -31,7 +32,7 @@ from fedpact_contract.log import (
 from fedpact_contract.messages import Receipt, Refusal, Update
 from fedpact_contract.privacy import dp_label
 from fedpact_contract.record import Envelope, decimal_text, read_envelope
-from fedpact_contract.settlement import PeriodResult, settle_period, statement
+from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
 
 VERSION = 1
 
@@ -72,7 +73,7 @@ def build(entries: Sequence[Entry]) -> dict[str, Any]:
         "title": contract.title,
         "purpose": contract.purpose,
         "operator": {"id": contract.operator.id, "name": contract.operator.name},
-        "state": _state(bodies),
+        "state": _state(bodies, contract),
         "entries": len(entries),
         "rounds": _rounds(bodies, contract),
         "model": None if not completed else {"digest": completed[0].model_digest, "rounds": completed[0].rounds},
@@ -88,24 +89,32 @@ def build(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def charged_steps(bodies: Sequence[Body], contract: Contract) -> dict[str, int]:
-    """DP-SGD steps that the log shows as charged: attempt k means k attempts, each charged in full.
+    """DP-SGD steps charged, as far as the log can tell: attempt k means k attempts, each charged in full.
 
-    An agent's own ledger may charge more (attempts that left no reply); it never charges less.
+    A refusal says how many attempts it cost. A round without a reply counts as one attempt: nobody but the agent
+    knows whether it trained. An agent's own ledger has the exact figure (several attempts may have left no reply).
     """
     attempts = dict.fromkeys(contract.by_id(), 0)
     for body in bodies:
         if isinstance(body, UpdateDecided):
             attempts[body.participant] += Update.from_bytes(read_envelope(body.update).body).attempt
+        elif isinstance(body, UpdateRefused):
+            attempts[body.participant] += Refusal.from_bytes(read_envelope(body.refusal).body).attempts
+        elif isinstance(body, ReplyMissed):
+            attempts[body.participant] += 1
     return {p: count * contract.training.local_steps for p, count in attempts.items()}
 
 
 def settled(bodies: Sequence[Body], contract: Contract) -> PeriodResult | None:
-    """The settlement, recomputed from the opened scores; None before the close."""
+    """The settlement, recomputed from the opened scores (where none was opened: by the fallback); None before it."""
     revenue, moments = _only(bodies, RevenueRecorded), _only(bodies, MomentsOpened)
     scores = [body.scores for body in _only(bodies, ScoresOpened)]
-    if not revenue or not moments or not _only(bodies, PeriodSettled):
+    if not revenue or not _only(bodies, PeriodSettled):
         return None
-    return settle_period(contract, scores, moments[0].moments, revenue[0].revenue_fen, revenue[0].fees_fen)
+    amounts = revenue[0].revenue_fen, revenue[0].fees_fen
+    if not moments:
+        return settle_unopened(contract, [body.admitted for body in _only(bodies, RoundAggregated)], *amounts)
+    return settle_period(contract, scores, moments[0].moments, *amounts)
 
 
 def ratio_text(value: Fraction, places: int = 6) -> str:
@@ -118,13 +127,13 @@ def _only(bodies: Sequence[Body], kind: type[B]) -> list[B]:
     return [body for body in bodies if isinstance(body, kind)]
 
 
-def _state(bodies: Sequence[Body]) -> str:
+def _state(bodies: Sequence[Body], contract: Contract) -> str:
     if _only(bodies, PeriodSettled):
         return "settled"
-    if _only(bodies, RunCompleted):
-        return "completed"
     if _only(bodies, RoundAbandoned):
         return "stopped"
+    if completed := _only(bodies, RunCompleted):
+        return "completed" if completed[0].rounds == contract.training.rounds else "stopped"
     return "running" if _only(bodies, RoundOpened) else "signed"
 
 
@@ -178,8 +187,33 @@ def _participants(contract: Contract, label: dict[str, Any], steps: dict[str, in
 def _add_scores(report: dict[str, Any], bodies: Sequence[Body], contract: Contract) -> None:
     """Metric, contribution by round, shares and fen: what the openings show."""
     scores = [body.scores for body in _only(bodies, ScoresOpened)]
-    if not scores:
+    if scores:
+        _add_rounds(report, scores, contract)
+    result = settled(bodies, contract)
+    if result is None:
         return
+    without = leave_one_out(scores, contract) if scores else None
+    for line in report["participants"]:
+        paid = statement(result, contract, line["id"])["line"]
+        line |= {key: paid[key] for key in ("rounds_admitted", "share_low", "share_high", "fen")}
+        line["share"] = ratio_text(Fraction(paid["share"]), 9)
+        line["value"] = _nats(Fraction(paid["value"])) if without else None
+        line["leave_one_out"] = _nats(without[line["id"]]) if without else None
+    report["settlement"] = {
+        "currency": contract.settlement.currency,
+        "revenue_fen": result.revenue_fen,
+        "fees_fen": result.fees_fen,
+        "pool_fen": result.pool_fen,
+        "basis": result.basis,
+        "reason": result.shares.reason,
+        "interval": result.shares.covers,
+        "method": result.shares.method,
+        "own_slice_difference": _nats(own_slice_difference(scores, contract)) if scores else None,
+    }
+
+
+def _add_rounds(report: dict[str, Any], scores: Sequence[RoundScores], contract: Contract) -> None:
+    """Metric and values of every opened round."""
     rows = validation_rows(contract)
     report["metric"] = {
         "name": "accuracy",
@@ -197,25 +231,6 @@ def _add_scores(report: dict[str, Any], bodies: Sequence[Body], contract: Contra
         line["loss_after"] = _nats(Fraction(sum(score.losses[-1]), rows))
         line["values"] = {p: _nats(v) for p, v in values.items()}
         line["cumulative"] = {p: _nats(v) for p, v in total.items()}
-    result = settled(bodies, contract)
-    if result is None:
-        return
-    without = leave_one_out(scores, contract)
-    for line in report["participants"]:
-        paid = statement(result, contract, line["id"])["line"]
-        line |= {key: paid[key] for key in ("rounds_admitted", "share_low", "share_high", "fen")}
-        line["share"] = ratio_text(Fraction(paid["share"]), 9)
-        line["value"], line["leave_one_out"] = _nats(Fraction(paid["value"])), _nats(without[line["id"]])
-    report["settlement"] = {
-        "currency": contract.settlement.currency,
-        "revenue_fen": result.revenue_fen,
-        "fees_fen": result.fees_fen,
-        "pool_fen": result.pool_fen,
-        "basis": result.basis,
-        "interval": result.shares.covers,
-        "method": result.shares.method,
-        "own_slice_difference": _nats(own_slice_difference(scores, contract)),
-    }
 
 
 def _nats(value: Fraction) -> str:

@@ -21,7 +21,7 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import Moments, RoundScores
 from fedpact_contract.record import decimal_text
-from fedpact_contract.shares import Basis, ParticipantShare, PeriodShares, shares
+from fedpact_contract.shares import Basis, ParticipantShare, PeriodShares, shares, unopened_shares
 
 MAX_FEN = 2**53 - 1
 
@@ -153,6 +153,30 @@ def settle_period(
         InputError: amounts out of range, fees above revenue, or no round.
         FaultError: scores or moments that do not fit.
     """
+    pool = _pool(revenue_fen, fees_fen)
+    return _settled(contract, shares(contract, rounds, moments), pool, revenue_fen, fees_fen)
+
+
+def settle_unopened(
+    contract: Contract, admitted: Sequence[Sequence[str]], revenue_fen: int, fees_fen: int
+) -> PeriodResult:
+    """Settle a period whose scores the operator cannot open, by the contract's fallback.
+
+    Args:
+        contract: The contract.
+        admitted: For each round that led to a model, the participants whose updates were admitted.
+        revenue_fen: The period's revenue.
+        fees_fen: Taxes, fees and reimbursements taken off it first.
+
+    Raises:
+        InputError: amounts out of range, fees above revenue, or no round.
+    """
+    pool = _pool(revenue_fen, fees_fen)
+    return _settled(contract, unopened_shares(contract, admitted), pool, revenue_fen, fees_fen)
+
+
+def _pool(revenue_fen: int, fees_fen: int) -> int:
+    """What is shared, once the amounts make sense."""
     for field, amount in (("revenue_fen", revenue_fen), ("fees_fen", fees_fen)):
         if not 0 <= amount <= MAX_FEN:
             raise InputError("SETTLEMENT_AMOUNT", f"The amount must lie between 0 and {MAX_FEN} fen.", field=field)
@@ -163,10 +187,14 @@ def settle_period(
             field="fees_fen",
             remedy="Correct the amounts, or carry the loss into the next period.",
         )
-    pool, result = revenue_fen - fees_fen, shares(contract, rounds, moments)
+    return revenue_fen - fees_fen
+
+
+def _settled(contract: Contract, result: PeriodShares, pool: int, revenue_fen: int, fees_fen: int) -> PeriodResult:
+    """Floors, fen and postings for known shares."""
     weights = {line.participant: line.share for line in result.lines}
     floors = {
-        line.participant: contract.participant(line.participant).floor_fen * line.rounds_admitted // len(rounds)
+        line.participant: contract.participant(line.participant).floor_fen * line.rounds_admitted // len(result.rounds)
         for line in result.lines
     }
     exact = water_fill(pool, weights, floors)

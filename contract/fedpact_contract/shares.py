@@ -30,7 +30,7 @@ COVERS = "validation sampling only"
 _ZERO = Fraction(0)
 
 Basis = Literal["contribution", "fallback"]
-Reason = Literal["reliable", "not-reliable", "no-positive-value", "contribution-not-paid"]
+Reason = Literal["reliable", "not-reliable", "no-positive-value", "contribution-not-paid", "not-opened"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +131,48 @@ def shares(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) 
                 high=bounds[i][1],
             )
             for i, (player, value) in enumerate(values.items())
+        ),
+    )
+
+
+def unopened_shares(contract: Contract, admitted: Sequence[Sequence[str]]) -> PeriodShares:
+    """The shares where the operator cannot open what it committed to: the contract's fallback (trust.md, "Log").
+
+    Args:
+        contract: The contract.
+        admitted: For each round that led to a model, the participants whose updates were admitted.
+
+    Raises:
+        InputError: no round.
+    """
+    if not admitted:
+        raise InputError("SHARES_NO_ROUNDS", "No round was completed: there is nothing to share by.")
+    counts = {p: sum(p in names for names in admitted) for p in contract.by_id()}
+    nothing, weights = dict.fromkeys(counts, _ZERO), _fallback(contract.settlement)
+    parts = _parts(contract, nothing, counts, weights)
+    participants = contract.by_id()
+    return PeriodShares(
+        basis="fallback",
+        reason="not-opened",
+        weights=weights,
+        total_value=_ZERO,
+        total_se=Decimal(0),
+        method="none",
+        covers=COVERS,
+        rounds=tuple(range(1, len(admitted) + 1)),
+        lines=tuple(
+            ParticipantShare(
+                participant=player,
+                num_examples=participants[player].num_examples,
+                rounds_admitted=counts[player],
+                value=_ZERO,
+                value_se=Decimal(0),
+                parts=parts[i],
+                share=parts[i].total,
+                low=outward(parts[i].total, parts[i].total)[0],
+                high=outward(parts[i].total, parts[i].total)[1],
+            )
+            for i, player in enumerate(counts)
         ),
     )
 

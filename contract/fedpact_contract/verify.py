@@ -115,10 +115,26 @@ def verify(evidence: Evidence, trust: Trust | None, *, privacy: bool = True) -> 
     if log.sound and log.parties is not None:
         # With checkpoints missing, every head that names one of them would be a fault too.
         run = replay(log.entries, checkpoints=log.checkpoints if log.complete else None, privacy=privacy)
+        if not log.faults:  # a line that could not be read is no missing one
+            run.faults += _countersignatures(run, log.countersignatures)
         faults += [fault for fault in run.faults if fault.as_dict() not in [known.as_dict() for known in log.faults]]
     if trust is not None and log.parties is not None:
         faults += _contradictions(log, trust)
     return _report(log, run, tuple(faults), log.countersignatures, trust, _sizes(evidence))
+
+
+def _countersignatures(run: Run, held: tuple[Countersignature, ...]) -> Iterator[FaultError]:
+    """Every reply that named the head it was shown countersigned it, and the countersignature is here."""
+    signed = {(record.size, record.participant) for record in held}
+    for (size, participant), place in run.heads.items():
+        if (size, participant) not in signed:
+            message = f"A reply names the head of size {size}, and its participant's countersignature on it is missing."
+            yield place.fault(
+                "COUNTERSIGNATURE_MISSING",
+                message,
+                party=run.parties.name(participant),
+                rule="every reply countersigns the head that it was shown",
+            )
 
 
 def _sizes(evidence: Evidence | None) -> dict[str, int]:
@@ -228,6 +244,8 @@ def _missing(run: Run, participants: tuple[ParticipantResult, ...], trust: Trust
             )
         if line.held_fen:
             yield f"{line.name} has not countersigned the closing checkpoint: {line.held_fen} fen are held."
+        elif run.closed and not line.countersigned and line.rounds_admitted and not any(p.fen for p in participants):
+            yield f"Nobody is paid, and {line.name}, who took part, has not countersigned that."
     if not run.closed:
         status = _status(run, participants)
         yield f"The run is not closed yet ({status}): nothing is final, and the rest verifies as far as it goes."
@@ -246,7 +264,9 @@ def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: 
     if run.completed and len(run.aggregated) < planned:
         yield f"The run ended after {len(run.aggregated)} of {planned} rounds."
     if run.abandoned:
-        yield "A round had too few admitted updates: the run was stopped."
+        yield "A round was given up (too few admitted updates, or stopped by the operator), and the run ended."
+    if run.unopened:
+        yield "The operator opened none of its commitments: the contract's fallback settled, not contribution."
     for party_id, party in run.parties.contract.by_id().items():
         left_out = [r.number for r in run.rounds if party_id not in r.invited]
         if left_out:

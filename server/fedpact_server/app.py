@@ -278,11 +278,12 @@ def _check_chunks(objects: dict[str, bytes], limit: int) -> None:
 def main(grid: Grid, context: Context) -> None:
     """Drive one contract's run. What goes wrong is told to Flower by a fixed text alone; our own log has the rest."""
     _end_with_superexec()
+    os.umask(0o077)  # what it writes in the operator's home is the owner's alone
     home = Path(os.environ["FEDPACT_HOME"])
     _log_to(home)
     contract_id = str(context.run_config["contract-id"])
     try:
-        from fedpact_server.rounds import drive
+        from fedpact_server.driver import drive
 
         drive(home, contract_id, GridTransport(grid, context.run_id), context.run_id)
     except RunNotRunningException:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fedpact_server.runs import RunStatus
 
 RUN = Annotated[str, typer.Argument(help="A run, or its contract: id or its beginning.", metavar="RUN")]
+Unopened = Annotated[
+    bool, typer.Option("--unopened", help="The scores are lost: pay by the contract's fallback, which everybody sees.")
+]
 FOLLOW_SECONDS = 0.3
 
 
@@ -123,17 +126,18 @@ def preview_command(
     run: RUN,
     revenue: Annotated[str, typer.Option("--revenue", help="Revenue in yuan, like 1000000.00.")],
     fees: Annotated[str, typer.Option("--fees", help="Fees and taxes in yuan.")] = "0",
+    unopened: Unopened = False,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Show what a settlement would pay; nothing is recorded."""
+    """Show what a settlement would pay; nothing is recorded. A stopped run pays for its committed rounds."""
     from fedpact_contract.settlement import parse_yuan
     from fedpact_server import closing
 
     revenue_fen, fees_fen = parse_yuan(revenue, field="--revenue"), parse_yuan(fees, field="--fees")
     at = open_contract(home, run)
     with at.database.read() as connection:
-        result = closing.preview(connection, at.contract, revenue_fen, fees_fen)
+        result = closing.preview(connection, at.contract, revenue_fen, fees_fen, unopened=unopened)
     _show_result(result, at.contract, as_json=as_json)
 
 
@@ -141,6 +145,7 @@ def close_command(
     run: RUN,
     revenue: Annotated[str, typer.Option("--revenue", help="Revenue in yuan, like 1000000.00.")],
     fees: Annotated[str, typer.Option("--fees", help="Fees and taxes in yuan.")] = "0",
+    unopened: Unopened = False,
     wait: Annotated[float, typer.Option("--wait", help="Wait so many seconds for countersignatures.")] = 60.0,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
@@ -157,7 +162,8 @@ def close_command(
     at = open_contract(home, run)
     database, contract = at.database, at.contract
     with database.write() as connection:
-        result = closing.settle(connection, contract, at.operator.run_key(contract.id), revenue_fen, fees_fen)
+        key = at.operator.run_key(contract.id)
+        result = closing.settle(connection, contract, key, revenue_fen, fees_fen, unopened=unopened)
     begun = time.monotonic()
     while True:
         with database.read() as connection:
@@ -272,7 +278,7 @@ def _table(found: "RunStatus", contract: "Contract", seconds: float) -> Any:  # 
         kind, code = found.outcomes.get(party_id, ("", ""))
         doing = f"{kind} ({code})" if kind and kind != "admitted" else kind
         waiting = "training" if found.round_phase == "sent" else ""
-        table.add_row(Text(party.name), Text(doing or waiting))
+        table.add_row(Text(output.visible(party.name)), Text(doing or waiting))
     return table
 
 

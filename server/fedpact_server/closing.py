@@ -11,23 +11,31 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FailedError, InputError, RejectedError
+from fedpact_contract.errors import FaultError, InputError, RejectedError
 from fedpact_contract.log import (
     Body,
     Countersignature,
+    Moments,
     MomentsOpened,
     PeriodClosing,
     PeriodSettled,
     RevenueRecorded,
+    RoundAggregated,
+    RoundScores,
+    RunCompleted,
+    ScoresCommitted,
     ScoresOpened,
     SettledLine,
+    commitment,
 )
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope
-from fedpact_contract.settlement import PeriodResult, settle_period
+from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened
 from fedpact_server import db, logbook, scoring
 from fedpact_server.run_state import run_row
 
+ENDED = ("completed", "stopped")
+"""Phases of a run whose committed rounds can be settled."""
 PERIOD = 1
 """The spine settles a whole run as one period."""
 
@@ -41,41 +49,62 @@ class ClosingState:
     held: tuple[str, ...]
 
 
-def preview(connection: Connection, contract: Contract, revenue_fen: int, fees_fen: int) -> PeriodResult:
-    """What the settlement of a completed run would be.
+def preview(
+    connection: Connection, contract: Contract, revenue_fen: int, fees_fen: int, *, unopened: bool = False
+) -> PeriodResult:
+    """What the settlement of a run that has ended would be, over the rounds that were committed.
+
+    Args:
+        connection: A transaction.
+        contract: The contract.
+        revenue_fen: The period's revenue.
+        fees_fen: What is taken off it first.
+        unopened: Settle without the scores, by the contract's fallback: the operator cannot open what it committed to.
 
     Raises:
-        InputError: the run is not completed (a stopped one never will be), or the fees exceed the revenue.
+        InputError: the run goes on, no round was committed, or the fees exceed the revenue.
+        FaultError: OPENING_MISSING, OPENING_MISMATCH: the kept scores are not those that the log commits to.
     """
     run = run_row(connection, contract.id)
-    if run is None or run.phase not in ("completed", "closing", "closed"):
+    if run is None or run.phase not in (*ENDED, "closing", "closed"):
         where = "was never started" if run is None else f"is {run.phase}"
-        why = f" ({run.detail})" if run is not None and run.phase == "stopped" and run.detail else ""
         raise InputError(
-            "SETTLE_RUN_NOT_COMPLETED",
-            f"The run {where}{why}: only a completed run can be settled.",
-            remedy="`fedpact run status` says where it stands; a run that was stopped stays unsettled.",
+            "SETTLE_RUN_NOT_ENDED",
+            f"The run {where}: only a run that has ended can be settled.",
+            remedy="`fedpact run status` says where it stands; `fedpact run stop` ends it.",
         )
-    rounds = [scores for _, scores in scoring.all_scores(connection, contract.id)]
-    moments = scoring.opened_moments(connection, contract.id)
-    if moments is None:
-        raise FailedError("MOMENTS_MISSING", "The completed run has no second moments; restore a backup.")
-    return settle_period(contract, rounds, moments[1], revenue_fen, fees_fen)
+    if logbook.last_of(connection, contract.id, RunCompleted.TYPE) is None:
+        why = f" ({run.detail})" if run.detail else ""
+        raise InputError(
+            "SETTLE_NO_ROUND", f"The run ended{why} before a round was committed: there is nothing to share."
+        )
+    if run.phase not in ENDED:
+        unopened = logbook.last_of(connection, contract.id, MomentsOpened.TYPE) is None
+    if unopened:
+        return settle_unopened(contract, _admitted_rounds(connection, contract.id), revenue_fen, fees_fen)
+    rounds, moments = _openings(connection, contract.id)
+    return settle_period(contract, [o.scores for o in rounds], moments.moments, revenue_fen, fees_fen)
 
 
 def settle(
-    connection: Connection, contract: Contract, key: Ed25519PrivateKey, revenue_fen: int, fees_fen: int
+    connection: Connection,
+    contract: Contract,
+    key: Ed25519PrivateKey,
+    revenue_fen: int,
+    fees_fen: int,
+    *,
+    unopened: bool = False,
 ) -> PeriodResult:
     """Open every commitment, record revenue and settlement, and sign the closing checkpoint, as one transaction.
 
     The same amounts again change nothing: whoever was cut off while waiting for countersignatures may ask again.
 
     Raises:
-        InputError: not completed, or settled before with other amounts.
+        InputError, FaultError: as `preview`; or settled before with other amounts.
     """
-    result = preview(connection, contract, revenue_fen, fees_fen)
+    result = preview(connection, contract, revenue_fen, fees_fen, unopened=unopened)
     run = run_row(connection, contract.id)
-    if run is None or run.phase != "completed":
+    if run is None or run.phase not in ENDED:
         settled = _settled(connection, contract.id)
         if (settled.revenue_fen, settled.fees_fen) != (revenue_fen, fees_fen):
             raise InputError(
@@ -85,15 +114,10 @@ def settle(
                 remedy="`fedpact settle statement` shows what was settled.",
             )
         return result
-    moments = scoring.opened_moments(connection, contract.id)
-    assert moments is not None  # noqa: S101 - `preview` has checked it
-    opened = [
-        ScoresOpened(round=scores.round, salt=salt.hex(), scores=scores)
-        for salt, scores in scoring.all_scores(connection, contract.id)
-    ]
+    rounds, moments = ([], None) if unopened else _openings(connection, contract.id)
     bodies = [
-        *opened,
-        MomentsOpened(salt=moments[0].hex(), moments=moments[1]),
+        *rounds,
+        *(() if moments is None else (moments,)),
         RevenueRecorded(period=PERIOD, revenue_fen=revenue_fen, fees_fen=fees_fen),
         PeriodSettled(
             period=PERIOD,
@@ -159,10 +183,48 @@ def objections(connection: Connection, contract_id: str) -> tuple[str, ...]:
     return tuple(sorted(str(row.participant) for row in rows))
 
 
+def _openings(connection: Connection, contract_id: str) -> tuple[list[ScoresOpened], MomentsOpened]:
+    """The openings of every commitment in the log.
+
+    Raises:
+        FaultError: one is missing, or is not what was committed to.
+    """
+    promised: dict[str, str] = {}
+    for entry in logbook.read_entries(connection, contract_id):
+        if entry.type == ScoresCommitted.TYPE:
+            promised[f"round {entry.body['round']}"] = str(entry.body["commitment"])
+        elif entry.type == RunCompleted.TYPE:
+            promised["the second moments"] = str(entry.body["commitment"])
+    rounds, kept = scoring.all_scores(connection, contract_id), scoring.opened_moments(connection, contract_id)
+    found = {f"round {scores.round}": commitment(RoundScores, salt, scores) for salt, scores in rounds}
+    if kept is not None:
+        found["the second moments"] = commitment(Moments, *kept)
+    for what, value in promised.items():
+        if found.get(what) != value:
+            raise FaultError(
+                "OPENING_MISMATCH" if what in found else "OPENING_MISSING",
+                f"What is kept for {what} is not what the log commits to.",
+                field=what,
+                rule="an opening matches its commitment",
+                remedy="Restore a backup; where there is none, `fedpact settle close --unopened` pays by the fallback.",
+            )
+    assert kept is not None  # noqa: S101 - an ended run with rounds has promised them
+    opened_rounds = [ScoresOpened(round=scores.round, salt=salt.hex(), scores=scores) for salt, scores in rounds]
+    return opened_rounds, MomentsOpened(salt=kept[0].hex(), moments=kept[1])
+
+
+def _admitted_rounds(connection: Connection, contract_id: str) -> list[tuple[str, ...]]:
+    """Who was admitted, for each round that led to a model."""
+    entries = logbook.read_entries(connection, contract_id)
+    return [tuple(entry.body["admitted"]) for entry in entries if entry.type == RoundAggregated.TYPE]
+
+
 def _paid(connection: Connection, contract_id: str) -> set[str]:
+    """Whose countersignature the close waits for: who is paid; where nobody is, whoever took part."""
     body = _last(connection, contract_id, PeriodSettled.TYPE)
     assert isinstance(body, PeriodSettled)  # noqa: S101 - selected by its type
-    return {line.participant for line in body.lines if line.fen > 0}
+    paid = {line.participant for line in body.lines if line.fen > 0}
+    return paid or {p for admitted in _admitted_rounds(connection, contract_id) for p in admitted}
 
 
 def _settled(connection: Connection, contract_id: str) -> RevenueRecorded:

@@ -171,7 +171,7 @@ outcomes = Table(  # what became of each invited participant in each round
     Column("code", String(80), nullable=False),
     Column("position", Integer, nullable=False),  # of the log entry
     Column("update_digest", Id),
-    Column("attempt", sa.BigInteger),  # that the update names
+    Column("attempts", sa.BigInteger),  # that the update names
     PrimaryKeyConstraint("contract_id", "round", "participant"),
 )
 

@@ -54,15 +54,18 @@ def take(
         accept_test_noise=context.accept_test_noise,
     )
     update: Update | None = None
+    attempts: int | None = None
     try:
         reply = Reply.from_bytes(data)
         if reply.countersignature is not None:
             _keep_countersignature(connection, reply.countersignature, expected)
+        countersigned = reply.countersignature is not None
         if reply.refusal is not None:
-            kind, code, body = _refused(reply.refusal, expected)
+            kind, code, body, attempts = _refused(reply.refusal, expected, countersigned=countersigned)
         else:
             assert reply.update is not None  # noqa: S101 - Reply has one of the two
-            kind, code, body, update = _decided(reply.update, array, expected, context)
+            kind, code, body, update = _decided(reply.update, array, expected, context, countersigned=countersigned)
+            attempts = update.attempt
     except (InputError, FaultError, RejectedError) as err:
         if not last_chance:
             return "unreadable", err.code
@@ -77,7 +80,7 @@ def take(
         code=code,
         body=body,
         update_digest=None if update is None else update.update_digest,
-        attempt=None if update is None else update.attempt,
+        attempts=attempts,
     )
     return kind, code
 
@@ -99,9 +102,11 @@ def load_update(arrays: Path, digest: str) -> NDArray[np.float32]:
 
 
 def _decided(
-    envelope: Envelope[Update], array: bytes, expected: Expected, context: RunContext
+    envelope: Envelope[Update], array: bytes, expected: Expected, context: RunContext, *, countersigned: bool
 ) -> tuple[str, str, Body, Update]:
     update = open_update(envelope, expected)
+    if not countersigned:
+        raise RejectedError("REPLY_NOT_COUNTERSIGNED", "An update comes without a countersignature.")
     try:
         admit(update, array, expected)
     except RejectedError as err:
@@ -127,15 +132,20 @@ def _decided(
     return kind, code, body, update
 
 
-def _refused(envelope: Envelope[Refusal], expected: Expected) -> tuple[str, str, Body]:
+def _refused(envelope: Envelope[Refusal], expected: Expected, *, countersigned: bool) -> tuple[str, str, Body, int]:
     refusal = opened(envelope, Refusal, expected.run_key)
     place = (refusal.contract_id, refusal.round, refusal.participant)
     if place != (expected.contract_id, expected.round, expected.participant):
         raise RejectedError("REFUSAL_PLACE", "The refusal names another contract, round or participant.")
     if refusal.head not in (expected.head, EMPTY_HEAD):  # in the log it would make everybody's evidence look forged
         raise RejectedError("REFUSAL_HEAD", "The refusal names another head than the one shown, or none.")
+    if refusal.head == expected.head and not countersigned:
+        raise RejectedError("REPLY_NOT_COUNTERSIGNED", "A refusal names the head shown, and does not countersign it.")
+    left = expected.contract.privacy.spare_attempts - expected.spares_used
+    if refusal.attempts > 1 + left:
+        raise RejectedError("REFUSAL_ATTEMPTS", "The refusal names more attempts than the contract has left.")
     body = UpdateRefused(round=expected.round, participant=expected.participant, refusal=envelope.plain())
-    return "refused", refusal.code, body
+    return "refused", refusal.code, body, refusal.attempts
 
 
 def _keep_countersignature(connection: Connection, envelope: Envelope[Countersignature], expected: Expected) -> None:
@@ -159,9 +169,9 @@ def _known_digests(connection: Connection, contract_id: str) -> frozenset[str]:
 
 
 def _spares_used(connection: Connection, contract_id: str, participant: str) -> int:
-    """Attempts beyond the first, over all rounds, that this participant's logged updates name."""
+    """Attempts beyond the first, over all rounds, that this participant's logged replies name."""
     table = db.outcomes.c
-    query = sa.select(sa.func.sum(table.attempt - 1)).where(
-        table.contract_id == contract_id, table.participant == participant
+    query = sa.select(sa.func.sum(table.attempts - 1)).where(
+        table.contract_id == contract_id, table.participant == participant, table.attempts > 1
     )
     return int(connection.execute(query).scalar() or 0)

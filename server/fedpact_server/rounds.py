@@ -3,19 +3,19 @@
 opened -> sent -> admitted -> aggregated -> evaluated -> scored -> committed. Every step commits its log entries and
 its phase in one transaction, so that a crash repeats at most work that left no trace. Orders are stored before the
 first one leaves: a resend carries the same bytes, and an agent that already answered sends its same bytes again.
+
+A run ends in one way, whether its last round is done, too few updates came, or the operator stops it: the rounds that
+were committed are named in the log with the model that they led to, and can be settled.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
-from pathlib import Path
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 import structlog
 
-from fedpact_contract.contract import Contract
-from fedpact_contract.keys import load_key
 from fedpact_contract.log import (
     ReplyMissed,
     RoundAbandoned,
@@ -29,22 +29,19 @@ from fedpact_contract.log import (
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, db, logbook, orders, replies, scoring, validation
-from fedpact_server.home import OperatorHome
+from fedpact_server import aggregation, db, logbook, orders, replies, scoring
 from fedpact_server.run_state import (
     RunContext,
+    StopWantedError,
     SupersededError,
     add_timing,
     invited,
     last_round,
     load_model,
-    node_ids,
     outcomes,
     record_outcome,
-    run_keys,
     run_row,
     set_phase,
-    signed_contract,
     store_model,
 )
 from fedpact_server.transport import Outgoing, Transport
@@ -53,9 +50,12 @@ log = structlog.get_logger()
 
 POLL_SECONDS = 0.05
 RESEND_SECONDS = 5.0
-DRIVER_SECONDS = 30.0
 UNREADABLE_REPLIES = 3
 """Replies without a valid signature that a participant has in one round: others can send such in its name."""
+STOPPED = "RUN_STOPPED"
+"""The code of what a run leaves undone that its operator stops."""
+BEFORE_AGGREGATION = ("opened", "sent", "admitted", "committed")
+"""Phases in which a stop takes effect: a round that is aggregated is first scored and committed."""
 GATHER_SECONDS = 60.0
 """How long a round waits for invited participants to be online before it opens with enough of them."""
 
@@ -68,6 +68,7 @@ class Loop:
     transport: Transport
     examples: Examples
     sleep: Callable[[float], None] = time.sleep
+    now: Callable[[], datetime] = utc_now  # what the log says; waiting goes by the monotonic clock
     waiting: dict[str, str] = field(default_factory=dict)  # message id -> participant
     unreadable: dict[str, int] = field(default_factory=dict)  # participant -> replies that nobody signed
     absent: set[str] = field(default_factory=set)  # who was not there when the last round opened: not waited for again
@@ -77,6 +78,8 @@ class Loop:
         try:
             while (phase := self._step()) == "running":
                 pass
+        except StopWantedError:
+            return self._stop_here()
         except SupersededError:
             log.info("run superseded", contract=self.context.contract_id, driver=self.context.driver)
             return "superseded"
@@ -89,12 +92,15 @@ class Loop:
             current = last_round(connection, context.contract_id)
         if run is None or run.phase != "running":
             return "stopped" if run is None else str(run.phase)
+        done = 0 if current is None else int(current.round) - (current.phase != "committed")
+        if done == context.contract.training.rounds:
+            with context.write() as connection:
+                self._end(connection, "completed", "")
+            return "completed"
+        if run.wanted == "stop" and (current is None or current.phase in BEFORE_AGGREGATION):
+            raise StopWantedError("RUN_STOPPED", "The operator stops the run.")
         if current is None or current.phase == "committed":
-            done = 0 if current is None else int(current.round)
-            if done == context.contract.training.rounds:
-                self._complete(done)
-            else:
-                self._open(done + 1)
+            self._open(done + 1)
         else:
             steps = {
                 "opened": self._send,
@@ -114,7 +120,7 @@ class Loop:
         started = time.perf_counter()
         with context.write() as connection:
             base = self._base_digest(connection, number)
-            deadline = instant(utc_now() + timedelta(seconds=context.contract.participation.deadline_seconds))
+            deadline = instant(self.now() + timedelta(seconds=context.contract.participation.deadline_seconds))
             body = RoundOpened(round=number, base_digest=base, deadline=deadline, invited=tuple(sorted(present)))
             (position,) = logbook.append(connection, context.contract_id, [body])
             head = logbook.checkpoint(connection, context.contract_id, context.run_key)
@@ -144,7 +150,7 @@ class Loop:
                 candidates = self._candidates(connection)
             if len(candidates) < minimum:
                 with context.write() as connection:
-                    self._stop(connection, None, "RUN_TOO_FEW_PARTICIPANTS")
+                    self._end(connection, "stopped", "RUN_TOO_FEW_PARTICIPANTS")
                 raise SupersededError("RUN_STOPPED", "Too few participants are left.")
             online = self.transport.online()
             present = {p for p in candidates if online.get(context.nodes[p], False)}
@@ -201,9 +207,8 @@ class Loop:
         context, number = self.context, int(current.round)
         self.waiting.clear()
         self.unreadable.clear()
-        deadline = parse_instant(str(current.deadline))
-        if deadline <= utc_now():  # we were away: whoever trained sends its same bytes again
-            deadline = utc_now() + timedelta(seconds=context.contract.participation.deadline_seconds)
+        left = self._seconds_left(current)
+        deadline = time.monotonic() + left
         model = load_model(context.home, str(current.base_digest)).astype("<f8").tobytes()
         with context.database.read() as connection:
             names = invited(connection, context.contract_id, number)
@@ -213,18 +218,28 @@ class Loop:
                 missing = set(names) - outcomes(connection, context.contract_id, number).keys()
             if not missing:
                 break
-            if utc_now() > deadline:
-                self._miss(number, missing)
-                break
             now = time.monotonic()
+            if now > deadline:
+                with context.write() as connection:
+                    self._miss(connection, number, missing, "DEADLINE")
+                break
             due = {p for p in missing if p not in self.waiting.values() and now - sent_at.get(p, -1e9) > RESEND_SECONDS}
             if due:
-                self._dispatch(number, due, model, int((deadline - utc_now()).total_seconds()) + 1)
+                self._dispatch(number, due, model, int(deadline - now) + 1)
                 sent_at.update(dict.fromkeys(due, now))
             self._take(current)
             self.sleep(POLL_SECONDS)
         with context.write() as connection:
             set_phase(connection, context.contract_id, number, "admitted")
+
+    def _seconds_left(self, current: sa.Row[tuple[object, ...]]) -> float:
+        """Until the round's deadline; anew where it is past: we were away, and whoever trained sends its same bytes.
+
+        Never more than the contract gives a round, whatever the wall clock says.
+        """
+        whole = self.context.contract.participation.deadline_seconds
+        left = (parse_instant(str(current.deadline)) - self.now()).total_seconds()
+        return float(whole) if not 0 < left <= whole else left
 
     def _dispatch(self, number: int, due: set[str], model: bytes, ttl: int) -> None:
         context = self.context
@@ -271,18 +286,17 @@ class Loop:
                 add_timing(connection, context.contract_id, number, "admission", time.perf_counter() - started)
             log.info("reply", participant=participant, round=number, kind=kind, code=code)
 
-    def _miss(self, number: int, missing: set[str]) -> None:
-        with self.context.write() as connection:
-            for participant in sorted(missing):
-                record_outcome(
-                    connection,
-                    self.context.contract_id,
-                    number,
-                    participant,
-                    kind="missed",
-                    code="DEADLINE",
-                    body=ReplyMissed(round=number, participant=participant, code="DEADLINE"),
-                )
+    def _miss(self, connection: sa.Connection, number: int, missing: set[str], code: str) -> None:
+        for participant in sorted(missing):
+            record_outcome(
+                connection,
+                self.context.contract_id,
+                number,
+                participant,
+                kind="missed",
+                code=code,
+                body=ReplyMissed(round=number, participant=participant, code=code),
+            )
 
     def _aggregate(self, current: sa.Row[tuple[object, ...]]) -> None:
         """The next model from the admitted updates; fewer than the minimum stop the run."""
@@ -292,9 +306,7 @@ class Loop:
             admitted = self._admitted(connection, number)
         if len(admitted) < context.contract.participation.minimum:
             with context.write() as connection:
-                body = RoundAbandoned(round=number, admitted=tuple(admitted), code="ROUND_TOO_FEW_UPDATES")
-                logbook.append(connection, context.contract_id, [body])
-                self._stop(connection, number, "ROUND_TOO_FEW_UPDATES")
+                self._abandon(connection, number, "ROUND_TOO_FEW_UPDATES")
             return
         base = load_model(context.home, str(current.base_digest))
         digest = store_model(context.home, aggregation.apply(base, self._steps(admitted)))
@@ -351,32 +363,45 @@ class Loop:
             add_timing(connection, context.contract_id, number, "log", time.perf_counter() - started)
         log.info("round committed", contract=context.contract_id, round=number)
 
-    def _complete(self, done: int) -> None:
-        """Commit to the second moments, name the delivered model, end the run."""
+    def _stop_here(self) -> str:
+        """The operator stops the run: give up the round that is waiting for replies, and end."""
         context = self.context
         with context.write() as connection:
-            rounds = [scores for _, scores in scoring.all_scores(connection, context.contract_id)]
+            current = last_round(connection, context.contract_id)
+            if current is None or current.phase == "committed":
+                self._end(connection, "stopped", STOPPED)
+            else:
+                number = int(current.round)
+                names = set(invited(connection, context.contract_id, number))
+                missing = names - outcomes(connection, context.contract_id, number).keys()
+                self._miss(connection, number, missing, STOPPED)
+                self._abandon(connection, number, STOPPED)
+        return "stopped"
+
+    def _abandon(self, connection: sa.Connection, number: int, code: str) -> None:
+        """Log that a round led to no model, and end the run."""
+        admitted = tuple(self._admitted(connection, number))
+        body = RoundAbandoned(round=number, admitted=admitted, code=code)
+        logbook.append(connection, self.context.contract_id, [body])
+        self._end(connection, "stopped", f"{code} in round {number}")
+
+    def _end(self, connection: sa.Connection, phase: str, detail: str) -> None:
+        """End the run: commit to the second moments of what was scored, name the model that it led to."""
+        context = self.context
+        rounds = [scores for _, scores in scoring.all_scores(connection, context.contract_id)]
+        if rounds:
             moments = scoring.moments(context.arrays, context.contract, rounds)
             value = scoring.keep(connection, context.contract_id, "moments", moments)
-            digest = self._base_digest(connection, done + 1)
-            body = RunCompleted(rounds=done, model_digest=digest, commitment=value)
+            digest = self._base_digest(connection, len(rounds) + 1)
+            body = RunCompleted(rounds=len(rounds), model_digest=digest, commitment=value)
             logbook.append(connection, context.contract_id, [body])
-            logbook.checkpoint(connection, context.contract_id, context.run_key)
-            self._detail(connection, "")
-            connection.execute(
-                db.runs.update().where(db.runs.c.contract_id == context.contract_id).values(phase="completed")
-            )
-        log.info("run completed", contract=context.contract_id, rounds=done, model=digest)
-
-    def _stop(self, connection: sa.Connection, number: int | None, code: str) -> None:
-        context = self.context
         logbook.checkpoint(connection, context.contract_id, context.run_key)
         connection.execute(
             db.runs.update()
             .where(db.runs.c.contract_id == context.contract_id)
-            .values(phase="stopped", detail=code if number is None else f"{code} in round {number}")
+            .values(phase=phase, detail=detail, wanted="run")
         )
-        log.warning("run stopped", contract=context.contract_id, round=number, code=code)
+        log.info("run ended", contract=context.contract_id, phase=phase, rounds=len(rounds), detail=detail)
 
     def _admitted(self, connection: sa.Connection, number: int) -> dict[str, str]:
         """Participant id -> update digest of the admitted updates, in the order of ids."""
@@ -397,50 +422,3 @@ class Loop:
     def _detail(self, connection: sa.Connection, text: str) -> None:
         table = db.runs
         connection.execute(table.update().where(table.c.contract_id == self.context.contract_id).values(detail=text))
-
-
-def drive(
-    home: Path, contract_id: str, transport: Transport, flower_run_id: int, *, accept_test_noise: bool = False
-) -> None:
-    """Drive one contract's run from a Flower run: what the ServerApp's main calls.
-
-    Returns when the run is completed or stopped, or when another Flower run has taken over.
-    """
-    database = OperatorHome.open(home).database()
-    context = run_context(home, database, contract_id, str(flower_run_id), accept_test_noise=accept_test_noise)
-    examples = validation.load(home, context.contract.contribution.validation.root).examples
-    phase = Loop(context=context, transport=transport, examples=examples).run()
-    log.info("driver ends", contract=contract_id, driver=str(flower_run_id), phase=phase)
-
-
-def run_context(
-    home: Path, database: db.Database, contract_id: str, driver: str, *, accept_test_noise: bool = False
-) -> RunContext:
-    """What is fixed about a run; waits until the supervisor has named this driver.
-
-    Raises:
-        SupersededError: the supervisor names another.
-    """
-    patience = time.monotonic() + DRIVER_SECONDS
-    while True:
-        with database.read() as connection:
-            run = run_row(connection, contract_id)
-            if run is not None and run.driver == driver:
-                signed = signed_contract(connection, contract_id)
-                contract = Contract.from_bytes(signed.contract.body)
-                nodes = node_ids(connection, contract)
-                break
-        if time.monotonic() > patience:
-            raise SupersededError("RUN_SUPERSEDED", "The supervisor names another Flower run.")
-        time.sleep(POLL_SECONDS)
-    return RunContext(
-        home=home,
-        database=database,
-        contract_id=contract_id,
-        contract=contract,
-        run_key=load_key(home / "keys" / "run" / f"{contract_id}.key"),
-        run_keys=run_keys(signed, contract),
-        nodes=nodes,
-        driver=driver,
-        accept_test_noise=accept_test_noise,
-    )

@@ -28,7 +28,11 @@ FloatArray = NDArray[np.float64]
 
 
 class SupersededError(FailedError):
-    """Another Flower run drives this contract's run now, or it was stopped."""
+    """Another Flower run drives this contract's run now, or it was paused or has ended."""
+
+
+class StopWantedError(FailedError):
+    """The operator wants the run to end here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +66,18 @@ class RunContext:
 
         Raises:
             SupersededError: it is not.
+            StopWantedError: it is, and is to stop waiting.
         """
         with self.database.read() as connection:
             self._fence(connection)
+            run = run_row(connection, self.contract_id)
+            if run is not None and run.wanted == "stop":
+                raise StopWantedError("RUN_STOPPED", "The operator stops the run.")
             yield connection
 
     def _fence(self, connection: Connection) -> None:
         run = run_row(connection, self.contract_id)
-        if run is None or run.driver != self.driver or run.phase != "running" or run.wanted != "run":
+        if run is None or run.driver != self.driver or run.phase != "running" or run.wanted == "pause":
             raise SupersededError("RUN_SUPERSEDED", "This Flower run no longer drives the contract's run.")
 
     @property
@@ -126,7 +134,7 @@ def record_outcome(
     code: str,
     body: Body,
     update_digest: str | None = None,
-    attempt: int | None = None,
+    attempts: int | None = None,
 ) -> None:
     """Append the entry that says what became of a participant, and the outcome, as one."""
     (index,) = logbook.append(connection, contract_id, [body])
@@ -139,7 +147,7 @@ def record_outcome(
             code=code,
             position=index,
             update_digest=update_digest,
-            attempt=attempt,
+            attempts=attempts,
         )
     )
 

@@ -164,7 +164,7 @@ class Supervisor:
             self._adopt(row)
             return
         watch = self._watches[contract_id]
-        if row.wanted != "run":
+        if row.wanted == "pause":  # a stop is the round loop's work: it ends the log as it should end
             self._halt(row)
         elif row.driver is None:
             if self._clock() >= watch.start_at:
@@ -201,20 +201,18 @@ class Supervisor:
             watch.delay = min(2 * watch.delay, longest)
 
     def _halt(self, row: Row[Any]) -> None:
-        """Wanted is pause or stop: end the Flower run; a stop is final."""
-        if row.driver is not None:
-            self._end(int(row.driver))
-        run = db.runs.c
-        final = {"phase": "stopped", "detail": "stopped by the operator"} if row.wanted == "stop" else {}
-        if row.driver is None and not final:
+        """Wanted is a pause: end the Flower run."""
+        if row.driver is None:
             return
+        self._end(int(row.driver))
+        run = db.runs.c
         with self._database.write() as connection:
             connection.execute(
                 db.runs.update()
                 .where(run.contract_id == row.contract_id, run.phase == "running", run.wanted == row.wanted)
-                .values(driver=None, **final)
+                .values(driver=None)
             )
-        log.info("run halted", contract=str(row.contract_id), wanted=str(row.wanted))
+        log.info("run halted", contract=str(row.contract_id))
 
     def _ended(self, flower_run: int) -> str | None:
         """How a Flower run ended, or None while it has not."""

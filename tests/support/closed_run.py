@@ -23,7 +23,8 @@ from fedpact_client.store import Store
 from fedpact_contract import merkle
 from fedpact_contract.evidence import pack, unpack
 from fedpact_contract.log import Body, Checkpoint, Entry
-from fedpact_contract.record import sign
+from fedpact_contract.messages import Order
+from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.request import node_id, node_public_pem
 from fedpact_contract.trust import Trust
 from fedpact_contract.verify import Report, verify
@@ -135,7 +136,10 @@ def _fits(envelope: Any, roots: dict[int, str]) -> bool:
 
 
 def closed_run(folder: Path, **changes: Any) -> ClosedRun:
-    """A fresh copy of a completed run of two rounds, with production's noise; `changes` as for `make_federation`."""
+    """A fresh copy of a completed run of two rounds, with production's noise; `changes` as for `make_federation`.
+
+    `stop_in`: the operator stops the run while this round waits for its replies.
+    """
     return copy(_completed(**({"training__rounds": 2} | EVERYBODY_IS_PAID | changes)), folder)
 
 
@@ -191,8 +195,18 @@ def _completed(**changes: Any) -> Federation:
 def _made(changes: tuple[tuple[str, Any], ...]) -> Federation:
     """A completed run; kept as long as the tests run."""
     options = dict(changes)
+    stop_in = options.pop("stop_in", None)
     federation = make_federation(_folder(), **({"noise": lambda _index: SystemNoise()} | options))
     with_operator_home(federation)
+
+    def stop(_node: str, order: bytes, model: bytes) -> tuple[bytes, bytes] | None:
+        if Order.from_bytes(read_envelope(order).body).round != stop_in:
+            return order, model
+        with federation.database.write() as connection:
+            connection.execute(db.runs.update().values(wanted="stop"))
+        return None
+
+    federation.transport.before = stop
     before, rounds.RESEND_SECONDS = rounds.RESEND_SECONDS, 0.0
     try:
         federation.run(accept_test_noise="noise" in options)

@@ -316,6 +316,7 @@ class Factory:
             round=number,
             participant=party_id,
             code="POLICY_TERM",
+            attempts=0,
             ledger_head=digest("ledger", "none", party_id),
             head=self.shown,
         )

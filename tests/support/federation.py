@@ -31,7 +31,8 @@ from fedpact_models.dp import Noise
 from fedpact_models.features import Examples, validation_root
 from fedpact_models.training import local_update
 from fedpact_server import db, logbook
-from fedpact_server.rounds import Loop, run_context
+from fedpact_server.driver import run_context
+from fedpact_server.rounds import Loop
 from fedpact_server.run_state import store_model
 from fedpact_server.transport import Incoming, Outgoing
 

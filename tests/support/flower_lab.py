@@ -65,9 +65,9 @@ def drive(home, contract_id, transport, flower_run_id):
         time.sleep(plan.get("pause", 0))
     note(event="done", at=time.time())
 
-module = types.ModuleType("fedpact_server.rounds")
+module = types.ModuleType("fedpact_server.driver")
 module.drive = drive
-sys.modules["fedpact_server.rounds"] = module
+sys.modules["fedpact_server.driver"] = module
 from fedpact_server.app import app
 '''
 
@@ -135,6 +135,8 @@ class Node:
     def _guard(self, child: Child) -> None:
         try:
             while (frame := child.pipe.receive()) is not None:
+                if frame.kind != "order":
+                    continue
                 self.orders.append(frame.header["order"])
                 self.bundles.add(frame.header["bundle"])
                 made = self.answer(frame.header["order"], frame.array)

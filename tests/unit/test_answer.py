@@ -252,6 +252,26 @@ def test_few_witnesses_raise_an_alarm_and_with_strict_heads_refuse(tmp_path) -> 
     assert {code for _, code in federation.outcomes(2).values()} == {"HEAD_FEW_WITNESSES"}
 
 
+def test_old_witnesses_prove_nothing_of_what_came_since(tmp_path) -> None:
+    """An operator that shows everybody another log from round 2 on has countersignatures of round 1 to show."""
+    federation = make_federation(tmp_path, participation__strict_heads=True, training__rounds=3)
+    operator, shown = Operator(federation), {}
+
+    def stale(_node: str, order: bytes, model: bytes) -> tuple[bytes, bytes]:
+        record = Operator.read(order)
+        if record.round == 2:
+            shown[record.participant] = record.countersignatures
+            assert len(record.countersignatures) >= 2
+        if record.round < 3:
+            return order, model
+        return operator.forge(order, countersignatures=shown[record.participant]), model
+
+    federation.transport.before = stale
+    federation.run()
+    assert {code for _, code in federation.outcomes(2).values()} == {"ADMITTED"}
+    assert {code for _, code in federation.outcomes(3).values()} == {"HEAD_FEW_WITNESSES"}
+
+
 def test_a_lost_trainer_is_charged_and_a_spare_attempt_follows(tmp_path) -> None:
     federation = make_federation(tmp_path)
     agent = federation.agent(1)

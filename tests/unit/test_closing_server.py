@@ -1,5 +1,8 @@
 """The operator's side of a close: when it may settle, whose word counts, and when it is final."""
 
+import html
+from typing import get_args
+
 import pytest
 import sqlalchemy as sa
 from tests.support.closed_run import ClosedRun, closed_run
@@ -9,7 +12,10 @@ from fedpact_contract.errors import FailedError, FaultError, InputError, Rejecte
 from fedpact_contract.keys import generate_key
 from fedpact_contract.log import Checkpoint, Countersignature, PeriodClosing, PeriodSettled, RevenueRecorded
 from fedpact_contract.record import open_signed, sign
+from fedpact_contract.report import build
 from fedpact_server import closing, db, logbook
+from fedpact_server.report.html import render
+from fedpact_server.report.labels import Lang, words
 
 
 @pytest.fixture
@@ -18,9 +24,10 @@ def run(tmp_path) -> ClosedRun:
     return closed_run(tmp_path)
 
 
-def settle(federation: Federation, revenue: int = 10_000, fees: int = 0):
+def settle(federation: Federation, revenue: int = 10_000, fees: int = 0, *, unopened: bool = False):
+    key = federation.operator_run_key
     with federation.database.write() as connection:
-        return closing.settle(connection, federation.contract, federation.operator_run_key, revenue, fees)
+        return closing.settle(connection, federation.contract, key, revenue, fees, unopened=unopened)
 
 
 def preview(federation: Federation, revenue: int = 10_000, fees: int = 0):
@@ -120,7 +127,7 @@ class TestSettle:
         for call in (settle, preview):
             with pytest.raises(InputError) as err:
                 call(federation)
-            assert err.value.code == "SETTLE_RUN_NOT_COMPLETED"
+            assert err.value.code == "SETTLE_RUN_NOT_ENDED"
             assert "running" in err.value.message
         with federation.database.write() as connection:
             connection.execute(db.runs.delete())
@@ -135,17 +142,56 @@ class TestSettle:
         for call in (settle, preview):
             with pytest.raises(InputError) as err:
                 call(federation)
-            assert err.value.code == "SETTLE_RUN_NOT_COMPLETED"
+            assert err.value.code == "SETTLE_NO_ROUND"
             assert "ROUND_TOO_FEW_UPDATES in round 1" in err.value.message
-            assert err.value.remedy
         assert federation.kinds()[-1] == "round-abandoned"
 
-    def test_lost_second_moments_are_a_failure_that_is_named(self, run: ClosedRun) -> None:
+    def test_a_stopped_run_is_settled_over_its_committed_rounds(self, tmp_path) -> None:
+        run = closed_run(tmp_path, stop_in=3, training__rounds=4)
+        assert run.phase() == "stopped"
+        paid = settle(run.federation)
+        assert (paid.shares.rounds, sum(line.fen for line in paid.lines)) == ((1, 2), 10_000)
+        for number in (1, 2, 3, 4):
+            countersign(run, number)
+        report = run.verified()
+        assert (report.exit_code, report.status, report.faults) == (0, "closed", ())
+        assert any("given up" in note for note in report.notes)
+
+    @pytest.mark.parametrize(("name", "what"), [("moments", "the second moments"), ("round:1", "round 1")])
+    def test_an_opening_that_is_lost_or_changed_is_named_and_the_fallback_pays(
+        self, run: ClosedRun, name: str, what: str
+    ) -> None:
+        before = run.federation.entries()
+        row = db.openings.c.name == name
         with run.federation.database.write() as connection:
-            connection.execute(db.openings.delete().where(db.openings.c.name == "moments"))
-        with pytest.raises(Exception, match="no second moments") as err:
+            connection.execute(db.openings.update().where(row).values(salt=bytes(32)))
+        with pytest.raises(FaultError) as err:
             settle(run.federation)
-        assert err.value.code == "MOMENTS_MISSING"
+        assert (err.value.code, err.value.field) == ("OPENING_MISMATCH", what)
+        with run.federation.database.write() as connection:
+            connection.execute(db.openings.delete().where(row))
+        with pytest.raises(FaultError) as err:
+            settle(run.federation)
+        assert (err.value.code, err.value.field) == ("OPENING_MISSING", what)
+        assert "--unopened" in (err.value.remedy or "")
+        assert (run.federation.entries(), run.phase()) == (before, "completed")
+        paid = settle(run.federation, unopened=True)
+        assert (paid.basis, paid.shares.reason) == ("fallback", "not-opened")
+        assert sum(line.fen for line in paid.lines) == 10_000
+        assert run.federation.kinds()[len(before) :] == ["revenue-recorded", "period-settled", "period-closing"]
+        assert settle(run.federation) == paid, "asked again, what was settled"
+        for number in (1, 2, 3, 4):
+            countersign(run, number)
+        assert run.phase() == "closed"
+        report = run.verified()
+        assert (report.exit_code, report.faults) == (0, ())
+        assert any("opened none of its commitments" in note for note in report.notes)
+        assert [line.fen for line in report.participants] == [line.fen for line in paid.lines]
+        page = build(run.federation.entries())
+        assert page["settlement"]["reason"] == "not-opened"
+        assert [line["fen"] for line in page["participants"]] == [line.fen for line in paid.lines]
+        for lang in get_args(Lang):
+            assert words(lang)["unopened"] in html.unescape(render(page, lang))
 
     @pytest.mark.parametrize("value", [b"\xff\x00", b"{}", b"[]", b""])
     def test_a_damaged_database_is_a_failure_that_is_named(self, run: ClosedRun, value: bytes) -> None:
@@ -274,10 +320,13 @@ def test_before_the_close_there_is_nothing_to_countersign(run: ClosedRun) -> Non
             closing.closing_state(connection, run.federation.contract)
 
 
-def test_without_a_pool_nobody_is_waited_for(run: ClosedRun) -> None:
+def test_without_a_pool_everybody_who_took_part_is_waited_for(run: ClosedRun) -> None:
     settle(run.federation, 500, 500)
-    assert run.state().held == ()
-    countersign(run, 1)
+    everybody = {run.federation.agent(n).desk.participant for n in (1, 2, 3, 4)}
+    assert set(run.state().held) == everybody
+    for number in (1, 2, 3, 4):
+        assert run.phase() == "closing"
+        countersign(run, number)
     assert run.phase() == "closed"
     bodies = [entry.open() for entry in run.federation.entries()]
     assert [body.revenue_fen for body in bodies if isinstance(body, RevenueRecorded)] == [500]

@@ -56,6 +56,10 @@ def test_every_key_is_needed(values) -> None:
 BROKEN = [
     ("surprise", 1, "CONTRACT_UNKNOWN_KEY"),
     ("privacy.surprise", 1, "CONTRACT_UNKNOWN_KEY"),
+    ("training.local_steps", 10**6, "CONTRACT_TOO_MANY_STEPS"),
+    ("training.rounds", 20_000, "CONTRACT_TOO_MANY_STEPS"),
+    *(("title", f"Heart{c}disease", "CONTRACT") for c in "\n\x1b\x7f\x9b\u200b\u202e\u2028\u2066\ufeff\ue000"),
+    *(("participants.0.name", f"甲{c}", "CONTRACT") for c in "\u200f\u2069"),
     ("privacy.epsilon", Decimal(-1), "CONTRACT_NOT_POSITIVE"),
     ("privacy.epsilon", 1.5, "CONTRACT"),
     ("privacy.delta", Decimal("0.0001"), "CONTRACT_DELTA"),

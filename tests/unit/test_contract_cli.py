@@ -122,17 +122,15 @@ def test_verify_of_what_is_not_there(fedpact, evidence, what, code) -> None:
     assert json.loads(out)["error"]["code"] == code
 
 
-def test_names_from_evidence_cannot_steer_the_terminal(fedpact, tmp_path) -> None:
-    evil = "Hospital \u009b31m\u202e[bold]x[/bold]"
-    made = make_evidence(title=evil)
+def test_names_from_evidence_are_shown_as_they_are(fedpact, tmp_path) -> None:
+    """What could steer a terminal is no name (test_record.py); square brackets are."""
+    named = "Hospital [bold]x[/bold] [link=http://x]甲[/link]"
+    made = make_evidence(title=named)
     code, out, _ = fedpact("verify", made.write(tmp_path / "e"))
     assert code == 3
-    assert "\u009b" not in out
-    assert "\u202e" not in out
-    assert "\\x9b31m\\u202e[bold]x[/bold]" in out
+    assert named in out.replace("\n", " ")
     _, out, _ = fedpact("verify", tmp_path / "e", "--json")
-    assert "\u009b" not in out
-    assert json.loads(out)["title"] == evil
+    assert json.loads(out)["title"] == named
 
 
 # contribution recompute

@@ -223,11 +223,12 @@ def served(request):
     assert "lifespan" not in api.scopes
 
 
-def raw(address, text, body=b""):
+def raw(address, text, body=b"", *, half_close=True):
     """Send bytes, return (status, all of the answer)."""
     with socket.create_connection(address, timeout=5) as sock:
         sock.sendall(text.encode("latin-1") + body)
-        sock.shutdown(socket.SHUT_WR)
+        if half_close:
+            sock.shutdown(socket.SHUT_WR)
         answer = b""
         while piece := sock.recv(65536):
             answer += piece
@@ -309,7 +310,7 @@ class TestOverSockets:
         second = first.replace("fleet/pull-messages", "control/start-run").replace(
             "Host: x", "Host: x\r\nConnection: close"
         )
-        _, answer = raw(served["public"], first + second)
+        _, answer = raw(served["public"], first + second, half_close=False)
         assert answer.count(b"HTTP/1.1 200") == 1
         assert answer.count(b"HTTP/1.1 403") == 1
 

@@ -126,7 +126,7 @@ class TestContent:
         assert "¥1,000,000.00" in found.text
         assert "CNY" not in found.text
         shown = words("zh")
-        for key in LABELS.keys() - {"unsettled", "fallback", "before", "alone", "round"}:
+        for key in LABELS.keys() - {"unsettled", "fallback", "unopened", "before", "alone", "round"}:
             assert shown[key] in found.text, key
         english = words("en")
         for key in ("report", "statement", "shares", "lift", "privacy", "outcomes", "not_stopped"):

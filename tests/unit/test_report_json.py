@@ -116,6 +116,19 @@ def test_what_did_not_work_is_in_it(tmp_path, monkeypatch) -> None:
     spent = {line["name"]: Decimal(line["epsilon_spent"]) for line in found["participants"]}
     assert spent["Enterprise 1"] > 0
     assert spent["Enterprise 4"] == 0
+    assert spent["Enterprise 2"] == spent["Enterprise 1"], "whether it trained only the agent knows: it counts as one"
+
+
+def test_attempts_that_end_in_a_refusal_are_charged(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("fedpact_server.rounds.RESEND_SECONDS", 0.0)
+    federation = make_federation(tmp_path, training__rounds=1)
+    agent = federation.agent(2)
+    agent.crash = lambda _attempt: True
+    assert federation.run() == "completed"
+    charged = sum(row.state == "reserved" for row in agent.desk.store.rows(agent.desk.data_set))
+    steps = charged_steps([entry.open() for entry in federation.entries()], federation.contract)
+    assert charged > 0
+    assert steps[agent.desk.participant] == charged * federation.contract.training.local_steps
 
 
 def test_a_second_attempt_costs_as_much_as_the_first(run: ClosedRun, entries: list[Entry]) -> None:

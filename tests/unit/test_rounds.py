@@ -1,19 +1,21 @@
 """The round loop with faulty clients, crashes and replacements, over an in-memory transport."""
 
 import json
+from datetime import timedelta
 from decimal import Decimal
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from tests.support.federation import Federation, make_federation
+from tests.support.federation import NOW, Federation, make_federation
 from tests.support.noise import FixedNoise
 
 from fedpact_contract.arrays import update_digest
 from fedpact_contract.keys import generate_key
-from fedpact_contract.log import UpdateDecided
+from fedpact_contract.log import ReplyMissed, RoundAbandoned, RoundAggregated, RunCompleted, UpdateDecided
 from fedpact_contract.messages import Order, Receipt, Reply, Update
 from fedpact_contract.record import open_signed, read_envelope, sign
+from fedpact_contract.report import build
 from fedpact_server import db, logbook
 from fedpact_server.run_state import SupersededError, run_row
 
@@ -157,9 +159,66 @@ def test_a_copy_of_anothers_update_is_rejected(federation) -> None:
             return ready.reply, ready.array
         return retry(ready.reply, seen[0], thief.desk.run_key, update_digest=update_digest(seen[0])) if seen else None
 
-    thief.tamper = copy
+    thief.tamper = copy  # nothing is sent until there is something to copy; the order comes again
     federation.run()
-    assert federation.outcomes(1)["Enterprise 2"] in (("rejected", "UPDATE_REPLAYED"), ("missed", "DEADLINE"))
+    assert federation.outcomes(1)["Enterprise 2"] == ("rejected", "UPDATE_REPLAYED")
+
+
+def test_an_update_without_the_countersignature_of_the_head_shown_is_missed(federation) -> None:
+    """Or a participant could deny later which log it saw."""
+    federation.agent(3).tamper = lambda ready: (
+        Reply(update=Reply.from_bytes(ready.reply).update).to_bytes(),
+        ready.array,
+    )
+    federation.run()
+    assert federation.outcomes(1)["Enterprise 3"] == ("missed", "REPLY_NOT_COUNTERSIGNED")
+
+
+def test_a_clock_that_jumps_ends_no_round_early_and_none_late(federation) -> None:
+    """What the log says goes by the wall clock, waiting by the monotonic one."""
+    for jump in (timedelta(days=400), timedelta(days=-400)):
+        loop = federation.loop()
+        hours = iter([NOW, NOW, *[NOW + jump] * 1000])
+        loop.now = lambda hours=hours: next(hours)
+        assert loop.run() == "completed"
+    assert all(set(federation.outcomes(r).values()) == {("admitted", "ADMITTED")} for r in (1, 2, 3))
+
+
+@pytest.mark.parametrize(("when", "rounds"), [(0, 0), (1, 0), (2, 1), (3, 2)])
+def test_a_run_that_is_stopped_ends_with_what_it_has(federation, when, rounds) -> None:
+    """The stop comes while round `when` waits for its replies (0: before the first)."""
+
+    def stop(_node, order, model):
+        if _round(order) == when:
+            want_stop()
+            return None
+        return order, model
+
+    def want_stop() -> None:
+        with federation.database.write() as connection:
+            connection.execute(db.runs.update().values(wanted="stop"))
+
+    federation.transport.before = stop
+    if when == 0:
+        want_stop()
+    assert federation.run() == "stopped"
+    kinds = federation.kinds()
+    assert kinds.count("round-aggregated") == kinds.count("scores-committed") == rounds
+    assert kinds.count("run-completed") == (rounds > 0)
+    bodies = [entry.open() for entry in federation.entries()]
+    if when:
+        missed = [body for body in bodies if isinstance(body, ReplyMissed)]
+        assert [(body.round, body.code) for body in missed] == [(when, "RUN_STOPPED")] * 4
+        abandoned = next(body for body in bodies if isinstance(body, RoundAbandoned))
+        assert (abandoned.round, abandoned.code, abandoned.admitted) == (when, "RUN_STOPPED", ())
+    if rounds:
+        ended = next(body for body in bodies if isinstance(body, RunCompleted))
+        last = [body for body in bodies if isinstance(body, RoundAggregated)][-1]
+        assert (ended.rounds, ended.model_digest) == (rounds, last.model_digest)
+    assert build(federation.entries())["state"] == ("stopped" if when else "signed")
+    with federation.database.read() as connection:
+        size = max(logbook.signed_checkpoints(connection, federation.contract.id))
+    assert size == len(bodies), "the end is under a checkpoint"
 
 
 def test_a_normal_coordinator_rejects_test_noise(federation) -> None:

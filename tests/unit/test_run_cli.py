@@ -238,7 +238,7 @@ class TestSettle:
             assert (wrong.code, wrong.error) == (2, code)
         assert run.federation.entries() == before
 
-    def test_a_run_that_is_not_completed(self, fedpact: Fedpact, federation: Federation) -> None:
+    def test_a_run_that_goes_on_or_has_no_round(self, fedpact: Fedpact, federation: Federation) -> None:
         at = ("--home", str(federation.home), "--json")
         for state in (None, "running", "stopped"):
             if state == "running":
@@ -247,8 +247,10 @@ class TestSettle:
                 with federation.database.write() as connection:
                     connection.execute(db.runs.update().values(phase="stopped", detail="ROUND_TOO_FEW_UPDATES"))
             refused = fedpact("settle", "close", federation.contract.id, "--revenue", "1", *at)
-            assert (refused.code, refused.error) == (2, "SETTLE_RUN_NOT_COMPLETED")
-            assert (state or "never started") in refused.json["error"]["message"]
+            code = "SETTLE_NO_ROUND" if state == "stopped" else "SETTLE_RUN_NOT_ENDED"
+            assert (refused.code, refused.error) == (2, code)
+            why = "ROUND_TOO_FEW_UPDATES" if state == "stopped" else state or "never started"
+            assert why in refused.json["error"]["message"]
 
 
 class TestReport:

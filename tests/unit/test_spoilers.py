@@ -74,11 +74,12 @@ def refused(agent: Agent, ready: Ready, *keys: Any, **changes: Any) -> Answer:
         "round": update.round,
         "participant": update.participant,
         "code": "POLICY_EPSILON",
+        "attempts": 0,
         "ledger_head": update.ledger_head,
         "head": update.head,
     }
     refusal = sign(Refusal(**(values | changes)), agent.desk.run_key, *keys)
-    return Reply(refusal=refusal).to_bytes(), b""
+    return Reply(refusal=refusal, countersignature=Reply.from_bytes(ready.reply).countersignature).to_bytes(), b""
 
 
 SPOILERS: dict[str, tuple[Callable[[Agent, Ready], Answer], str, str]] = {

@@ -233,14 +233,13 @@ class TestRuns:
         world.steps()
         assert world.run.driver == "1000"
 
-    @pytest.mark.parametrize(("wanted", "phase"), [("pause", "running"), ("stop", "stopped")])
-    def test_pause_and_stop_end_the_flower_run(self, world: World, wanted: str, phase: str) -> None:
+    def test_pause_ends_the_flower_run(self, world: World) -> None:
         world.add_run()
         world.steps()
-        world.set_run(wanted=wanted)
+        world.set_run(wanted="pause")
         world.steps(3, 1.0)
         assert world.control.stopped == [1000]
-        assert (world.run.driver, world.run.phase) == (None, phase)
+        assert (world.run.driver, world.run.phase) == (None, "running")
         world.steps(100, 1.0)
         assert list(world.control.runs) == [1000]
 
@@ -251,11 +250,19 @@ class TestRuns:
         world.steps(2, 1.0)
         assert world.run.driver == "1000"
 
-    def test_a_run_stopped_before_it_was_driven_is_stopped(self, world: World) -> None:
+    def test_stopping_is_done_by_the_round_loop(self, world: World) -> None:
+        """It writes the end into the log; a run that nobody drives gets a driver for that."""
+        world.add_run()
+        world.steps()
+        world.set_run(wanted="stop")
+        world.steps(3, 1.0)
+        assert world.control.stopped == []
+        assert (world.run.driver, world.run.phase) == ("1000", "running")
+
+    def test_a_run_stopped_before_it_was_driven_is_given_a_driver(self, world: World) -> None:
         world.add_run(wanted="stop")
         world.steps()
-        assert (world.run.phase, world.run.detail) == ("stopped", "stopped by the operator")
-        assert world.control.runs == {}
+        assert world.run.driver == "1000"
 
     def test_a_run_that_changed_while_it_was_started_is_not_driven(self, world: World) -> None:
         world.add_run()

@@ -142,11 +142,13 @@ def test_privacy_is_said_in_words() -> None:
 
 
 def test_values_cannot_act_on_a_terminal() -> None:
-    plain = CONTRACT.plain()
-    plain["title"] = "安全\u3000safe\u202etitle\u2028\x9b31m"
-    plain["participants"][0]["name"] = "\u2066Hospital\ufeff"
-    plain["data"]["columns"][0]["name"] = "age\u200b"
-    text = render(Contract.parse(plain))
+    """Such a contract does not parse; the text relies on nothing."""
+    first = CONTRACT.participants[0].model_copy(update={"name": "\u2066Hospital\ufeff"})
+    hostile = {
+        "title": "安全\u3000safe\u202etitle\u2028\x9b31m",
+        "participants": (first, *CONTRACT.participants[1:]),
+    }
+    text = render(CONTRACT.model_copy(update=hostile))
     assert "safe\\u202etitle\\u2028\\x9b31m" in text
     assert all(c == "\n" or unicodedata.category(c)[0] != "C" for c in text)
     assert "\u2028" not in text

@@ -25,7 +25,7 @@ from fedpact_contract.log import (
     SettledLine,
 )
 from fedpact_contract.logcheck import verify_log
-from fedpact_contract.record import Envelope, sign
+from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.replay import replay
 from fedpact_contract.trust import Trust, write
 from fedpact_contract.verify import UTILITIES, Report, verify, verify_folder
@@ -513,6 +513,26 @@ def test_a_fault_of_the_folder_is_a_report_too(tmp_path, name) -> None:
 
 
 # Evidence whose makers lied, and signed everything around the lie
+
+
+@pytest.mark.parametrize("outcome", ["admitted", "refused"])
+def test_a_reply_whose_countersignature_is_missing(outcome) -> None:
+    """The head shown is countersigned in the reply: an operator that drops it hides whom it showed what."""
+    made = make_evidence(outcomes={(1, 0): outcome})
+    first = made.files[COUNTERSIGNATURES].splitlines(keepends=True)
+    assert report(made).faults == ()
+    for number in range(len(first)):
+        files = {**made.files, COUNTERSIGNATURES: b"".join(first[:number] + first[number + 1 :])}
+        result = of_files(files)
+        record = Countersignature.from_bytes(read_envelope(first[number].rstrip(b"\n")).body)
+        if record.size == len(made.entries):
+            assert result.faults == (), "one on the closing checkpoint is held, not a fault"
+            continue
+        fault = only_fault(result)
+        assert (fault["code"], fault["party"]) == (
+            "COUNTERSIGNATURE_MISSING",
+            made.contract.participant(record.participant).name,
+        )
 
 
 def test_a_line_that_is_signed_and_not_canonical() -> None:

@@ -54,11 +54,16 @@ def lines(series: Sequence[Series], first: int, unit: str) -> str:
     return _svg(HEIGHT, parts)
 
 
+NOTHING = 1e-9
+"""Bars that are all below this have no length: no scale makes them comparable, and the numbers stand beside them."""
+
+
 def bars(items: Sequence[Bar], unit: str) -> str:
     """Horizontal bars; an interval as a whisker, a limit as a tick."""
     if not items:
         return ""
-    top = max(max(b.value, b.high or 0, b.limit or 0) for b in items) or 1.0
+    top = max(max(b.value, b.high or 0, b.limit or 0) for b in items)
+    top = top if top > NOTHING else 1.0
     left, right, row = 190, 130, 30
     height = row * len(items) + 16
     scale = (WIDTH - left - right) / top

@@ -68,6 +68,10 @@ LABELS: dict[str, tuple[str, str]] = {
         "No share is reliable: the contract's fallback was applied.",
         "无可靠份额：已按合约的备用规则分配。",
     ),
+    "unopened": (
+        "The operator did not open the scores that it had committed to: the contract's fallback was applied.",
+        "运营方未公开其已承诺的得分：已按合约的备用规则分配。",
+    ),
 }
 
 
