@@ -54,17 +54,6 @@ class Known:
         return self.run_keys[self.contract.operator.id]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """An order that may be obeyed: the head to countersign, other results, and alarms to note."""
-
-    order: Order
-    head: Head
-    ledger_head: str | None  # this agent's last ledger head that the log has
-    result_missed: bool  # the operator says that the last reply never came
-    witnesses: int  # other participants whose countersignature on an earlier head was shown
-
-
 def open_order(data: bytes, known: Known) -> Order:
     """The order in an envelope, if the operator's run key signed it for this contract and participant.
 

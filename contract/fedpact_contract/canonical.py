@@ -12,6 +12,12 @@ import rfc8785
 
 from fedpact_contract.errors import InputError
 
+HIDDEN = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
+"""Unicode categories without a glyph: controls, formats (bidi marks among them), private use, line separators.
+
+Not "unassigned": what is unassigned differs between versions of Python, and the same bytes must parse everywhere.
+"""
+
 MAX_SAFE_INTEGER = 2**53 - 1
 MAX_DEPTH = 64
 """Records nest a dozen deep; hostile values could nest until Python's stack ends."""

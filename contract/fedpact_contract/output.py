@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fedpact_contract.canonical import HIDDEN
 from fedpact_contract.errors import FailedError, FedpactError, InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED = 130
-_HIDDEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
 
 
 def run(main: "Callable[[], object] | typer.Typer", *, extra: str = "server") -> NoReturn:
@@ -87,7 +87,7 @@ def extra_missing(message: str, extra: str) -> InputError:
 def emit_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
     """One JSON value on stdout, on one line; characters that could steer a terminal stand as JSON escapes."""
     text = json.dumps(value, ensure_ascii=not _utf8())
-    sys.stdout.write("".join(json.dumps(c)[1:-1] if unicodedata.category(c) in _HIDDEN else c for c in text) + "\n")
+    sys.stdout.write("".join(json.dumps(c)[1:-1] if unicodedata.category(c) in HIDDEN else c for c in text) + "\n")
     sys.stdout.flush()
 
 
@@ -123,7 +123,7 @@ def table(
 
 def visible(text: str) -> str:
     """The text with control characters, direction marks and the like spelt out in ASCII, and line ends as they are."""
-    return "".join(c if c == "\n" or unicodedata.category(c) not in _HIDDEN else ascii(c)[1:-1] for c in text)
+    return "".join(c if c == "\n" or unicodedata.category(c) not in HIDDEN else ascii(c)[1:-1] for c in text)
 
 
 def _call(main: "Callable[[], object] | typer.Typer") -> int:

@@ -22,12 +22,9 @@ from pydantic import (
     ValidationError,
 )
 
-from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
+from fedpact_contract.canonical import HIDDEN, canonical_bytes, parse_canonical, sha256_hex
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.keys import fingerprint, public_hex, verify_raw
-
-_HIDDEN = {"Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp"}
-"""Unicode categories without a glyph: controls, formats (bidi marks among them), private use, line separators."""
 
 
 def decimal_text(value: Decimal) -> str:
@@ -70,7 +67,7 @@ def _finite(value: Decimal) -> Decimal:
 
 
 def _printable(value: str) -> str:
-    if any(unicodedata.category(c) in _HIDDEN for c in value):
+    if any(unicodedata.category(c) in HIDDEN for c in value):
         raise ValueError("must be one line of visible characters")
     return value
 

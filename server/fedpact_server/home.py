@@ -175,14 +175,6 @@ class OperatorHome:
         database.check()
         return database
 
-    def model_path(self, digest: str) -> Path:
-        """Where the model with this digest stands."""
-        return self.path / "models" / f"{digest}.f8"
-
-    def validation_path(self, root: str) -> Path:
-        """Folder of the validation set with this root."""
-        return self.path / "validation" / root
-
 
 def init(
     path: Path,

@@ -256,7 +256,7 @@ def scripts() -> st.SearchStrategy[list[bytes]]:
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.deferred(scripts))
 def test_a_hostile_executor_gets_one_draw_a_round_and_no_other_signature(script: list[bytes]) -> None:
-    before, guards.EXECUTOR_RESTART_SECONDS = guards.EXECUTOR_RESTART_SECONDS, 0.0
+    before, guards.restart_seconds = guards.restart_seconds, lambda *_: 0.0
     try:
         with fresh() as (guard, hostile, draws):
             hostile.play(guard, list(script))
@@ -265,7 +265,7 @@ def test_a_hostile_executor_gets_one_draw_a_round_and_no_other_signature(script:
             check_store(guard.store, draws)
             check_sent(guard.store, sent)
     finally:
-        guards.EXECUTOR_RESTART_SECONDS = before
+        guards.restart_seconds = before
 
 
 def check_store(store: Store, draws: Draws) -> None:

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.settlement_kit import a_contract, a_round, linear_round, steady_moments
+
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contribution import own_slice_difference, period_values, round_values, total_value
 from fedpact_contract.settlement import largest_remainder, settle_period, statement, water_fill, water_level
 from fedpact_contract.shares import shares
-from settlement_kit import a_contract, a_round, linear_round, steady_moments
 
 CONTRACT = a_contract(slices=((None, 30),))
 TWO = a_contract(slices=((None, 30), (1, 20)))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.support.contract_kit import party, plain_contract
 
 from fedpact_contract import merkle
 from fedpact_contract.contract import Contract, Delegation, SignedContract
@@ -48,7 +49,6 @@ from fedpact_contract.log import (
     commitment,
 )
 from fedpact_contract.messages import Head, Metering, PrivacyEvent, Receipt, Refusal, Update
-from fedpact_contract.privacy import ACCOUNTANT
 from fedpact_contract.record import Envelope, Record, sign
 from fedpact_contract.settlement import settle_period
 
@@ -71,82 +71,31 @@ def digest(*parts: object) -> str:
 
 def contract_values(participants: int = 3, rounds: int = 2, **changes: Any) -> dict[str, Any]:
     """A contract as plain values; changes are paths with double underscores."""
-    values: dict[str, Any] = {
+    base = {
         "title": "Readmission model 再入院",
         "purpose": "readmission",
-        "operator": {"name": "City Data", "entity_code": "9" * 18, "key": public_hex(key("operator"))},
-        "participants": [
-            {
-                "name": f"Hospital {i + 1}",
-                "entity_code": f"{i + 1:018d}",
-                "key": public_hex(key(f"participant {i}")),
-                "sector": "medical",
-                "data_set": f"visits-{i + 1}",
-                "num_examples": 400 + 100 * i,
-                "floor_fen": 0,
-            }
-            for i in range(participants)
-        ],
-        "data": {
-            "columns": [{"name": "age", "kind": "number", "low": 0, "high": 120, "missing": "drop"}],
-            "label": {"name": "again", "classes": ["no", "yes"], "rule": "value"},
-            "feature_scale": 1,
+        "operator__name": "City Data",
+        "model__initial_digest": digest("model", 0),
+        "training__rounds": rounds,
+        "participation__deadline_seconds": 600,
+        "contribution__validation": {
+            "root": digest("validation"),
+            "slices": [{"source": "operator", "count": VALIDATION_ROWS}],
         },
-        "model": {"kind": "softmax", "hidden": [], "initial_digest": digest("model", 0)},
-        "training": {
-            "rounds": rounds,
-            "local_steps": 3,
-            "learning_rate": "0.5",
-            "server_rate": 1,
-            "aggregation": "weighted-mean",
-        },
-        "privacy": {
-            "trust_model": "record-level-at-each-participant",
-            "unit": "example",
-            "relation": "zero-out",
-            "sampling": "poisson",
-            "epsilon": 2,
-            "delta": "0.00001",
-            "max_grad_norm": 1,
-            "sample_rate": "0.1",
-            "noise_multiplier": "1.25",
-            "spare_attempts": 1,
-            "accountant": ACCOUNTANT,
-        },
-        "participation": {
-            "minimum": 2,
-            "deadline_seconds": 600,
-            "head_threshold": 1,
-            "strict_heads": False,
-            "missed_rounds_limit": 2,
-        },
-        "contribution": {
-            "game": "fixed-weight",
-            "loss": "cross-entropy",
-            "estimator": "exact",
-            "validation": {
-                "root": digest("validation"),
-                "slices": [{"source": "operator", "count": VALIDATION_ROWS}],
-            },
-        },
-        "settlement": {
-            "currency": "CNY",
-            "contribution_weight": "0.7",
-            "data_weight": "0.2",
-            "equal_weight": "0.1",
-            "fallback": "metered",
-            "close_days": 7,
-        },
-        "code": {"release": "0.1.0", "models_digest": digest("models"), "shell_digest": digest("shell")},
-        "term": {"not_before": "2026-01-01T00:00:00Z", "not_after": "2026-12-31T00:00:00Z"},
+        "code__models_digest": digest("models"),
+        "code__shell_digest": digest("shell"),
     }
-    for path, value in changes.items():
-        target = values
-        *parents, last = path.split("__")
-        for name in parents:
-            target = target[name]
-        target[last] = value
-    return values
+    entries = [
+        party(
+            f"Hospital {i + 1}",
+            f"{i + 1:018d}",
+            public_hex(key(f"participant {i}")),
+            f"visits-{i + 1}",
+            400 + 100 * i,
+        )
+        for i in range(participants)
+    ]
+    return plain_contract(entries, public_hex(key("operator")), **(base | changes))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.support.contract_kit import party, plain_contract
 from tests.support.noise import FixedNoise
 
 from fedpact_client.answer import Desk, Trained, answer, open_contract
@@ -24,7 +25,7 @@ from fedpact_contract.keys import fingerprint, generate_key, public_hex, save_ke
 from fedpact_contract.ledger import Terms
 from fedpact_contract.log import ContractSigned
 from fedpact_contract.messages import DataSetCard
-from fedpact_contract.privacy import ACCOUNTANT, filter_alpha, filter_limit, rdp
+from fedpact_contract.privacy import filter_alpha, filter_limit, rdp
 from fedpact_contract.record import sign
 from fedpact_models.code import models_digest
 from fedpact_models.dp import Noise
@@ -68,22 +69,9 @@ def contract_values(
     initial_digest: str,
     **changes: Any,
 ) -> dict[str, Any]:
-    values: dict[str, Any] = {
+    base: dict[str, Any] = {
         "title": "Digits",
         "purpose": "digit-recognition",
-        "operator": {"name": "Operator", "entity_code": "9" * 18, "key": public_hex(operator)},
-        "participants": [
-            {
-                "name": f"Enterprise {i + 1}",
-                "entity_code": f"{i + 1:018d}",
-                "key": public_hex(key),
-                "sector": "finance",
-                "data_set": f"digits-{i + 1}",
-                "num_examples": counts[i],
-                "floor_fen": 0,
-            }
-            for i, key in enumerate(keys)
-        ],
         "data": {
             "columns": [
                 {"name": name, "kind": "number", "low": Decimal(0), "high": Decimal(16), "missing": "refuse"}
@@ -92,61 +80,30 @@ def contract_values(
             "label": {"name": "digit", "classes": [str(d) for d in range(10)], "rule": "value"},
             "feature_scale": Decimal(2),
         },
-        "model": {"kind": "softmax", "hidden": [], "initial_digest": initial_digest},
-        "training": {
-            "rounds": 3,
-            "local_steps": 6,
-            "learning_rate": Decimal(4),
-            "server_rate": Decimal(1),
-            "aggregation": "weighted-mean",
+        "model__initial_digest": initial_digest,
+        "training__local_steps": 6,
+        "training__learning_rate": Decimal(4),
+        "privacy__sample_rate": Decimal("0.2"),
+        "privacy__noise_multiplier": Decimal("2.7"),
+        "participation__minimum": 3,
+        "participation__deadline_seconds": 30,
+        "participation__head_threshold": 2,
+        "contribution__validation": {
+            "root": validation_root(validation, salts),
+            "slices": [{"source": "operator", "count": len(validation)}],
         },
-        "privacy": {
-            "trust_model": "record-level-at-each-participant",
-            "unit": "example",
-            "relation": "zero-out",
-            "sampling": "poisson",
-            "epsilon": Decimal(2),
-            "delta": Decimal("0.00001"),
-            "max_grad_norm": Decimal(1),
-            "sample_rate": Decimal("0.2"),
-            "noise_multiplier": Decimal("2.7"),
-            "spare_attempts": 1,
-            "accountant": ACCOUNTANT,
-        },
-        "participation": {
-            "minimum": 3,
-            "deadline_seconds": 30,
-            "head_threshold": 2,
-            "strict_heads": False,
-            "missed_rounds_limit": 2,
-        },
-        "contribution": {
-            "game": "fixed-weight",
-            "loss": "cross-entropy",
-            "estimator": "exact",
-            "validation": {
-                "root": validation_root(validation, salts),
-                "slices": [{"source": "operator", "count": len(validation)}],
-            },
-        },
-        "settlement": {
-            "currency": "CNY",
-            "contribution_weight": Decimal(1),
-            "data_weight": Decimal(0),
-            "equal_weight": Decimal(0),
-            "fallback": "metered",
-            "close_days": 7,
-        },
-        "code": {"release": "0.1.0", "models_digest": models_digest(), "shell_digest": BUNDLE},
-        "term": {"not_before": "2026-01-01T00:00:00Z", "not_after": "2027-12-31T00:00:00Z"},
+        "settlement__contribution_weight": Decimal(1),
+        "settlement__data_weight": Decimal(0),
+        "settlement__equal_weight": Decimal(0),
+        "code__models_digest": models_digest(),
+        "code__shell_digest": BUNDLE,
+        "term__not_after": "2027-12-31T00:00:00Z",
     }
-    for path, value in changes.items():
-        target = values
-        *parents, last = path.split("__")
-        for name in parents:
-            target = target[name]
-        target[last] = value
-    return values
+    entries = [
+        party(f"Enterprise {i + 1}", f"{i + 1:018d}", public_hex(key), f"digits-{i + 1}", counts[i], sector="finance")
+        for i, key in enumerate(keys)
+    ]
+    return plain_contract(entries, public_hex(operator), **(base | changes))
 
 
 POLICY = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tests.settlement_kit import a_contract
+from tests.support.settlement_kit import a_contract
 
 from fedpact_contract.contract import Contract, Data, Model
 from fedpact_models.features import Examples, Floats

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from hashlib import sha256
-from typing import Any
+
+from tests.support.contract_kit import party, plain_contract
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.keys import fingerprint
@@ -24,76 +25,23 @@ def a_contract(
     keys = sorted((sha256(f"{label} {i}".encode()).hexdigest() for i in range(len(counts))), key=fingerprint)
     ids = [fingerprint(k) for k in keys]
     participants = [
-        {
-            "name": f"{label} company {i}",
-            "entity_code": f"{i:018d}",
-            "key": key,
-            "sector": "retail",
-            "data_set": f"set-{i}",
-            "num_examples": count,
-            "floor_fen": floors[i] if floors else 0,
-        }
+        party(f"{label} company {i}", f"{i:018d}", key, f"set-{i}", count, floor_fen=floors[i] if floors else 0)
         for i, (key, count) in enumerate(zip(keys, counts, strict=True))
     ]
-    text: dict[str, Any] = {
-        "title": "Test",
-        "purpose": "test",
-        "operator": {"name": "Operator", "entity_code": "O" * 18, "key": sha256(b"operator").hexdigest()},
-        "participants": participants,
-        "data": {
-            "columns": [{"name": "x", "kind": "number", "low": 0, "high": 1, "missing": "refuse"}],
-            "label": {"name": "y", "classes": ["0", "1"], "rule": "value"},
-            "feature_scale": 1,
-        },
-        "model": {"kind": "softmax", "hidden": [], "initial_digest": "0" * 64},
-        "training": {
-            "rounds": rounds,
-            "local_steps": 1,
-            "learning_rate": "0.1",
-            "server_rate": 1,
-            "aggregation": "weighted-mean",
-        },
-        "privacy": {
-            "trust_model": "record-level-at-each-participant",
-            "unit": "example",
-            "relation": "zero-out",
-            "sampling": "poisson",
-            "epsilon": 8,
-            "delta": "0.000001",
-            "max_grad_norm": 1,
-            "sample_rate": "0.1",
-            "noise_multiplier": 1,
-            "spare_attempts": 1,
-            "accountant": "test",
-        },
-        "participation": {
-            "minimum": 2,
-            "deadline_seconds": 60,
-            "head_threshold": 1,
-            "strict_heads": False,
-            "missed_rounds_limit": 2,
-        },
-        "contribution": {
-            "game": "fixed-weight",
-            "loss": "cross-entropy",
-            "estimator": "exact",
-            "validation": {
-                "root": "0" * 64,
-                "slices": [{"source": "operator" if p is None else ids[p], "count": c} for p, c in slices],
-            },
-        },
-        "settlement": {
-            "currency": "CNY",
-            "contribution_weight": weights[0],
-            "data_weight": weights[1],
-            "equal_weight": weights[2],
-            "fallback": fallback,
-            "close_days": 7,
-        },
-        "code": {"release": "test", "models_digest": "0" * 64, "shell_digest": "0" * 64},
-        "term": {"not_before": "2026-01-01T00:00:00Z", "not_after": "2027-01-01T00:00:00Z"},
-    }
-    return Contract.parse(text)
+    values = plain_contract(
+        participants,
+        sha256(b"operator").hexdigest(),
+        training__rounds=rounds,
+        privacy__delta="0.000001",
+        contribution__validation__slices=[
+            {"source": "operator" if p is None else ids[p], "count": c} for p, c in slices
+        ],
+        settlement__contribution_weight=weights[0],
+        settlement__data_weight=weights[1],
+        settlement__equal_weight=weights[2],
+        settlement__fallback=fallback,
+    )
+    return Contract.parse(values)
 
 
 def a_round(

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.settlement_kit import a_contract, a_round, linear_round
+
 from fedpact_contract.contribution import (
     check_rounds,
     check_scores,
@@ -16,7 +18,6 @@ from fedpact_contract.contribution import (
     validation_rows,
 )
 from fedpact_contract.errors import FaultError
-from settlement_kit import a_contract, a_round, linear_round
 
 # Two slices, one given by participant 1; losses by mask 0..7.
 CONTRACT = a_contract(slices=((None, 30), (1, 20)))

@@ -4,8 +4,8 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
-from tests.settlement_kit import a_contract
 from tests.support.ledger_kit import BASE, DATA_SET, OTHER_BASE, contract_id, request, reserved, terms
+from tests.support.settlement_kit import a_contract
 
 from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError
 from fedpact_contract.keys import generate_key, public_hex

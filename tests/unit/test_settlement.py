@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.settlement_kit import a_contract, linear_round, steady_moments
+
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contribution import period_values
 from fedpact_contract.errors import FaultError, InputError
@@ -23,7 +25,6 @@ from fedpact_contract.settlement import (
     water_fill,
     water_level,
 )
-from settlement_kit import a_contract, linear_round, steady_moments
 
 
 def fractions(**values):

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.settlement_kit import a_contract, a_round, example_period, linear_round, steady_moments
+
 from fedpact_contract import intervals
 from fedpact_contract.contribution import period_values
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import Moments
 from fedpact_contract.shares import COVERS, Parts, Weights, shares
-from settlement_kit import a_contract, a_round, example_period, linear_round, steady_moments
 
 ALL, NOTHING = Fraction(1), Fraction(0)
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from tests.settlement_kit import a_contract
+from tests.support.settlement_kit import a_contract
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.report import NOT_STOPPED
