@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tests.support.closed_run import ClosedRun, closed_run
 from tests.support.federation import make_federation
 
-from fedpact_contract.report import build
+from fedpact_contract.report import NOT_STOPPED, build
 from fedpact_server.report.charts import HEIGHT, WIDTH, Bar, Series, bars, lines
 from fedpact_server.report.html import render
-from fedpact_server.report.labels import LABELS, words
+from fedpact_server.report.labels import LABELS, NOT_STOPPED_ZH, words
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<!--"
 VOID = {"meta", "rect", "circle", "path", "polyline", "br"}
@@ -131,6 +131,10 @@ class TestContent:
         english = words("en")
         for key in ("report", "statement", "shares", "lift", "privacy", "outcomes", "not_stopped"):
             assert english[key] not in found.text, key
+
+        assert not [line for line in NOT_STOPPED if line in found.text]
+        assert all(line in found.text for line in NOT_STOPPED_ZH)
+        assert len(NOT_STOPPED_ZH) == len(NOT_STOPPED)
 
     def test_both_languages_have_every_label(self) -> None:
         for key, (english, chinese) in LABELS.items():

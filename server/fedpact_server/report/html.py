@@ -10,7 +10,7 @@ from fedpact_contract.errors import InputError
 from fedpact_contract.record import Hex32, Name, Part
 from fedpact_contract.settlement import format_fen
 from fedpact_server.report.charts import Bar, Series, bars, lines
-from fedpact_server.report.labels import Lang, words
+from fedpact_server.report.labels import NOT_STOPPED_ZH, Lang, words
 
 
 class LiftLine(Part):
@@ -62,7 +62,12 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
     environment.filters["money"] = lambda fen: format_fen(fen, lang)
     environment.filters["percent"] = lambda text: f"{100 * float(text):.2f} %"
     return environment.get_template("report.html.j2").render(
-        r=report, w=words(lang), lang=lang, lift=lift, charts=_charts(report, lift, words(lang))
+        r=report,
+        w=words(lang),
+        lang=lang,
+        lift=lift,
+        charts=_charts(report, lift, words(lang)),
+        not_stopped=NOT_STOPPED_ZH if lang == "zh" else report["not_stopped"],
     )
 
 

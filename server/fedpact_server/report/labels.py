@@ -75,6 +75,19 @@ LABELS: dict[str, tuple[str, str]] = {
 }
 
 
+NOT_STOPPED_ZH = (
+    "运行被改动代码的参与方可以不加噪声，或自选噪声。",
+    "近似重复的数据行，以及未申报的关联方。",
+    "有偏的验证行选取，或验证行泄露给受偏袒方。",
+    "运营方未入账的私下付款，或使用已声明不予验收的模型。",
+    "有人留存的更新：其后的攻击受全部发布的 ε 总和约束。",
+    "模型转售，以及验证集上看不出的后门。",
+    "运营方停止服务。",
+    "被投毒的数据行，以及把改动过的副本申报为新数据集：由数据卡签署方负责。",
+)
+"""`fedpact_contract.report.NOT_STOPPED`, line by line."""
+
+
 def words(lang: Lang) -> dict[str, str]:
     """Every label in one language."""
     return {key: pair[1 if lang == "zh" else 0] for key, pair in LABELS.items()}
