@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedpact_client.home import AgentHome, contract_id_form
+from fedpact_client.home import AgentHome
 from fedpact_client.store import EgressKind, Store
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
+from fedpact_contract.contract import contract_id_form
 from fedpact_contract.errors import FedpactError, InputError, RefusedError, ServiceError
 from fedpact_contract.request import API, sign_request, utc_now
 

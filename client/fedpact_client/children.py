@@ -1,11 +1,11 @@
 """The guard's two children: the trainer, with the data, and the executor, with Flower. One pipe each."""
 
-import math
+import contextlib
 import re
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedpact_client.answer import Trained, TrainerLostError, TrainingFailedError
 from fedpact_client.config import AgentConfig
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.home import AgentHome
+from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import Child, spawn
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError
@@ -26,10 +27,13 @@ log = structlog.get_logger()
 IDLE_SECONDS = 300
 READY_SECONDS = 120.0
 POLL_SECONDS = 0.5
+TRAIN_SECONDS = 300.0
+"""A trainer that works this long, and beyond the round's deadline, hangs: its answer would not count any more. Below
+that a slow first look at the data is no fault, and to start again would make it slower."""
 MAX_ARRAY = 1 << 29
 """Largest array on either pipe, in bytes: a model of 64 million parameters."""
 TRAINER_KINDS = frozenset({"ready", "update", "checked", "failed"})
-EXECUTOR_KINDS = frozenset({"order"})
+EXECUTOR_KINDS = frozenset({"ready", "connected", "order"})
 FAILURE = re.compile(r"(DATA|TRAINING)_[A-Z0-9_]{1,60}", re.ASCII)
 
 
@@ -54,7 +58,7 @@ class TrainerChild:
     key: bytes
     cancelled: Callable[[], bool] = bool
     module: str = "fedpact_client.trainer"
-    isolation: dict[str, Any] = field(default_factory=dict)
+    isolation: Isolation | None = None  # as the last one said
     _child: Child | None = None
     _ready: bool = False
 
@@ -84,7 +88,8 @@ class TrainerChild:
         """One attempt (`answer.Train`).
 
         Raises:
-            TrainingFailedError: data or output do not allow it; the reason stays here.
+            TrainingFailedError: data or output do not allow it, the reason stays here; TRAINING_TIME, it hung and was
+                ended.
             TrainerLostError: the process ended without an answer.
         """
         data_set = self.config.data_set(contract.participant(self.home.participant_id).data_set)
@@ -98,15 +103,41 @@ class TrainerChild:
             "round": round_number,
             "attempt": attempt,
         }
+        limit = max(TRAIN_SECONDS, contract.participation.deadline_seconds)
         try:
             child = self._ready_child()
             child.pipe.send("train", header, base)
-            return _trained(self._receive(child))
+            try:
+                frame = self._receive(child, limit)
+            except FrameError as err:
+                if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
+                    raise
+                raise self._hung(limit) from err
+            return _trained(frame)
         except (FrameError, TrainerLostError) as err:
             self.stop()  # nothing of this attempt may answer for the next one
             raise TrainerLostError(err.code, err.message) from err
 
-    def _receive(self, child: Child, seconds: float = math.inf) -> Frame | None:
+    def look(self) -> None:
+        """Take note that the trainer is ready, where it says so by now; waits for nothing."""
+        if self._child is None or self._ready:
+            return
+        try:
+            self._note_ready(self._child.pipe.receive(0.0))
+        except (FrameError, TrainerLostError) as err:
+            if err.code != "FRAME_TIMEOUT" or self._child.pipe.closed:
+                log.warning("trainer not ready", code=err.code)
+                self.stop()  # the next attempt starts another one
+
+    def _hung(self, seconds: float) -> TrainingFailedError:
+        """End a trainer that hangs and start the next one. Time is no crash: charged, refused, never tried again."""
+        log.error("trainer hangs", seconds=seconds)
+        self.stop()
+        with contextlib.suppress(FrameError, FailedError):  # the next attempt tries again
+            self.start()
+        return TrainingFailedError("TRAINING_TIME", f"Training had not ended after {seconds:g} seconds.")
+
+    def _receive(self, child: Child, seconds: float) -> Frame | None:
         """The trainer's next frame, in so long a time; None where the trainer has ended.
 
         Raises:
@@ -131,15 +162,28 @@ class TrainerChild:
             assert self._child is not None  # noqa: S101 - just started
             if self._ready:
                 return self._child
-            frame = self._receive(self._child, READY_SECONDS)
-            if frame is not None:
-                if frame.kind != "ready":
-                    raise TrainerLostError("TRAINER_ANSWER", f"The trainer began with a frame of kind {frame.kind}.")
-                self.isolation, self._ready = frame.header.get("isolation", {}), True
-                log.info("trainer ready", isolation=self.isolation)
+            if (frame := self._receive(self._child, READY_SECONDS)) is not None:
+                self._note_ready(frame)
                 return self._child
             self.stop()
         raise TrainerLostError("TRAINER_LOST", "The trainer does not start.")
+
+    def _note_ready(self, frame: Frame | None) -> None:
+        """The trainer has closed itself in, and said how far.
+
+        Raises:
+            TrainerLostError: it ended, or began with something else.
+        """
+        if frame is None:
+            raise TrainerLostError("TRAINER_LOST", "The trainer does not start.")
+        if frame.kind != "ready":
+            raise TrainerLostError("TRAINER_ANSWER", f"The trainer began with a frame of kind {frame.kind}.")
+        try:
+            self.isolation = Isolation.parse(frame.header.get("isolation"), code="TRAINER_ANSWER")
+        except InputError as err:
+            raise TrainerLostError("TRAINER_ANSWER", f"The trainer is ready, but {err.message}") from err
+        self._ready = True
+        log.info("trainer ready", isolation=self.isolation.sentence)
 
 
 def _trained(frame: Frame | None) -> Trained:
@@ -167,11 +211,14 @@ class ExecutorChild:
     config: AgentConfig
     module: str = "fedpact_client.executor"
     exit_code: int | None = None
+    isolation: Isolation | None = None  # as it said before anything came from outside
+    connected: bool = False  # whether the operator has let this one in
     _child: Child | None = None
 
     def start(self) -> None:
         """Start Flower's side against the enrolled operator."""
         self.stop()
+        self.isolation, self.connected = None, False
         url = self.config.operator.url
         if not url:
             raise InputError("NOT_ENROLLED", "agent.toml names no operator.", remedy="Run `fedpact-agent enrol` first.")
@@ -194,7 +241,7 @@ class ExecutorChild:
         return self._child is not None and self._child.running and not self._child.pipe.closed
 
     def receive(self, timeout: float) -> Frame | None:
-        """The next frame, if one begins in time.
+        """The next order, if one begins in time; what it says of itself is noted.
 
         Raises:
             FrameError: the executor broke the pipe's rules, or has ended: the pipe is closed.
@@ -209,7 +256,13 @@ class ExecutorChild:
             raise
         if frame is None:
             self._child.pipe.close()
-        return frame
+        elif frame.kind == "ready":
+            self.isolation = _isolation(frame)
+        elif frame.kind == "connected":
+            self.connected = True
+        else:
+            return frame
+        return None
 
     def send(self, kind: str, header: dict[str, Any], array: bytes = b"") -> None:
         """Answer the order that the executor handed over."""
@@ -221,6 +274,18 @@ class ExecutorChild:
         if self._child is not None:
             self.exit_code = self._child.stop(5.0)
         self._child = None
+
+
+def _isolation(frame: Frame) -> Isolation:
+    """What the executor says that it got.
+
+    Raises:
+        FrameError: FRAME_HEADER, it is nothing of the kind.
+    """
+    try:
+        return Isolation.parse(frame.header.get("isolation"), code="EXECUTOR_ANSWER")
+    except InputError as err:
+        raise FrameError("FRAME_HEADER", f"The executor's isolation is malformed: {err.message}") from err
 
 
 def _flower_home(home: AgentHome) -> Path:

@@ -1,5 +1,6 @@
 """The command `fedpact-agent`. Everything heavy is imported by the command that needs it: `--help` answers at once."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,20 +19,8 @@ if TYPE_CHECKING:
     from fedpact_client.home import AgentHome
     from fedpact_client.store import ContractState, Store
 
-
-def _typer(help_text: str) -> typer.Typer:
-    return typer.Typer(
-        help=help_text,
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-
-
-app = _typer("The enterprise's side of a federation: it decides every round, meters, and keeps the data.")
-contract_app = _typer("Contracts that are offered to this enterprise.")
+app = output.command_line("The enterprise's side of a federation: it decides every round, meters, and keeps the data.")
+contract_app = output.command_line("Contracts that are offered to this enterprise.")
 app.add_typer(contract_app, name="contract")
 
 HomeOption = Annotated[
@@ -235,11 +224,18 @@ def sign(
 
 
 @app.command()
-def start(home: HomeOption = HOME) -> None:
-    """Run the agent until it is stopped."""
+def start(home: HomeOption = HOME, as_json: Json = False) -> None:
+    """Run the agent until it is stopped. Prints one line when the operator has let it in; the log goes to stderr."""
     from fedpact_client import guard
+    from fedpact_client.logs import log_to_stderr
+    from fedpact_client.text import show_ready
 
-    raise typer.Exit(guard.run(home.expanduser().absolute()))
+    log_to_stderr()
+
+    def ready(url: str, participant: str) -> None:
+        _show({"ready": True, "url": url, "participant": participant, "process": os.getpid()}, as_json, show_ready)
+
+    raise typer.Exit(guard.run(home.expanduser().absolute(), ready))
 
 
 @app.command()
@@ -450,20 +446,4 @@ def _confirm(question: str, *, yes: bool) -> None:
 
 
 def _passphrase(file: Path | None, *, new: bool = False) -> bytes:
-    """The passphrase of the contract key, from a file or the terminal; never from arguments or the environment.
-
-    Raises:
-        InputError: PASSPHRASE_NEEDED, PASSPHRASE_FILE, PASSPHRASE_FILE_MODE.
-    """
-    from fedpact_client.home import read_passphrase_file
-
-    if file is not None:
-        return read_passphrase_file(file)
-    if not sys.stdin.isatty():
-        raise InputError(
-            "PASSPHRASE_NEEDED",
-            "The contract key needs its passphrase.",
-            remedy="Type it at a terminal, or give --passphrase-file FILE.",
-        )
-    text: str = typer.prompt("Passphrase of the contract key", hide_input=True, confirmation_prompt=new, err=True)
-    return text.encode()
+    return output.read_passphrase(file, "the contract key", new=new)

@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedpact_client.api import Egress, OperatorClient, printable
 from fedpact_client.config import OperatorPart, set_value
-from fedpact_client.home import AgentHome, OperatorData, read_json, replace_file
+from fedpact_client.home import AgentHome, OperatorData, read_json
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.errors import FaultError, InputError, RefusedError
+from fedpact_contract.files import replace_file
 from fedpact_contract.messages import Enrolment, Invitation, SignedEnrolment
 from fedpact_contract.record import sign
 from fedpact_contract.request import node_public_pem, node_sign, parse_instant, utc_now

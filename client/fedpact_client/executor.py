@@ -1,12 +1,14 @@
 """The executor: Flower's side of the agent, a process that counts as outside. `python -m fedpact_client.executor`.
 
 Started by the guard, joined to it by one pipe. It has the node key and the connection to SuperLink; it has no data, no
-run key and no ledger. It takes each task of the SuperNode, hands the order and the model to the guard, and sends what
-the guard answers: one task at a time, a reply leaves before the next task is taken. Of the bundle that Flower
-delivers, the hash alone is used: it is never unpacked or imported.
+run key and no ledger. Once it has read its key, and before Flower is imported, it closes itself off from every file
+but the installation and its own folder (`sandbox.fence`). It takes each task of the SuperNode, hands the order and the
+model to the guard, and sends what the guard answers: one task at a time, a reply leaves before the next task is taken.
+Of the bundle that Flower delivers, the hash alone is used: it is never unpacked or imported.
 
 Frames, guard to executor: `setup` once (see `Setup`); `reply` (reply: text; array: flat float32) or `drop` for each
-order. Executor to guard: `order` (order: text, bundle: hex SHA-256; array: the model, flat float64).
+order. Executor to guard: `ready` once (isolation), `connected` once, when SuperLink let the node in; `order` (order:
+text, bundle: hex SHA-256; array: the model, flat float64).
 
 Exit codes: 0 the guard closed the pipe, or SIGTERM. 69 SuperLink could not be reached as configured, or the connection
 ended. 70 a fault in here. 75 SuperLink did not let the node in: an earlier connection has not expired yet (start again;
@@ -27,6 +29,8 @@ import structlog
 from pydantic import Field
 
 from fedpact_client.frames import Frame, FrameError, Pipe
+from fedpact_client.logs import log_to_stderr
+from fedpact_client.sandbox import fence, names_are_lost
 from fedpact_client.spawn import child_main
 from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.record import Dec, Part
@@ -45,6 +49,8 @@ MAX_ARRAY = 1 << 31
 KINDS = frozenset({"setup", "reply", "drop"})
 SETUP_SECONDS = 30.0
 LEAVE_SECONDS = 6.0
+NAMES_SECONDS = 20.0
+"""How often the file of name servers is looked at: where it was replaced, a new process may read the new one."""
 
 NO_REPLY, ORDER_FORM = "E_NO_REPLY", "E_ORDER_FORM"
 """The texts of error replies: fixed, for they go to the operator."""
@@ -89,6 +95,10 @@ class Orders(Protocol):
 
     poll_seconds: float
 
+    @property
+    def connected(self) -> bool:
+        """Whether SuperLink has let the node in."""
+
     def take(self) -> Task | None:
         """The next task, if there is one."""
 
@@ -104,7 +114,11 @@ def work(pipe: Pipe, orders: Orders) -> None:
         ProtocolError: EXECUTOR_FRAME.
         FrameError: the pipe broke.
     """
+    told = False
     while True:
+        if not told and orders.connected:
+            pipe.send("connected", {})
+            told = True
         try:
             frame = pipe.receive(orders.poll_seconds)
         except FrameError as err:
@@ -152,24 +166,32 @@ def main() -> NoReturn:
         pipe = child_main(max_array=MAX_ARRAY, kinds=KINDS)
     except InputError as err:
         sys.exit(str(err))
-    _log_to_stderr()
+    log_to_stderr()
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
         setup = _receive_setup(pipe)
         _set_environment(Path(setup.home))
+        node_key = _read(setup.node_key, "NODE_KEY_FORM", "The node key cannot be read.")
+        ca = _read(setup.ca, "CA_UNREADABLE", "The operator's CA certificate cannot be read.")
+        isolation = fence([Path(setup.home)])
+        log.info("executor fenced", isolation=isolation.sentence)
         from fedpact_client.supernode import SuperNode
 
         node = SuperNode(
             superlink=setup.superlink,
-            ca=Path(setup.ca),
-            node_key=Path(setup.node_key),
+            ca=ca,
+            node_key=node_key,
             patched_poll=float(setup.poll_seconds) if setup.patched else None,
         )
         node.start_runtime()
+        pipe.send("ready", {"isolation": isolation.plain()})
     except FedpactError as err:
         log.exception("executor not started", **err.as_dict())
         _exit(EXIT_SETUP)
     leaving: list[int] = []
     threading.Thread(target=_work, args=(pipe, node, leaving), name="work", daemon=True).start()
+    if not names_are_lost():
+        threading.Thread(target=_watch_names, args=(leaving,), name="names", daemon=True).start()
     code = _run(node)
     _exit(leaving[0] if leaving else code)
 
@@ -225,6 +247,15 @@ def _work(pipe: Pipe, orders: Orders, leaving: list[int]) -> None:
     _leave(code)
 
 
+def _watch_names(leaving: list[int]) -> None:
+    """End the process where the name servers' file was replaced: it is behind the fence then, for this process."""
+    while not names_are_lost():
+        time.sleep(NAMES_SECONDS)
+    log.warning("name servers changed")
+    leaving.append(EXIT_UNAVAILABLE)
+    _leave(EXIT_UNAVAILABLE)
+
+
 def _leave(code: int) -> None:
     """Have the main thread say goodbye to SuperLink, so that the node may come back at once; but do not wait long."""
     os.kill(os.getpid(), signal.SIGTERM)
@@ -239,6 +270,13 @@ def _receive_setup(pipe: Pipe) -> Setup:
     return Setup.parse(frame.header, code="EXECUTOR_SETUP")
 
 
+def _read(path: str, code: str, message: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as err:
+        raise InputError(code, message, file=path) from err
+
+
 def _reply_text(frame: Frame) -> str:
     text = frame.header.get("reply")
     if not isinstance(text, str):
@@ -247,24 +285,19 @@ def _reply_text(frame: Frame) -> str:
 
 
 def _set_environment(home: Path) -> None:
-    """What flwr reads from the environment when it is imported: its folder; no telemetry, no look for updates."""
+    """What flwr reads from the environment when it is imported: its folder; no telemetry, no look for updates.
+
+    Temporary files go into that folder too: no other one can be written.
+    """
     for name in [name for name in os.environ if name.startswith("FLWR_")]:
         del os.environ[name]
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.environ |= {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-
-
-def _log_to_stderr() -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(ensure_ascii=False),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    os.environ |= {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "TMPDIR": str(home),
+    }
 
 
 def _exit(code: int) -> NoReturn:

@@ -6,35 +6,48 @@ or the operator, sends ends it.
 """
 
 import contextlib
+import datetime
+import os
 import signal
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 import structlog
 
-from fedpact_client.answer import Desk, answer, open_contract
+from fedpact_client import silence
+from fedpact_client.answer import Desk, Trained, answer, open_contract
 from fedpact_client.api import OperatorClient, egress_of, printable
 from fedpact_client.children import ExecutorChild, TrainerChild, selection_key
 from fedpact_client.closing import Closing, close
 from fedpact_client.config import AgentConfig
+from fedpact_client.executor import EXIT_REFUSED, EXIT_RETRY, EXIT_UNAVAILABLE
+from fedpact_client.facts import ROUNDS, Facts, RoundTime, milliseconds
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.signing import fetch_signed
-from fedpact_client.store import EgressKind, HomeLock, Ready, Store
+from fedpact_client.store import Agreement, EgressKind, HomeLock, Ready, Store
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
-from fedpact_contract.contract import SignedContract
+from fedpact_contract.contract import Contract, SignedContract
 from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError, ServiceError
+from fedpact_contract.files import private_files
+from fedpact_contract.messages import Found
 from fedpact_contract.record import Part, read_envelope
-from fedpact_contract.request import utc_now
+from fedpact_contract.request import instant, utc_now
 
 log = structlog.get_logger()
 
 ORDER_SECONDS = 0.5
 """How long the guard waits for an order before it looks whether anything else is due."""
-EXECUTOR_RESTART_SECONDS = 5.0
-"""Between restarts of the executor: Flower refuses a node that comes back before its last heartbeat expired."""
+RESTART_SECONDS = {EXIT_UNAVAILABLE: 2.0, EXIT_REFUSED: 2.0}
+"""Before the executor starts again, by how it ended: a connection that was lost may be had again at once."""
+OTHER_RESTART_SECONDS = 5.0
+NOT_LET_IN_SECONDS = (2.0, 30.0)
+"""The same where the operator did not let the node in: doubling from the first to the second. An earlier connection of
+the node expires within a minute; a key that is not registered is asked for seldom."""
 OBJECTED_SECONDS = 60.0
 """Before evidence that was objected to is fetched and verified again."""
 
@@ -46,8 +59,12 @@ class OrderFrame(Part):
     bundle: str
 
 
-def run(home_path: Path) -> int:
+def run(home_path: Path, ready: Callable[[str, str], None] = lambda _url, _participant: None) -> int:
     """Run the agent until SIGTERM or Ctrl-C; returns the exit code.
+
+    Args:
+        home_path: The agent's home.
+        ready: Told once, when the operator has let the agent in: the operator's address, this participant's id.
 
     Raises:
         InputError: HOME_LOCKED, NOT_ENROLLED, or a fault in the configuration.
@@ -55,17 +72,32 @@ def run(home_path: Path) -> int:
     home = AgentHome(home_path.expanduser().absolute()).check()
     config = home.config()
     witness = None if config.paths.witness is None else Path(config.paths.witness)
-    with HomeLock(home.path), Store(home.db_path, witness=witness) as store:
-        return Guard(home=home, config=config, store=store).run()
+    with private_files(), HomeLock(home.path), Store(home.db_path, witness=witness) as store:
+        return Guard(home=home, config=config, store=store, ready=ready).run()
+
+
+def restart_seconds(exit_code: int | None, refused: int) -> float:
+    """How long to wait before the executor starts again.
+
+    Args:
+        exit_code: How the last one ended.
+        refused: How often in a row, before that, the operator did not let the node in.
+    """
+    if exit_code == EXIT_RETRY:
+        shortest, longest = NOT_LET_IN_SECONDS
+        return min(longest, shortest * float(1 << min(refused, 10)))
+    return OTHER_RESTART_SECONDS if exit_code is None else RESTART_SECONDS.get(exit_code, OTHER_RESTART_SECONDS)
 
 
 @dataclass(slots=True)
 class Guard:
-    """One running agent."""
+    """One running agent. `ready` is told once that the operator has let it in; `now` is the clock."""
 
     home: AgentHome
     config: AgentConfig
     store: Store
+    ready: Callable[[str, str], None] = lambda _url, _participant: None
+    now: Callable[[], datetime.datetime] = utc_now
     trainer: TrainerChild = field(init=False)
     executor: ExecutorChild = field(init=False)
     stopping: bool = False
@@ -73,6 +105,12 @@ class Guard:
     closings: dict[str, Closing | None] = field(default_factory=dict)  # by contract: what was verified
     quiet: dict[str, float] = field(default_factory=dict)  # by contract: when to look at its close again
     restart_at: float | None = None  # when the executor, which has ended, starts again
+    refused: int = 0  # how often in a row the operator did not let the node in
+    connected: str | None = None  # since when
+    told: bool = False  # whether `ready` was
+    training: float = 0.0  # seconds that the trainer took for the order at hand
+    rounds: deque[RoundTime] = field(default_factory=lambda: deque(maxlen=ROUNDS))
+    facts: Facts | None = None  # as last written
 
     def __post_init__(self) -> None:
         self.trainer = TrainerChild(
@@ -89,7 +127,7 @@ class Guard:
             for child in (self.trainer, self.executor):
                 with contextlib.suppress(FrameError):  # it ended at once: it is started again where it is needed
                     child.start()
-            log.info("agent ready", participant=self.home.participant_id)
+            log.info("agent started", participant=self.home.participant_id)
             self.loop(client)
         finally:
             self.executor.stop()
@@ -108,13 +146,40 @@ class Guard:
                 self._serve_one(client)
             else:
                 self._restart_executor()
+            self.trainer.look()
+            self._publish()
+
+    def _publish(self) -> None:
+        """Note what changed, for `status`; say once that the agent is connected and serves."""
+        if not (self.executor.alive and self.executor.connected):
+            self.connected = None
+        elif self.connected is None:
+            self.connected, self.refused = instant(self.now()), 0
+            log.info("connected", operator=self.config.operator.url)
+        facts = Facts(
+            process=os.getpid(),
+            connected=self.connected,
+            trainer=self.trainer.isolation,
+            executor=self.executor.isolation,
+            rounds=tuple(self.rounds),
+        )
+        if facts != self.facts:
+            self.facts = facts
+            try:
+                facts.write(self.home)
+            except OSError as err:  # nothing is decided by it
+                log.warning("state not written", reason=err.strerror)
+        if self.connected and not self.told:
+            self.told = True
+            self.ready(self.config.operator.url, self.home.participant_id)
 
     def _restart_executor(self) -> None:
         """Start the executor again, after a pause."""
         now = time.monotonic()
         if self.restart_at is None:
             self.executor.stop()
-            self.restart_at = now + EXECUTOR_RESTART_SECONDS
+            self.restart_at = now + restart_seconds(self.executor.exit_code, self.refused)
+            self.refused = self.refused + 1 if self.executor.exit_code == EXIT_RETRY else 0
         if now < self.restart_at:
             time.sleep(min(0.2, self.restart_at - now))
             return
@@ -143,23 +208,40 @@ class Guard:
     def _answer(self, client: OperatorClient, order: OrderFrame, model: bytes) -> Ready | None:
         """What may leave as the answer to an order, entered in the egress ledger; None where nothing may."""
         data = order.order.encode()
+        began, self.training = time.perf_counter(), 0.0
         try:
             contract_id = _contract_id(data)
             ready = answer(self._desk(contract_id, client), data, model, order.bundle)
             if ready is not None:
-                self._record(ready, contract_id, data)
+                number = self._record(ready, contract_id, data)
+                self._time(contract_id, number, time.perf_counter() - began)
         except FedpactError as err:
             # No contract of this agent, the ledger or the disk failed, or the agent stops: the operator asks again.
             log.warning("order not answered", code=err.code, reason=printable(str(err)))
             return None
         return ready
 
-    def _record(self, ready: Ready, contract_id: str, data: bytes) -> None:
-        """Enter a reply in the egress ledger; the order was verified by `answer`."""
+    def _train(self, contract: Contract, round_number: int, attempt: int, base: bytes) -> Trained:
+        """One attempt (`answer.Train`), its time taken."""
+        began = time.perf_counter()
+        try:
+            return self.trainer.train(contract, round_number, attempt, base)
+        finally:
+            self.training += time.perf_counter() - began
+
+    def _time(self, contract_id: str, number: int, seconds: float) -> None:
+        """Keep how long one order took here."""
+        own = milliseconds(seconds - self.training)
+        training = milliseconds(self.training)
+        self.rounds.append(RoundTime(contract=contract_id, round=number, guard_ms=own, training_ms=training))
+
+    def _record(self, ready: Ready, contract_id: str, data: bytes) -> int:
+        """Enter a reply in the egress ledger; the order was verified by `answer`. The order's round."""
         kind = EgressKind.UPDATE if ready.kind == "update" else EgressKind.REFUSAL
         body = ready.reply + ready.array
         number = int(parse_canonical(read_envelope(data).body, what="order")["round"])
         self.store.record_egress(kind, contract_id, number, len(body), sha256_hex(body))
+        return number
 
     def _desk(self, contract_id: str, client: OperatorClient) -> Desk:
         """Everything for answering one contract's orders; its signatures are verified once."""
@@ -183,29 +265,48 @@ class Guard:
             run_keys=run_keys,
             run_key=self.home.run_key(contract_id),
             policy=self.config.policy.resolve(self.home.operator().id),
-            train=self.trainer.train,
-            now=utc_now,
+            train=self._train,
+            now=self.now,
         )
         return self.desks[contract_id]
 
     def _look(self, client: OperatorClient) -> None:
         """Contracts that everybody has signed by now, and periods that are closing, also of withdrawn contracts."""
+        away = False
         for agreement in self.store.contracts():
-            contract_id = agreement.contract_id
-            if agreement.state == "closed" or time.monotonic() < self.quiet.get(contract_id, 0.0):
+            if agreement.state == "closed" or time.monotonic() < self.quiet.get(agreement.contract_id, 0.0):
                 continue
-            try:
-                done, verified = close(self._desk(contract_id, client), client, self.closings.get(contract_id))
-                self.closings[contract_id] = verified
-                if done == "closed":
-                    self.store.set_state(contract_id, "closed")
-                elif done == "objected":
-                    self.quiet[contract_id] = time.monotonic() + OBJECTED_SECONDS
-            except ServiceError as err:
-                log.warning("operator away", code=err.code)
-                return
-            except FedpactError as err:
-                log.info("contract waits", contract=contract_id, code=err.code)
+            found: Found | None = "away" if away else self._close(agreement.contract_id, client)
+            away = found == "away"
+            if found is not None:
+                self._note_silence(agreement, found)
+
+    def _close(self, contract_id: str, client: OperatorClient) -> Found | None:
+        """Close a contract's period, if it is closing; what was found instead, where there is nothing that holds."""
+        try:
+            done, verified = close(self._desk(contract_id, client), client, self.closings.get(contract_id))
+            self.closings[contract_id] = verified
+            if done == "closed":
+                self.store.set_state(contract_id, "closed")
+            elif done == "objected":
+                self.quiet[contract_id] = time.monotonic() + OBJECTED_SECONDS
+        except ServiceError as err:
+            log.warning("operator away", code=err.code)
+            return "away"
+        except FedpactError as err:
+            log.info("contract waits", contract=contract_id, code=err.code)
+            return "open"
+        return "objected" if done == "objected" else "open" if done == "none" else None
+
+    def _note_silence(self, agreement: Agreement, found: Found) -> None:
+        """Record, once, that the operator did not close in time."""
+        try:
+            if silence.note(self.home, self.store, agreement, found, self.now()):
+                log.error("operator silent", contract=agreement.contract_id, found=found)
+        except FedpactError as err:
+            log.error("silence not recorded", contract=agreement.contract_id, code=err.code)
+        except OSError as err:  # the record stands in the ledger already; its file is written at the next look
+            log.error("silence not exported", contract=agreement.contract_id, reason=err.strerror)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.stopping = True

@@ -10,15 +10,17 @@
     trust.toml          the fingerprints that this enterprise checked itself
     operator/           ca.crt and operator.json, written by `enrol`
     released/           the rows that left for validation, per data set: training leaves them out
-    logs/               the agent's log
+    silence/ID.json     our signed record that the operator did not close the contract ID in time
+    flower/             what Flower's side writes; it can write nowhere else
+    logs/               the logs of trainer and executor
+    state.json          what the running agent knows of itself, for `status`
+    guard.lock          held by the running agent, with its process id
 
 Folders are 0700, files 0600.
 """
 
 import json
-import os
 import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +29,24 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedpact_contract.contract import EntityCode
+from fedpact_contract.contract import EntityCode, contract_id_form
 from fedpact_contract.errors import InputError
-from fedpact_contract.keys import fingerprint, generate_key, load_key, public_hex, save_key, write_private
+from fedpact_contract.files import make_home
+from fedpact_contract.keys import (
+    check_passphrase,
+    fingerprint,
+    generate_key,
+    load_key,
+    public_hex,
+    save_key,
+    write_private,
+)
 from fedpact_contract.record import Hex32, Name, Part
 from fedpact_contract.trust import Trust, TrustedParty
 
 if TYPE_CHECKING:
     from fedpact_client.config import AgentConfig
 
-MIN_PASSPHRASE_BYTES = 8
 TRUST_HEAD = """\
 # Whom this enterprise knows: one [[party]] for each legal entity whose fingerprint you learnt by another way than
 # through the operator (by telephone, on paper). `enrol` pins the operator; add the other participants yourself:
@@ -104,6 +114,19 @@ class AgentHome:
     def logs(self) -> Path:
         """The folder of logs."""
         return self.path / "logs"
+
+    @property
+    def state_path(self) -> Path:
+        """What the running guard knows of itself (`facts`)."""
+        return self.path / "state.json"
+
+    def silence_path(self, contract_id: str) -> Path:
+        """Where the record stands that the operator did not close a contract in time.
+
+        Raises:
+            InputError: CONTRACT_ID_FORM.
+        """
+        return self.path / "silence" / f"{contract_id_form(contract_id)}.json"
 
     def run_key_path(self, contract_id: str) -> Path:
         """Where the run key of a contract stands.
@@ -277,23 +300,9 @@ def init(path: Path, *, name: str, entity_code: str, sector: str, passphrase: by
         InputError: HOME_EXISTS, PASSPHRASE_SHORT, or a name, entity code or sector of the wrong form.
     """
     path = path.expanduser().absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(
-            "HOME_EXISTS",
-            "There is something here already, and it is not overwritten.",
-            file=path,
-            remedy="Choose another folder with --home.",
-        )
-    check_passphrase(passphrase)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    build = AgentHome(path.parent / f".{path.name}.{secrets.token_hex(4)}")
-    build.path.mkdir(mode=0o700)
-    try:
-        _fill(build, {"name": name, "entity_code": entity_code, "sector": sector}, passphrase)
-        build.path.rename(path)
-    except BaseException:
-        shutil.rmtree(build.path)
-        raise
+    check_passphrase(passphrase, "the contract key")
+    agent = {"name": name, "entity_code": entity_code, "sector": sector}
+    make_home(path, lambda build: _fill(AgentHome(build), agent, passphrase))
     return AgentHome(path)
 
 
@@ -319,72 +328,6 @@ def _fill(home: AgentHome, agent: dict[str, str], passphrase: bytes) -> None:
     )
     write_private(home.trust_path, (TRUST_HEAD + Trust(party=(own,)).to_toml()).encode())
     Store(home.db_path, create=True).close()
-
-
-def check_passphrase(passphrase: bytes) -> None:
-    """Raise unless the passphrase is long enough.
-
-    Raises:
-        InputError: PASSPHRASE_SHORT.
-    """
-    if len(passphrase) < MIN_PASSPHRASE_BYTES:
-        raise InputError(
-            "PASSPHRASE_SHORT",
-            f"The passphrase of the contract key needs at least {MIN_PASSPHRASE_BYTES} characters.",
-            remedy="Choose a longer one; it protects the key that signs contracts.",
-        )
-
-
-def read_passphrase_file(path: Path) -> bytes:
-    """The first line of a passphrase file.
-
-    Raises:
-        InputError: missing, empty, or readable by others.
-    """
-    try:
-        if path.stat().st_mode & 0o077:
-            raise InputError(
-                "PASSPHRASE_FILE_MODE",
-                "Others can read the passphrase file.",
-                file=path,
-                remedy=f"Run: chmod 600 {path}",
-            )
-        line = path.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
-    except OSError as err:
-        raise InputError("PASSPHRASE_FILE", f"The passphrase file cannot be read: {err.strerror}.", file=path) from err
-    if not line:
-        raise InputError("PASSPHRASE_FILE", "The first line of the passphrase file is empty.", file=path)
-    return line
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file in one step, durably, readable by its owner alone."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        write_private(draft, data)
-        draft.rename(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def contract_id_form(text: str) -> str:
-    """A contract's id, checked before it becomes a file name or part of an address.
-
-    Raises:
-        InputError: CONTRACT_ID_FORM.
-    """
-    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
-        raise InputError(
-            "CONTRACT_ID_FORM",
-            "A contract's id is 64 hexadecimal characters.",
-            remedy="Copy it from `fedpact-agent contract list`.",
-        )
-    return text
 
 
 def read_json(data: bytes, what: str, file: Path | None = None) -> Any:  # noqa: ANN401 - any JSON value

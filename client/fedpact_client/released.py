@@ -18,9 +18,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpact_client.home import replace_file
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.errors import FaultError, InputError
+from fedpact_contract.files import replace_file
 
 if TYPE_CHECKING:
     import polars as pl

@@ -1,9 +1,9 @@
-"""Close this process in, by itself and for good: no network, no file but the named ones, nothing written anywhere.
+"""Close this process in, by itself and for good: the trainer wholly, the executor but for the network.
 
-Linux, as an ordinary user, by ctypes alone: no_new_privs; an own user and network namespace; Landlock
+Linux, as an ordinary user, by ctypes alone: no_new_privs; an own user, network and IPC namespace; Landlock
 (https://docs.kernel.org/userspace-api/landlock.html) for files, TCP, signals; a seccomp filter for what Landlock does
-not know; no capabilities. Each works without the others. `close_in` says what it got and what it did not: it tries
-each wall from the inside and never takes one for granted.
+not know; no capabilities. Each works without the others. `close_in` and `fence` say what they got and what they did
+not: they try each wall from the inside and never take one for granted.
 
 All of it binds the calling thread and what it starts later, so it must run while there is one thread: before numpy,
 polars or torch are imported, for these start threads of their own.
@@ -26,10 +26,10 @@ import fedpact_models
 from fedpact_contract.record import Part
 
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same numbers on every architecture
 _LANDLOCK_VERSION, _LANDLOCK_PATH_BENEATH = 1, 1
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_EXECUTE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 2, 1 << 3
 _FILES_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 """Everything that each Landlock version can deny: what is handled and not allowed by a rule is refused."""
 _TCP_BIND_CONNECT, _SCOPE_ABSTRACT_SIGNAL = 3, 3
@@ -49,6 +49,24 @@ INSTALLATION = (
     "/dev/null",
     "/dev/urandom",
 )
+
+NAMES = "/etc/resolv.conf"
+"""Who answers for names. A file that is replaced later is another file for Landlock, to which no rule applies."""
+
+NETWORK = (
+    NAMES,
+    "/run/systemd/resolve",  # where it leads to on many machines; as a folder, so that its files may be replaced
+    "/run/NetworkManager",
+    "/run/resolvconf",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/ssl/openssl.cnf",  # OpenSSL's configuration, and where some systems keep theirs
+    "/etc/pki/tls/openssl.cnf",
+    "/etc/crypto-policies",
+)
+"""What a process with a network reads beside the installation."""
 
 DENIED = {
     "x86_64": (
@@ -76,11 +94,14 @@ class Isolation(Part):
     """What holds in this process, as tried from the inside.
 
     `landlock_abi` is 0 where Landlock is not in force. `sockets_denied`: no socket of any family can be made.
-    `missing` names in words what this machine did not give; empty: the process is isolated.
+    `network_kept`: it needs the network, and was not to be kept from it. `missing` names in words what was wanted and
+    this machine did not give; empty: the process is isolated.
     """
 
     no_new_privs: bool
     user_and_network_namespace: bool
+    ipc_namespace: bool
+    network_kept: bool
     landlock_abi: int
     tcp_denied: bool
     sockets_denied: bool
@@ -94,7 +115,9 @@ class Isolation(Part):
     @property
     def sentence(self) -> str:
         """One sentence for people."""
-        return f"not isolated: {'; '.join(self.missing)}" if self.missing else "isolated"
+        if self.missing:
+            return f"not isolated: {'; '.join(self.missing)}"
+        return "isolated, but for the network that it needs" if self.network_kept else "isolated"
 
 
 def close_in(read_paths: Sequence[Path]) -> Isolation:
@@ -102,30 +125,80 @@ def close_in(read_paths: Sequence[Path]) -> Isolation:
 
     Descriptors that are open already stay usable. A path that does not exist gets no rule.
     """
-    missing: list[str] = []
-    if (threads := len(os.listdir("/proc/self/task"))) > 1:  # noqa: PTH208 - names only
-        missing.append(f"{threads - 1} other threads were running already and are not closed in")
+    missing = _threads()
     _limit_resources()
     no_new_privs = _attempt(missing, "no_new_privs", _no_new_privs)
-    namespaces = _attempt(missing, "an own user and network namespace", _own_namespaces)
+    namespaces = _attempt(
+        missing, "an own user and network namespace", lambda: _unshare(_CLONE_NEWUSER | _CLONE_NEWNET, "user", "net")
+    )
+    ipc = _attempt(missing, "an own IPC namespace", lambda: _unshare(_CLONE_NEWIPC, "ipc"))
     _attempt(missing, "a process without capabilities", _drop_capabilities)
-    abi = landlock_abi() if _attempt(missing, "Landlock for files", lambda: _landlock(read_paths)) else 0
-    if 0 < abi < _TRUNCATE_ABI:
-        missing.append("files can still be cut short: Landlock ABI 3 (Linux 6.2) denies that")
+    abi = _enforce(missing, read_paths, (), tcp=False)
     tcp_denied = abi >= _TCP_ABI and _tcp_is_denied()
     if not tcp_denied:
         missing.append("TCP is not denied by Landlock: ABI 4 (Linux 6.7) does that")
-    if abi < _SCOPE_ABI:
-        missing.append("other processes can be signalled: Landlock ABI 6 (Linux 6.12) denies that")
     sockets_denied = _attempt(missing, "a filter of system calls", _filter_calls)
     return Isolation(
         no_new_privs=no_new_privs,
         user_and_network_namespace=namespaces,
+        ipc_namespace=ipc,
+        network_kept=False,
         landlock_abi=abi,
         tcp_denied=tcp_denied,
         sockets_denied=sockets_denied,
         missing=tuple(missing),
     )
+
+
+def fence(write_paths: Sequence[Path]) -> Isolation:
+    """Close this process off from files for good, and leave it the network.
+
+    What it may read afterwards: the installation, and what names and TLS need. What it may write: below `write_paths`.
+    Nothing may be executed. Descriptors that are open already stay usable.
+    """
+    missing = _threads()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    no_new_privs = _attempt(missing, "no_new_privs", _no_new_privs)
+    _attempt(missing, "a process without capabilities", _drop_capabilities)
+    abi = _enforce(missing, tuple(map(Path, NETWORK)), write_paths, tcp=True)
+    return Isolation(
+        no_new_privs=no_new_privs,
+        user_and_network_namespace=False,
+        ipc_namespace=False,
+        network_kept=True,
+        landlock_abi=abi,
+        tcp_denied=False,
+        sockets_denied=False,
+        missing=tuple(missing),
+    )
+
+
+def names_are_lost() -> bool:
+    """In a fenced process: whether the file of name servers was replaced, so that it cannot be read any more."""
+    try:
+        Path(NAMES).read_bytes()
+    except PermissionError:
+        return True
+    except OSError:  # not there: nobody misses it
+        return False
+    return False
+
+
+def _threads() -> list[str]:
+    """What is missing where this is not the only thread."""
+    others = len(os.listdir("/proc/self/task")) - 1  # noqa: PTH208 - names only
+    return [f"{others} other threads were running already and are not closed in"] if others else []
+
+
+def _enforce(missing: list[str], read_paths: Sequence[Path], write_paths: Sequence[Path], *, tcp: bool) -> int:
+    """Landlock: the version in force, 0 for none."""
+    walls = lambda: _landlock(read_paths, write_paths, tcp=tcp)  # noqa: E731 - a step for `_attempt`
+    abi = landlock_abi() if _attempt(missing, "Landlock for files", walls) else 0
+    if 0 < abi < _TRUNCATE_ABI:
+        missing.append("files can still be cut short: Landlock ABI 3 (Linux 6.2) denies that")
+    if abi < _SCOPE_ABI:
+        missing.append("other processes can be signalled: Landlock ABI 6 (Linux 6.12) denies that")
+    return abi
 
 
 def landlock_abi() -> int:
@@ -168,16 +241,17 @@ def _no_new_privs() -> None:
         raise OSError("the kernel does not confirm it")
 
 
-def _own_namespaces() -> None:
-    """A network with no device in it, not even a running loopback; the user namespace lets an ordinary user ask."""
-    before = _namespaces()
-    _call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET)
-    if any(old == new for old, new in zip(before, _namespaces(), strict=True)):
+def _unshare(flags: int, *kinds: str) -> None:
+    """Own namespaces of these kinds.
+
+    A network with no device in it, not even a running loopback; shared memory and message queues of nobody else. The
+    user namespace lets an ordinary user ask for the others.
+    """
+    places = [Path(f"/proc/self/ns/{kind}") for kind in kinds]
+    before = [place.readlink() for place in places]
+    _call("unshare", flags)
+    if any(place.readlink() == old for place, old in zip(places, before, strict=True)):
         raise OSError("the kernel does not confirm it")
-
-
-def _namespaces() -> tuple[Path, Path]:
-    return Path("/proc/self/ns/user").readlink(), Path("/proc/self/ns/net").readlink()
 
 
 def _drop_capabilities() -> None:
@@ -186,21 +260,23 @@ def _drop_capabilities() -> None:
     _call("capset", ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
 
 
-def _landlock(read_paths: Sequence[Path]) -> None:
-    """Refuse every use of files, TCP, foreign signals and abstract sockets; allow reading below some paths."""
+def _landlock(read_paths: Sequence[Path], write_paths: Sequence[Path], *, tcp: bool) -> None:
+    """Refuse every use of files, TCP (unless `tcp`), foreign signals and abstract sockets; allow some paths."""
     abi = landlock_abi()
     if not abi:
         raise OSError("the kernel has no Landlock (Linux 5.13), or it is switched off")
     files = _FILES_BY_ABI[max(known for known in _FILES_BY_ABI if known <= abi)]
     attributes = struct.pack("<Q", files)
     if abi >= _TCP_ABI:
-        attributes += struct.pack("<Q", _TCP_BIND_CONNECT)
+        attributes += struct.pack("<Q", 0 if tcp else _TCP_BIND_CONNECT)
     if abi >= _SCOPE_ABI:
         attributes += struct.pack("<Q", _SCOPE_ABSTRACT_SIGNAL)
     rules = _call("syscall", _LANDLOCK_CREATE, ctypes.c_char_p(attributes), ctypes.c_size_t(len(attributes)), 0)
     try:
         for path in (*_installation(), *read_paths):
-            _allow_reading(rules, path)
+            _allow(rules, path, _READ_FILE | _READ_DIR)
+        for path in write_paths:
+            _allow(rules, path, files & ~_EXECUTE)
         _call("syscall", _LANDLOCK_RESTRICT, rules, 0)
     finally:
         os.close(rules)
@@ -216,15 +292,15 @@ def _installation() -> Iterator[Path]:
         yield from map(Path, package.__path__)
 
 
-def _allow_reading(rules: int, path: Path) -> None:
-    """One rule: read this file, or list and read what lies below this folder. Nothing may be executed."""
+def _allow(rules: int, path: Path, rights: int) -> None:
+    """One rule: these uses of what lies below this folder; of a file, reading. Nothing may be executed."""
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:  # not there, or not reachable for this user: nothing to allow
         return
     try:
-        rights = _READ_FILE | _READ_DIR if path.is_dir() else _READ_FILE
-        rule = ctypes.c_char_p(struct.pack("<Qi", rights, handle))
+        allowed = rights if path.is_dir() else _READ_FILE
+        rule = ctypes.c_char_p(struct.pack("<Qi", allowed, handle))
         _call("syscall", _LANDLOCK_ADD, rules, _LANDLOCK_PATH_BENEATH, rule, 0)
     finally:
         os.close(handle)

@@ -130,7 +130,9 @@ def spawn(
 def child_main(
     *, max_array: int = MAX_ARRAY, max_header: int = MAX_HEADER, kinds: frozenset[str] | None = None
 ) -> Pipe:
-    """In the child, first of all: die with the parent, gain no privileges, and take the pipe off stdin and stdout.
+    """In the child, first of all: die with the parent, gain no privileges, take the pipe off stdin and stdout.
+
+    What it writes is its owner's alone.
 
     Afterwards stdin is empty and stdout goes where stderr goes, so that a stray print corrupts no frame.
 
@@ -148,6 +150,7 @@ def child_main(
     for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_NO_NEW_PRIVS, 1)):
         if libc.prctl(option, value, 0, 0, 0):
             raise OSError(ctypes.get_errno(), f"prctl {option}")
+    os.umask(0o077)
     if os.getppid() != int(parent):  # it died before prctl: nobody will send the signal
         os._exit(1)
     read_fd, write_fd = os.dup(0), os.dup(1)

@@ -115,7 +115,7 @@ class Store(Records):
                 hashes = {data_set: chain.hashes for data_set, chain in self._chains.every()}
             if seen is not None and not restoring:
                 store_witness.check_witness(seen, hashes, witness)
-                # A crash may have come between a commit and the witness. An absent one stays a fact for preflight
+                # A crash may have come between a commit and the witness. An absent one stays a fact for `status`
                 # until the next commit.
                 if not read_only:
                     self._publish()
@@ -292,11 +292,6 @@ class Store(Records):
         with self._db.reading():
             return tuple(self._chains.get(data_set).rows)
 
-    def signed_rows(self, data_set: str) -> tuple[bytes, ...]:
-        """The data set's ledger as signed envelopes (canonical bytes), for a third party."""
-        with self._db.reading():
-            return tuple(self._chains.get(data_set).signed)
-
     def ledger_head(self, data_set: str) -> str:
         """The hash of the data set's last row; GENESIS while there is none."""
         return ledger.ledger_head(self.rows(data_set))
@@ -343,7 +338,7 @@ class Store(Records):
             store_witness.check_logged(data_set, self._chains.get(data_set).hashes, head)
 
     def witness_status(self) -> Literal["none", "absent", "behind", "current"]:
-        """For `preflight`: no witness is configured, its file is not there, or it is behind the ledger, or current."""
+        """For `status`: no witness is configured, its file is not there, or it is behind the ledger, or current."""
         if self._witness is None:
             return "none"
         found = store_witness.read_witness(self._witness)
@@ -388,7 +383,7 @@ class Store(Records):
         self._db.copy_to(target)
 
     def check_integrity(self) -> None:
-        """Read the whole file (`preflight`); the ledgers were verified when it was opened.
+        """Read the whole file; the ledgers were verified when it was opened.
 
         Raises:
             InputError: STORE_DAMAGED.

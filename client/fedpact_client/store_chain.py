@@ -18,11 +18,10 @@ from fedpact_contract.record import Envelope, open_signed, read_envelope, sign
 
 @dataclass(slots=True)
 class Chain:
-    """One data set's ledger as far as it was read: rows, their hashes, their signed bytes."""
+    """One data set's ledger as far as it was read: rows and their hashes."""
 
     rows: list[LedgerRow] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
-    signed: list[bytes] = field(default_factory=list)
     replay: Replay = field(default_factory=Replay)
 
 
@@ -56,7 +55,6 @@ class Chains:
             chain.replay.add(row)
             chain.rows.append(row)
             chain.hashes.append(row_hash)
-            chain.signed.append(envelope)
         return chain
 
     def every(self) -> Iterator[tuple[str, Chain]]:

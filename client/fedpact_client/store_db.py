@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpact_contract.errors import FailedError, FedpactError, InputError
+from fedpact_contract.files import sync_folder
 
 VERSION = 1
 ACCOUNTING = "dp-accounting RDP at the card's one alpha; relation REPLACE_SPECIAL; order list 1"
@@ -242,15 +243,6 @@ class Database:
             file=self.path,
             remedy="Restore a backup of the agent's home, then run `fedpact-agent restore`.",
         )
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, so that a new or renamed file in it keeps its name."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _create_file(path: Path) -> None:

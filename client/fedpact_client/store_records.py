@@ -12,6 +12,7 @@ from typing import Literal
 
 from fedpact_client.store_db import Database, Row
 from fedpact_contract.canonical import canonical_bytes, parse_canonical
+from fedpact_contract.contract import Contract, SignedContract
 from fedpact_contract.errors import FaultError, InputError, RefusedError
 from fedpact_contract.keys import fingerprint
 from fedpact_contract.ledger import Terms
@@ -65,6 +66,12 @@ class Agreement:
     run_key_name: str
     run_public: str
     signed: bytes
+
+    @property
+    def contract(self) -> Contract:
+        """The contract's record, from the bytes that were signed here."""
+        value = parse_canonical(self.signed, what="signed contract")
+        return Contract.from_bytes(SignedContract.parse(value, code="SIGNED_CONTRACT").contract.body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,10 +238,6 @@ class Records:
             self._db.execute("UPDATE contracts SET state = ? WHERE contract_id = ?", (state, contract_id))
 
     # Heads
-
-    def add_head(self, contract_id: str, size: int, root: str, checkpoint: bytes) -> None:
-        """Keep one head of the contract's log (`add_heads`)."""
-        self.add_heads(contract_id, [SeenHead(size=size, root=root, checkpoint=checkpoint)])
 
     def add_heads(self, contract_id: str, heads: Iterable[SeenHead]) -> None:
         """Keep heads of the contract's log, all or none. A head seen before is kept as it was.

@@ -12,8 +12,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedpact_client.store_db import sync_folder
 from fedpact_contract.errors import FailedError, InputError, RefusedError
+from fedpact_contract.files import sync_folder
 from fedpact_contract.ledger import GENESIS
 from fedpact_contract.record import Code, Dec, Hex32, Part, Record
 

@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 import structlog
@@ -77,21 +76,18 @@ class SuperNode:
     Args:
         superlink: "host:port" of the operator.
         ca: The operator's CA certificate (PEM).
-        node_key: The node's key, an OpenSSH file.
+        node_key: The node's key (OpenSSH).
         patched_poll: Seconds between two looks for a message at SuperLink, by `patch`; None to run Flower as it is.
 
     Raises:
-        InputError: NODE_KEY_FORM, CA_UNREADABLE.
+        InputError: NODE_KEY_FORM.
     """
 
-    def __init__(self, *, superlink: str, ca: Path, node_key: Path, patched_poll: float | None) -> None:
+    def __init__(self, *, superlink: str, ca: bytes, node_key: bytes, patched_poll: float | None) -> None:
         logging.getLogger("flwr").setLevel(logging.WARNING)
         self._superlink = superlink
         self._key = _load_key(node_key)
-        try:
-            self._ca = ca.read_bytes()
-        except OSError as err:
-            raise InputError("CA_UNREADABLE", "The operator's CA certificate cannot be read.", file=ca) from err
+        self._ca = ca
         self._patched = patched_poll is not None
         self.poll_seconds = PATCHED_SECONDS if self._patched else POLL_SECONDS
         if patched_poll is not None:
@@ -154,6 +150,14 @@ class SuperNode:
             return False
         error = FlowerError.from_json(cause.response.text)
         return error is not None and error.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+
+    @property
+    def connected(self) -> bool:
+        """Whether SuperLink has let the node in: Flower's worker then knows the node's number."""
+        try:
+            return bool(self._states.state().get_node_id())
+        except ValueError:  # not set yet
+            return False
 
     def take(self) -> "FlowerTask | None":
         """The next order, if there is one."""
@@ -326,11 +330,11 @@ class ShortTime:
             self._sleep(min(seconds, max(self._poll_seconds, (self._clock() - self._busy) / 10)))
 
 
-def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def _load_key(data: bytes) -> ec.EllipticCurvePrivateKey:
     try:
-        key = load_ssh_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as err:
-        raise InputError("NODE_KEY_FORM", "The node key is not a readable OpenSSH private key.", file=path) from err
+        key = load_ssh_private_key(data, None)
+    except (ValueError, TypeError) as err:
+        raise InputError("NODE_KEY_FORM", "The node key is not a readable OpenSSH private key.") from err
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InputError("NODE_KEY_FORM", "The node key is not an ECDSA key.", file=path)
+        raise InputError("NODE_KEY_FORM", "The node key is not an ECDSA key.")
     return key

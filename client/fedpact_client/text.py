@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpact_contract import output
 from fedpact_contract.keys import show_fingerprint
+from fedpact_contract.output import line
 from fedpact_contract.record import decimal_text
 
 if TYPE_CHECKING:
@@ -20,11 +21,6 @@ STANDING = {
     "known": "matches trust.toml",
     "operator only": "vouched for by the operator only",
 }
-
-
-def line(text: str = "") -> None:
-    """One line on stdout."""
-    output.console().print(output.visible(text), soft_wrap=True)
 
 
 def show_init(values: dict[str, Any]) -> None:
@@ -157,6 +153,9 @@ def show_status(values: dict[str, Any]) -> None:
     line(f"operator     {operator['name'] + ' at ' + str(values['url']) if operator else '-'}")
     line(f"enrolment    {values['enrolment']}")
     line(f"running      {'process ' + str(values['running']) if values['running'] else 'no'}")
+    line(f"connected    {values['connected'] or 'no'}")
+    for child, found in values["isolation"].items():
+        line(f"{child:<12} {'-' if found is None else found['sentence']}")
     line(f"witness      {values['witness']}")
     for data_set in values["data_sets"]:
         line(f"data set     {data_set['id']}: {'declared' if data_set['declared'] else 'no card yet'}")
@@ -175,8 +174,18 @@ def show_status(values: dict[str, Any]) -> None:
     ]
     if rows:
         output.table(output.console(), columns, rows, right=(4, 5, 6))
+    for contract in values["contracts"]:
+        if silence := contract["silence"]:
+            later = "it closed later" if silence["closed_since"] else "it has not closed it yet"
+            line(f"SILENT {silence['at']} contract {contract['id'][:SHORT]}: the operator did not close it by")
+            line(f"  {silence['due']}; {later}. Our signed record: {silence['file']}")
     for alarm in values["alarms"]:
         line(f"ALARM {alarm['at']} {alarm['code']}: {alarm['detail']}")
+
+
+def show_ready(values: dict[str, Any]) -> None:
+    """The agent is connected."""
+    line(f"Connected to {values['url']} and serving; participant {values['participant']}. Ctrl-C ends it.")
 
 
 def show_heads(values: dict[str, Any]) -> None:

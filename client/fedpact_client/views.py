@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedpact_client import silence
 from fedpact_client.api import OperatorClient, printable, reply_error
+from fedpact_client.facts import Facts
 from fedpact_client.home import AgentHome
+from fedpact_client.sandbox import Isolation
 from fedpact_client.store import Agreement, Store
 from fedpact_contract import ledger, merkle
-from fedpact_contract.contract import Contract, SignedContract
+from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.evidence import Evidence, unpack
 from fedpact_contract.keys import show_fingerprint
 from fedpact_contract.ledger import LedgerRow
 from fedpact_contract.log import Entry, ReplyMissed, RoundAbandoned, RoundAggregated, UpdateDecided
-from fedpact_contract.messages import Update
+from fedpact_contract.messages import OperatorSilent, Update
 from fedpact_contract.record import decimal_text, read_envelope
 from fedpact_contract.verify import Report, verify
 
@@ -36,14 +39,6 @@ class Checked:
     entries: tuple[Entry, ...]
     report: Report
     missed: tuple[int, ...]
-
-
-def contract_of(agreement: Agreement) -> Contract:
-    """The contract's record, from the bytes that were signed here."""
-    from fedpact_contract.canonical import parse_canonical
-
-    value = parse_canonical(agreement.signed, what="signed contract")
-    return Contract.from_bytes(SignedContract.parse(value, code="SIGNED_CONTRACT").contract.body)
 
 
 def resolve_id(text: str, known: list[str]) -> str:
@@ -68,8 +63,9 @@ def resolve_id(text: str, known: list[str]) -> str:
 
 def status(home: AgentHome, store: Store, enrolment: str) -> dict[str, Any]:
     """Who this agent is, whether it runs, and how far its contracts are."""
-    config = home.config()
+    config, running = home.config(), running_process(home)
     declared = {d.data_set for d in store.data_sets()}
+    facts = Facts.read(home) if running is not None else None
     operator = home.operator().plain() if home.operator_path.exists() else None
     return {
         "participant": home.participant_id,
@@ -78,15 +74,33 @@ def status(home: AgentHome, store: Store, enrolment: str) -> dict[str, Any]:
         "operator": operator,
         "url": config.operator.url or None,
         "enrolment": enrolment,
-        "running": running_process(home),
+        "running": running,
+        **_facts(facts if facts is not None and facts.process == running else None),
         "witness": store.witness_status(),
         "data_sets": [{"id": d.id, "declared": d.id in declared} for d in config.data_sets],
-        "contracts": [_contract_status(store, a) for a in store.contracts()],
+        "contracts": [_contract_status(home, store, a) for a in store.contracts()],
         "alarms": [
             {"at": a.at, "code": a.code, "contract": a.contract_id, "detail": printable(a.detail)}
             for a in store.alarms()
         ],
     }
+
+
+def _facts(facts: Facts | None) -> dict[str, Any]:
+    """What the running guard knows of itself; nothing where none runs."""
+    return {
+        "connected": facts.connected if facts else None,
+        "isolation": {
+            "trainer": _isolation(facts.trainer if facts else None),
+            "executor": _isolation(facts.executor if facts else None),
+        },
+        "round_times": [time.plain() for time in facts.rounds] if facts else [],
+    }
+
+
+def _isolation(found: Isolation | None) -> dict[str, Any] | None:
+    """What holds in a child, by its own word, with one sentence for people; none where it has not said it."""
+    return None if found is None else found.plain() | {"sentence": printable(found.sentence)}
 
 
 def running_process(home: AgentHome) -> int | None:
@@ -147,7 +161,7 @@ def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[s
     """What one contract was charged: steps, their epsilon by PLD, and what is left of its plan."""
     from fedpact_contract.privacy import epsilon_pld
 
-    contract, terms = contract_of(agreement), agreement.terms
+    contract, terms = agreement.contract, agreement.terms
     steps = ledger.charged_steps(rows, terms.contract_id)
     spent = epsilon_pld([(terms.noise_multiplier, terms.sample_rate, steps)], contract.privacy.delta)
     tried = {r.round for r in rows if r.contract_id == terms.contract_id and r.round}
@@ -314,8 +328,8 @@ def _contract_in(checked: Checked) -> Contract:
     return Contract.from_bytes(first.signed.contract.body)
 
 
-def _contract_status(store: Store, agreement: Agreement) -> dict[str, Any]:
-    contract = contract_of(agreement)
+def _contract_status(home: AgentHome, store: Store, agreement: Agreement) -> dict[str, Any]:
+    contract = agreement.contract
     last = store.answers(agreement.contract_id)
     return {
         "id": agreement.contract_id,
@@ -325,6 +339,22 @@ def _contract_status(store: Store, agreement: Agreement) -> dict[str, Any]:
         "rounds": agreement.terms.rounds,
         "updates": len(store.sent_updates(agreement.contract_id)),
         "last_round": max(last, default=0),
+        "silence": _silence(home, store, agreement),
+    }
+
+
+def _silence(home: AgentHome, store: Store, agreement: Agreement) -> dict[str, Any] | None:
+    """The record that the operator did not close in time, and whether it did later; none where there is none."""
+    data = silence.recorded(store, agreement.contract_id)
+    if data is None:
+        return None
+    record = OperatorSilent.from_bytes(read_envelope(data).body)
+    return {
+        "due": record.due,
+        "at": record.at,
+        "found": record.found,
+        "file": str(home.silence_path(agreement.contract_id)),
+        "closed_since": agreement.state == "closed",
     }
 
 

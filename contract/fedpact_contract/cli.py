@@ -57,29 +57,17 @@ class FedpactGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def _typer(help_text: str) -> typer.Typer:
-    return typer.Typer(
-        cls=FedpactGroup,
-        help=help_text,
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-
-
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 
 
 def make_app() -> typer.Typer:
     """The app with the commands of the base install."""
-    app = _typer("Federated learning governed by one signed contract.")
+    app = output.command_line("Federated learning governed by one signed contract.", FedpactGroup)
     app.callback()(_root)
     app.command("verify")(verify_command)
-    contribution = _typer("What each participant contributed.")
+    contribution = output.command_line("What each participant contributed.", FedpactGroup)
     contribution.command("recompute")(recompute_command)
-    contract = _typer("The contract that governs a federation.")
+    contract = output.command_line("The contract that governs a federation.", FedpactGroup)
     contract.command("read")(read_command)
     # A second command keeps typer from folding a group of one command into that command.
     for name, sub in (("contribution", contribution), ("contract", contract)):
@@ -93,7 +81,7 @@ def group(app: typer.Typer, name: str, help_text: str = "") -> typer.Typer:
     for info in app.registered_groups:
         if info.name == name and info.typer_instance is not None:
             return info.typer_instance
-    new = _typer(help_text)
+    new = output.command_line(help_text, FedpactGroup)
     new.callback()(_nothing)
     app.add_typer(new, name=name)
     return new

@@ -281,6 +281,21 @@ class SignedContract(Part):
     delegations: tuple[Envelope[Delegation], ...]
 
 
+def contract_id_form(text: str) -> str:
+    """A contract's id, checked before it becomes a file name or part of an address.
+
+    Raises:
+        InputError: CONTRACT_ID_FORM.
+    """
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise InputError(
+            "CONTRACT_ID_FORM",
+            "A contract's id is 64 hexadecimal characters.",
+            remedy="Copy it from the list of contracts.",
+        )
+    return text
+
+
 def load_toml(text: str, *, file: object = None) -> dict[str, Any]:
     """TOML with exact decimals.
 

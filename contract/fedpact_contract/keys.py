@@ -5,7 +5,6 @@ A participant's id is the fingerprint of its contract key: SHA-256 over the 32 r
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -14,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.errors import InputError
+
+MIN_PASSPHRASE_BYTES = 8
 
 
 def generate_key() -> Ed25519PrivateKey:
@@ -62,17 +63,22 @@ def verify_raw(public_key_hex: str, signature: bytes, message: bytes) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def private_files() -> Iterator[None]:
-    """While this lasts, whatever this process and its children make is their owner's alone: umask 077.
+def check_passphrase(passphrase: bytes, whose: str) -> None:
+    """Raise unless the passphrase is long enough.
 
-    For the whole process, all of its threads: for what a library makes, whose modes are not ours to name.
+    Args:
+        passphrase: A new one.
+        whose: The key that it protects, as in "the contract key".
+
+    Raises:
+        InputError: PASSPHRASE_SHORT.
     """
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
+    if len(passphrase) < MIN_PASSPHRASE_BYTES:
+        raise InputError(
+            "PASSPHRASE_SHORT",
+            f"The passphrase of {whose} needs at least {MIN_PASSPHRASE_BYTES} characters.",
+            remedy="Choose a longer one; it protects the key that signs contracts.",
+        )
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -11,6 +11,7 @@ import tempfile
 import traceback
 import unicodedata
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedpact_contract.canonical import HIDDEN
@@ -19,6 +20,7 @@ from fedpact_contract.errors import FailedError, FedpactError, InputError
 if TYPE_CHECKING:
     import typer
     from rich.console import Console
+    from typer.core import TyperGroup
 
 INTERRUPTED = 130
 
@@ -62,6 +64,65 @@ def run(main: "Callable[[], object] | typer.Typer", *, extra: str = "server") ->
     raise SystemExit(code)
 
 
+def command_line(help_text: str, cls: "type[TyperGroup] | None" = None) -> "typer.Typer":
+    """A typer app as all of ours are; `cls` is its group, if it is a special one."""
+    import typer
+
+    return typer.Typer(
+        cls=cls,
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def read_passphrase(file: Path | None, whose: str, *, new: bool = False) -> bytes:
+    """A passphrase, from a file or asked for; a new one is asked for twice. Never from argv or the environment.
+
+    Args:
+        file: Its first line is the passphrase.
+        whose: The key that it opens, as in "the contract key".
+        new: Ask twice.
+
+    Raises:
+        InputError: PASSPHRASE_NEEDED, nobody can be asked; or as `first_line`.
+    """
+    import typer
+
+    if file is not None:
+        return first_line(file, "passphrase")
+    if not sys.stdin.isatty():
+        raise InputError(
+            "PASSPHRASE_NEEDED",
+            f"The passphrase of {whose} is needed, and there is no terminal to ask for it.",
+            remedy="Give --passphrase-file FILE (mode 600).",
+        )
+    text: str = typer.prompt(f"Passphrase of {whose}", hide_input=True, confirmation_prompt=new, err=True)
+    return text.encode()
+
+
+def first_line(path: Path, what: str) -> bytes:
+    """The first line of a file that holds a secret.
+
+    Raises:
+        InputError: SECRET_FILE, missing, unreadable or empty; SECRET_FILE_MODE, readable by others.
+    """
+    try:
+        if path.stat().st_mode & 0o077:
+            raise InputError(
+                "SECRET_FILE_MODE", f"Others can read the {what} file.", file=path, remedy=f"Run: chmod 600 {path}"
+            )
+        found = path.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+    except OSError as err:
+        raise InputError("SECRET_FILE", f"The {what} file cannot be read: {err.strerror}.", file=path) from err
+    if not found:
+        raise InputError("SECRET_FILE", f"The first line of the {what} file is empty.", file=path)
+    return found
+
+
 def show_error(err: FedpactError, *, as_json: bool) -> int:
     """Show an error, as {"error": {...}} on stdout or in red on stderr; returns its exit code."""
     if as_json:
@@ -96,6 +157,11 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console(markup=False, highlight=False, emoji=False)
+
+
+def line(text: str = "") -> None:
+    """One line on stdout; characters that could steer a terminal are made visible."""
+    console().print(visible(text), soft_wrap=True)
 
 
 def error_console() -> "Console":

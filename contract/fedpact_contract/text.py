@@ -240,8 +240,14 @@ def _money(contract: Contract) -> Iterator[str]:
         "remainders, ties by fingerprint. The amounts sum to the pool, to the fen."
     )
     yield (
-        f"A period closes when the paid participants have countersigned its closing. They have {terms.close_days} "
-        "days; the line of a participant that does not sign is held, the others are paid."
+        "A run that ends early, for whatever reason, is settled over the rounds that were committed. Where the "
+        "operator cannot open the scores that it committed to, the fallback pays, and every report says so."
+    )
+    yield (
+        f"The operator shows the closing at most {terms.close_days} days after the end of the term. A participant's "
+        "agent that has seen none by then raises an alarm and keeps a signed record of it, with the operator's last "
+        "signatures. A period closes when the paid participants have countersigned; the line of a participant that "
+        "does not sign is held, the others are paid."
     )
 
 

@@ -21,6 +21,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from fedpact_contract.contract import contract_id_form
 from fedpact_contract.errors import FedpactError, InputError, RefusedError
 from fedpact_contract.messages import SignedEnrolment
 from fedpact_contract.record import Envelope, read_envelope
@@ -30,7 +31,7 @@ from fedpact_server.api_edge import Edge, Limits, RateLimiter, error_body, statu
 from fedpact_server.db import Database
 from fedpact_server.enrolment import Member
 from fedpact_server.evidence import evidence_files
-from fedpact_server.home import OperatorHome, contract_id_form
+from fedpact_server.home import OperatorHome
 
 ACTIVE = ("approved", "registered")
 READERS = (*ACTIVE, "suspended")

@@ -1,7 +1,6 @@
 """What the operator's commands share: options, passphrases, files that are never overwritten."""
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,46 +39,9 @@ def open_home(path: Path) -> "tuple[OperatorHome, Database]":
     return home, home.database()
 
 
-def line(text: str = "") -> None:
-    """One line on stdout; characters that could steer a terminal are made visible."""
-    output.console().print(output.visible(text), soft_wrap=True)
-
-
 def read_passphrase(file: Path | None, *, new: bool = False) -> bytes:
-    """The passphrase, from a file or asked for; a new one is asked for twice. Never from argv or the environment.
-
-    Raises:
-        InputError: PASSPHRASE_NEEDED, nobody can be asked; or as `first_line`.
-    """
-    if file is not None:
-        return first_line(file, "passphrase")
-    if not sys.stdin.isatty():
-        raise InputError(
-            "PASSPHRASE_NEEDED",
-            "A passphrase is needed, and there is no terminal to ask for it.",
-            remedy="Give --passphrase-file FILE (mode 600).",
-        )
-    text: str = typer.prompt("Passphrase of the operator's key", hide_input=True, confirmation_prompt=new, err=True)
-    return text.encode()
-
-
-def first_line(path: Path, what: str) -> bytes:
-    """The first line of a file that holds a secret.
-
-    Raises:
-        InputError: SECRET_FILE, missing, unreadable or empty; SECRET_FILE_MODE, readable by others.
-    """
-    try:
-        if path.stat().st_mode & 0o077:
-            raise InputError(
-                "SECRET_FILE_MODE", f"Others can read the {what} file.", file=path, remedy=f"Run: chmod 600 {path}"
-            )
-        found = path.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
-    except OSError as err:
-        raise InputError("SECRET_FILE", f"The {what} file cannot be read: {err.strerror}.", file=path) from err
-    if not found:
-        raise InputError("SECRET_FILE", f"The first line of the {what} file is empty.", file=path)
-    return found
+    """The passphrase of the operator's key (`output.read_passphrase`)."""
+    return output.read_passphrase(file, "the operator's key", new=new)
 
 
 def read_text(path: Path, what: str) -> str:

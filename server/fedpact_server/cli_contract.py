@@ -8,13 +8,13 @@ import typer
 from fedpact_contract import output
 from fedpact_contract.cli import group
 from fedpact_contract.errors import InputError
+from fedpact_contract.output import line
 from fedpact_server.cli_common import (
     DEFAULT_HOME,
     Home,
     Json,
     PassphraseFile,
     Yes,
-    line,
     open_home,
     read_passphrase,
     read_text,

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from fedpact_contract import output
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, PassphraseFile, first_line, line, read_passphrase
+from fedpact_contract.output import first_line, line
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, PassphraseFile, read_passphrase
 
 
 def register(app: typer.Typer) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from fedpact_contract import output
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, line
+from fedpact_contract.output import line
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
 
 
 def register(app: typer.Typer) -> None:

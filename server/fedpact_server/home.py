@@ -15,9 +15,6 @@ Folders are 0700, files 0600.
 
 import datetime
 import json
-import os
-import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,14 +23,22 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
-from fedpact_contract.contract import EntityCode, Party, load_toml
+from fedpact_contract.contract import EntityCode, Party, contract_id_form, load_toml
 from fedpact_contract.errors import FailedError, InputError, ServiceError
-from fedpact_contract.keys import fingerprint, generate_key, load_key, public_hex, save_key, write_private
+from fedpact_contract.files import make_home, sync_folder
+from fedpact_contract.keys import (
+    check_passphrase,
+    fingerprint,
+    generate_key,
+    load_key,
+    public_hex,
+    save_key,
+    write_private,
+)
 from fedpact_contract.record import Hex32, Name, Part
 from fedpact_server import pki
 from fedpact_server.db import Database
 
-MIN_PASSPHRASE_BYTES = 8
 FOLDERS = ("keys", "keys/run", "tls", "models", "arrays", "validation")
 
 
@@ -154,7 +159,7 @@ class OperatorHome:
         path = self.run_key_path(contract_id)
         if not path.exists():
             save_key(path, generate_key())
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return load_key(path)
 
     def database(self) -> Database:
@@ -200,64 +205,9 @@ def init(
         | ({} if database is None else {"database": database}),
         code="SETTINGS",
     )
-    if len(passphrase) < MIN_PASSPHRASE_BYTES:
-        raise InputError(
-            "PASSPHRASE_SHORT",
-            f"The passphrase of the operator's key needs at least {MIN_PASSPHRASE_BYTES} characters.",
-            remedy="Choose a longer one; it protects the key that signs contracts.",
-        )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(
-            "HOME_EXISTS",
-            "There is something here already, and it is not overwritten.",
-            file=path,
-            remedy="Choose another folder with --home.",
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-    draft.mkdir(mode=0o700)
-    try:
-        _fill(draft, settings, passphrase, now)
-        draft.rename(path)
-    except BaseException:
-        shutil.rmtree(draft)
-        raise
+    check_passphrase(passphrase, "the operator's key")
+    make_home(path, lambda build: _fill(build, settings, passphrase, now))
     return OperatorHome.open(path)
-
-
-def contract_id_form(text: str) -> str:
-    """A contract's id, checked before it becomes a file name.
-
-    Raises:
-        InputError: CONTRACT_ID_FORM.
-    """
-    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
-        raise InputError(
-            "CONTRACT_ID_FORM",
-            "A contract's id is 64 hexadecimal characters.",
-            remedy="Copy it from `fedpact contract status`.",
-        )
-    return text
-
-
-def write_durable(path: Path, data: bytes) -> None:
-    """Write a file in one step, durably, readable by its owner alone; what was there is replaced."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        write_private(draft, data)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    """Make a new name in a folder durable."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _fill(path: Path, settings: Settings, passphrase: bytes, now: datetime.datetime) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from fedpact_contract.errors import FailedError, FedpactError, InputError
+from fedpact_contract.files import private_files
 from fedpact_contract.request import utc_now
 from fedpact_server import api_closing, pki
 from fedpact_server.api import create_api
@@ -43,7 +44,7 @@ def serve(path: Path, *, host: str, port: int | None, health_port: int | None, r
     """
     home = OperatorHome.open(path)
     database = home.database()
-    with _only_one(home.path):
+    with private_files(), _only_one(home.path):
         if pki.ensure(home.tls, hosts=home.settings.hosts, now=utc_now()):
             log.info("certificate renewed", hosts=home.settings.hosts)
         api = create_api(home, database, routers=[api_closing.router])

@@ -21,9 +21,9 @@ from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Data, ValidationSlice
 from fedpact_contract.errors import FaultError, InputError
+from fedpact_contract.files import replace_file
 from fedpact_models.features import Examples, encode, validation_root
 from fedpact_server import db
-from fedpact_server.home import write_durable
 
 SALT_BYTES = 32
 _FILE = "rows.npz"
@@ -80,7 +80,7 @@ def save(home: Path, validation: ValidationSet) -> Path:
         salts=salts,
         slices=np.frombuffer(givers.encode(), np.uint8),
     )
-    write_durable(folder / _FILE, buffer.getvalue())
+    replace_file(folder / _FILE, buffer.getvalue())
     return folder
 
 

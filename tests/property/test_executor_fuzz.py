@@ -26,10 +26,11 @@ from fedpact_client.answer import Desk, Trained
 from fedpact_client.children import EXECUTOR_KINDS, ExecutorChild
 from fedpact_client.frames import MAGIC, PREFIX, FrameError, Pipe
 from fedpact_client.guard import Guard
-from fedpact_client.home import AgentHome, init, replace_file
+from fedpact_client.home import AgentHome, init
 from fedpact_client.store import EgressKind, Store
 from fedpact_contract.arrays import update_digest
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
+from fedpact_contract.files import replace_file
 from fedpact_contract.keys import generate_key
 from fedpact_contract.log import Checkpoint, Countersignature
 from fedpact_contract.messages import Order, Refusal, Reply, Update

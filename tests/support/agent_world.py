@@ -21,9 +21,10 @@ from tests.support.operator_world import TEMPLATE, Operator, enterprise, operato
 from fedpact_client import cards
 from fedpact_client.api import OperatorClient, egress_of
 from fedpact_client.enrol import Enrolled, enrol
-from fedpact_client.home import AgentHome, init, replace_file
+from fedpact_client.home import AgentHome, init
 from fedpact_client.store import Store
 from fedpact_contract.contract import Contract
+from fedpact_contract.files import replace_file
 from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.privacy import solve_noise_multiplier
 from fedpact_contract.request import instant, utc_now

@@ -1,6 +1,7 @@
 """The command `fedpact-agent`: exit codes, JSON, questions, no tracebacks, and a help that answers at once."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from tests.support.agent_world import ENTITY, PASSPHRASE, Lab, lab
 
 from fedpact_client import cli, guard, trial, views
 from fedpact_client.cli import app, main
-from fedpact_client.home import replace_file
 from fedpact_contract.errors import FaultError
+from fedpact_contract.files import replace_file
 
 HEAVY = {
     "torch",
@@ -118,7 +119,7 @@ def test_every_command_explains_itself(call: Call, command: tuple[str, ...]) -> 
     result = call(*command, "--help")
     assert result.code == 0
     assert "--home" in result.out
-    assert command == ("start",) or "--json" in result.out
+    assert "--json" in result.out
 
 
 def test_help_loads_nothing_heavy_and_answers_at_once() -> None:
@@ -192,7 +193,7 @@ def test_a_typed_passphrase_is_asked_for_twice(call: Call, tmp_path: Path, monke
 
 def test_without_a_home_every_command_says_so(call: Call, tmp_path: Path) -> None:
     for command in (("status",), ("head",), ("budget",), ("egress",), ("start",), ("sign", "abcd")):
-        result = call(*command, "--home", tmp_path / "none", *(() if command == ("start",) else ("--json",)))
+        result = call(*command, "--home", tmp_path / "none", "--json")
         assert result.code == 2
         assert "HOME_MISSING" in result.out + result.err
 
@@ -441,9 +442,30 @@ def test_start_ends_with_the_guards_exit_code(
     call: Call, world: Lab, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     homes: list[Path] = []
-    monkeypatch.setattr(guard, "run", lambda home: homes.append(home) or code)
+    monkeypatch.setattr(guard, "run", lambda home, _ready: homes.append(home) or code)
     assert call("start").code == code
     assert homes == [world.home.path]
+
+
+def test_start_says_once_that_it_is_connected(call: Call, world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(home: Path, ready: Callable[[str, str], None]) -> int:
+        guard.log.warning("something of the log")
+        ready("https://fl.example.cn:8443", "ab" * 32)
+        return 0
+
+    monkeypatch.setattr(guard, "run", run)
+    shown = call("start")
+    assert shown.out.splitlines() == [
+        f"Connected to https://fl.example.cn:8443 and serving; participant {'ab' * 32}. Ctrl-C ends it."
+    ]
+    assert json.loads(shown.err)["event"] == "something of the log", "the log is no result"
+    value = call("start", "--json").json
+    assert value == {
+        "ready": True,
+        "url": "https://fl.example.cn:8443",
+        "participant": "ab" * 32,
+        "process": os.getpid(),
+    }
 
 
 def test_a_fault_in_the_configuration_names_its_line(call: Call, world: Lab) -> None:
@@ -461,10 +483,3 @@ def test_an_unexpected_error_shows_no_traceback(call: Call, world: Lab, monkeypa
     assert (result.code, result.error) == (1, "INTERNAL")
     assert "Traceback" not in result.out + result.err
     Path(result.json["error"]["file"]).unlink()
-
-
-def test_a_hostile_title_cannot_move_the_terminal(call: Call, ready: Lab) -> None:
-    ready.declare()
-    offered = ready.offer('title = "Heart disease"', 'title = "Heart \u202e disease"')
-    for command in (("contract", "show", offered.id), ("contract", "list")):
-        assert "\u202e" not in call(*command).out

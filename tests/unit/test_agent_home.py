@@ -2,16 +2,21 @@
 
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedpact_client import home as homes
-from fedpact_client.home import AgentHome, init, read_passphrase_file, replace_file
+from fedpact_client.home import AgentHome, init
 from fedpact_contract.errors import InputError
+from fedpact_contract.files import replace_file
 from fedpact_contract.keys import fingerprint, generate_key, public_hex, save_key
+from fedpact_contract.output import first_line
 
 PASSPHRASE = b"correct horse"
 
@@ -231,28 +236,65 @@ def test_a_replaced_file_is_whole_and_private(home: AgentHome) -> None:
 def test_the_first_line_of_a_passphrase_file_counts(tmp_path: Path) -> None:
     path = tmp_path / "pass"
     replace_file(path, b"correct horse\r\nnot this\n")
-    assert read_passphrase_file(path) == b"correct horse"
+    assert first_line(path, "passphrase") == b"correct horse"
 
 
 @pytest.mark.parametrize(
     ("content", "mode", "code"),
-    [(b"", 0o600, "PASSPHRASE_FILE"), (b"\nx", 0o600, "PASSPHRASE_FILE"), (b"good one", 0o644, "PASSPHRASE_FILE_MODE")],
+    [(b"", 0o600, "SECRET_FILE"), (b"\nx", 0o600, "SECRET_FILE"), (b"good one", 0o644, "SECRET_FILE_MODE")],
 )
 def test_bad_passphrase_files(tmp_path: Path, content: bytes, mode: int, code: str) -> None:
     path = tmp_path / "pass"
     path.write_bytes(content)
     path.chmod(mode)
     with pytest.raises(InputError) as caught:
-        read_passphrase_file(path)
+        first_line(path, "passphrase")
     assert caught.value.code == code
 
 
 def test_a_missing_passphrase_file_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="PASSPHRASE_FILE"):
-        read_passphrase_file(tmp_path / "none")
+    with pytest.raises(InputError, match="SECRET_FILE"):
+        first_line(tmp_path / "none", "passphrase")
 
 
 def test_a_key_of_another_kind_is_no_run_key(home: AgentHome) -> None:
     save_key(home.run_key_path("ab" * 32), generate_key(), b"under a passphrase")
     with pytest.raises(InputError, match="KEY_PASSPHRASE"):
         home.run_key("ab" * 32)
+
+
+def test_of_two_inits_at_once_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find the place free; the second must not touch what the first has put there."""
+    both, fill = threading.Barrier(2), homes._fill
+
+    def meet(*arguments: Any) -> None:
+        fill(*arguments)
+        both.wait(10)
+
+    monkeypatch.setattr(homes, "_fill", meet)
+
+    def one(_number: int) -> AgentHome | str:
+        try:
+            return make(tmp_path / "agent")
+        except InputError as err:
+            return err.code
+
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(one, range(2)))
+    (won,) = [each for each in made if isinstance(each, AgentHome)]
+    assert [each for each in made if each != won] == ["HOME_EXISTS"]
+    won.check().load_contract_key(PASSPHRASE)
+    assert [p.name for p in tmp_path.iterdir()] == ["agent"], "nothing half-made is left"
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = homes._fill
+
+    def late(*arguments: Any) -> None:
+        fill(*arguments)
+        (tmp_path / "agent").write_text("mine")
+
+    monkeypatch.setattr(homes, "_fill", late)
+    with pytest.raises(InputError, match="HOME_EXISTS"):
+        make(tmp_path / "agent")
+    assert (tmp_path / "agent").read_text() == "mine"

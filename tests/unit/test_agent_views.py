@@ -12,12 +12,13 @@ import pytest
 from tests.support.evidence_factory import Made, contract_values, key, make_evidence
 
 from fedpact_client import views
-from fedpact_client.home import AgentHome, init, replace_file
+from fedpact_client.home import AgentHome, init
 from fedpact_client.store import EgressKind, Ready, SeenHead, Store
 from fedpact_contract.arrays import update_digest
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract, Delegation, SignedContract
 from fedpact_contract.errors import FaultError, InputError, ServiceError
+from fedpact_contract.files import replace_file
 from fedpact_contract.keys import public_hex, save_key
 from fedpact_contract.ledger import Terms
 from fedpact_contract.log import Checkpoint, UpdateDecided
@@ -74,7 +75,8 @@ class World:
         """Keep the heads and results that orders would have brought."""
         for envelope in made.checkpoints:
             head = Checkpoint.from_bytes(envelope.body)
-            self.store.add_head(CONTRACT.id, head.size, head.root, envelope.to_bytes())
+            seen = SeenHead(size=head.size, root=head.root, checkpoint=envelope.to_bytes())
+            self.store.add_heads(CONTRACT.id, [seen])
         for entry in made.entries:
             if entry.type == UpdateDecided.TYPE and entry.body["participant"] == self.me:
                 self.store.add_result(CONTRACT.id, entry.body["round"], entry.to_bytes())

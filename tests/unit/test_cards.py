@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.support.agent_world import DATA_SET, PASSPHRASE, ROWS, Lab, lab
 
 from fedpact_client import cards, released
-from fedpact_client.home import replace_file
 from fedpact_client.store import EgressKind
 from fedpact_contract.errors import FaultError, InputError, RefusedError, ServiceError
+from fedpact_contract.files import replace_file
 from fedpact_contract.messages import DataSetCard
 from fedpact_contract.privacy import filter_alpha, filter_limit
 from fedpact_contract.record import open_signed, read_envelope

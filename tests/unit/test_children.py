@@ -25,11 +25,23 @@ from fedpact_client.children import (
     selection_key,
 )
 from fedpact_client.frames import FrameError
-from fedpact_client.home import AgentHome, init, replace_file
+from fedpact_client.home import AgentHome, init
+from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import spawn
 from fedpact_contract.errors import FailedError, InputError
+from fedpact_contract.files import replace_file
 from fedpact_contract.keys import public_hex
 
+ISOLATION = {
+    "no_new_privs": True,
+    "user_and_network_namespace": True,
+    "ipc_namespace": True,
+    "network_kept": False,
+    "landlock_abi": 6,
+    "tcp_denied": True,
+    "sockets_denied": True,
+    "missing": [],
+}
 BASE = bytes(8 * 6)
 UPDATE = b"\x01\x02\x03\x04" * 6
 GOOD = {"noise": "csprng", "rows_fingerprint": "a" * 64, "num_examples": 40}
@@ -54,7 +66,7 @@ def ready(pipe) -> dict[str, Any]:
     """Take the setup, say that it is ready; the setup."""
     frame = pipe.receive(5.0)
     assert frame.kind == "setup"
-    pipe.send("ready", {"isolation": {"network": True}})
+    pipe.send("ready", {"isolation": ISOLATION})
     return dict(frame.header)
 
 
@@ -130,7 +142,7 @@ class TestTrainer:
         assert order.header["contract"] == signed.to_bytes().decode()
         assert order.header["source"] == {"path": "rows.csv", "kind": "csv"} | order.header["source"]
         assert order.header["selection_key"] == (b"k" * 32).hex()
-        assert trainer.isolation == {"network": True}
+        assert trainer.isolation == Isolation.parse(ISOLATION, code="X")
 
     def test_it_stays_warm(self, trainers: Trainers, signed) -> None:
         trainer = trainers.make(answering(("update", GOOD, UPDATE), ("update", GOOD, UPDATE)))
@@ -173,7 +185,7 @@ class TestTrainer:
             ("failed", {"code": "DATA_AGE 47 IN ROW 12"}),
             ("failed", {"code": "DATA_" + "A" * 61}),
             ("failed", {"code": "DATA_A\n"}),
-            ("ready", {"isolation": {}}),
+            ("ready", {"isolation": ISOLATION}),
             ("checked", {"num_rows": 4}),
         ],
     )
@@ -223,6 +235,95 @@ class TestTrainer:
 
         lost(trainers.make(behave), signed, "TRAINER_ANSWER")
 
+    def test_one_that_hangs_is_ended_and_the_next_one_starts(self, trainers: Trainers, signed, monkeypatch) -> None:
+        """Time is no crash: no other attempt at this round."""
+        monkeypatch.setattr(children, "TRAIN_SECONDS", 0.3)
+        monkeypatch.setattr(children, "POLL_SECONDS", 0.05)
+        short = signed.participation.model_copy(update={"deadline_seconds": 0})
+        signed = signed.model_copy(update={"participation": short})
+
+        over = threading.Event()
+
+        def hang(pipe) -> None:
+            ready(pipe)
+            pipe.receive(5.0)
+            over.wait(10.0)
+
+        trainer = trainers.make(hang, answering(("update", GOOD, UPDATE)))
+        begun = time.monotonic()
+        with pytest.raises(TrainingFailedError) as err:
+            trainer.train(signed, 1, 1, BASE)
+        assert err.value.code == "TRAINING_TIME"
+        assert children.FAILURE.fullmatch(err.value.code), "a code that may leave"
+        assert 0.3 <= time.monotonic() - begun < 4
+        assert [child.stopped for child in trainers.spawner.children] == [True, False], "the next one starts at once"
+        assert trainer.train(signed, 2, 1, BASE).update == UPDATE
+        over.set()
+
+    def test_it_has_the_rounds_whole_time(self, trainers: Trainers, signed, monkeypatch) -> None:
+        monkeypatch.setattr(children, "TRAIN_SECONDS", 0.1)
+        monkeypatch.setattr(children, "POLL_SECONDS", 0.05)
+        assert signed.participation.deadline_seconds == 60
+
+        def slow(pipe) -> None:
+            ready(pipe)
+            pipe.receive(5.0)
+            time.sleep(0.5)
+            pipe.send("update", GOOD, UPDATE)
+            pipe.receive(5.0)
+
+        assert trainers.make(slow).train(signed, 1, 1, BASE).update == UPDATE
+
+    def test_a_real_process_that_hangs_is_killed(self, home: AgentHome, signed, monkeypatch) -> None:
+        program = """
+import signal, time
+from fedpact_client.spawn import child_main
+pipe = child_main()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pipe.receive(10)
+pipe.send("ready", {"isolation": ISOLATION})
+pipe.receive(30)
+time.sleep(600)
+""".replace("ISOLATION", repr(ISOLATION))
+        monkeypatch.setattr(children, "spawn", partial(spawn, command=[sys.executable, "-I", "-c", program]))
+        monkeypatch.setattr(children, "TRAIN_SECONDS", 0.2)
+        short = signed.participation.model_copy(update={"deadline_seconds": 0})
+        trainer = TrainerChild(home=home, config=home.config(), key=b"k" * 32)
+        trainer.start()
+        first = trainer._child.process
+        with pytest.raises(TrainingFailedError):
+            trainer.train(signed.model_copy(update={"participation": short}), 1, 1, BASE)
+        assert first.returncode == -signal.SIGKILL
+        assert trainer._child.process.pid != first.pid
+        trainer.stop()
+
+    def test_what_it_got_is_known_before_the_first_order(self, trainers: Trainers) -> None:
+        trainer = trainers.make(answering())
+        trainer.look()
+        assert trainer.isolation is None, "not started"
+        trainer.start()
+        until = time.monotonic() + 5
+        while trainer.isolation is None and time.monotonic() < until:
+            trainer.look()
+        assert trainer.isolation == Isolation.parse(ISOLATION, code="X")
+        trainer.look()
+        assert not trainers.spawner.children[0].stopped
+
+    @pytest.mark.parametrize("header", [{}, {"isolation": {}}, {"isolation": ISOLATION | {"more": 1}}])
+    def test_one_that_does_not_say_what_it_got_is_ended(self, trainers: Trainers, header: dict[str, Any]) -> None:
+        def behave(pipe) -> None:
+            pipe.receive(5.0)
+            pipe.send("ready", header)
+            pipe.receive(5.0)
+
+        trainer = trainers.make(behave)
+        trainer.start()
+        until = time.monotonic() + 5
+        while not trainers.spawner.children[0].stopped and time.monotonic() < until:
+            trainer.look()
+        assert trainers.spawner.children[0].stopped
+        assert trainer.isolation is None
+
     @pytest.mark.parametrize("when", ["training", "starting"])
     def test_a_stop_does_not_wait_for_it(self, trainers: Trainers, signed, when: str, monkeypatch) -> None:
         monkeypatch.setattr(children, "POLL_SECONDS", 0.05)
@@ -268,10 +369,10 @@ class TestTrainer:
 from fedpact_client.spawn import child_main
 pipe = child_main()
 pipe.receive(10)
-pipe.send("ready", {"isolation": {}})
+pipe.send("ready", {"isolation": ISOLATION})
 pipe.receive(30)
 pipe.receive(60)
-"""
+""".replace("ISOLATION", repr(ISOLATION))
         command = [sys.executable, "-I", "-c", program]
         monkeypatch.setattr(children, "spawn", partial(spawn, command=command))
         trainer = TrainerChild(home=home, config=home.config(), key=b"k" * 32)
@@ -337,6 +438,33 @@ class TestExecutor:
         executor.send("drop", {})
         spawner.children[0].join()
         assert got[0].kind == "drop"
+
+    def test_what_it_says_of_itself_is_noted(self, executors) -> None:
+        def behave(pipe) -> None:
+            pipe.receive(5.0)
+            pipe.send("ready", {"isolation": ISOLATION | {"network_kept": True}})
+            pipe.send("connected", {})
+            pipe.send("order", {})
+            pipe.receive(5.0)
+
+        executor, _ = executors(behave, lambda pipe: pipe.receive(5.0) and pipe.receive(5.0))
+        executor.start()
+        assert (executor.isolation, executor.connected) == (None, False)
+        assert executor.receive(5.0) is None
+        assert executor.isolation.network_kept
+        assert executor.receive(5.0) is None
+        assert executor.connected
+        assert executor.receive(5.0).kind == "order"
+        executor.start()
+        assert (executor.isolation, executor.connected) == (None, False), "the next one has not said it yet"
+
+    @pytest.mark.parametrize("header", [{}, {"isolation": None}, {"isolation": {"missing": ["x"]}}])
+    def test_an_isolation_that_is_none_breaks_the_rules(self, executors, header: dict[str, Any]) -> None:
+        executor, _ = executors(lambda pipe: pipe.receive(5.0) and pipe.send("ready", header))
+        executor.start()
+        with pytest.raises(FrameError) as err:
+            executor.receive(5.0)
+        assert err.value.code == "FRAME_HEADER"
 
     def test_nothing_within_the_time_is_nothing(self, executors) -> None:
         executor, _ = executors(lambda pipe: pipe.receive(5.0) and pipe.receive(5.0))

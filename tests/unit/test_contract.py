@@ -96,7 +96,10 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value", "code"), BROKEN, ids=[f"{p}={v}"[:60] for p, v, _ in BROKEN])
+BROKEN_IDS = [f"{p}={'(nothing)' if v is DROP else v}"[:60] for p, v, _ in BROKEN]
+
+
+@pytest.mark.parametrize(("path", "value", "code"), BROKEN, ids=BROKEN_IDS)
 def test_a_broken_rule_is_named(values, path, value, code) -> None:
     with pytest.raises(InputError) as err:
         Contract.parse(changed(values, path, value), file="heart.toml")

@@ -11,9 +11,10 @@ from tests.support.agent_world import ENTITY, PASSPHRASE, Lab, lab
 
 from fedpact_client.api import egress_of
 from fedpact_client.enrol import NODE_CONTEXT, Enrolled, enrol, pinned, read_invitation
-from fedpact_client.home import OperatorData, replace_file
+from fedpact_client.home import OperatorData
 from fedpact_client.store import EgressKind
 from fedpact_contract.errors import FaultError, InputError, RefusedError, ServiceError
+from fedpact_contract.files import replace_file
 from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.request import utc_now
 from fedpact_contract.trust import Trust

@@ -1,9 +1,11 @@
 """The executor's loop between guard and Flower, with both of them doubled; and its exit codes."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import pytest
 from fedpact_client import executor
 from fedpact_client.executor import KINDS, ProtocolError, handle, work
 from fedpact_client.frames import FrameError, Pipe
+from fedpact_client.home import init
+from fedpact_client.sandbox import Isolation, landlock_abi
 from fedpact_client.spawn import spawn
 from fedpact_contract.errors import InputError
 
@@ -32,6 +36,7 @@ class FakeTask:
 
 class FakeOrders:
     poll_seconds = 0.001
+    connected = False
 
     def __init__(self, *tasks):
         self.tasks = list(tasks)
@@ -103,6 +108,21 @@ class TestWork:
         assert guard.receive(PATIENCE).header["order"] == "2"
         assert tasks[0].answered == ["E_NO_REPLY"]
         assert tasks[1].answered == []
+
+    def test_that_it_is_connected_is_told_once(self, ends):
+        guard, ours = ends
+        orders = FakeOrders()
+        result = in_background(work, ours, orders)
+        with pytest.raises(FrameError) as caught:
+            guard.receive(0.1)
+        assert caught.value.code == "FRAME_TIMEOUT"
+        orders.connected = True
+        assert guard.receive(PATIENCE).kind == "connected"
+        with pytest.raises(FrameError) as caught:
+            guard.receive(0.1)
+        assert caught.value.code == "FRAME_TIMEOUT"
+        guard.close()
+        result()
 
     def test_it_ends_when_the_guard_goes_while_idle(self, ends):
         guard, ours = ends
@@ -283,6 +303,56 @@ class TestProcess:
         assert code == executor.EXIT_SETUP
         assert "EXECUTOR_SETUP" in log
 
+    @pytest.mark.skipif(landlock_abi() < 1, reason="this kernel has no Landlock")
+    def test_flower_sees_no_key_ledger_or_row(self, tmp_path):
+        """The executor itself, with a stand-in in Flower's place that tries what Flower should not."""
+        home = init(tmp_path / "agent", name="N", entity_code="9" * 18, sector="x", passphrase=b"correct horse")
+        rows = tmp_path / "rows.csv"
+        rows.write_text("age\n1\n")
+        (home.path / "keys" / "run" / "a.key").write_text("secret")
+        home.ca_path.write_text("ca")
+        program = f"""
+            import json, sys, threading, time, types
+            from pathlib import Path
+            from fedpact_client import executor
+            def tried(f):
+                try:
+                    f()
+                except PermissionError:
+                    return "refused"
+                return "done"
+            home = Path({str(home.path)!r})
+            class SuperNode:
+                poll_seconds, connected = 0.05, True
+                def __init__(self, *, superlink, ca, node_key, patched_poll):
+                    found = {{name: tried((home / name).read_bytes) for name in
+                        ("keys/node.key", "keys/contract.key", "keys/run/a.key", "agent.db", "agent.toml")}}
+                    found["rows"] = tried(Path({str(rows)!r}).read_bytes)
+                    found["log"] = tried(lambda: (home / "logs" / "executor.log").write_text(""))
+                    found |= {{"key": node_key.decode(), "ca": ca.decode(), "threads": threading.active_count()}}
+                    (home / "flower" / "found").write_text(json.dumps(found))
+                def start_runtime(self):
+                    pass
+                def run(self):
+                    time.sleep(60)
+                def take(self):
+                    return None
+            sys.modules["fedpact_client.supernode"] = types.SimpleNamespace(SuperNode=SuperNode)
+            executor.main()
+        """
+        command = [sys.executable, "-I", "-c", textwrap.dedent(program)]
+        with spawn("none", log=home.logs / "executor.log", command=command) as child:
+            paths = {"ca": str(home.ca_path), "node_key": str(home.node_key_path), "home": str(home.path / "flower")}
+            child.pipe.send("setup", SETUP | paths)
+            ready = child.pipe.receive(PATIENCE)
+            assert (ready.kind, child.pipe.receive(PATIENCE).kind) == ("ready", "connected")
+        isolation = Isolation.parse(ready.header["isolation"], code="X")
+        assert (isolation.landlock_abi, isolation.network_kept) == (landlock_abi(), True)
+        found = json.loads((home.path / "flower" / "found").read_text())
+        assert (found.pop("key"), found.pop("ca")) == (home.node_key_path.read_text(), "ca"), "handed over, not read"
+        assert found.pop("threads") == 1, "what started earlier would be outside the fence"
+        assert set(found.values()) == {"refused"}, found
+
     def test_files_that_are_missing(self, child, tmp_path):
         child.pipe.send("setup", SETUP | {"home": str(tmp_path / "flower")})
         code, log = self.end(child, tmp_path)
@@ -304,11 +374,22 @@ class TestProcess:
         assert done.stdout.strip() == "[]"
 
 
+def test_it_ends_where_the_name_servers_changed(monkeypatch):
+    answers, left = [False, False, True], []
+    monkeypatch.setattr(executor, "NAMES_SECONDS", 0.01)
+    monkeypatch.setattr(executor, "names_are_lost", lambda: answers.pop(0))
+    monkeypatch.setattr(executor, "_leave", left.append)
+    leaving = []
+    executor._watch_names(leaving)
+    assert leaving == left == [executor.EXIT_UNAVAILABLE]
+
+
 def test_the_environment_for_flower(monkeypatch, tmp_path):
     monkeypatch.setenv("FLWR_LOG_LEVEL", "DEBUG")
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
     monkeypatch.setenv("FLWR_HOME", "/elsewhere")
     monkeypatch.setenv("FLWR_DISABLE_UPDATE_CHECK", "0")
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
     executor._set_environment(Path(tmp_path / "home"))
     found = {name: value for name, value in os.environ.items() if name.startswith("FLWR_")}
     assert found == {
@@ -316,3 +397,4 @@ def test_the_environment_for_flower(monkeypatch, tmp_path):
         "FLWR_HOME": str(tmp_path / "home"),
         "FLWR_TELEMETRY_ENABLED": "0",
     }
+    assert os.environ["TMPDIR"] == str(tmp_path / "home")

@@ -2,31 +2,40 @@
 
 import dataclasses
 import os
+import re
 import signal
+import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.agent_world import DATA_SET, ENTITY, PASSPHRASE, Lab, lab
+from tests.support.agent_world import DATA_SET, ENTITY, NOW, PASSPHRASE, Lab, lab
 from tests.support.closed_run import ClosedRun, closed_run
 from tests.support.fake_child import Spawner
 from tests.support.federation import BUNDLE, Agent
 from tests.support.open_round import OpenRound, open_round, read
 
-from fedpact_client import children, guard
-from fedpact_client.children import CancelledError
+from fedpact_client import children, guard, views
+from fedpact_client.answer import TrainingFailedError
+from fedpact_client.children import CancelledError, TrainerChild
+from fedpact_client.facts import ROUNDS, Facts
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.guard import Guard
-from fedpact_client.home import AgentHome, init, replace_file
+from fedpact_client.home import AgentHome, init
 from fedpact_client.review import review
+from fedpact_client.sandbox import Isolation, landlock_abi
 from fedpact_client.signing import commit, fetch_offer
 from fedpact_client.store import EgressKind, HomeLock, Store
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.errors import FailedError, InputError, ServiceError
-from fedpact_contract.messages import Reply
+from fedpact_contract.files import replace_file
+from fedpact_contract.messages import Refusal, Reply
 from fedpact_contract.record import sign
 from fedpact_contract.request import utc_now
 
@@ -56,6 +65,7 @@ class FakeExecutor:
         self.guard, self.frames = guard, list(frames)
         self.sent: list[tuple[str, dict[str, Any], bytes]] = []
         self.alive = True
+        self.connected, self.isolation = False, None
         self.exit_code: int | None = None
         self.starts = self.stops = 0
         self.before_send: Callable[[], None] = lambda: None
@@ -208,7 +218,7 @@ class TestOrders:
     def test_a_malformed_header_closes_the_pipe_and_the_executor_starts_again(
         self, world: World, monkeypatch: pytest.MonkeyPatch, header: dict[str, Any]
     ) -> None:
-        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.0)
+        monkeypatch.setattr(guard, "restart_seconds", lambda *_: 0.0)
         executor = world.play(Frame(kind="order", header=header, array=b""), order_frame(*world.order))
         assert executor.starts == 1
         assert executor.kinds == ["reply"], "the bad one was not answered"
@@ -216,7 +226,7 @@ class TestOrders:
     def test_a_broken_pipe_while_answering_is_survived_and_the_answer_is_kept(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.0)
+        monkeypatch.setattr(guard, "restart_seconds", lambda *_: 0.0)
         executor = FakeExecutor(world.guard, order_frame(*world.order), order_frame(*world.order))
         broken = [True]
 
@@ -261,6 +271,20 @@ class TestOrders:
 
         assert Update.from_bytes(Reply.from_bytes(sent[1]["reply"].encode()).update.body).attempt == 2
 
+    def test_a_trainer_that_hangs_is_refused_and_stays_charged(self, world: World) -> None:
+        def hang(*_arguments: Any) -> None:
+            raise TrainingFailedError("TRAINING_TIME", "Training had not ended after 300 seconds.")
+
+        mine = dataclasses.replace(world.agent.desk, train=hang)
+        world.guard.desks[mine.contract_id] = mine
+        charged = world.store.budget(mine.data_set).charged
+        (first, again) = world.play(order_frame(*world.order), order_frame(*world.order)).sent
+        refusal = Refusal.from_bytes(Reply.from_bytes(first[1]["reply"].encode()).refusal.body)
+        assert (refusal.code, refusal.attempts) == ("TRAINING_TIME", 1)
+        assert first == again, "the same bytes; no second attempt"
+        assert world.states() == ["reserved", "failed"]
+        assert world.store.budget(mine.data_set).charged > charged
+
     def test_a_contract_that_was_withdrawn_answers_no_order(self, world: World) -> None:
         world.store.set_state(world.agent.desk.contract_id, "withdrawn")
         executor = world.play(order_frame(*world.order))
@@ -293,7 +317,7 @@ class TestOrders:
 
 class TestExecutor:
     def test_one_that_dies_starts_again_after_a_pause(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.6)
+        monkeypatch.setattr(guard, "restart_seconds", lambda *_: 0.6)
         executor = FakeExecutor(world.guard, order_frame(*world.order))
         executor.alive = False
         started: list[float] = []
@@ -311,7 +335,7 @@ class TestExecutor:
         assert (executor.starts, executor.stops, executor.kinds) == (1, 1, ["reply"])
 
     def test_one_that_cannot_be_started_is_tried_again(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.0)
+        monkeypatch.setattr(guard, "restart_seconds", lambda *_: 0.0)
         executor = FakeExecutor(world.guard, order_frame(*world.order))
         executor.alive = False
         failures = [FrameError("FRAME_PEER_GONE", "gone"), FailedError("SPAWN_FAILED", "no process")]
@@ -328,7 +352,7 @@ class TestExecutor:
         assert executor.kinds == ["reply"]
 
     def test_contracts_are_looked_after_while_it_is_away(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 1.5)
+        monkeypatch.setattr(guard, "restart_seconds", lambda *_: 1.5)
         executor = FakeExecutor(world.guard)
         executor.alive = False
         world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
@@ -339,7 +363,7 @@ class TestExecutor:
     def test_a_malformed_frame_from_a_real_pipe(
         self, world: World, monkeypatch: pytest.MonkeyPatch, raw: bytes
     ) -> None:
-        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.0)
+        monkeypatch.setattr(guard, "restart_seconds", lambda *_: 0.0)
         got: list[Any] = []
 
         def malformed(pipe) -> None:
@@ -361,6 +385,150 @@ class TestExecutor:
         world.guard.executor.stop()
         assert spawner.children[0].stopped
         assert [frame.kind for frame in got] == ["reply"]
+
+    @pytest.mark.parametrize(
+        ("code", "waits"),
+        [
+            (69, [2, 2, 2]),
+            (77, [2, 2, 2]),
+            (75, [2, 4, 8, 16, 30, 30]),
+            (0, [5, 5]),
+            (70, [5]),
+            (76, [5]),
+            (78, [5]),
+            (-9, [5]),
+            (None, [5]),
+        ],
+    )
+    def test_how_long_it_waits_follows_from_how_the_executor_ended(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, code: int | None, waits: list[int]
+    ) -> None:
+        now = [100.0]
+        monkeypatch.setattr(guard.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(guard.time, "sleep", lambda _seconds: None)
+        executor = FakeExecutor(world.guard)
+        executor.stop = lambda: setattr(executor, "exit_code", code)  # type: ignore[method-assign]  # ends so
+        world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        for number, seconds in enumerate(waits):
+            world.guard._restart_executor()
+            now[0] += seconds - 0.1
+            world.guard._restart_executor()
+            assert executor.starts == number
+            now[0] += 0.1
+            world.guard._restart_executor()
+            assert executor.starts == number + 1
+
+    def test_once_let_in_it_counts_from_the_start_again(self, world: World) -> None:
+        executor = FakeExecutor(world.guard)
+        world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        world.guard.refused = 4
+        world.guard._publish()
+        assert world.guard.refused == 4
+        executor.connected = True
+        world.guard._publish()
+        assert world.guard.refused == 0
+
+
+ISOLATION = Isolation(
+    no_new_privs=True,
+    user_and_network_namespace=True,
+    ipc_namespace=True,
+    network_kept=False,
+    landlock_abi=6,
+    tcp_denied=True,
+    sockets_denied=True,
+    missing=(),
+)
+
+
+class TestFacts:
+    """What the guard tells of itself: to who started it, and in state.json."""
+
+    def test_ready_is_told_once_when_the_operator_let_it_in(self, world: World) -> None:
+        told: list[tuple[str, str, bool]] = []
+
+        def ready(url: str, participant: str) -> None:
+            told.append((url, participant, bool(Facts.read(world.guard.home).connected)))
+
+        world.guard.ready, world.guard.now = ready, lambda: NOW
+        executor = world.play(order_frame(*world.order))
+        assert told == []
+        executor.connected = True
+        world.guard._publish()
+        assert told == [("https://fl.example.cn:8443", world.guard.home.participant_id, True)], "status agrees by then"
+        executor.alive = False
+        world.guard._publish()
+        assert Facts.read(world.guard.home).connected is None
+        executor.alive = True
+        world.guard._publish()
+        assert (len(told), Facts.read(world.guard.home).connected) == (1, "2026-11-24T12:00:00Z")
+
+    def test_isolation_is_kept(self, world: World) -> None:
+        executor = world.play()
+        facts = Facts.read(world.guard.home)
+        assert (facts.process, facts.trainer, facts.executor) == (os.getpid(), None, None)
+        executor.isolation = ISOLATION.model_copy(update={"network_kept": True})
+        world.guard.trainer.isolation = ISOLATION.model_copy(update={"missing": ("a wall",)})
+        world.guard._publish()
+        facts = Facts.read(world.guard.home)
+        assert facts.executor.sentence == "isolated, but for the network that it needs"
+        assert facts.trainer.sentence == "not isolated: a wall"
+
+    def test_the_guards_own_time_is_told_apart_from_training(self, world: World, monkeypatch) -> None:
+        train = world.agent.desk.train
+
+        def slow(*arguments: Any) -> Any:
+            time.sleep(0.5)
+            return train(*arguments)
+
+        monkeypatch.setattr(TrainerChild, "train", lambda _self, *arguments: slow(*arguments))
+        mine = dataclasses.replace(world.agent.desk, train=world.guard._train)
+        world.guard.desks[mine.contract_id] = mine
+        world.play(order_frame(*world.order), order_frame(*world.order))
+        first, again = Facts.read(world.guard.home).rounds
+        assert (first.contract, first.round) == (mine.contract_id, 2)
+        assert first.training_ms >= 500
+        assert 0 < first.guard_ms < 500
+        assert (again.round, again.training_ms) == (2, 0), "from the outbox"
+
+    def test_the_last_rounds_alone_are_kept(self, world: World) -> None:
+        for number in range(1, ROUNDS + 6):
+            world.guard._time("c" * 64, number, 0.0123)
+        world.guard._publish()
+        rounds = Facts.read(world.guard.home).rounds
+        assert [each.round for each in rounds] == list(range(6, ROUNDS + 6))
+        assert rounds[0].guard_ms == Decimal("12.3")
+
+    def test_a_disk_that_does_not_take_it_ends_nothing(self, world: World, monkeypatch) -> None:
+        def full(*_arguments: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Facts, "write", full)
+        assert world.play(order_frame(*world.order)).kinds == ["reply"]
+
+    def test_status_shows_it_while_it_runs(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+        from fedpact_client.text import show_status
+
+        executor = FakeExecutor(world.guard)
+        executor.connected, executor.isolation = True, ISOLATION.model_copy(update={"network_kept": True})
+        world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        world.guard.trainer.isolation = ISOLATION.model_copy(update={"missing": ("a\x1b wall",)})
+        world.guard._time(world.agent.desk.contract_id, 2, 0.001)
+        world.guard._publish()
+        with HomeLock(world.guard.home.path):
+            values = views.status(world.guard.home, world.store, "approved")
+        assert values["connected"] is not None
+        assert values["isolation"]["trainer"]["landlock_abi"] == 6
+        assert values["isolation"]["trainer"]["sentence"] == "not isolated: a  wall"
+        assert values["round_times"] == [
+            {"contract": world.agent.desk.contract_id, "round": 2, "guard_ms": "1", "training_ms": "0"}
+        ]
+        show_status(values)
+        shown = capsys.readouterr().out
+        assert "executor     isolated, but for the network that it needs" in shown
+        assert "trainer      not isolated: a  wall" in shown
+        values = views.status(world.guard.home, world.store, "approved")
+        assert (values["connected"], values["isolation"]["trainer"], values["round_times"]) == (None, None, [])
 
 
 class TestLook:
@@ -532,7 +700,7 @@ class TestProcess:
             assert [child.stopped for child in spawner.children] == [True, True]
 
     def test_children_that_end_at_once_are_survived(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(guard, "EXECUTOR_RESTART_SECONDS", 0.05)
+        monkeypatch.setattr(guard, "restart_seconds", lambda *_: 0.05)
         with lab(tmp_path) as at:
             at.enrol()
             spawner = Spawner(lambda _pipe: None)
@@ -547,6 +715,40 @@ class TestProcess:
             assert made.run() == 0
             assert len(spawner.children) > 4
 
+    def test_everything_in_a_home_is_its_owners_alone(self, tmp_path: Path) -> None:
+        """The real agent with its children, started from a shell whose umask hides nothing."""
+        with lab(tmp_path) as at:
+            at.enrol()
+            home = at.home
+        before = os.umask(0)
+        try:
+            program = "from fedpact_client.cli import main; main()"
+            line = [sys.executable, "-c", program, "start", "--home", str(home.path)]
+            process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        finally:
+            os.umask(before)
+        try:
+            until = time.monotonic() + 60
+            facts = None
+            while time.monotonic() < until and process.poll() is None:
+                facts = Facts.read(home)
+                if facts and facts.trainer and facts.executor:
+                    break
+                time.sleep(0.2)
+            assert facts is not None
+            assert facts.process == process.pid
+            assert facts.trainer.landlock_abi == facts.executor.landlock_abi == landlock_abi()
+            umasks = [_umask(pid) for pid in (process.pid, *_children_of(process.pid))]
+            assert umasks == ["0077"] * 3
+        finally:
+            process.terminate()
+            out = process.communicate(timeout=30)[0]
+        assert (process.returncode, out) == (0, b""), "it was never let in"
+        found = {path: stat.S_IMODE(path.stat().st_mode) for path in (home.path, *home.path.rglob("*"))}
+        assert {"agent.db", "state.json", "guard.lock"} <= {path.name for path in found}
+        assert {"trainer.log", "executor.log"} <= {path.name for path in found}
+        assert {p for p, mode in found.items() if mode != (0o700 if p.is_dir() else 0o600)} == set()
+
     def test_one_guard_a_home(self, tmp_path: Path) -> None:
         with lab(tmp_path) as at, HomeLock(at.home.path), pytest.raises(InputError) as err:
             guard.run(at.home.path)
@@ -558,6 +760,14 @@ class TestProcess:
             with pytest.raises(InputError) as err:
                 guard.run(at.home.path)
         assert err.value.code == "NOT_ENROLLED"
+
+
+def _children_of(pid: int) -> list[int]:
+    return [int(n) for path in Path(f"/proc/{pid}/task").glob("*/children") for n in path.read_text().split()]
+
+
+def _umask(pid: int) -> str:
+    return re.findall(r"Umask:\t(\d+)", Path(f"/proc/{pid}/status").read_text())[0]
 
 
 class _Eager:

@@ -7,8 +7,9 @@ import pytest
 from tests.support.operator_world import NOW, OPERATOR_CODE, PASSPHRASE
 
 from fedpact_contract.errors import FailedError, FedpactError, InputError, ServiceError
+from fedpact_contract.files import replace_file
 from fedpact_contract.keys import fingerprint, public_hex
-from fedpact_server.home import OperatorHome, init, write_durable
+from fedpact_server.home import OperatorHome, init
 
 GIVEN: dict[str, Any] = {
     "name": 'City "Data" 数据',
@@ -139,8 +140,8 @@ def test_a_run_key_is_made_once(tmp_path: Path) -> None:
 
 
 def test_a_durable_write_replaces_and_leaves_no_draft(tmp_path: Path) -> None:
-    write_durable(tmp_path / "a", b"1")
-    write_durable(tmp_path / "a", b"2")
+    replace_file(tmp_path / "a", b"1")
+    replace_file(tmp_path / "a", b"2")
     assert (tmp_path / "a").read_bytes() == b"2"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 

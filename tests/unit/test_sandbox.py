@@ -146,6 +146,122 @@ def test_no_socket_reaches_anything(tmp_path):
         assert got["user_and_network_namespace"] == (found["connect"] != "done")
 
 
+def test_shared_memory_of_others_is_out_of_reach():
+    """System V shared memory knows no files: Landlock and the network namespace do not see it."""
+    before, after, places, got = inside(
+        """
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        key = 0x46500000 + os.getpid()
+        made = libc.shmget(key, 4096, 0o1600)
+        reach = lambda: libc.shmget(key, 0, 0) >= 0
+        name = lambda: os.readlink("/proc/self/ns/ipc")
+        first, (end, ours) = name(), os.pipe()
+        if os.fork() == 0:  # removes it from outside, when this process has ended
+            os.close(ours)
+            os.read(end, 1)
+            libc.shmctl(made, 0, None)
+            os._exit(0)
+        before = reach()
+        got = sandbox.close_in([])
+        print(json.dumps([before, reach(), first != name(), got.plain()]))
+        """
+    )
+    assert before
+    assert after == (not got["ipc_namespace"])
+    assert places == got["ipc_namespace"]
+    assert ("an own IPC namespace" in " ".join(got["missing"])) == (not got["ipc_namespace"])
+    if got["user_and_network_namespace"]:
+        assert got["ipc_namespace"]
+
+
+@LANDLOCK
+def test_a_fenced_process_has_the_network_and_its_own_folder_alone(tmp_path):
+    for name in ("keys/run.key", "agent.db", "rows.csv", "flower/state"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found, got = inside(
+        """
+        base = Path(sys.argv[1])
+        listener = socket.create_server(("127.0.0.1", 0))
+        got = sandbox.fence([base / "flower"])
+        own = base / "flower"
+        found = {
+            "connect": tried(lambda: socket.create_connection(listener.getsockname(), 2).close()),
+            "listen": tried(lambda: socket.create_server(("127.0.0.1", 0)).close()),
+            "own": tried(lambda: (own / "state").read_bytes()),
+            "write own": tried(lambda: (own / "new").write_text("y")),
+            "rename own": tried(lambda: (own / "new").rename(own / "newer")),
+            "names": tried(lambda: sandbox.names_are_lost() and Path("/etc/resolv.conf").read_bytes()),
+            "resolve": tried(lambda: socket.getaddrinfo("localhost", 80)),
+            "library": tried(lambda: Path(os.__file__).read_bytes()),
+            "key": tried((base / "keys" / "run.key").read_bytes),
+            "list keys": tried(lambda: os.listdir(base / "keys")),
+            "ledger": tried((base / "agent.db").read_bytes),
+            "rows": tried((base / "rows.csv").read_bytes),
+            "write ledger": tried(lambda: (base / "agent.db").write_text("y")),
+            "plant": tried(lambda: (base / "new").write_text("y")),
+            "tmp": tried(lambda: Path("/tmp/planted").touch()),
+            "shadow": tried(Path("/etc/shadow").read_bytes),
+            "exec": tried(lambda: subprocess.run(["/bin/true"])),
+            "exec own": tried(lambda: os.execv(own / "state", ["x"])),
+        }
+        print(json.dumps([found, got.plain()]))
+        """,
+        tmp_path,
+    )
+    allowed = {"connect", "listen", "own", "write own", "rename own", "names", "resolve", "library"}
+    assert {name for name, how in found.items() if how == "done"} == allowed, found
+    assert {how for name, how in found.items() if name not in allowed} == {"refused"}
+    isolation = Isolation.parse(got, code="ISOLATION")
+    assert (isolation.landlock_abi, isolation.network_kept, isolation.sockets_denied) == (landlock_abi(), True, False)
+    if landlock_abi() >= 6:
+        assert isolation.sentence == "isolated, but for the network that it needs"
+    assert not Isolation.parse(got | {"missing": ["a wall"]}, code="ISOLATION").isolated
+
+
+def test_a_fence_that_the_kernel_does_not_give_is_not_pretended(tmp_path):
+    (tmp_path / "key").write_text("x")
+    got, read = inside(
+        """
+        sandbox.landlock_abi = lambda: 0
+        got = sandbox.fence([])
+        print(json.dumps([got.plain(), tried(Path(sys.argv[1]).read_bytes)]))
+        """,
+        tmp_path / "key",
+    )
+    isolation = Isolation.parse(got, code="ISOLATION")
+    assert (isolation.isolated, isolation.landlock_abi, read) == (False, 0, "done")
+    assert isolation.sentence.startswith("not isolated: Landlock for files is not to be had here")
+
+
+@LANDLOCK
+def test_a_replaced_file_of_name_servers_is_noticed(tmp_path):
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1")
+    (tmp_path / "new").write_text("nameserver 192.0.2.2")
+    found = inside(
+        """
+        base = Path(sys.argv[1])
+        sandbox.NAMES = str(base / "resolv.conf")
+        sandbox.NETWORK = (sandbox.NAMES,)
+        absent = sandbox.names_are_lost()
+        go, done = os.pipe(), os.pipe()
+        if os.fork() == 0:  # outside the fence
+            os.read(go[0], 1)
+            (base / "new").rename(base / "resolv.conf")
+            os.write(done[1], b"x")
+            os._exit(0)
+        sandbox.fence([])
+        before = sandbox.names_are_lost()
+        os.write(go[1], b"x")
+        os.read(done[0], 1)
+        print(json.dumps([before, sandbox.names_are_lost()]))
+        """,
+        tmp_path,
+    )
+    assert found == [False, True]
+
+
 @LANDLOCK
 def test_other_processes_are_out_of_reach():
     found, abi = inside(
@@ -244,7 +360,7 @@ def test_a_machine_that_gives_nothing_is_not_isolated(tmp_path):
     assert not isolation.tcp_denied
     assert read == "done"
     assert isolation.sentence.startswith("not isolated: an own user and network namespace is not to be had here")
-    for what in ("capabilities", "Landlock for files", "TCP", "signalled", "system calls"):
+    for what in ("IPC namespace", "capabilities", "Landlock for files", "TCP", "signalled", "system calls"):
         assert what in isolation.sentence
 
 

@@ -1,5 +1,7 @@
 """`serve` where SuperLink is a double: one at a time, told when ready, ended by a supervisor that cannot go on."""
 
+import contextlib
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -86,3 +88,24 @@ def test_one_home_is_served_once(world: Operator) -> None:
     assert err.value.code == "SERVE_RUNNING"
     with module._only_one(world.home.path):
         pass
+
+
+def test_while_it_serves_everything_it_makes_is_its_owners_alone(
+    world: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what SuperLink and SQLite make, whose modes are not ours to name."""
+    made = world.home.path / "made-meanwhile"
+
+    def work(self: Server) -> None:
+        made.touch()
+        self.stop()
+
+    monkeypatch.setattr(Server, "serve", work)
+    before = os.umask(0o022)
+    try:
+        with contextlib.suppress(FailedError):  # it may end before it was told that it answers
+            run(world)
+        after = os.umask(0o022)
+    finally:
+        os.umask(before)
+    assert (made.stat().st_mode & 0o777, after) == (0o600, 0o022)

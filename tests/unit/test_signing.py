@@ -19,18 +19,21 @@ from tests.support.operator_world import enterprise
 
 from fedpact_client import review as reviews
 from fedpact_client import trial
-from fedpact_client.home import replace_file
 from fedpact_client.review import check_trust, standing
 from fedpact_client.signing import commit, fetch_offer, fetch_signed, verify_signatures
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract, Delegation, SignedContract
 from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError, ServiceError
+from fedpact_contract.files import replace_file
 from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.messages import DataSetCard
 from fedpact_contract.privacy import epsilon_pld, rdp
 from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.request import utc_now
 from fedpact_contract.trust import Trust
+
+STRANGER = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+"""A public key that nobody here has (RFC 8032, 7.1, test 1)."""
 
 
 @pytest.fixture
@@ -188,7 +191,7 @@ def test_a_contract_without_this_enterprise_is_no_offer(world: Lab) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "code"),
     [
-        ("operator.key", public_hex(generate_key()), "SIGN_OPERATOR"),
+        ("operator.key", STRANGER, "SIGN_OPERATOR"),
         ("operator.entity_code", "91310000MA1K888888", "SIGN_OPERATOR"),
         ("participants.OWN.entity_code", "91310000MA1K000009", "TRUST_CONTRADICTION"),
         ("participants.OWN.data_set", "set-9", "CONFIG_DATA_SET"),
@@ -204,7 +207,7 @@ def test_a_contract_without_this_enterprise_is_no_offer(world: Lab) -> None:
         ("privacy.epsilon", "3.1", "POLICY_EPSILON"),
         ("participation.minimum", 2, "POLICY_MIN_PARTICIPANTS"),
         ("term.not_after", "2029-01-01T00:00:00Z", "POLICY_EXPIRED"),
-        ("participants.OTHER.key", public_hex(generate_key()), None),
+        ("participants.OTHER.key", STRANGER, None),
     ],
 )
 def test_each_thing_that_does_not_fit_is_refused(world: Lab, path: str, value: Any, code: str | None) -> None:

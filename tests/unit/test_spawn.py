@@ -1,5 +1,6 @@
 """Children: a clean start, a pipe that stray prints cannot corrupt, and never an orphan."""
 
+import gc
 import os
 import signal
 import stat
@@ -236,6 +237,7 @@ def test_by_hand_the_trainer_ends_with_a_code():
 
 
 def test_what_cannot_be_started(tmp_path):
+    gc.collect()  # what earlier tests left open is none of this one's
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(FailedError) as caught:
         spawn("none", log=None, command=[str(tmp_path / "missing")])

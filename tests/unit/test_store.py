@@ -57,6 +57,17 @@ def code_of(error: type[FedpactError], call: Callable[[], object]) -> str:
     return caught.value.code
 
 
+def seen(size: int, root: str, checkpoint: bytes) -> SeenHead:
+    return SeenHead(size=size, root=root, checkpoint=checkpoint)
+
+
+def signed_rows(store: Store) -> list[bytes]:
+    """The ledger's signed envelopes."""
+    with store._db.reading():
+        rows = store._db.all("SELECT envelope FROM ledger WHERE data_set = ? ORDER BY seq", (DATA_SET,))
+    return [envelope for (envelope,) in rows]
+
+
 def states(store: Store) -> list[str]:
     return [r.state for r in store.rows(DATA_SET)]
 
@@ -171,15 +182,15 @@ def test_a_contract_goes_through_its_states_and_not_back(store: Store):
 
 
 def test_every_head_is_kept_and_one_size_has_one_root(store: Store):
-    store.add_head(ONE, 3, "3" * 64, b"signed 3")
-    store.add_head(ONE, 1, "1" * 64, b"signed 1")
-    store.add_head(ONE, 3, "3" * 64, b"signed 3 again")
+    store.add_heads(ONE, [seen(3, "3" * 64, b"signed 3")])
+    store.add_heads(ONE, [seen(1, "1" * 64, b"signed 1")])
+    store.add_heads(ONE, [seen(3, "3" * 64, b"signed 3 again")])
     assert [(h.size, h.root, h.checkpoint) for h in store.heads(ONE)] == [
         (1, "1" * 64, b"signed 1"),
         (3, "3" * 64, b"signed 3"),
     ]
-    assert code_of(FaultError, lambda: store.add_head(ONE, 3, "4" * 64, b"forked")) == "HEAD_FORK"
-    assert code_of(InputError, lambda: store.add_head("0" * 64, 1, "1" * 64, b"")) == "CONTRACT_UNKNOWN"
+    assert code_of(FaultError, lambda: store.add_heads(ONE, [seen(3, "4" * 64, b"forked")])) == "HEAD_FORK"
+    assert code_of(InputError, lambda: store.add_heads("0" * 64, [seen(1, "1" * 64, b"")])) == "CONTRACT_UNKNOWN"
 
 
 def test_answers_are_updates_and_refusals(store: Store):
@@ -191,7 +202,7 @@ def test_answers_are_updates_and_refusals(store: Store):
 
 
 def test_heads_of_one_order_are_kept_together_or_not_at_all(store: Store):
-    store.add_head(ONE, 3, "3" * 64, b"signed 3")
+    store.add_heads(ONE, [seen(3, "3" * 64, b"signed 3")])
     heads = [SeenHead(size=size, root=str(size) * 64, checkpoint=b"") for size in (4, 5)]
     forked = SeenHead(size=3, root="f" * 64, checkpoint=b"")
     assert code_of(FaultError, lambda: store.add_heads(ONE, [*heads, forked])) == "HEAD_FORK"
@@ -201,7 +212,7 @@ def test_heads_of_one_order_are_kept_together_or_not_at_all(store: Store):
 
 
 def test_one_root_a_size_is_countersigned(store: Store):
-    store.add_head(ONE, 3, "3" * 64, b"signed 3")
+    store.add_heads(ONE, [seen(3, "3" * 64, b"signed 3")])
     assert code_of(InputError, lambda: store.countersign(ONE, 4, "4" * 64)) == "HEAD_UNKNOWN"
     assert code_of(FaultError, lambda: store.countersign(ONE, 3, "4" * 64)) == "HEAD_FORK"
     assert not store.heads(ONE)[0].countersigned
@@ -248,7 +259,7 @@ def test_another_base_model_gets_neither_bytes_nor_training(store: Store):
 
 def test_rows_are_signed_by_the_run_key(store: Store):
     complete(store, reserve(store))
-    signed = store.signed_rows(DATA_SET)
+    signed = signed_rows(store)
     opened = tuple(open_signed(read_envelope(data), LedgerRow, public_hex(RUN)) for data in signed)
     assert opened == store.rows(DATA_SET)
 
@@ -565,7 +576,7 @@ def test_a_changed_ledger_is_found_on_opening(used: Path, sql: str, row: int, ru
 
 def test_a_row_signed_for_something_else_is_found(used: Path):
     with Store(used) as store:
-        data = store.signed_rows(DATA_SET)[1]
+        data = signed_rows(store)[1]
     other = read_envelope(data)
     forged = other.model_copy(update={"signatures": read_envelope(card(signer="run")).signatures})
     with sqlite3.connect(used) as raw:
@@ -633,7 +644,7 @@ def test_the_witness_follows_each_commit(tmp_path: Path, witness: Path):
     assert [p.name for p in witness.parent.iterdir()] == ["witness"]
 
 
-def test_without_a_witness_path_preflight_says_so(store: Store):
+def test_without_a_witness_path_status_says_so(store: Store):
     reserve(store)
     assert store.witness_status() == "none"
 
@@ -675,7 +686,7 @@ def test_a_write_off_without_the_run_key_is_unsigned_and_one_with_a_wrong_key_re
         assert code_of(InputError, lambda: store.write_off({ONE: key("stranger")})) == "RUN_KEY_WRONG"
         assert states(store) == ["reserved", "spent"]
         store.write_off({})
-        assert read_envelope(store.signed_rows(DATA_SET)[-1]).signatures == ()
+        assert read_envelope(signed_rows(store)[-1]).signatures == ()
     with Store(path, witness=witness) as store:
         assert states(store)[-1] == "restored"
 

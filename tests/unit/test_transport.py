@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -505,3 +507,19 @@ class TestMemoryTransport:
         transport.fault("a", "wrong-node", other="b")
         (answer,) = transport.poll(self.send(transport, "a"))
         assert (answer.node, answer.reply) == ("a", b"b!")
+
+
+def test_what_a_run_writes_is_the_operators_alone(tmp_path, monkeypatch):
+    """Also what SQLite makes in the ServerApp's process, whatever umask Flower was started with."""
+    drive = SimpleNamespace(drive=lambda home, *_: (home / "made").touch())
+    monkeypatch.setitem(sys.modules, "fedpact_server.driver", drive)
+    monkeypatch.setattr(app, "_end_with_superexec", lambda: None)
+    monkeypatch.setattr(app, "_log_to", lambda _home: None)
+    monkeypatch.setattr(app, "GridTransport", lambda *_: None)
+    monkeypatch.setenv("FEDPACT_HOME", str(tmp_path))
+    before = os.umask(0)
+    try:
+        app.main(None, SimpleNamespace(run_config={"contract-id": "c" * 64}, run_id=1))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600

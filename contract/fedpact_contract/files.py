@@ -1,0 +1,89 @@
+"""Files and folders that are their owner's alone, written whole and durably: what every home is made of."""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fedpact_contract.errors import InputError
+from fedpact_contract.keys import write_private
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """While this lasts, whatever this process and its children make is their owner's alone: umask 077.
+
+    For the whole process, all of its threads: for what a library makes, whose modes are not ours to name.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a new or renamed file in it keeps its name."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file in one step, durably, readable by its owner alone; what was there is replaced."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_private(draft, data)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def make_home(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder whole or not at all: it is filled beside its place and moved there in one step.
+
+    Of two at once, one finds the other's folder in its place.
+
+    Args:
+        path: Where it is to stand; nothing, or an empty folder.
+        fill: Fills an empty folder, 0700.
+
+    Raises:
+        InputError: HOME_EXISTS.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise _exists(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    build = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    build.mkdir(mode=0o700)
+    try:
+        fill(build)
+        _move_in(build, path)
+    except BaseException:
+        shutil.rmtree(build)
+        raise
+    sync_folder(path.parent)
+
+
+def _move_in(build: Path, path: Path) -> None:
+    try:
+        build.rename(path)  # over an empty folder, never over a full one
+    except OSError as err:
+        if err.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise _exists(path) from err
+        raise
+
+
+def _exists(path: Path) -> InputError:
+    return InputError(
+        "HOME_EXISTS",
+        "There is something here already, and it is not overwritten.",
+        file=path,
+        remedy="Choose another folder with --home.",
+    )

@@ -1,0 +1,146 @@
+"""federation.toml: nothing that decides about training or privacy has a default, and each fault is named."""
+
+import re
+import shutil
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from tests.support.demo_kit import own_data
+from tests.support.federation import NOW
+
+from fedpact_contract.contract import load_toml
+from fedpact_contract.errors import InputError
+from fedpact_server.demo.scenario import Description, agent_blocks, of_folder, template
+
+ROOT = Path(__file__).resolve().parents[2]
+PRIVACY = ("epsilon", "delta", "max_grad_norm", "sample_rate", "spare_attempts", "data_set_epsilon")
+TRAINING = ("rounds", "local_steps", "learning_rate")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return own_data(tmp_path / "own")
+
+
+def change(folder: Path, old: str, new: str) -> None:
+    path = folder / "federation.toml"
+    text = path.read_text("utf-8")
+    assert text.count(old) == 1, old
+    path.write_text(text.replace(old, new), "utf-8")
+
+
+def fault(folder: Path) -> InputError:
+    with pytest.raises(InputError) as err:
+        of_folder(folder)
+    return err.value
+
+
+def test_what_is_written_is_what_contract_and_agents_say(folder) -> None:
+    change(folder, "spare_attempts = 1", "spare_attempts = 3")
+    change(folder, "max_grad_norm = 1", "max_grad_norm = 1.5")
+    change(folder, "delta = 0.00001", "delta = 0.000002")
+    change(folder, "data_set_epsilon = 8", "data_set_epsilon = 5")
+    scenario = of_folder(folder)
+    terms = load_toml(template(scenario, NOW), file="template")
+    said = {key: terms["privacy"][key] for key in PRIVACY[:-1]}
+    assert said == {
+        "epsilon": 2,
+        "delta": Decimal("0.000002"),
+        "max_grad_norm": Decimal("1.5"),
+        "sample_rate": Decimal("0.2"),
+        "spare_attempts": 3,
+    }
+    assert [terms["training"][key] for key in TRAINING] == [1, 3, 4]
+    for enterprise in scenario.enterprises:
+        (block,) = load_toml(agent_blocks(scenario, enterprise), file="agent")["data_sets"]
+        assert (block["epsilon"], block["delta"], block["num_examples"]) == (5, Decimal("0.000002"), 100)
+
+
+@pytest.mark.parametrize("key", [*(f"training.{key}" for key in TRAINING), *(f"privacy.{key}" for key in PRIVACY)])
+def test_no_key_of_training_or_privacy_has_a_default(folder, key) -> None:
+    path = folder / "federation.toml"
+    text = path.read_text("utf-8")
+    path.write_text(re.sub(rf"^{key.partition('.')[2]} = .*\n", "", text, count=1, flags=re.MULTILINE), "utf-8")
+    err = fault(folder)
+    assert (err.code, err.field, err.rule) == ("DATA_DESCRIPTION_MISSING_KEY", key, "missing")
+    assert err.file == str(path)
+
+
+@pytest.mark.parametrize("table", ["training", "privacy"])
+def test_neither_table_may_be_left_out(folder, table) -> None:
+    path = folder / "federation.toml"
+    text = path.read_text("utf-8")
+    path.write_text(re.sub(rf"\[{table}\]\n(\w+ = .*\n)+", "", text), "utf-8")
+    err = fault(folder)
+    assert (err.code, err.field) == ("DATA_DESCRIPTION_MISSING_KEY", table)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "rule"),
+    [
+        ("\nepsilon = 2", "\nepsilon = 0", "privacy.epsilon", "above 0"),
+        ("\nepsilon = 2", "\nepsilon = -1", "privacy.epsilon", "above 0"),
+        ("\nepsilon = 2", "\nepsilon = 9", "privacy.epsilon", "at most privacy.data_set_epsilon"),
+        ("sample_rate = 0.2", "sample_rate = 1", "privacy.sample_rate", "below 1"),
+        ("sample_rate = 0.2", 'sample_rate = "x"', "privacy.sample_rate", "value_error"),
+        ("max_grad_norm = 1", "max_grad_norm = 0", "privacy.max_grad_norm", "above 0"),
+        ("data_set_epsilon = 8", "data_set_epsilon = 0", "privacy.data_set_epsilon", "above 0"),
+        ("delta = 0.00001", "delta = 0.0001", "privacy.delta", "at most 1e-5"),
+        ("spare_attempts = 1", "spare_attempts = -1", "privacy.spare_attempts", "greater_than_equal"),
+        ("rounds = 1", "rounds = 0", "training.rounds", "greater_than_equal"),
+        ("learning_rate = 4", "learning_rate = 0", "training.learning_rate", "above 0"),
+        ('name = "South"', 'name = "North"', "participants.name", "no two alike"),
+        ('file = "south.csv"', 'file = "north.csv"', "participants.file", "no two alike"),
+        ("low = 0, high = 1", "low = 1, high = 1", "columns.height", "CONTRACT_BOUNDS"),
+        ('["red", "blue"]', '["red", "red"]', "columns.colour", "CONTRACT_VOCABULARY"),
+        ('missing = "refuse"', 'missing = "fill"', "columns.height", "CONTRACT_FILL"),
+        ('rule = "value"', 'rule = "above"', "label", "CONTRACT_LABEL_RULE"),
+        ('name = "colour"', 'name = "height"', "columns", "CONTRACT_COLUMN_TWICE"),
+        ('file = "validation.csv"', 'file = "validation.csv", fraction = 0.2', "validation", "value_error"),
+    ],
+)
+def test_a_broken_rule_is_named_with_file_and_field(folder, old, new, field, rule) -> None:
+    change(folder, old, new)
+    err = fault(folder)
+    assert err.code == "DATA_DESCRIPTION"
+    assert err.file == str(folder / "federation.toml")
+    assert err.field == field
+    assert rule in str(err.rule)
+
+
+def test_delta_is_held_against_the_largest_file(folder) -> None:
+    """20,000 rows allow 1/200,000, which is below 1e-5."""
+    rows = (folder / "north.csv").read_text("utf-8").splitlines()
+    (folder / "north.csv").write_text("\n".join([rows[0], *rows[1:] * 200]) + "\n", "utf-8")
+    err = fault(folder)
+    assert (err.code, err.field) == ("DATA_DESCRIPTION", "privacy.delta")
+    assert "1/200000" in str(err.rule)
+    change(folder, "delta = 0.00001", "delta = 0.000005")
+    assert of_folder(folder).privacy.delta == Decimal("0.000005")
+
+
+def test_an_unknown_key_and_a_file_that_is_not_there_are_named(folder) -> None:
+    change(folder, "[privacy]", '[privacy]\nnoise = "low"')
+    err = fault(folder)
+    assert (err.code, err.field) == ("DATA_DESCRIPTION_UNKNOWN_KEY", "privacy.noise")
+    change(folder, 'noise = "low"\n', "")
+    (folder / "south.csv").unlink()
+    err = fault(folder)
+    assert (err.code, err.file) == ("DATA_FILE_MISSING", str(folder / "south.csv"))
+    shutil.rmtree(folder)
+    err = fault(folder)
+    assert (err.code, err.file) == ("DATA_DESCRIPTION", str(folder / "federation.toml"))
+    assert "docs/own-data.md" in err.remedy
+
+
+def test_the_guide_shows_every_key_and_the_hearts_description_is_complete() -> None:
+    text = (ROOT / "docs" / "own-data.md").read_text("utf-8")
+    (shown,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = Description.parse(load_toml(shown, file="own-data.md"), code="TEST")
+    assert set(found.training.plain()) == set(TRAINING)
+    assert set(found.privacy.plain()) == set(PRIVACY)
+    for name in Description.model_fields:
+        assert re.search(rf"^(\[+)?{name}\b", shown, re.MULTILINE), f"{name} is not in the guide"
+    heart = ROOT / "configs" / "heart" / "federation.toml"
+    Description.parse(load_toml(heart.read_text("utf-8"), file=heart), code="TEST")
