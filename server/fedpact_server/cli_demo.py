@@ -48,7 +48,7 @@ def demo_command(
         keep=keep,
     )
     if as_json:
-        output.emit_json(Demo(options=options, tell=lambda _text: None, hand_over=None).run())
+        output.emit_json(Demo(options=options, tell=lambda _text: None).run())
         return
     progress = _Progress(output.console())
     try:
@@ -77,15 +77,10 @@ class _Progress:
         self._console.print(f"{seconds:5.1f} s  {output.visible(text)}")
         self._status.update(output.visible(text))
 
-    def hand_over(self, arguments: list[str]) -> None:
-        """Let a command show its own progress on the terminal."""
-        import subprocess  # an argument list, no shell
-
-        from fedpact_server.demo.processes import command
-
+    def hand_over(self) -> bool:
+        """Leave the terminal to a command that shows its own progress; says whether there is a terminal."""
         self.stop()
-        if self._console.is_terminal:
-            subprocess.run([command(arguments[0]), *arguments[1:]], check=False)  # noqa: S603 - our own command
+        return self._console.is_terminal
 
     def stop(self) -> None:
         if self._status is not None:
@@ -95,6 +90,7 @@ class _Progress:
 
 def _show(console: "Console", result: dict[str, Any], folder: Path) -> None:
     from fedpact_contract.settlement import format_fen
+    from fedpact_server.demo import times
 
     metric = result["metric"]
     console.print()
@@ -117,11 +113,11 @@ def _show(console: "Console", result: dict[str, Any], folder: Path) -> None:
     ]
     columns = ["participant", "examples", "share", "95 % interval", "paid", "epsilon", "alone"]
     output.table(console, columns, rows, right=(1, 2, 3, 4, 5, 6))
-    times = ", ".join(f"{name} {value:.1f}" for name, value in result["step_seconds"].items())
-    console.print(f"{result['seconds']:.1f} seconds: {times}", soft_wrap=True)
-    for number, parts in result["round_milliseconds"].items():
-        spent = ", ".join(f"{name} {value}" for name, value in parts.items())
-        console.print(f"round {number}: our part {sum(parts.values())} ms ({spent})", soft_wrap=True)
+    console.print(f"Where the time goes: {result['seconds']:.1f} seconds")
+    output.table(console, ["step", "s"], [[n, f"{v:.1f}"] for n, v in result["step_seconds"].items()], right=(1,))
+    console.print("Of each round the part that is ours (policy: at the slowest agent)")
+    heads = times.columns(result["round_milliseconds"])
+    output.table(console, heads, times.rows(result["round_milliseconds"]), right=tuple(range(1, len(heads))))
     console.print(f"verify: {result['verdict']}", soft_wrap=True)
     console.print(
         "The demo's own trust file shows the mechanism and proves nothing: all keys were made on this machine.",
@@ -129,7 +125,6 @@ def _show(console: "Console", result: dict[str, Any], folder: Path) -> None:
     )
     for name in ("report", "evidence", "trust", "model"):
         console.print(f"{name + ':':10}{result[name]}", soft_wrap=True)
-    if "processes" in result:
-        pids = " ".join(str(pid) for pid in result["processes"].values())
-        console.print(f"Still running (--keep). Stop them with: kill {pids}", soft_wrap=True)
+    if "stop" in result:
+        console.print(f"Still running (--keep). Stop them with: {result['stop']}", soft_wrap=True)
     console.print(f"Remove everything with: rm -r {folder}", soft_wrap=True)

@@ -2,17 +2,28 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import tomllib
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.support.demo_kit import own_data
 from tests.support.proc import mentioning
+
+from fedpact_server.demo import times
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 BIN = Path(sys.executable).parent
@@ -26,21 +37,53 @@ def fedpact(*arguments: str, home: Path | None = None) -> subprocess.CompletedPr
     )
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """One demo of two rounds; what it printed and where it lies."""
-    folder = tmp_path_factory.mktemp("demo") / "run"
-    done = subprocess.run(
-        [str(BIN / "fedpact"), "demo", "--rounds", "2", "--dir", str(folder), "--json"],
-        capture_output=True,
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """A demo in the background; it has no terminal, and is no child of a shell that ignores Ctrl-C."""
+    return subprocess.Popen(
+        [str(BIN / "fedpact"), "demo", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
-        check=False,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.strip().splitlines()
-    assert len(lines) == 1, "one JSON object on stdout, nothing else"
-    return json.loads(lines[0]), folder
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, out + err
+    (line,) = out.splitlines()  # one JSON object on stdout, nothing else
+    return json.loads(line)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Iterator[dict[str, tuple[dict[str, Any], Path]]]:
+    """Two demos side by side: the usual one of two rounds, and one on own data whose processes stay."""
+    place = tmp_path_factory.mktemp("demo")
+    kept = own_data(place / "own")
+    lines = {
+        "usual": ["--rounds", "2"],
+        "kept": ["--data", str(kept), "--rounds", "1", "--keep"],
+    }
+    started = {name: start("--dir", str(place / name), "--json", *line) for name, line in lines.items()}
+    try:
+        yield {name: (finish(process), place / name) for name, process in started.items()}
+    finally:
+        for process in started.values():
+            process.terminate()
+            process.communicate()
+        for pid in mentioning(str(place / "kept")):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def demo(pair) -> tuple[dict[str, Any], Path]:
+    """What the usual demo printed and where it lies."""
+    return pair["usual"]
+
+
+def port_of(folder: Path) -> int:
+    return int(tomllib.loads((folder / "operator" / "operator.toml").read_text("utf-8"))["port"])
 
 
 def test_the_result_has_everything_that_is_promised(demo) -> None:
@@ -132,14 +175,18 @@ def test_the_model_predicts_and_its_digest_is_in_the_log(demo, tmp_path) -> None
 
 def test_each_agent_shows_what_left_and_what_was_spent(demo) -> None:
     result, folder = demo
-    for index in range(4):
+
+    def shown(index: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         home = str(folder / f"enterprise-{index + 1}" / "agent")
         left = json.loads(fedpact("fedpact-agent", "egress", "--home", home, "--json").stdout)["egress"]
-        kinds = [entry["kind"] for entry in left]
-        assert kinds.count("update") == result["rounds"]
-        assert {"enrolment", "card", "signature", "countersignature"} <= set(kinds)
-        spent = json.loads(fedpact("fedpact-agent", "budget", "--home", home, "--json").stdout)["data_sets"]
-        assert len(spent) == 1
+        return left, json.loads(fedpact("fedpact-agent", "budget", "--home", home, "--json").stdout)["data_sets"]
+
+    with ThreadPoolExecutor(4) as pool:
+        for left, spent in pool.map(shown, range(4)):
+            kinds = [entry["kind"] for entry in left]
+            assert kinds.count("update") == result["rounds"]
+            assert {"enrolment", "card", "signature", "countersignature"} <= set(kinds)
+            assert len(spent) == 1
 
 
 def test_keys_are_their_owners_alone(demo) -> None:
@@ -160,70 +207,169 @@ def test_no_secret_stands_in_a_log(demo) -> None:
     assert "PRIVATE KEY" not in text
 
 
-def start_demo(folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [str(BIN / "fedpact"), "demo", "--rounds", "50", "--no-lift", "--dir", str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(what, seconds: float) -> bool:
+def wait_for(what: Callable[[], object], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if what():
             return True
-        time.sleep(0.2)
+        time.sleep(0.1)
     return False
 
 
-def test_ctrl_c_ends_every_process(tmp_path) -> None:
-    folder = tmp_path / "run"
-    process = start_demo(folder)
+def test_two_demos_side_by_side_both_succeed(pair) -> None:
+    assert port_of(pair["usual"][1]) != port_of(pair["kept"][1])
+    for result, _ in pair.values():
+        assert result["verdict"].startswith("VERIFIED")
+        assert sum(line["fen"] for line in result["participants"]) == result["pool_fen"]
+    assert [line["name"] for line in pair["kept"][0]["participants"]] == ["North", "South"]
+
+
+def test_participants_stand_in_the_contracts_order(demo) -> None:
+    result, _ = demo
+    names = ["Harbour Postal Service", "Lakeside Clinic", "Northgate Archive", "Meridian Bank"]
+    assert [line["name"] for line in result["participants"]] == names
+    assert [line["name"] for line in result["lift"]["participants"]] == names
+
+
+def test_where_the_time_goes_is_told(demo) -> None:
+    result, _ = demo
+    assert sum(result["step_seconds"].values()) == pytest.approx(result["seconds"], abs=2)
+    assert {"enrolment", "contract", "training", "model, lift and report"} <= result["step_seconds"].keys()
+    assert list(result["round_milliseconds"]) == ["1", "2"]
+    for parts in result["round_milliseconds"].values():
+        assert list(parts) == list(times.PARTS)
+        assert 0 < sum(parts.values()) < 10_000
+
+
+def test_kept_processes_run_until_they_are_killed_by_the_numbers_shown(pair) -> None:
+    result, folder = pair["kept"]
+    assert set(result["processes"]) == {"City Data Group", "North", "South"}
+    assert json.loads((folder / "processes.json").read_text("utf-8")) == result["processes"]
+    for pid in result["processes"].values():
+        assert Path(f"/proc/{pid}").exists()
+    health = f"https://127.0.0.1:{port_of(folder)}/health"
+    context = ssl.create_default_context(cafile=str(folder / "operator" / "tls" / "ca.crt"))
+    with urllib.request.urlopen(health, context=context, timeout=10) as answer:
+        assert answer.status == 200
+    assert result["stop"] == "kill " + " ".join(map(str, result["processes"].values()))
+    subprocess.run(result["stop"].split(), check=True)
+    assert wait_for(lambda: not mentioning(str(folder)), 30), mentioning(str(folder))
+
+
+def pid_of(folder: Path, what: str) -> int:
+    return min(pid for pid, line in mentioning(str(folder)).items() if what in line)
+
+
+@dataclass(frozen=True)
+class Strike:
+    """What happens to a demo when a file of it is there, and the exit code that it then has."""
+
+    sign: str
+    act: Callable[[int, Path], None]
+    code: int = 1
+
+
+AGENTS, TRAINED = "run/logs/enterprise-2.log", "run/operator/arrays/*/values-1.f8"
+STRIKES = {
+    "hangup": Strike(AGENTS, lambda pid, _: os.kill(pid, signal.SIGHUP), 130),
+    "operator": Strike(AGENTS, lambda _, at: os.kill(pid_of(at / "run", "fedpact serve"), signal.SIGKILL)),
+    "agent": Strike(TRAINED, lambda _, at: os.kill(pid_of(at / "run", "fedpact-agent start"), signal.SIGKILL)),
+    # Gone after the demo has counted its rows: the card cannot be signed.
+    "data": Strike("run/logs/operator.log", lambda _, at: (at / "own" / "south.csv").unlink()),
+}
+
+
+@pytest.fixture(scope="module")
+def struck(tmp_path_factory) -> dict[str, tuple[int, str, float, Path]]:
+    """Demos to which something happens: exit code, what each said, seconds from then on, folder.
+
+    All at one time, on the smallest data: what takes long is that processes start.
+    """
+    places = {name: tmp_path_factory.mktemp(name) for name in STRIKES}
+    started = {
+        name: start("--data", str(own_data(at / "own")), "--rounds", "100", "--no-lift", "--dir", str(at / "run"))
+        for name, at in places.items()
+    }
+
+    def one(name: str) -> tuple[int, str, float, Path]:
+        process, strike, at = started[name], STRIKES[name], places[name]
+        wait_for(lambda: [*at.glob(strike.sign)] or process.poll() is not None, 240)
+        assert process.poll() is None, process.communicate()
+        begun = time.monotonic()
+        strike.act(process.pid, at)
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out + err, time.monotonic() - begun, at / "run"
+
     try:
-        assert wait_for(lambda: (folder / "logs" / "enterprise-4.log").exists(), 240)
-        time.sleep(2)
-        assert mentioning(str(folder))
-        os.killpg(process.pid, signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        with ThreadPoolExecutor(len(STRIKES)) as pool:
+            return dict(zip(STRIKES, pool.map(one, STRIKES), strict=True))
     finally:
-        process.kill()
-    assert process.returncode == 130, out
-    assert "Traceback" not in out
-    assert wait_for(lambda: not mentioning(str(folder)), 10), mentioning(str(folder))
+        for process in started.values():
+            process.kill()
+
+
+@pytest.mark.parametrize("name", STRIKES)
+def test_nothing_is_left_of_a_demo_that_is_struck_or_fails(struck, name) -> None:
+    code, text, seconds, folder = struck[name]
+    assert mentioning(str(folder)) == {}
+    assert "Traceback" not in text
+    assert code == STRIKES[name].code, text
+    assert seconds < 40 or name == "data", "the end takes as long as the slowest process, no longer"
+
+
+@pytest.mark.parametrize(("name", "logs"), [("agent", ("enterprise-1", "enterprise-2")), ("operator", ("operator",))])
+def test_a_killed_process_is_named_with_step_and_log(struck, name, logs) -> None:
+    _, text, _, folder = struck[name]
+    assert "DEMO_PROCESS_ENDED" in text
+    assert "during the step “" in text
+    assert "“training”" in text or name == "operator"
+    assert "signal SIGKILL" in text
+    assert any(who in text for who in (("North", "South") if name == "agent" else ("City Data Group",)))
+    assert any(str(folder / "logs" / f"{log}.log") in text for log in logs)
+
+
+def test_a_step_that_fails_while_processes_run_tells_the_commands_own_error(struck) -> None:
+    _, text, _, folder = struck["data"]
+    assert re.search(r"^[A-Z_]{5,}: `fedpact-agent card .*` failed: ", text, re.MULTILINE), text
+    assert str(folder.parent / "own" / "south.csv") in text
 
 
 def test_a_failed_step_says_what_and_leaves_nothing(tmp_path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "federation.toml").write_text(
-        """
-title = "Broken"
-purpose = "test"
-participants = [
-  { name = "A", sector = "medical", file = "a.csv" },
-  { name = "B", sector = "medical", file = "b.csv" },
-]
-columns = [{ name = "x", kind = "number", low = 0, high = 1, missing = "refuse" }]
-label = { name = "y", classes = ["0", "1"], rule = "value" }
-validation = { file = "a.csv" }
-"""
-    )
-    (data / "a.csv").write_text("x,y\n0.5,1\n")
-    (data / "b.csv").write_text("x\n0.5\n")
+    data = own_data(tmp_path / "data")
+    rows = (data / "south.csv").read_text().splitlines()
+    (data / "south.csv").write_text("\n".join(row.rpartition(",")[0] for row in rows) + "\n")
     done = fedpact("fedpact", "demo", "--data", str(data), "--dir", str(tmp_path / "run"))
     assert done.returncode == 2
     assert "DATA_LABEL_MISSING" in done.stderr
-    assert "b.csv" in done.stderr
+    assert "south.csv" in done.stderr
     assert "Traceback" not in done.stderr
     assert mentioning(str(tmp_path / "run")) == {}
+
+
+def test_without_the_hearts_data_its_test_is_skipped_and_never_a_failure(tmp_path) -> None:
+    """The data is no part of the project, so not even .ci/run may ask for it."""
+    line = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+        f"{__file__}::test_somebodys_own_data",
+    ]
+    env = os.environ | {"FEDPACT_REQUIRE": "1", "FEDPACT_DATA": str(tmp_path)}
+    done = subprocess.run(line, capture_output=True, text=True, env=env, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "1 skipped" in done.stdout
+    assert str(tmp_path) in done.stdout, "with the reason"
 
 
 @pytest.mark.data
 def test_somebodys_own_data(tmp_path, data_dir) -> None:
     """The four hospitals of the heart data, which release a fifth of their rows and are not scored on their own."""
+    if not (data_dir / "heart_disease").is_dir():
+        pytest.skip(f"needs {data_dir / 'heart_disease'} (sources in docs/data.md)")
     folder = tmp_path / "heart"
     folder.mkdir()
     shutil.copy(ROOT / "configs" / "heart" / "federation.toml", folder)

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support import ledger_kit
@@ -142,11 +144,17 @@ def recover(home: Path, witness: Path, out: str) -> str:
     return left
 
 
-def fresh(pristine: Path, tmp_path: Path) -> tuple[Path, Path]:
-    here = tmp_path / "here"
+def fresh(pristine: Path, tmp_path: Path, name: str = "here") -> tuple[Path, Path]:
+    here = tmp_path / name
     shutil.rmtree(here, ignore_errors=True)
     shutil.copytree(pristine, here)
     return here / "home", here / "away" / "witness"
+
+
+def several(work: Callable[[Any], str], items: Iterable[Any]) -> Counter[str]:
+    """What each left; two at a time, for most of it is waiting for processes and the disk."""
+    with ThreadPoolExecutor(2) as pool:
+        return Counter(pool.map(work, items))
 
 
 @pytest.mark.slow
@@ -158,12 +166,14 @@ def test_a_kill_at_every_point_of_a_round(tmp_path: Path):
     points = int(whole.stdout.split()[-1])
     assert points > 30, whole.stderr
     assert recover(home, witness, whole.stdout) == "reserved+spent"
-    left: Counter[str] = Counter()
-    for deadly in range(1, points):  # the last point is the line that says how many there were
-        home, witness = fresh(pristine, tmp_path)
+
+    def one(deadly: int) -> str:
+        home, witness = fresh(pristine, tmp_path, f"point{deadly}")
         dead = run_once(home, witness, deadly)
         assert dead.returncode == -signal.SIGKILL, dead.stderr
-        left[recover(home, witness, dead.stdout)] += 1
+        return recover(home, witness, dead.stdout)
+
+    left = several(one, range(1, points))  # the last point is the line that says how many there were
     assert set(left) == {"nothing", "reserved", "reserved+spent"}
     assert min(left.values()) >= 5, left
 
@@ -193,12 +203,14 @@ def test_a_kill_at_every_system_call_that_writes(tmp_path: Path):
     prepare(pristine, rounds=3, spares=1)
     calls = counted(*fresh(pristine, tmp_path), tmp_path / "report")
     assert calls["fdatasync"] + calls["fsync"] >= 8, calls
-    left: Counter[str] = Counter()
-    for call, times in calls.items():
-        for number in range(1, times + 1):
-            home, witness = fresh(pristine, tmp_path)
-            inject = f"inject={call}:signal=SIGKILL:when={number}"
-            dead = run_once(home, witness, 0, strace("-e", f"trace={call}", "-e", inject))
-            assert "points" not in dead.stdout, f"{call} {number} did not kill"
-            left[recover(home, witness, dead.stdout)] += 1
+
+    def one(place: tuple[str, int]) -> str:
+        call, number = place
+        home, witness = fresh(pristine, tmp_path, f"{call}{number}")
+        inject = f"inject={call}:signal=SIGKILL:when={number}"
+        dead = run_once(home, witness, 0, strace("-e", f"trace={call}", "-e", inject))
+        assert "points" not in dead.stdout, f"{call} {number} did not kill"
+        return recover(home, witness, dead.stdout)
+
+    left = several(one, [(call, number) for call, times in calls.items() for number in range(1, times + 1)])
     assert set(left) == {"nothing", "reserved", "reserved+spent"}

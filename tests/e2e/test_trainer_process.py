@@ -273,7 +273,8 @@ def test_training_beyond_the_memory_limit_is_an_answer(home: Home, start):
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_no_trainer_outlives_a_guard_that_is_killed(home: Home, tmp_path: Path, busy: bool):
-    endless = training_contract(home.contract.data, a_model(), (40, 50, 60), training={"rounds": 1, "local_steps": 40_000})
+    many = {"rounds": 1, "local_steps": 40_000}
+    endless = training_contract(home.contract.data, a_model(), (40, 50, 60), training=many)
     (tmp_path / "setup").write_bytes(canonical_bytes(home.setup()))
     (tmp_path / "train").write_bytes(canonical_bytes(home.train_order(contract=endless.to_bytes().decode())))
     (tmp_path / "base").write_bytes(home.base)

@@ -1,5 +1,9 @@
-"""The demo's own set-up in one process: its data from its files, its contract's terms, noise that is given."""
+"""The demo's own set-up in one process: its data from its files, its contract's terms, noise that is given.
 
+And the smallest data of one's own that `fedpact demo --data` takes.
+"""
+
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,3 +102,42 @@ def delivered(federation: Federation) -> FloatArray:
 def number_of(federation: Federation, participant: str) -> int:
     """Which participant of the set-up this id is, from 0."""
     return int(federation.contract.participant(participant).data_set.removeprefix("digits-")) - 1
+
+
+FEDERATION = """
+title = "Two small offices"
+purpose = "test-of-own-data"
+columns = [
+  { name = "height", kind = "number", low = 0, high = 1, missing = "refuse" },
+  { name = "colour", kind = "category", values = ["red", "blue"], missing = "drop" },
+]
+label = { name = "ripe", classes = ["no", "yes"], rule = "value" }
+validation = { file = "validation.csv" }
+participants = [
+  { name = "North", sector = "trade", file = "north.csv" },
+  { name = "South", sector = "trade", file = "south.csv" },
+]
+[training]
+rounds = 1
+local_steps = 3
+learning_rate = 4
+[privacy]
+epsilon = 2
+delta = 0.00001
+max_grad_norm = 1
+sample_rate = 0.2
+spare_attempts = 1
+data_set_epsilon = 8
+"""
+
+
+def own_data(folder: Path) -> Path:
+    """A folder for `fedpact demo --data`: two participants with a hundred rows each; returns it."""
+    folder.mkdir(parents=True)
+    (folder / "federation.toml").write_text(FEDERATION, "utf-8")
+    draw = random.Random(7)
+    for name, count in (("north", 100), ("south", 100), ("validation", 60)):
+        rows = [(draw.random(), draw.choice(("red", "blue"))) for _ in range(count)]
+        lines = [f"{height:.4f},{colour},{'yes' if height > 0.5 else 'no'}" for height, colour in rows]
+        (folder / f"{name}.csv").write_text("\n".join(["height,colour,ripe", *lines]) + "\n", "utf-8")
+    return folder

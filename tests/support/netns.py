@@ -1,7 +1,6 @@
 """Hosts of one test: network namespaces joined by a bridge, each allowed to reach one port of one address only."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,22 +13,30 @@ def sh(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True)
 class Hosts:
-    """`operator` is this machine's address on the bridge; `names` are the namespaces."""
+    """`operator` is this machine's address on the bridge; `names` are the namespaces, `control` one without a rule."""
 
     operator: str
     names: tuple[str, ...]
+    control: str
 
     def within(self, index: int, *arguments: str) -> list[str]:
         """The command line that runs something on host `index`."""
-        return ["ip", "netns", "exec", self.names[index], *arguments]
+        return self.at(self.names[index], *arguments)
+
+    @staticmethod
+    def at(name: str, *arguments: str) -> list[str]:
+        return ["ip", "netns", "exec", name, *arguments]
 
 
 @contextmanager
 def hosts(count: int, port: int) -> Iterator[Hosts]:
-    """`count` hosts that reach `operator`:`port` and nothing else; several tests may have hosts at one time."""
+    """`count` hosts that reach `operator`:`port` and nothing else, and one more that reaches everything there.
+
+    Several tests may have hosts at one time.
+    """
     tag = os.getpid() % 25_000
     subnet = f"10.{100 + tag // 250}.{tag % 250}"
-    bridge, names = f"fp{tag}", tuple(f"fp{tag}{i}" for i in range(count))
+    bridge, names = f"fp{tag}", tuple(f"fp{tag}{i}" for i in range(count + 1))
     operator = f"{subnet}.1"
     try:
         sh("ip", "link", "add", bridge, "type", "bridge")
@@ -42,9 +49,9 @@ def hosts(count: int, port: int) -> Iterator[Hosts]:
             sh("ip", "-n", name, "addr", "add", f"{subnet}.{10 + i}/24", "dev", "eth0")
             sh("ip", "-n", name, "link", "set", "eth0", "up")
             sh("ip", "-n", name, "link", "set", "lo", "up")
-            if shutil.which("nft"):
+            if i < count:
                 _allow_only(name, operator, port)
-        yield Hosts(operator, names)
+        yield Hosts(operator, names[:count], names[count])
     finally:
         for name in names:
             sh("ip", "netns", "del", name, check=False)

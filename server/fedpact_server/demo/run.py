@@ -4,11 +4,13 @@ Everything here can be done by hand with the same commands on separate machines 
 """
 
 import contextlib
+import functools
 import json
 import secrets
+import shlex
+import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +18,8 @@ from typing import Any, TypeVar
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_contract.request import utc_now
 from fedpact_server.demo import scenario as scenarios
-from fedpact_server.demo.processes import Processes, call, free_port, write_secret
+from fedpact_server.demo import times
+from fedpact_server.demo.processes import Processes, adopt_orphans, interruptible, reserve_port, write_secret
 from fedpact_server.demo.scenario import Enterprise, Scenario
 
 HOST = "127.0.0.1"
@@ -41,31 +44,50 @@ class Options:
 
 @dataclass(slots=True)
 class Demo:
-    """One demo in its folder. `tell` shows progress: a step's name, or what one participant is doing."""
+    """One demo in its folder.
+
+    Args:
+        options: What the command line asks for.
+        tell: Shows progress: a step's name, or what one participant is doing.
+        hand_over: Called before a command shows its own progress; says whether there is a terminal for it.
+    """
 
     options: Options
     tell: Callable[[str], None]
-    hand_over: Callable[[list[str]], None] | None
+    hand_over: Callable[[], bool] = bool
     processes: Processes = field(default_factory=Processes)
     seconds: dict[str, float] = field(default_factory=dict)
     begun: float = field(default_factory=time.monotonic)
     scenario: Scenario = field(init=False)
     port: int = field(init=False)
+    _held: socket.socket = field(init=False)
 
     def run(self) -> dict[str, Any]:
-        """From nothing to a verified statement; the result that `--json` prints."""
-        try:
-            result = self._run()
-        except BaseException:
-            self.processes.stop()
-            raise
-        if self.options.keep:
-            pids = self.processes.pids()
-            (self.folder / "processes.json").write_text(json.dumps(pids) + "\n", "utf-8")
-            return result | {"processes": pids}
-        with self._step("stop"):
-            self.processes.stop()
+        """From nothing to a verified statement; the result that `--json` prints.
+
+        Raises:
+            FedpactError: a step failed, or a process ended: every process has been ended then.
+            KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP: likewise.
+        """
+        adopt_orphans()
+        with interruptible():
+            try:
+                result = self._run()
+                if self.options.keep:
+                    return result | self._keep()
+                with self._step("stop"):
+                    self.processes.stop()
+            except BaseException:
+                self.processes.stop()
+                raise
         return result
+
+    def _keep(self) -> dict[str, Any]:
+        """Leave the processes running; what they are, and how to stop them."""
+        self.processes.check()
+        pids = self.processes.let_go()
+        (self.folder / "processes.json").write_text(json.dumps(pids) + "\n", "utf-8")
+        return {"processes": pids, "stop": shlex.join(["kill", *map(str, pids.values())])}
 
     @property
     def folder(self) -> Path:
@@ -102,11 +124,15 @@ class Demo:
             self._settle(contract_id)
         with self._step("statements, checked by each agent"):
             statements = self._each(lambda i, e: self._statement(i, e, contract_id))
+            spent = times.of_rounds(run["milliseconds"], self._each(self._status))
         with self._step("evidence, verified offline"):
             verdict = self._evidence(contract_id, identities)
         with self._step("model, lift and report"):
             report = self._report(contract_id)
-        return self._result(contract_id, run, report, verdict, statements)
+        return self._result(contract_id, run["run_id"], report, verdict) | {
+            "statements_checked": len(statements),
+            "round_milliseconds": spent,
+        }
 
     def _make_folder(self) -> None:
         if self.folder.exists() and any(self.folder.iterdir()):
@@ -122,11 +148,12 @@ class Demo:
         if options.rounds is not None:
             self.scenario = replace(self.scenario, rounds=options.rounds)
         write_secret(self.folder / "operator.passphrase", secrets.token_urlsafe(24))
-        self.port = free_port()
+        self._held = reserve_port()
+        self.port = int(self._held.getsockname()[1])
 
     def _make_home(self, index: int, enterprise: Enterprise) -> dict[str, Any]:
         if index == 0:
-            call(
+            self.processes.call(
                 [
                     *("fedpact", "init", "--home", str(self.operator), "--name", OPERATOR),
                     *("--entity-code", OPERATOR_CODE, "--host", HOST, "--port", str(self.port)),
@@ -136,7 +163,7 @@ class Demo:
         home = self.agent(index)
         home.parent.mkdir(parents=True, exist_ok=True)
         passphrase = write_secret(self._passphrase(index), secrets.token_urlsafe(24))
-        made = call(
+        made = self.processes.call(
             [
                 *("fedpact-agent", "init", "--home", str(home), "--name", enterprise.name),
                 *("--entity-code", enterprise.entity_code, "--sector", enterprise.sector),
@@ -165,27 +192,28 @@ class Demo:
 
     def _serve(self) -> None:
         log = self.folder / "logs" / "operator.log"
-        self.processes.start("operator", ["fedpact", "serve", "--home", str(self.operator)], log)
+        self._held.close()
+        self.processes.start(OPERATOR, ["fedpact", "serve", "--home", str(self.operator)], log)
         self.processes.wait_for(lambda: _answers(self.operator, self.port), "the operator", READY_SECONDS)
 
     def _enrol(self, identities: list[dict[str, Any]]) -> None:
         def invite(index: int, enterprise: Enterprise) -> None:
             invitation = self.agent(index).parent / "invitation.json"
             self.tell(f"{enterprise.name}: enrols")
-            call(
+            self.processes.call(
                 [
                     *("fedpact", "participant", "invite", "--home", str(self.operator), "--name", enterprise.name),
                     *("--entity-code", enterprise.entity_code, "--sector", enterprise.sector, "--out", str(invitation)),
                 ]
             )
-            call(
+            self.processes.call(
                 [
                     *("fedpact-agent", "enrol", str(invitation), "--home", str(self.agent(index))),
                     *("--passphrase-file", str(self._passphrase(index))),
                 ]
             )
             fingerprint = identities[index]["participant"]
-            call(
+            self.processes.call(
                 [
                     *("fedpact", "participant", "approve", fingerprint, "--fingerprint", fingerprint),
                     *("--home", str(self.operator)),
@@ -198,7 +226,7 @@ class Demo:
 
     def _send_card(self, index: int, enterprise: Enterprise) -> None:
         self.tell(f"{enterprise.name}: signs its data set's card")
-        call(
+        self.processes.call(
             [
                 *("fedpact-agent", "card", enterprise.data_set, "--home", str(self.agent(index)), "--yes"),
                 *("--passphrase-file", str(self._passphrase(index))),
@@ -220,10 +248,10 @@ class Demo:
                 line += ["--column-names", ",".join(validation["column_names"])]
             for marker in validation.get("missing", ()):
                 line += ["--missing", marker]
-        contract_id = str(call(line)["contract_id"])
+        contract_id = str(self.processes.call(line)["contract_id"])
         passphrase = str(self.folder / "operator.passphrase")
-        call(["fedpact", "contract", "offer", contract_id, "--home", str(self.operator)])
-        call(
+        self.processes.call(["fedpact", "contract", "offer", contract_id, "--home", str(self.operator)])
+        self.processes.call(
             [
                 *("fedpact", "contract", "sign", contract_id, "--home", str(self.operator), "--yes"),
                 *("--passphrase-file", passphrase),
@@ -233,7 +261,7 @@ class Demo:
 
     def _sign(self, index: int, enterprise: Enterprise, contract_id: str) -> None:
         self.tell(f"{enterprise.name}: checks and signs the contract")
-        call(
+        self.processes.call(
             [
                 *("fedpact-agent", "sign", contract_id, "--home", str(self.agent(index)), "--yes"),
                 *("--passphrase-file", str(self._passphrase(index))),
@@ -241,14 +269,14 @@ class Demo:
         )
 
     def _train(self, contract_id: str) -> dict[str, Any]:
-        call(["fedpact", "run", "start", contract_id, "--home", str(self.operator)])
+        self.processes.call(["fedpact", "run", "start", contract_id, "--home", str(self.operator)])
         follow = ["fedpact", "run", "follow", contract_id, "--home", str(self.operator), "--seconds", "3600"]
-        if self.hand_over is not None:
-            self.hand_over(follow)
-        return call(follow, seconds=3700)
+        if self.hand_over():
+            self.processes.call(follow, seconds=3700, shown=True)
+        return self.processes.call(follow, seconds=3700)
 
     def _settle(self, contract_id: str) -> None:
-        call(
+        self.processes.call(
             [
                 *("fedpact", "settle", "close", contract_id, "--home", str(self.operator)),
                 *("--revenue", self.options.revenue, "--wait", "60"),
@@ -258,13 +286,19 @@ class Demo:
     def _statement(self, index: int, enterprise: Enterprise, contract_id: str) -> dict[str, Any]:
         self.tell(f"{enterprise.name}: recomputes its statement")
         # Exit 4: the agent's trust file knows the operator; the others' keys it has only from the operator.
-        return call(["fedpact-agent", "statement", contract_id, "--home", str(self.agent(index))], ok=(0, 4))
+        return self.processes.call(
+            ["fedpact-agent", "statement", contract_id, "--home", str(self.agent(index))], ok=(0, 4)
+        )
+
+    def _status(self, index: int, _enterprise: Enterprise) -> dict[str, Any]:
+        """What an agent tells of itself: how long its guard took over each order."""
+        return self.processes.call(["fedpact-agent", "status", "--offline", "--home", str(self.agent(index))])
 
     def _evidence(self, contract_id: str, identities: list[dict[str, Any]]) -> dict[str, Any]:
         self._write_trust(identities)
         folder = self.folder / "evidence"
-        call(["fedpact", "evidence", contract_id, "--home", str(self.operator), "--out", str(folder)])
-        return call(["fedpact", "verify", str(folder), "--trust", str(self.folder / "trust.toml")])
+        self.processes.call(["fedpact", "evidence", contract_id, "--home", str(self.operator), "--out", str(folder)])
+        return self.processes.call(["fedpact", "verify", str(folder), "--trust", str(self.folder / "trust.toml")])
 
     def _write_trust(self, identities: list[dict[str, Any]]) -> None:
         """The fingerprints that the homes printed. Made by the demo itself: it shows the mechanism, proves nothing."""
@@ -285,7 +319,7 @@ class Demo:
 
     def _report(self, contract_id: str) -> dict[str, Any]:
         home = ("--home", str(self.operator))
-        call(["fedpact", "model", contract_id, *home, "--out", str(self.folder / "model")])
+        self.processes.call(["fedpact", "model", contract_id, *home, "--out", str(self.folder / "model")])
         line = ["fedpact", "report", contract_id, *home, "--out", str(self.folder / "report.html")]
         wanted = self.options.lift if self.options.lift is not None else self.options.data is None
         if wanted:
@@ -293,10 +327,11 @@ class Demo:
 
             self.tell("each enterprise alone, for comparison")
             lift = self.folder / "lift.json"
-            lift.write_text(json.dumps(compare(self.operator, contract_id, self._agents())) + "\n", "utf-8")
+            work = functools.partial(compare, self.operator, contract_id, self._agents())
+            lift.write_text(json.dumps(self.processes.each([work])[0]) + "\n", "utf-8")
             line += ["--lift", str(lift)]
-        call(line)
-        report = call(["fedpact", "report", contract_id, *home, "--format", "json"])
+        self.processes.call(line)
+        report = self.processes.call(["fedpact", "report", contract_id, *home, "--format", "json"])
         (self.folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", "utf-8")
         return report
 
@@ -304,14 +339,7 @@ class Demo:
         """Entity code -> agent's home."""
         return {e.entity_code: self.agent(i) for i, e in enumerate(self.scenario.enterprises)}
 
-    def _result(
-        self,
-        contract_id: str,
-        run: dict[str, Any],
-        report: dict[str, Any],
-        verdict: dict[str, Any],
-        statements: list[dict[str, Any]],
-    ) -> dict[str, Any]:
+    def _result(self, contract_id: str, run_id: str, report: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
         keys = (
             "id",
             "name",
@@ -323,41 +351,49 @@ class Demo:
             "epsilon_budget",
             "num_examples",
         )
-        lift = self.folder / "lift.json"
         return {
             "contract_id": contract_id,
-            "run_id": run["run_id"],
+            "run_id": run_id,
             "rounds": len(report["rounds"]),
             "seconds": round(time.monotonic() - self.begun, 1),
             "step_seconds": {name: round(value, 1) for name, value in self.seconds.items()},
-            "round_milliseconds": run["milliseconds"],
             "metric": {k: report["metric"][k] for k in ("name", "initial", "final")},
             "pool_fen": report["settlement"]["pool_fen"],
             "basis": report["settlement"]["basis"],
-            "participants": [{k: line[k] for k in keys} for line in report["participants"]],
-            "statements_checked": len(statements),
+            "participants": [{k: line[k] for k in keys} for line in self._in_order(report["participants"])],
             "verdict": verdict["verdict"],
-            "lift": json.loads(lift.read_text("utf-8")) if lift.exists() else None,
+            "lift": self._lift(),
             "evidence": str(self.folder / "evidence"),
             "trust": str(self.folder / "trust.toml"),
             "report": str(self.folder / "report.html"),
             "model": str(self.folder / "model.safetensors"),
         }
 
+    def _lift(self) -> dict[str, Any] | None:
+        path = self.folder / "lift.json"
+        if not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return found | {"participants": self._in_order(found["participants"])}
+
+    def _in_order(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Participants' lines as the contract lists them, which is the order of the scenario."""
+        place = {enterprise.name: index for index, enterprise in enumerate(self.scenario.enterprises)}
+        return sorted(lines, key=lambda line: place[line["name"]])
+
     def _each(self, work: Callable[[int, Enterprise], R]) -> list[R]:
         """Do something for every enterprise, a few at a time; the first failure ends the demo."""
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            futures = [pool.submit(work, i, e) for i, e in enumerate(self.scenario.enterprises)]
-            return [future.result() for future in futures]
+        return self.processes.each([functools.partial(work, i, e) for i, e in enumerate(self.scenario.enterprises)])
 
     @contextlib.contextmanager
     def _step(self, name: str) -> Iterator[None]:
         self.tell(name)
+        self.processes.step = name
         begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = time.monotonic() - begun
+        yield
+        if name != "stop":
+            self.processes.check()
+        self.seconds[name] = time.monotonic() - begun
 
 
 def _answers(home: Path, port: int) -> bool:

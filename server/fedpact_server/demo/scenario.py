@@ -7,15 +7,24 @@ each enterprise writes into its agent.toml.
 import datetime
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
-from fedpact_contract.contract import Column, Data, EntityCode, Label, NumberColumn, load_toml
+from fedpact_contract.contract import (
+    Column,
+    Contract,
+    Data,
+    EntityCode,
+    Label,
+    NumberColumn,
+    check_data,
+    load_toml,
+)
 from fedpact_contract.errors import InputError
 from fedpact_contract.record import Code, Dec, Name, Part
 from fedpact_contract.request import instant
@@ -50,8 +59,18 @@ class Scenario:
     rounds: int
     local_steps: int
     learning_rate: Decimal
-    sample_rate: Decimal
-    epsilon: Decimal
+    privacy: "Privacy"
+
+
+class Privacy(Part):
+    """What the contract says of privacy, and the budget that each participant declares for its data set."""
+
+    epsilon: Dec
+    delta: Dec
+    max_grad_norm: Dec
+    sample_rate: Dec
+    spare_attempts: Annotated[int, Field(ge=0, le=1000)]
+    data_set_epsilon: Dec
 
 
 class _Own(Part):
@@ -85,15 +104,16 @@ class _Validation(Part):
 
 
 class _Training(Part):
-    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
-    local_steps: Annotated[int, Field(ge=1, le=1000)] = 6
-    learning_rate: Dec = Decimal(1)
-    sample_rate: Dec = Decimal("0.2")
-    epsilon: Dec = Decimal(2)
+    rounds: Annotated[int, Field(ge=1, le=1000)]
+    local_steps: Annotated[int, Field(ge=1, le=1000)]
+    learning_rate: Dec
 
 
 class Description(Part):
-    """federation.toml: somebody's own data for `fedpact demo --data DIR` (docs/own-data.md documents each key)."""
+    """federation.toml: somebody's own data for `fedpact demo --data DIR` (docs/own-data.md documents each key).
+
+    What decides about training and privacy has no default.
+    """
 
     title: Name
     purpose: Code
@@ -103,7 +123,8 @@ class Description(Part):
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
     label: Label
     validation: _Validation
-    training: _Training = _Training()
+    training: _Training
+    privacy: Privacy
 
 
 def of_digits(folder: Path, participants: int) -> Scenario:
@@ -139,8 +160,14 @@ def of_digits(folder: Path, participants: int) -> Scenario:
         rounds=5,
         local_steps=6,
         learning_rate=Decimal(4),
-        sample_rate=Decimal("0.2"),
-        epsilon=Decimal(2),
+        privacy=Privacy(
+            epsilon=Decimal(2),
+            delta=Decimal("0.00001"),
+            max_grad_norm=Decimal(1),
+            sample_rate=Decimal("0.2"),
+            spare_attempts=1,
+            data_set_epsilon=Decimal(8),
+        ),
     )
 
 
@@ -148,7 +175,7 @@ def of_folder(folder: Path) -> Scenario:
     """The scenario that DIR/federation.toml describes; every file is read once, to count its rows.
 
     Raises:
-        InputError: no such file, an unknown or wrong key, or data that does not fit the schema.
+        InputError: no such file, a missing, unknown or wrong key, a broken rule, or data that does not fit the schema.
     """
     path = folder / DESCRIPTION
     try:
@@ -161,11 +188,19 @@ def of_folder(folder: Path) -> Scenario:
             remedy=f"Write a {DESCRIPTION} beside the data; docs/own-data.md documents each key.",
         ) from err
     found = Description.parse(load_toml(text, file=path), code="DATA_DESCRIPTION", file=path)
+    _check(found, path)
     data = Data(columns=found.columns, label=found.label, feature_scale=found.feature_scale)
     fraction = found.validation.fraction
     enterprises = tuple(
         _enterprise(folder, found, data, index, participant, fraction)
         for index, participant in enumerate(found.participants)
+    )
+    most = max(e.num_examples for e in enterprises)
+    _rule(
+        found.privacy.delta <= min(Decimal("1e-5"), 1 / (10 * Decimal(most))),
+        path,
+        "privacy.delta",
+        f"at most 1e-5, and at most 1/(10 times the largest number of rows): 1/{10 * most}",
     )
     validation = None
     if found.validation.file is not None:
@@ -179,9 +214,46 @@ def of_folder(folder: Path) -> Scenario:
         rounds=found.training.rounds,
         local_steps=found.training.local_steps,
         learning_rate=found.training.learning_rate,
-        sample_rate=found.training.sample_rate,
-        epsilon=found.training.epsilon,
+        privacy=found.privacy,
     )
+
+
+def _check(found: Description, path: Path) -> None:
+    """Rules over more than one key, before any data is read.
+
+    Raises:
+        InputError: naming file, field and rule.
+    """
+    data = Data(columns=found.columns, label=found.label, feature_scale=found.feature_scale)
+    try:
+        check_data(cast("Contract", SimpleNamespace(data=data)))  # of a contract it looks at nothing else
+    except InputError as err:
+        place = (err.field or "").removeprefix("data.")
+        raise InputError("DATA_DESCRIPTION", err.message, file=path, field=place, rule=err.code) from err
+    for key in ("name", "file", "entity_code"):
+        values = [value for p in found.participants if (value := getattr(p, key)) is not None]
+        twice = sorted({v for v in values if values.count(v) > 1})
+        _rule(
+            not twice or (key == "file" and found.source.kind == "sqlite"), path, f"participants.{key}", "no two alike"
+        )
+    privacy = found.privacy
+    for key in ("epsilon", "delta", "max_grad_norm", "sample_rate", "data_set_epsilon"):
+        _rule(getattr(privacy, key) > 0, path, f"privacy.{key}", "above 0")
+    _rule(found.training.learning_rate > 0, path, "training.learning_rate", "above 0")
+    _rule(privacy.sample_rate < 1, path, "privacy.sample_rate", "below 1")
+    _rule(privacy.epsilon <= privacy.data_set_epsilon, path, "privacy.epsilon", "at most privacy.data_set_epsilon")
+
+
+def _rule(holds: bool, path: Path, key: str, rule: str) -> None:
+    if not holds:
+        raise InputError(
+            "DATA_DESCRIPTION",
+            f"{key} breaks a rule: {rule}.",
+            file=path,
+            field=key,
+            rule=rule,
+            remedy="docs/own-data.md documents each key.",
+        )
 
 
 def entity_code(index: int) -> str:
@@ -213,11 +285,7 @@ def template(scenario: Scenario, now: datetime.datetime) -> str:
             "unit": "example",
             "relation": "zero-out",
             "sampling": "poisson",
-            "epsilon": scenario.epsilon,
-            "delta": _delta(scenario.enterprises),
-            "max_grad_norm": Decimal(1),
-            "sample_rate": scenario.sample_rate,
-            "spare_attempts": 1,
+            **{key: value for key, value in scenario.privacy if key != "data_set_epsilon"},
         },
         "participation": {
             "minimum": minimum,
@@ -251,8 +319,8 @@ def agent_blocks(scenario: Scenario, enterprise: Enterprise) -> str:
     block: dict[str, Any] = {
         "id": enterprise.data_set,
         "num_examples": enterprise.num_examples,
-        "epsilon": 8,
-        "delta": _delta(scenario.enterprises),
+        "epsilon": scenario.privacy.data_set_epsilon,
+        "delta": scenario.privacy.delta,
         "columns": [c.name for c in scenario.data.columns],
         "label": scenario.data.label.name,
     }
@@ -260,13 +328,6 @@ def agent_blocks(scenario: Scenario, enterprise: Enterprise) -> str:
         block["release_fraction"] = enterprise.release_fraction
     block["source"] = enterprise.source
     return tomli_w.dumps({"data_sets": [block]})
-
-
-def _delta(enterprises: Sequence[Enterprise]) -> Decimal:
-    """The largest admissible delta, rounded down to one digit."""
-    limit = min(Decimal("1e-5"), 1 / (10 * Decimal(max(e.num_examples for e in enterprises))))
-    digits_of = Decimal(1).scaleb(limit.adjusted())
-    return (limit // digits_of) * digits_of
 
 
 def _enterprise(
