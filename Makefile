@@ -20,7 +20,7 @@ else
 INSTALL_TORCH = $(TORCH)
 endif
 
-.PHONY: demo check setup setup-dev lint types layers test test-federations test-rest bench clean
+.PHONY: demo check setup setup-dev lint types layers test bench clean
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/fedpact demo $(DEMO_ARGS)
@@ -40,17 +40,9 @@ types: $(VENV)/.ready-dev
 layers: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py
 
-# Two at a time: whole federations, and everything else. Each prints what it has to say when it is done.
-FEDERATIONS := $(addprefix tests/e2e/test_,by_hand.py demo.py guard_process.py packaging.py)
-
+# Two at a time: whole federations, and everything else (tests/conftest.py).
 test: $(VENV)/.ready-dev
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-federations test-rest
-
-test-federations: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -p no:cacheprovider $(FEDERATIONS)
-
-test-rest: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest tests --ignore=tests/benchmarks $(addprefix --ignore=,$(FEDERATIONS))
+	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses=2 --dist=loadgroup
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only

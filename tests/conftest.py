@@ -35,6 +35,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"needs the public data sets in {DATA} (FEDPACT_DATA; sources in docs/data.md)")
 
 
+FEDERATIONS = {"test_by_hand.py", "test_demo.py", "test_guard_process.py", "test_packaging.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two workers one at most runs whole federations; otherwise a file stays on one worker, with its fixtures."""
+    for item in items:
+        name = "federations" if item.path.name in FEDERATIONS else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     return DATA

@@ -45,9 +45,9 @@ ORDER_SECONDS = 0.5
 RESTART_SECONDS = {EXIT_UNAVAILABLE: 2.0, EXIT_REFUSED: 2.0}
 """Before the executor starts again, by how it ended: a connection that was lost may be had again at once."""
 OTHER_RESTART_SECONDS = 5.0
-NOT_LET_IN_SECONDS = (2.0, 30.0)
+NOT_LET_IN_SECONDS = (2.0, 10.0)
 """The same where the operator did not let the node in: doubling from the first to the second. An earlier connection of
-the node expires within a minute; a key that is not registered is asked for seldom."""
+the node expires within a minute."""
 OBJECTED_SECONDS = 60.0
 """Before evidence that was objected to is fetched and verified again."""
 

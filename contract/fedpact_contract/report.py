@@ -168,19 +168,20 @@ def _body(plain: dict[str, Any]) -> bytes:
 
 
 def _participants(contract: Contract, label: dict[str, Any], steps: dict[str, int]) -> list[dict[str, Any]]:
+    """One line each, in the contract's order."""
     spent = {line["participant"]: line["epsilon"] for line in label["participants"]}
     return [
         {
-            "id": party_id,
+            "id": party.id,
             "name": party.name,
             "entity_code": party.entity_code,
             "sector": party.sector,
             "num_examples": party.num_examples,
-            "epsilon_spent": spent[party_id],
+            "epsilon_spent": spent[party.id],
             "epsilon_budget": decimal_text(contract.privacy.epsilon),
-            "steps": steps[party_id],
+            "steps": steps[party.id],
         }
-        for party_id, party in contract.by_id().items()
+        for party in contract.participants
     ]
 
 

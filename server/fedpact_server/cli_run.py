@@ -274,8 +274,8 @@ def _table(found: "RunStatus", contract: "Contract", seconds: float) -> Any:  # 
     table = Table(title=title, title_justify="left")
     for column in ("participant", "this round"):
         table.add_column(column)
-    for party_id, party in contract.by_id().items():
-        kind, code = found.outcomes.get(party_id, ("", ""))
+    for party in contract.participants:
+        kind, code = found.outcomes.get(party.id, ("", ""))
         doing = f"{kind} ({code})" if kind and kind != "admitted" else kind
         waiting = "training" if found.round_phase == "sent" else ""
         table.add_row(Text(output.visible(party.name)), Text(doing or waiting))

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from tests.support.demo_kit import own_data
-from tests.support.proc import mentioning
+from tests.support.proc import mentioning, with_default_signals
 
 from fedpact_server.demo import times
 
@@ -46,6 +46,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=with_default_signals,
     )
 
 
@@ -271,7 +272,7 @@ class Strike:
 
 AGENTS, TRAINED = "run/logs/enterprise-2.log", "run/operator/arrays/*/values-1.f8"
 STRIKES = {
-    "hangup": Strike(AGENTS, lambda pid, _: os.kill(pid, signal.SIGHUP), 130),
+    "ctrl-c": Strike(AGENTS, lambda pid, _: os.kill(pid, signal.SIGINT), 130),  # the others: test_demo_processes.py
     "operator": Strike(AGENTS, lambda _, at: os.kill(pid_of(at / "run", "fedpact serve"), signal.SIGKILL)),
     "agent": Strike(TRAINED, lambda _, at: os.kill(pid_of(at / "run", "fedpact-agent start"), signal.SIGKILL)),
     # Gone after the demo has counted its rows: the card cannot be signed.

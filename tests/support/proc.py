@@ -1,7 +1,14 @@
 """Processes of this machine, as tests look at them."""
 
 import os
+import signal
 from pathlib import Path
+
+
+def with_default_signals() -> None:
+    """A child's `preexec_fn`: signals that tests send act on it, whatever ran the tests (`nohup`, a shell's `&`)."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def command_lines() -> dict[int, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.support import process_child
-from tests.support.proc import mentioning
+from tests.support.proc import mentioning, with_default_signals
 
 from fedpact_contract.errors import FailedError
 from fedpact_server.demo import processes
@@ -36,6 +36,7 @@ def begin(folder: Path, what: str) -> "subprocess.Popen[str]":
         text=True,
         env=env,
         start_new_session=True,
+        preexec_fn=with_default_signals,
     )
 
 
