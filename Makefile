@@ -42,7 +42,7 @@ layers: $(VENV)/.ready-dev
 
 # Two at a time: whole federations, and everything else (tests/conftest.py).
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses=2 --dist=loadgroup
+	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses=2
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only

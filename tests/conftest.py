@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,11 +39,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 FEDERATIONS = {"test_by_hand.py", "test_demo.py", "test_guard_process.py", "test_packaging.py"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two workers one at most runs whole federations; otherwise a file stays on one worker, with its fixtures."""
-    for item in items:
-        name = "federations" if item.path.name in FEDERATIONS else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of the workers one at most runs whole federations; otherwise a file stays on one worker, with its fixtures."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneFederationAtATime(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "federations" if Path(file).name in FEDERATIONS else file
+
+    return OneFederationAtATime(config, log)
 
 
 @pytest.fixture(scope="session")
