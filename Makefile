@@ -42,7 +42,7 @@ layers: $(VENV)/.ready-dev
 
 # Two at a time: whole federations, and everything else (tests/conftest.py).
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses=2
+	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses=2 --no-loadscope-reorder
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
