@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 DEMO_ARGS ?=
+WORKERS ?= 0
 
 # A bare `pip install torch` brings gigabytes of CUDA on Linux, so there the CPU build is asked for by its own version:
 # first where pip's own configuration looks, then at PyTorch. TORCH_INDEX=URL names another index, and whatever build
@@ -40,9 +41,9 @@ types: $(VENV)/.ready-dev
 layers: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py
 
-# Two at a time: whole federations, and everything else (tests/conftest.py).
+# WORKERS=2 runs two at a time: whole federations, and everything else (tests/conftest.py).
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses=2 --no-loadscope-reorder
+	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses=$(WORKERS) --no-loadscope-reorder
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only

@@ -11,8 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # tests.support
 
-REQUIRED = os.environ.get("FEDPACT_REQUIRE") == "1"
-"""Set by .ci/run: there, a skip for want of root or a server is a failure."""
+from tests.support.required import lacking  # noqa: E402 - by the path above
 
 DATA = Path(os.environ.get("FEDPACT_DATA", ROOT.parent / "shared" / "data"))
 
@@ -23,15 +22,18 @@ def _missing(item: pytest.Item) -> str | None:
             return "needs root (network namespaces)"
         if shutil.which("ip") is None:
             return "needs the command `ip` (iproute2)"
+    if item.get_closest_marker("landlock") is not None:
+        from fedpact_client.sandbox import landlock_abi
+
+        if landlock_abi() < 1:
+            return "needs a kernel with Landlock"
     return None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     reason = _missing(item)
-    if reason and REQUIRED:
-        pytest.fail(f"{reason}, and FEDPACT_REQUIRE=1 forbids the skip")
     if reason:
-        pytest.skip(reason)
+        lacking(reason)
     if item.get_closest_marker("data") is not None and not DATA.is_dir():
         pytest.skip(f"needs the public data sets in {DATA} (FEDPACT_DATA; sources in docs/data.md)")
 

@@ -29,6 +29,15 @@ MAX_EVIDENCE_BYTES = 512 * 2**20
 _INPUT_STATUS = {400, 404, 405, 410, 413, 415, 422}
 _REFUSED_STATUS = {401, 403, 409, 423, 429}
 
+
+class AnsweredInputError(InputError):
+    """The operator's own answer: it does not take what was asked."""
+
+
+class AnsweredRefusedError(RefusedError):
+    """The operator's own answer: it refuses what was asked."""
+
+
 Egress = Callable[[EgressKind, str | None, str, bytes], None]
 """Enters one outgoing message in the egress ledger: kind, contract, "METHOD path", bytes; returns when durable."""
 
@@ -182,7 +191,7 @@ class OperatorClient:
         Raises:
             ServiceError: OPERATOR_AWAY, no connection or no trusted one; OPERATOR_REPLY, OPERATOR_REPLY_SIZE; or the
                 operator's own failure.
-            InputError, RefusedError: the operator's error, with its code.
+            AnsweredInputError, AnsweredRefusedError: the operator's error, with its code.
         """
         import httpx
 
@@ -258,9 +267,9 @@ def error_of(status: int, content: bytes) -> FedpactError:
         return reply_error(f"it has status {status} and no error code")
     kind: type[FedpactError] = ServiceError
     if status in _INPUT_STATUS:
-        kind = InputError
+        kind = AnsweredInputError
     elif status in _REFUSED_STATUS:
-        kind = RefusedError
+        kind = AnsweredRefusedError
     shown = {k: printable(v) for k, v in places.items()}
     return kind(code, f"The operator answers: {printable(str(message))}", **shown)
 

@@ -4,7 +4,7 @@ The closing checkpoint makes the settlement final for whoever countersigned it; 
 auditor would: every signature and proof, every score and fen, and that the log holds exactly its own replies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +16,9 @@ from fedpact_client.order import EMPTY
 from fedpact_client.store import EgressKind, SeenHead
 from fedpact_client.views import check_own
 from fedpact_contract.errors import FaultError, FedpactError, InputError
-from fedpact_contract.evidence import CHECKPOINTS, FILES, unpack
-from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClosing
-from fedpact_contract.messages import Head, Objection
+from fedpact_contract.evidence import CHECKPOINTS, FILES, Evidence, unpack
+from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClosing, UpdateDecided
+from fedpact_contract.messages import Head, Objection, Receipt
 from fedpact_contract.record import open_signed, read_envelope, sign
 from fedpact_contract.verify import verify
 
@@ -34,6 +34,7 @@ class Closing:
 
     checkpoint: Checkpoint
     envelope: bytes
+    concerns: tuple[tuple[str, str], ...] = ()  # (alarm, text): what no evidence disproves and a person should know
 
 
 def close(desk: Desk, client: OperatorClient, verified: Closing | None = None) -> tuple[Done, Closing | None]:
@@ -95,7 +96,7 @@ def check_closing(desk: Desk, files: Mapping[str, bytes]) -> Closing:
         raise FaultError(first["code"], first["message"], field=first.get("field"), party=first.get("party"))
     if report.contract_id != desk.contract_id:
         raise FaultError("EVIDENCE_OTHER_CONTRACT", "The evidence is another contract's.", field="contract_id")
-    check_own(desk.store, desk.participant, desk.contract_id, evidence)
+    missed = check_own(desk.store, desk.participant, desk.contract_id, evidence)
     envelope = read_envelope(evidence.checkpoints[-1])
     operator_key = desk.run_keys[desk.contract.operator.id]
     checkpoint: Checkpoint = open_signed(envelope, Checkpoint, operator_key)
@@ -103,7 +104,26 @@ def check_closing(desk: Desk, files: Mapping[str, bytes]) -> Closing:
         raise FaultError("CLOSING_HEAD", "The last checkpoint does not cover the whole log of this contract.")
     if Entry.from_bytes(evidence.log[-1]).type != PeriodClosing.TYPE:
         raise FaultError("CLOSING_HEAD", "The log does not end with the closing of a period.")
-    return Closing(checkpoint=checkpoint, envelope=evidence.checkpoints[-1])
+    concerns = (*_missed(missed), *_rejected(evidence, desk.participant))
+    return Closing(checkpoint=checkpoint, envelope=evidence.checkpoints[-1], concerns=concerns)
+
+
+def _missed(rounds: Iterable[int]) -> Iterator[tuple[str, str]]:
+    for number in rounds:
+        yield "CLOSING_UPDATE_MISSED", f"the log says that this agent's update of round {number} never came"
+
+
+def _rejected(evidence: Evidence, participant: str) -> Iterator[tuple[str, str]]:
+    """Rejections whose reason the log cannot show: the array itself."""
+    for line in evidence.log:
+        body = Entry.from_bytes(line).open()
+        if isinstance(body, UpdateDecided) and body.participant == participant:
+            receipt = Receipt.from_bytes(read_envelope(body.receipt).body)
+            if receipt.decision == "rejected":
+                yield (
+                    "CLOSING_UPDATE_REJECTED",
+                    f"this agent's update of round {body.round} was rejected: {receipt.code}",
+                )
 
 
 def _countersigned(desk: Desk, closing: Closing) -> bool:
@@ -114,6 +134,10 @@ def _countersigned(desk: Desk, closing: Closing) -> bool:
 def _countersign(desk: Desk, client: OperatorClient, path: str, closing: Closing) -> None:
     """Keep the head, mark it as countersigned, and only then send the countersignature; again the same one."""
     size, root = closing.checkpoint.size, closing.checkpoint.root
+    told = {(a.code, a.contract_id, a.detail) for a in desk.store.alarms()}
+    for code, text in closing.concerns:
+        if (code, desk.contract_id, text) not in told:
+            desk.store.add_alarm(code, desk.contract_id, text, closing.envelope)
     desk.store.add_heads(desk.contract_id, [SeenHead(size=size, root=root, checkpoint=closing.envelope)])
     desk.store.countersign(desk.contract_id, size, root)
     record = Countersignature(origin=desk.contract_id, size=size, root=root, participant=desk.participant)

@@ -18,9 +18,9 @@ from types import FrameType
 
 import structlog
 
-from fedpact_client import silence
+from fedpact_client import sandbox, silence
 from fedpact_client.answer import Desk, Trained, answer, open_contract
-from fedpact_client.api import OperatorClient, egress_of, printable
+from fedpact_client.api import AnsweredInputError, AnsweredRefusedError, OperatorClient, egress_of, printable
 from fedpact_client.children import ExecutorChild, TrainerChild, selection_key
 from fedpact_client.closing import Closing, close
 from fedpact_client.config import AgentConfig
@@ -67,9 +67,10 @@ def run(home_path: Path, ready: Callable[[str, str], None] = lambda _url, _parti
         ready: Told once, when the operator has let the agent in: the operator's address, this participant's id.
 
     Raises:
-        InputError: HOME_LOCKED, NOT_ENROLLED, or a fault in the configuration.
+        InputError: HOME_LOCKED, HOME_IN_INSTALLATION, NOT_ENROLLED, or a fault in the configuration.
     """
     home = AgentHome(home_path.expanduser().absolute()).check()
+    sandbox.check_home(home.path)
     config = home.config()
     witness = None if config.paths.witness is None else Path(config.paths.witness)
     with private_files(), HomeLock(home.path), Store(home.db_path, witness=witness) as store:
@@ -282,7 +283,10 @@ class Guard:
                 self._note_silence(agreement, found)
 
     def _close(self, contract_id: str, client: OperatorClient) -> Found | None:
-        """Close a contract's period, if it is closing; what was found instead, where there is nothing that holds."""
+        """Close a contract's period, if it is closing; what was found instead, where there is nothing that holds.
+
+        None also where this agent's own store, keys or disk failed: that says nothing of the operator.
+        """
         try:
             done, verified = close(self._desk(contract_id, client), client, self.closings.get(contract_id))
             self.closings[contract_id] = verified
@@ -293,9 +297,12 @@ class Guard:
         except ServiceError as err:
             log.warning("operator away", code=err.code)
             return "away"
-        except FedpactError as err:
+        except (AnsweredInputError, AnsweredRefusedError) as err:
             log.info("contract waits", contract=contract_id, code=err.code)
             return "open"
+        except FedpactError as err:
+            log.error("close not looked after", contract=contract_id, code=err.code, reason=printable(str(err)))
+            return None
         return "objected" if done == "objected" else "open" if done == "none" else None
 
     def _note_silence(self, agreement: Agreement, found: Found) -> None:

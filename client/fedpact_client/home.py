@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedpact_client import sandbox
 from fedpact_contract.contract import EntityCode, contract_id_form
 from fedpact_contract.errors import InputError
 from fedpact_contract.files import make_home
@@ -297,9 +298,11 @@ def init(path: Path, *, name: str, entity_code: str, sector: str, passphrase: by
     It is built beside its place and moved there whole, so that an interrupted `init` leaves no half-made home.
 
     Raises:
-        InputError: HOME_EXISTS, PASSPHRASE_SHORT, or a name, entity code or sector of the wrong form.
+        InputError: HOME_EXISTS, HOME_IN_INSTALLATION, PASSPHRASE_SHORT, or a name, entity code or sector of the wrong
+            form.
     """
     path = path.expanduser().absolute()
+    sandbox.check_home(path)
     check_passphrase(passphrase, "the contract key")
     agent = {"name": name, "entity_code": entity_code, "sector": sector}
     make_home(path, lambda build: _fill(AgentHome(build), agent, passphrase))

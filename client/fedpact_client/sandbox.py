@@ -23,6 +23,7 @@ from pathlib import Path
 import fedpact_client
 import fedpact_contract
 import fedpact_models
+from fedpact_contract.errors import InputError
 from fedpact_contract.record import Part
 
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
@@ -171,6 +172,25 @@ def fence(write_paths: Sequence[Path]) -> Isolation:
         sockets_denied=False,
         missing=tuple(missing),
     )
+
+
+def check_home(path: Path) -> None:
+    """Raise where trainer or executor could read an agent's home: it lies below what they must be able to read.
+
+    Raises:
+        InputError: HOME_IN_INSTALLATION, naming the folder and what it lies below.
+    """
+    home = path.resolve()
+    for allowed in (*_installation(), *map(Path, NETWORK)):
+        if home.is_relative_to(allowed.resolve()):
+            raise InputError(
+                "HOME_IN_INSTALLATION",
+                f"The home lies below {allowed}, which trainer and executor may read: its keys would be open to them.",
+                file=path,
+                rule="no key where the sandbox lets its processes read",
+                remedy="Choose another folder for the home (--home), such as one in your own home folder; move a home "
+                "that stands already.",
+            )
 
 
 def names_are_lost() -> bool:

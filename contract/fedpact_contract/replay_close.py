@@ -147,8 +147,11 @@ def period_settled(run: Run, place: Place, body: PeriodSettled) -> Faults:
 
 
 def _settled_unopened(run: Run, place: Place, body: PeriodSettled, period: Period) -> Faults:
-    """Nothing was opened: the operator's failure, which the contract's fallback settles."""
+    """Nothing was opened: the operator's fault. The fallback's fen are recomputed, and nobody's agent signs them."""
     run.unopened = True
+    message = "The period is settled, and the operator opened none of the scores that it had committed to."
+    operator = run.parties.contract.operator.name
+    yield place.fault("SCORES_NOT_OPENED", message, party=operator, rule="what was committed to is opened")
     admitted = [run.aggregated[number] for number in sorted(run.aggregated)]
     revenue = period.revenue
     try:

@@ -102,6 +102,9 @@ def update_decided(run: Run, place: Place, body: UpdateDecided) -> Faults:
         run.spares[body.participant] = run.spares.get(body.participant, 0) + update.attempt - 1
     if decision == "admitted":
         yield from _admitted(run, place, body, update)
+    elif receipt is not None:
+        yield from _rejected(run, place, body, update, receipt.code)
+    run.decided.add(update.update_digest)
 
 
 def _receipt(run: Run, place: Place, body: UpdateDecided, receipt: Receipt, update: Update | None) -> Faults:
@@ -118,10 +121,9 @@ def _receipt(run: Run, place: Place, body: UpdateDecided, receipt: Receipt, upda
         yield place.fault("RECEIPT_MISMATCH", message, field=f"receipt.{name}", party=party)
 
 
-def _admitted(run: Run, place: Place, body: UpdateDecided, update: Update) -> Faults:
-    """An update that entered the model is the contracted one."""
-    contract, name = run.parties.contract, run.parties.name(body.participant)
-    current = run.open_round
+def _due(run: Run, body: UpdateDecided) -> dict[str, object]:
+    """What the fields of the contracted update are."""
+    contract, current = run.parties.contract, run.open_round
     due: dict[str, object] = {
         "contract_id": contract.id,
         "round": body.round,
@@ -140,7 +142,50 @@ def _admitted(run: Run, place: Place, body: UpdateDecided, update: Update) -> Fa
         due |= {"num_examples": rows, "metering": Metering(rows=rows, steps=contract.training.local_steps)}
     if current is not None:
         due["base_digest"] = current.base_digest
-    for wrong in differing(update, due):
+    return due
+
+
+REJECTED_FOR = {
+    "UPDATE_CONTRACT_ID": ("contract_id",),
+    "UPDATE_ROUND": ("round",),
+    "UPDATE_PARTICIPANT": ("participant",),
+    "UPDATE_BASE_DIGEST": ("base_digest",),
+    "UPDATE_METERING": ("num_examples", "metering"),
+    "UPDATE_PRIVACY_EVENT": ("privacy_event",),
+    "UPDATE_TEST_NOISE": ("noise",),
+}
+"""Code of a rejection -> the signed fields of which one must be wrong."""
+
+REJECTED_BY_VALUES = {"UPDATE_SHAPE", "UPDATE_DIGEST", "UPDATE_NOT_FINITE", "UPDATE_NORM"}
+"""Rejections for the array itself, which the log does not hold: only its author can tell."""
+
+
+def _rejected(run: Run, place: Place, body: UpdateDecided, update: Update, code: str) -> Faults:
+    """A rejection whose reason lies in signed fields must have that reason."""
+    wrong = differing(update, _due(run, body))
+    spares = run.spares.get(body.participant, 0)
+    if code in REJECTED_FOR:
+        founded = any(field in wrong for field in REJECTED_FOR[code])
+    elif code == "UPDATE_HEAD":
+        size = None if run.open_round is None else run.open_round.index + 1
+        founded = size is None or update.head != Head(size=size, root=run.roots[size])
+    elif code == "UPDATE_ATTEMPT":
+        founded = spares > run.parties.contract.privacy.spare_attempts
+    elif code == "UPDATE_REPLAYED":
+        founded = update.update_digest in run.decided
+    else:
+        founded = code in REJECTED_BY_VALUES
+    if not founded:
+        message = f"An update was rejected as {code}, and what its author signed is not so."
+        operator = run.parties.contract.operator.name
+        yield place.fault("REJECTION_UNFOUNDED", message, field="receipt.code", party=operator, rule=code)
+
+
+def _admitted(run: Run, place: Place, body: UpdateDecided, update: Update) -> Faults:
+    """An update that entered the model is the contracted one."""
+    contract, name = run.parties.contract, run.parties.name(body.participant)
+    current = run.open_round
+    for wrong in differing(update, _due(run, body)):
         message = f"An update was admitted whose {wrong} is not the round's or the contract's."
         yield place.fault("UPDATE_MISMATCH", message, field=f"update.{wrong}", party=name, rule=wrong)
     if update.attempt > 1 and run.spares.get(body.participant, 0) > contract.privacy.spare_attempts:

@@ -69,6 +69,7 @@ class Run:
     spares: dict[str, int] = field(default_factory=dict)  # participant -> spare attempts used
     silent: dict[str, int] = field(default_factory=dict)  # participant -> rounds missed or refused in a row
     updates: set[str] = field(default_factory=set)  # digests of admitted updates
+    decided: set[str] = field(default_factory=set)  # digests of all updates that the log holds
     heads: dict[tuple[int, str], Place] = field(default_factory=dict)  # (size, participant): a reply that countersigned
     faults: list[FaultError] = field(default_factory=list)
 

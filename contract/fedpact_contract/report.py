@@ -40,6 +40,7 @@ NOT_STOPPED = (
     "A participant that runs altered code can skip or choose its noise.",
     "Near-copies of rows, and affiliates that were not declared.",
     "A biased choice of validation rows, or rows leaked to a favourite.",
+    "Revenue and fees: they are the operator's statement. So is the moment at which it ends a run early.",
     "Side payments of the operator that are not logged, or use of a model that was declared unaccepted.",
     "Updates that somebody kept: later attacks stay within the epsilon of all releases.",
     "Resale of the model, and backdoors that the validation set does not show.",
@@ -91,10 +92,12 @@ def build(entries: Sequence[Entry]) -> dict[str, Any]:
 def charged_steps(bodies: Sequence[Body], contract: Contract) -> dict[str, int]:
     """DP-SGD steps charged, as far as the log can tell: attempt k means k attempts, each charged in full.
 
-    A refusal says how many attempts it cost. A round without a reply counts as one attempt: nobody but the agent
-    knows whether it trained. An agent's own ledger has the exact figure (several attempts may have left no reply).
+    A refusal says how many attempts it cost. Where a round had no reply nobody but the agent knows whether it trained,
+    and how often: it counts as one attempt, and every spare attempt that is left counts too. So this is an upper
+    bound, the whole plan at most (no agent's ledger pays for more); an agent's own ledger has the exact figure.
     """
-    attempts = dict.fromkeys(contract.by_id(), 0)
+    attempts, silent = dict.fromkeys(contract.by_id(), 0), set()
+    rounds = dict.fromkeys(attempts, 0)
     for body in bodies:
         if isinstance(body, UpdateDecided):
             attempts[body.participant] += Update.from_bytes(read_envelope(body.update).body).attempt
@@ -102,7 +105,16 @@ def charged_steps(bodies: Sequence[Body], contract: Contract) -> dict[str, int]:
             attempts[body.participant] += Refusal.from_bytes(read_envelope(body.refusal).body).attempts
         elif isinstance(body, ReplyMissed):
             attempts[body.participant] += 1
-    return {p: count * contract.training.local_steps for p, count in attempts.items()}
+            silent.add(body.participant)
+    for body in bodies:
+        if isinstance(body, UpdateDecided | UpdateRefused | ReplyMissed):
+            rounds[body.participant] += 1
+    spares = contract.privacy.spare_attempts
+    for participant in silent:
+        used = max(0, attempts[participant] - rounds[participant])
+        attempts[participant] += max(0, spares - used)
+    plan = contract.training.rounds + spares
+    return {p: min(count, plan) * contract.training.local_steps for p, count in attempts.items()}
 
 
 def settled(bodies: Sequence[Body], contract: Contract) -> PeriodResult | None:

@@ -136,7 +136,9 @@ def shares(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) 
 
 
 def unopened_shares(contract: Contract, admitted: Sequence[Sequence[str]]) -> PeriodShares:
-    """The shares where the operator cannot open what it committed to: the contract's fallback (trust.md, "Log").
+    """The shares where the operator cannot open what it committed to: the contract's fallback.
+
+    Where contribution is not paid at all, no score is missed, and the agreed weights hold.
 
     Args:
         contract: The contract.
@@ -148,7 +150,8 @@ def unopened_shares(contract: Contract, admitted: Sequence[Sequence[str]]) -> Pe
     if not admitted:
         raise InputError("SHARES_NO_ROUNDS", "No round was completed: there is nothing to share by.")
     counts = {p: sum(p in names for names in admitted) for p in contract.by_id()}
-    nothing, weights = dict.fromkeys(counts, _ZERO), _fallback(contract.settlement)
+    nothing, agreed = dict.fromkeys(counts, _ZERO), _agreed(contract.settlement)
+    weights = agreed if agreed.contribution == 0 else _fallback(contract.settlement)
     parts = _parts(contract, nothing, counts, weights)
     participants = contract.by_id()
     return PeriodShares(

@@ -241,7 +241,8 @@ def _money(contract: Contract) -> Iterator[str]:
     )
     yield (
         "A run that ends early, for whatever reason, is settled over the rounds that were committed. Where the "
-        "operator cannot open the scores that it committed to, the fallback pays, and every report says so."
+        "operator cannot open the scores that it committed to, the fallback is due: that is the operator's fault, "
+        "`verify` names it, and no agent countersigns it by itself."
     )
     yield (
         f"The operator shows the closing at most {terms.close_days} days after the end of the term. A participant's "

@@ -13,8 +13,16 @@ from typing import Any
 from fedpact_contract.contract import Party
 from fedpact_contract.errors import FaultError
 from fedpact_contract.evidence import Evidence, read_evidence
-from fedpact_contract.log import Countersignature
+from fedpact_contract.log import (
+    ContractSigned,
+    Countersignature,
+    PeriodClosing,
+    RoundOpened,
+    RunCompleted,
+    ScoresCommitted,
+)
 from fedpact_contract.logcheck import Log, verify_log
+from fedpact_contract.parties import Place
 from fedpact_contract.record import decimal_text
 from fedpact_contract.replay import replay
 from fedpact_contract.replay_state import Run
@@ -26,6 +34,12 @@ __all__ = ["ParticipantResult", "Report", "Run", "replay", "verify", "verify_fol
 UTILITIES = (
     "Utilities (coalition losses on the validation set) are the operator's statement; no auditor re-evaluated them."
 )
+
+
+REVENUE = "Revenue and fees are the operator's statement."
+
+BINDING = {ContractSigned.TYPE, RoundOpened.TYPE, ScoresCommitted.TYPE, RunCompleted.TYPE, PeriodClosing.TYPE}
+"""Entries after which the operator signs a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +131,7 @@ def verify(evidence: Evidence, trust: Trust | None, *, privacy: bool = True) -> 
         run = replay(log.entries, checkpoints=log.checkpoints if log.complete else None, privacy=privacy)
         if not log.faults:  # a line that could not be read is no missing one
             run.faults += _countersignatures(run, log.countersignatures)
+            run.faults += () if run.faults else _checkpoints(run, log)
         faults += [fault for fault in run.faults if fault.as_dict() not in [known.as_dict() for known in log.faults]]
     if trust is not None and log.parties is not None:
         faults += _contradictions(log, trust)
@@ -128,12 +143,26 @@ def _countersignatures(run: Run, held: tuple[Countersignature, ...]) -> Iterator
     signed = {(record.size, record.participant) for record in held}
     for (size, participant), place in run.heads.items():
         if (size, participant) not in signed:
-            message = f"A reply names the head of size {size}, and its participant's countersignature on it is missing."
+            name = run.parties.name(participant)
+            message = f"A reply of {name} names the head of size {size}; its countersignature on that was left out."
             yield place.fault(
                 "COUNTERSIGNATURE_MISSING",
                 message,
-                party=run.parties.name(participant),
+                party=run.parties.contract.operator.name,
                 rule="every reply countersigns the head that it was shown",
+            )
+
+
+def _checkpoints(run: Run, log: Log) -> Iterator[FaultError]:
+    """There is a checkpoint after each entry that somebody was bound to, up to the last checkpoint."""
+    last = max(log.checkpoints, default=0)
+    for index, entry in enumerate(log.entries[:last]):
+        if entry.type in BINDING and index + 1 not in log.checkpoints:
+            yield Place(index=index, type=entry.type).fault(
+                "CHECKPOINT_MISSING",
+                f"The operator's checkpoint over {index + 1} entries was left out.",
+                party=run.parties.contract.operator.name,
+                rule="a checkpoint follows each entry that binds somebody",
             )
 
 
@@ -255,22 +284,30 @@ def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: 
     if run is None:
         return
     if trust is None:
-        for line in participants:
-            if line.held_fen:
-                yield f"{line.name} has not countersigned the closing checkpoint: {line.held_fen} fen are held."
-        if not run.closed:
-            yield f"The run is not closed yet ({_status(run, participants)}): the log verifies as far as it goes."
+        yield from _unfinished(run, participants)
     planned = run.parties.contract.training.rounds
     if run.completed and len(run.aggregated) < planned:
         yield f"The run ended after {len(run.aggregated)} of {planned} rounds."
     if run.abandoned:
         yield "A round was given up (too few admitted updates, or stopped by the operator), and the run ended."
+    settled = [period.settled for period in run.periods if period.settled]
+    yield from (f"The pool of period {body.period} is empty: nobody is paid." for body in settled if not body.pool_fen)
+    if settled:
+        yield REVENUE
     if run.unopened:
         yield "The operator opened none of its commitments: the contract's fallback settled, not contribution."
     for party_id, party in run.parties.contract.by_id().items():
         left_out = [r.number for r in run.rounds if party_id not in r.invited]
         if left_out:
             yield f"{party.name} was not invited in {_rounds(left_out)}."
+
+
+def _unfinished(run: Run, participants: tuple[ParticipantResult, ...]) -> Iterator[str]:
+    for line in participants:
+        if line.held_fen:
+            yield f"{line.name} has not countersigned the closing checkpoint: {line.held_fen} fen are held."
+    if not run.closed:
+        yield f"The run is not closed yet ({_status(run, participants)}): the log verifies as far as it goes."
 
 
 def _known(trust: Trust, role: Role, party: Party) -> bool:

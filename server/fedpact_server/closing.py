@@ -62,7 +62,7 @@ def preview(
         unopened: Settle without the scores, by the contract's fallback: the operator cannot open what it committed to.
 
     Raises:
-        InputError: the run goes on, no round was committed, or the fees exceed the revenue.
+        InputError: the run goes on, no round was committed, the fees exceed the revenue, or OPENINGS_INTACT.
         FaultError: OPENING_MISSING, OPENING_MISMATCH: the kept scores are not those that the log commits to.
     """
     run = run_row(connection, contract.id)
@@ -80,6 +80,8 @@ def preview(
         )
     if run.phase not in ENDED:
         unopened = logbook.last_of(connection, contract.id, MomentsOpened.TYPE) is None
+    if unopened and run.phase in ENDED:
+        _really_lost(connection, contract.id)
     if unopened:
         return settle_unopened(contract, _admitted_rounds(connection, contract.id), revenue_fen, fees_fen)
     rounds, moments = _openings(connection, contract.id)
@@ -211,6 +213,24 @@ def _openings(connection: Connection, contract_id: str) -> tuple[list[ScoresOpen
     assert kept is not None  # noqa: S101 - an ended run with rounds has promised them
     opened_rounds = [ScoresOpened(round=scores.round, salt=salt.hex(), scores=scores) for salt, scores in rounds]
     return opened_rounds, MomentsOpened(salt=kept[0].hex(), moments=kept[1])
+
+
+def _really_lost(connection: Connection, contract_id: str) -> None:
+    """Raise where everything can be opened: the fallback is for lost scores, not for scores that somebody dislikes.
+
+    Raises:
+        InputError: OPENINGS_INTACT.
+    """
+    try:
+        _openings(connection, contract_id)
+    except FaultError:
+        return
+    raise InputError(
+        "OPENINGS_INTACT",
+        "Every commitment in the log can be opened: there is nothing that the fallback stands in for.",
+        field="--unopened",
+        remedy="`fedpact settle close` without it pays by what was measured.",
+    )
 
 
 def _admitted_rounds(connection: Connection, contract_id: str) -> list[tuple[str, ...]]:

@@ -25,6 +25,7 @@ import tomli_w
 from tests.support.netns import Hosts, hosts
 from tests.support.proc import descendants, mentioning
 from tests.support.readme import Script, commands, filled
+from tests.support.required import lacking
 
 from fedpact_contract.trust import Trust, TrustedParty, write
 from fedpact_server.demo import data as digits
@@ -263,9 +264,7 @@ def terms(template: str, title: str, rounds: int) -> str:
 
 def test_three_enterprises_on_hosts_of_their_own(tmp_path) -> None:
     if shutil.which("nft") is None:
-        reason = "needs the command `nft` (nftables): without it no host is kept to one port"
-        assert os.environ.get("FEDPACT_REQUIRE") != "1", f"{reason}, and FEDPACT_REQUIRE=1 forbids the skip"
-        pytest.skip(reason)
+        lacking("needs the command `nft` (nftables): without it no host is kept to one port")
     port = free_port()
     with hosts(ENTERPRISES, port) as net:
         world = World(tmp_path, net, port)

@@ -15,12 +15,12 @@ from packaging.requirements import Requirement
 from tests.support import wheels
 from tests.support.evidence_factory import make_evidence
 from tests.support.proc import mentioning
+from tests.support.required import REQUIRED
 
 from fedpact_contract.trust import Trust, write
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 ROOT = wheels.ROOT
-REQUIRED = os.environ.get("FEDPACT_REQUIRE") == "1"
 HEAVY = {"torch", "flwr", "opacus", "polars", "fastapi", "sqlalchemy", "httpx", "uvicorn", "scikit-learn", "structlog"}
 OFFLINE = ("NewConnectionError", "ReadTimeoutError", "ConnectTimeoutError", "ProxyError")
 """What pip says when it reaches no index."""

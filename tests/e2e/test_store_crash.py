@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from tests.support import ledger_kit
 from tests.support.ledger_kit import BASE, DATA_SET, complete, contract_id, new_store, terms
+from tests.support.required import lacking
 
 from fedpact_client.store import Ready, Reservation, Store
 from fedpact_contract.canonical import sha256_hex
@@ -198,7 +199,7 @@ def counted(home: Path, witness: Path, report: Path) -> dict[str, int]:
 @pytest.mark.slow
 def test_a_kill_at_every_system_call_that_writes(tmp_path: Path):
     if shutil.which("strace") is None or subprocess.run([*strace(), "true"], check=False).returncode:
-        pytest.skip("needs strace, and the right to trace")
+        lacking("needs strace, and the right to trace")
     pristine = tmp_path / "pristine"
     prepare(pristine, rounds=3, spares=1)
     calls = counted(*fresh(pristine, tmp_path), tmp_path / "report")

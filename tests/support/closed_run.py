@@ -23,7 +23,7 @@ from fedpact_client.store import Store
 from fedpact_contract import merkle
 from fedpact_contract.evidence import pack, unpack
 from fedpact_contract.log import Body, Checkpoint, Entry
-from fedpact_contract.messages import Order
+from fedpact_contract.messages import Order, Reply, Update
 from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.request import node_id, node_public_pem
 from fedpact_contract.trust import Trust
@@ -138,7 +138,8 @@ def _fits(envelope: Any, roots: dict[int, str]) -> bool:
 def closed_run(folder: Path, **changes: Any) -> ClosedRun:
     """A fresh copy of a completed run of two rounds, with production's noise; `changes` as for `make_federation`.
 
-    `stop_in`: the operator stops the run while this round waits for its replies.
+    `stop_in`: the operator stops the run while this round waits for its replies. `drop`: the update of this round and
+    enterprise never arrives.
     """
     return copy(_completed(**({"training__rounds": 2} | EVERYBODY_IS_PAID | changes)), folder)
 
@@ -195,7 +196,7 @@ def _completed(**changes: Any) -> Federation:
 def _made(changes: tuple[tuple[str, Any], ...]) -> Federation:
     """A completed run; kept as long as the tests run."""
     options = dict(changes)
-    stop_in = options.pop("stop_in", None)
+    stop_in, drop = options.pop("stop_in", None), options.pop("drop", None)
     federation = make_federation(_folder(), **({"noise": lambda _index: SystemNoise()} | options))
     with_operator_home(federation)
 
@@ -207,6 +208,10 @@ def _made(changes: tuple[tuple[str, Any], ...]) -> Federation:
         return None
 
     federation.transport.before = stop
+    if drop is not None:
+        federation.agent(drop[1]).tamper = lambda ready: (
+            None if _round(ready) == drop[0] else (ready.reply, ready.array)
+        )
     before, rounds.RESEND_SECONDS = rounds.RESEND_SECONDS, 0.0
     try:
         federation.run(accept_test_noise="noise" in options)
@@ -219,6 +224,11 @@ def _made(changes: tuple[tuple[str, Any], ...]) -> Federation:
             connection.execute(db.participants.update().where(db.participants.c.id == participant.id).values(**values))
     federation.database.dispose()
     return federation
+
+
+def _round(ready: Any) -> int:
+    update = Reply.from_bytes(ready.reply).update
+    return 0 if update is None else Update.from_bytes(update.body).round
 
 
 _TEMPORARY = tempfile.TemporaryDirectory(prefix="fedpact-closed-run-")

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,6 +134,24 @@ def test_an_interrupted_init_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "agent")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_where_the_sandbox_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer would say that it is isolated, and could read every key."""
+    link = tmp_path / "link"
+    link.symlink_to(sys.prefix)
+    for place in (Path(sys.prefix), Path(sys.base_prefix), Path("/usr/local"), Path("/run/resolvconf"), link):
+        with pytest.raises(InputError, match="HOME_IN_INSTALLATION") as caught:
+            make(place / "fedpact-agent-of-a-test")
+        assert caught.value.file == str(place / "fedpact-agent-of-a-test")
+        assert (caught.value.rule, caught.value.remedy[:21]) == (
+            "no key where the sandbox lets its processes read",
+            "Choose another folder",
+        )
+        assert not (place / "fedpact-agent-of-a-test").exists()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "home" / "venv"))
+    make(tmp_path / "home" / "agent")
+    make(tmp_path / "home" / "venv-agent")
 
 
 def test_no_home_says_so(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import pytest
 from tests.support.federation import BUNDLE, Federation, make_federation
 
 from fedpact_client.answer import TrainingFailedError, answer, open_contract
+from fedpact_client.order import check_order, open_order
 from fedpact_contract import merkle
 from fedpact_contract.errors import FaultError, RefusedError
 from fedpact_contract.keys import generate_key
-from fedpact_contract.log import Checkpoint, Entry, RoundOpened
-from fedpact_contract.messages import HeadStep, Order, Refusal, Reply, Update
-from fedpact_contract.record import read_envelope, sign
+from fedpact_contract.log import Checkpoint, Entry, Proved, RoundOpened
+from fedpact_contract.messages import Head, HeadStep, Order, Refusal, Reply, Update
+from fedpact_contract.record import Record, read_envelope, sign
 
 
 @pytest.fixture(autouse=True)
@@ -185,8 +186,38 @@ def test_an_older_log_is_refused(world) -> None:
     forged = operator.forge(order, since=first.since, heads=heads)
     agent_heads = {h.size for h in agent.desk.store.heads(agent.desk.contract_id)}
     assert max(agent_heads) == Checkpoint.from_bytes(heads[-1].checkpoint.body).size
-    code = refusal(answer(agent.desk, forged, model, BUNDLE)).code
-    assert code in ("RECEIPT_WRONG", "HEAD_OLDER")
+    assert refusal(answer(agent.desk, forged, model, BUNDLE)).code == "RECEIPT_WRONG", "no receipt can be in it"
+
+
+def test_a_log_shorter_than_one_that_was_seen_is_refused(world) -> None:
+    _, operator, agent, order, model = world
+    first = Operator.read(operator.orders[1, agent.desk.participant][0])
+    answer(agent.desk, order, model, BUNDLE)
+    seen = agent.desk.store.heads(agent.desk.contract_id)
+    ready = answer(agent.desk, operator.forge(order, round=3, since=first.since, heads=first.heads), model, BUNDLE)
+    assert refusal(ready).code == "HEAD_OLDER"
+    assert not countersigned(ready)
+    assert agent.desk.store.heads(agent.desk.contract_id) == seen
+
+
+def test_a_round_to_which_the_log_does_not_invite_is_refused(world) -> None:
+    """All else is right: the round is open in the log, from this very model."""
+    _, _, agent, data, model = world
+    order, known = Operator.read(data), agent.desk.known(2)
+    opened = RoundOpened.parse(order.opened.entry.body, code="X")
+
+    def shown(invited: tuple[str, ...]) -> tuple[Order, Head]:
+        entry = Entry.of(opened.model_copy(update={"invited": invited}))
+        head = Head(size=1, root=merkle.root([entry.leaf_hash]).hex())
+        return order.model_copy(update={"opened": Proved(entry=entry, index=0, proof=())}), head
+
+    check_order(*_with(model, shown(opened.invited)), known)
+    with pytest.raises(RefusedError, match="NOT_INVITED"):
+        check_order(*_with(model, shown(tuple(p for p in opened.invited if p != known.participant))), known)
+
+
+def _with(model: bytes, shown: tuple[Order, Head]) -> tuple[Order, bytes, Head]:
+    return shown[0], model, shown[1]
 
 
 @pytest.mark.parametrize(
@@ -205,8 +236,24 @@ def test_an_order_that_the_operator_did_not_sign_gets_no_answer_at_all(world) ->
     forged = sign(Operator.read(order), generate_key()).to_bytes()
     assert answer(agent.desk, forged, model, BUNDLE) is None
     assert "ORDER_SIGNATURE" in {a.code for a in agent.desk.store.alarms()}
+    assert "ORDER_FORM" not in {a.code for a in agent.desk.store.alarms()}
     assert answer(agent.desk, b"rubbish", model, BUNDLE) is None
+    assert "ORDER_FORM" in {a.code for a in agent.desk.store.alarms()}
     assert charged(agent) == 1
+
+
+def test_half_an_order_gets_no_answer_even_where_the_operator_signed_it(world) -> None:
+    federation, _, agent, _, model = world
+
+    class HalfAnOrder(Record):
+        TYPE = Order.TYPE
+        contract_id: str = agent.desk.contract_id
+
+    data = sign(HalfAnOrder(), federation.operator_run_key).to_bytes()
+    with pytest.raises(RefusedError, match="ORDER_FORM"):
+        open_order(data, agent.desk.known(0))
+    assert answer(agent.desk, data, model, BUNDLE) is None
+    assert {a.code for a in agent.desk.store.alarms()} == {"ORDER_FORM"}
 
 
 def test_an_order_for_somebody_else_gets_no_answer(world) -> None:

@@ -242,6 +242,19 @@ def last_checkpoint(files: dict[str, str]) -> bytes:
     return files["checkpoints.jsonl"].encode().splitlines()[-1]
 
 
+class TestConcerns:
+    """What no evidence disproves is countersigned, and a person is told."""
+
+    def test_an_update_that_the_log_calls_missed(self, tmp_path) -> None:
+        run = closed_run(tmp_path, drop=(2, 2))
+        run.settle()
+        assert look(run, 2) == "countersigned"
+        assert look(run, 1) == "countersigned"
+        alarms = {a.code: a.detail for a in run.federation.agent(2).desk.store.alarms()}
+        assert "round 2" in alarms["CLOSING_UPDATE_MISSED"]
+        assert "CLOSING_UPDATE_MISSED" not in {a.code for a in run.federation.agent(1).desk.store.alarms()}
+
+
 class TestDishonest:
     @pytest.mark.parametrize("name", DISHONEST)
     def test_a_dishonest_close_is_objected_to(self, run: ClosedRun, name: str) -> None:

@@ -146,6 +146,14 @@ class TestSettle:
             assert "ROUND_TOO_FEW_UPDATES in round 1" in err.value.message
         assert federation.kinds()[-1] == "round-abandoned"
 
+    def test_scores_that_can_be_opened_are_not_left_out(self, run: ClosedRun) -> None:
+        """The operator knows them: it could choose who is paid."""
+        before = run.federation.entries()
+        with pytest.raises(InputError) as err:
+            settle(run.federation, unopened=True)
+        assert err.value.code == "OPENINGS_INTACT"
+        assert (run.federation.entries(), run.phase()) == (before, "completed")
+
     def test_a_stopped_run_is_settled_over_its_committed_rounds(self, tmp_path) -> None:
         run = closed_run(tmp_path, stop_in=3, training__rounds=4)
         assert run.phase() == "stopped"
@@ -184,12 +192,15 @@ class TestSettle:
             countersign(run, number)
         assert run.phase() == "closed"
         report = run.verified()
-        assert (report.exit_code, report.faults) == (0, ())
+        (fault,) = report.faults
+        assert (report.exit_code, fault["code"], fault["party"]) == (1, "SCORES_NOT_OPENED", "Operator")
         assert any("opened none of its commitments" in note for note in report.notes)
         assert [line.fen for line in report.participants] == [line.fen for line in paid.lines]
         page = build(run.federation.entries())
         assert page["settlement"]["reason"] == "not-opened"
-        assert [line["fen"] for line in page["participants"]] == [line.fen for line in paid.lines]
+        assert {line["id"]: line["fen"] for line in page["participants"]} == {
+            line.participant: line.fen for line in paid.lines
+        }
         for lang in get_args(Lang):
             assert words(lang)["unopened"] in html.unescape(render(page, lang))
 

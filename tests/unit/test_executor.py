@@ -303,7 +303,7 @@ class TestProcess:
         assert code == executor.EXIT_SETUP
         assert "EXECUTOR_SETUP" in log
 
-    @pytest.mark.skipif(landlock_abi() < 1, reason="this kernel has no Landlock")
+    @pytest.mark.landlock
     def test_flower_sees_no_key_ledger_or_row(self, tmp_path):
         """The executor itself, with a stand-in in Flower's place that tries what Flower should not."""
         home = init(tmp_path / "agent", name="N", entity_code="9" * 18, sector="x", passphrase=b"correct horse")

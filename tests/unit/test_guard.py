@@ -1,5 +1,6 @@
 """The guard: what leaves and in which order, and that nothing which a child or the operator sends ends it."""
 
+import base64
 import dataclasses
 import os
 import re
@@ -36,7 +37,7 @@ from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.errors import FailedError, InputError, ServiceError
 from fedpact_contract.files import replace_file
 from fedpact_contract.messages import Refusal, Reply
-from fedpact_contract.record import sign
+from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.request import utc_now
 
 
@@ -152,6 +153,11 @@ def world(home: AgentHome, tmp_path: Path) -> World:
     return World(played, made, agent, Client())
 
 
+def enveloped(order: bytes, body: bytes) -> bytes:
+    """An order's envelope around another body."""
+    return read_envelope(order).model_copy(update={"payload": base64.b64encode(body).decode()}).to_bytes()
+
+
 class TestOrders:
     def test_an_order_is_answered(self, world: World) -> None:
         executor = world.play(order_frame(*world.order))
@@ -185,7 +191,8 @@ class TestOrders:
         assert world.states() == []
 
     @pytest.mark.parametrize(
-        "what", ["unknown contract", "rubbish", "not canonical", "no object", "unsigned", "other's"]
+        "what",
+        ["unknown contract", "rubbish", "not canonical", "no object", "no contract", "a list", "unsigned", "other's"],
     )
     def test_what_is_no_order_for_this_agent_is_dropped(self, world: World, what: str) -> None:
         order, model = world.order
@@ -196,6 +203,8 @@ class TestOrders:
             "rubbish": b"rubbish",
             "not canonical": order + b" ",
             "no object": b"[]",
+            "no contract": enveloped(order, b"{}"),
+            "a list": enveloped(order, b"[]"),
             "unsigned": sign(read(order), generate_key()).to_bytes(),
             "other's": world.round.order(2, 2)[0],
         }[what]
@@ -753,6 +762,16 @@ class TestProcess:
         with lab(tmp_path) as at, HomeLock(at.home.path), pytest.raises(InputError) as err:
             guard.run(at.home.path)
         assert err.value.code == "HOME_LOCKED"
+
+    def test_a_home_where_the_sandbox_reads_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It was made before the virtual environment, or was moved there."""
+        with lab(tmp_path) as at:
+            at.enrol()
+        monkeypatch.setattr(sys, "prefix", str(at.home.path.parent))
+        monkeypatch.setattr(Guard, "run", lambda _self: 0)
+        with pytest.raises(InputError) as err:
+            guard.run(at.home.path)
+        assert (err.value.code, err.value.file) == ("HOME_IN_INSTALLATION", str(at.home.path))
 
     def test_an_agent_that_is_not_enrolled(self, tmp_path: Path) -> None:
         with lab(tmp_path) as at:

@@ -14,6 +14,7 @@ from fedpact_contract.log import Entry, UpdateDecided
 from fedpact_contract.messages import Update
 from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.report import NOT_STOPPED, build, charged_steps, ratio_text, settled
+from fedpact_server.report.html import render
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,29 @@ def test_what_did_not_work_is_in_it(tmp_path, monkeypatch) -> None:
     spent = {line["name"]: Decimal(line["epsilon_spent"]) for line in found["participants"]}
     assert spent["Enterprise 1"] > 0
     assert spent["Enterprise 4"] == 0
-    assert spent["Enterprise 2"] == spent["Enterprise 1"], "whether it trained only the agent knows: it counts as one"
+    contract = federation.contract
+    steps = charged_steps([entry.open() for entry in federation.entries()], contract)
+    silent_id = federation.agent(2).desk.participant
+    assert steps[silent_id] == 2 * contract.training.local_steps, "it may have trained, and used the spare attempt"
+    assert spent["Enterprise 2"] > spent["Enterprise 1"]
+
+
+def test_an_attempt_that_nobody_can_have_made_breaks_nothing(run: ClosedRun, entries: list[Entry]) -> None:
+    agent = run.federation.agent(1)
+
+    def huge(entry: Entry) -> Entry:
+        body = entry.open()
+        if not (isinstance(body, UpdateDecided) and (body.round, body.participant) == (1, agent.desk.participant)):
+            return entry
+        update = Update.from_bytes(read_envelope(body.update).body).model_copy(update={"attempt": 2**31})
+        return Entry.of(body.model_copy(update={"update": sign(update, agent.desk.run_key).plain()}))
+
+    contract = run.federation.contract
+    found = build([huge(entry) for entry in entries])
+    line = next(line for line in found["participants"] if line["id"] == agent.desk.participant)
+    assert line["steps"] == contract.planned_steps
+    assert Decimal(line["epsilon_spent"]) <= contract.privacy.epsilon
+    assert render(found, "en")
 
 
 def test_attempts_that_end_in_a_refusal_are_charged(tmp_path, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """The round loop with faulty clients, crashes and replacements, over an in-memory transport."""
 
+import contextlib
 import json
 from datetime import timedelta
 from decimal import Decimal
@@ -13,7 +14,7 @@ from tests.support.noise import FixedNoise
 from fedpact_contract.arrays import update_digest
 from fedpact_contract.keys import generate_key
 from fedpact_contract.log import ReplyMissed, RoundAbandoned, RoundAggregated, RunCompleted, UpdateDecided
-from fedpact_contract.messages import Order, Receipt, Reply, Update
+from fedpact_contract.messages import Order, PrivacyEvent, Receipt, Reply, Update
 from fedpact_contract.record import open_signed, read_envelope, sign
 from fedpact_contract.report import build
 from fedpact_server import db, logbook
@@ -91,6 +92,13 @@ TAMPERINGS = {
         "rejected",
         "UPDATE_METERING",
     ),
+    "another privacy event": (
+        lambda a, r: retry(
+            r.reply, r.array, a.desk.run_key, privacy_event=event(r).model_copy(update={"noise_multiplier": Decimal(9)})
+        ),
+        "rejected",
+        "UPDATE_PRIVACY_EVENT",
+    ),
     "an attempt too many": (
         lambda a, r: retry(r.reply, r.array, a.desk.run_key, attempt=9),
         "rejected",
@@ -105,6 +113,10 @@ TAMPERINGS = {
 def in_round_one(ready) -> bool:
     update = Reply.from_bytes(ready.reply).update
     return update is not None and Update.from_bytes(update.body).round == 1
+
+
+def event(ready) -> PrivacyEvent:
+    return Update.from_bytes(Reply.from_bytes(ready.reply).update.body).privacy_event
 
 
 def nan(agent, ready) -> tuple[bytes, bytes]:
@@ -245,6 +257,26 @@ def test_too_few_updates_stop_the_run_and_the_model_stays(tmp_path) -> None:
     assert "round-aggregated" not in federation.kinds()
     with federation.database.read() as connection:
         assert "ROUND_TOO_FEW_UPDATES" in run_row(connection, federation.contract.id).detail
+
+
+def test_with_fewer_participants_than_the_minimum_no_round_begins(federation) -> None:
+    with federation.database.write() as connection:
+        ids = [p.id for p in federation.contract.participants[:2]]
+        connection.execute(db.participants.update().where(db.participants.c.id.in_(ids)).values(state="suspended"))
+    loop, waits = federation.loop(), []
+
+    def sleep(_seconds: float) -> None:
+        waits.append("two are enough for no round, however long it waits")
+        raise KeyboardInterrupt
+
+    loop.sleep = sleep
+    with contextlib.suppress(KeyboardInterrupt, SupersededError):
+        loop.run()
+    assert waits == []
+    with federation.database.read() as connection:
+        run = run_row(connection, federation.contract.id)
+    assert (run.phase, run.detail) == ("stopped", "RUN_TOO_FEW_PARTICIPANTS")
+    assert "round-opened" not in federation.kinds()
 
 
 def test_one_refusal_leaves_enough_and_two_in_a_row_end_the_invitations(tmp_path) -> None:

@@ -26,9 +26,6 @@ HEAD = """
             return type(err).__name__
         return "done"
 """
-LANDLOCK = pytest.mark.skipif(
-    landlock_abi() < 1 and os.environ.get("FEDPACT_REQUIRE") != "1", reason="this kernel has no Landlock"
-)
 
 
 def inside(code: str, *args: object) -> Any:
@@ -58,7 +55,7 @@ def test_it_says_what_it_got():
         assert isolation.isolated
 
 
-@LANDLOCK
+@pytest.mark.landlock
 def test_reading_is_for_the_named_paths_alone(tmp_path):
     for name in ("data/rows.csv", "secret/key", "single.csv", "neighbour.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -88,7 +85,7 @@ def test_reading_is_for_the_named_paths_alone(tmp_path):
     }
 
 
-@LANDLOCK
+@pytest.mark.landlock
 def test_nothing_is_written_changed_or_started(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
@@ -175,7 +172,7 @@ def test_shared_memory_of_others_is_out_of_reach():
         assert got["ipc_namespace"]
 
 
-@LANDLOCK
+@pytest.mark.landlock
 def test_a_fenced_process_has_the_network_and_its_own_folder_alone(tmp_path):
     for name in ("keys/run.key", "agent.db", "rows.csv", "flower/state"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -235,7 +232,7 @@ def test_a_fence_that_the_kernel_does_not_give_is_not_pretended(tmp_path):
     assert isolation.sentence.startswith("not isolated: Landlock for files is not to be had here")
 
 
-@LANDLOCK
+@pytest.mark.landlock
 def test_a_replaced_file_of_name_servers_is_noticed(tmp_path):
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1")
     (tmp_path / "new").write_text("nameserver 192.0.2.2")
@@ -262,7 +259,7 @@ def test_a_replaced_file_of_name_servers_is_noticed(tmp_path):
     assert found == [False, True]
 
 
-@LANDLOCK
+@pytest.mark.landlock
 def test_other_processes_are_out_of_reach():
     found, abi = inside(
         """
@@ -285,7 +282,7 @@ def test_other_processes_are_out_of_reach():
     assert set(found.values()) == {"refused"}, found
 
 
-@LANDLOCK
+@pytest.mark.landlock
 def test_threads_that_started_earlier_are_named():
     got = inside(
         """
@@ -297,7 +294,7 @@ def test_threads_that_started_earlier_are_named():
     assert not Isolation.parse(got, code="ISOLATION").isolated
 
 
-@LANDLOCK
+@pytest.mark.landlock
 def test_the_libraries_start_inside():
     found = inside(
         """
@@ -310,7 +307,7 @@ def test_the_libraries_start_inside():
     assert found == 300.0**3
 
 
-@LANDLOCK
+@pytest.mark.landlock
 @pytest.mark.parametrize("abi", [0, 1, 2, 3, 5])
 def test_an_older_kernel_gives_less_and_it_is_said(abi: int, tmp_path):
     if abi > landlock_abi():

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from tests.support.agent_world import ENTITY, PASSPHRASE
 from tests.support.closed_run import ClosedRun, closed_run
 
 from fedpact_client import silence, views
 from fedpact_client.answer import Desk
+from fedpact_client.api import error_of
 from fedpact_client.guard import Guard
 from fedpact_client.home import init
 from fedpact_client.text import show_status
-from fedpact_contract.errors import FaultError, FedpactError, InputError, ServiceError
+from fedpact_contract.errors import FailedError, FaultError, FedpactError, InputError, ServiceError
 from fedpact_contract.keys import generate_key, public_hex, save_key
 from fedpact_contract.log import Checkpoint
 from fedpact_contract.messages import Objection, OperatorSilent, Receipt
@@ -166,10 +168,14 @@ def away() -> Any:
 
 
 def unknown() -> Any:
-    raise InputError("CONTRACT_UNKNOWN", "never heard of it")
+    raise error_of(404, b'{"error": {"code": "CONTRACT_UNKNOWN", "message": "never heard of it"}}')
 
 
-@pytest.mark.parametrize(("answer", "found"), [(away, "away"), (unknown, "open"), (dict, "open")])
+def forbidden() -> Any:
+    raise error_of(403, b'{"error": {"code": "NOT_A_PARTY", "message": "not yours"}}')
+
+
+@pytest.mark.parametrize(("answer", "found"), [(away, "away"), (unknown, "open"), (forbidden, "open"), (dict, "open")])
 def test_whatever_it_answers_but_a_closing(world: World, answer: Callable[[], Any], found: str) -> None:
     class Client:
         def get(self, _path: str, **_options: Any) -> Any:
@@ -178,6 +184,35 @@ def test_whatever_it_answers_but_a_closing(world: World, answer: Callable[[], An
     world.now = world.due + DAY
     world.guard._look(Client())  # type: ignore[arg-type]  # stands for the real one
     assert world.record().found == found
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        FailedError("STORE_FULL", "no space is left"),
+        InputError("STORE_DAMAGED", "not a database"),
+        FaultError("OUTBOX_DAMAGED", "other bytes"),
+        InputError("KEY_MISSING", "no run key"),
+    ],
+    ids=lambda fault: fault.code,
+)
+def test_what_fails_here_says_nothing_of_the_operator(
+    world: World, fault: FedpactError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator has closed; this agent's disk, store or keys failed before it could look."""
+
+    def fail(*_arguments: Any, **_options: Any) -> Any:
+        raise fault
+
+    world.run.settle()
+    world.now = world.due + DAY
+    with monkeypatch.context() as patched, structlog.testing.capture_logs() as logged:
+        patched.setattr(type(world.guard.store), "record_egress", fail)
+        world.look()
+    assert (world.alarms(), world.path.exists(), world.status()) == ([], False, None)
+    assert [(each["log_level"], each["code"]) for each in logged if "code" in each] == [("error", fault.code)]
+    world.look()
+    assert (world.alarms(), world.path.exists()) == ([], False), "countersigned, once the fault is mended"
 
 
 def test_a_closing_that_does_not_hold_is_none(world: World) -> None:

@@ -25,6 +25,7 @@ from tests.support.ledger_kit import (
     terms,
     train,
 )
+from tests.support.required import lacking
 
 from fedpact_client import store_witness
 from fedpact_client.store import EgressKind, HomeLock, Ready, SeenHead, Store
@@ -894,7 +895,7 @@ def test_a_read_only_disk_is_named(used: Path, tmp_path: Path):
         check=False,
     )
     if (done.returncode and "unshare" in done.stderr + done.stdout) or "mount" in done.stderr:
-        pytest.skip(f"this machine forbids mounts: {done.stderr.strip()}")
+        lacking(f"this machine forbids mounts: {done.stderr.strip()}")
     assert done.stdout.split() == ["4", "STORE_UNWRITABLE"], done.stderr
 
 

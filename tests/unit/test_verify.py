@@ -28,7 +28,7 @@ from fedpact_contract.logcheck import verify_log
 from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.replay import replay
 from fedpact_contract.trust import Trust, write
-from fedpact_contract.verify import UTILITIES, Report, verify, verify_folder
+from fedpact_contract.verify import REVENUE, UTILITIES, Report, verify, verify_folder
 
 MADE = make_evidence()
 
@@ -86,7 +86,7 @@ def test_without_a_trust_file_it_is_consistent_and_not_authenticated() -> None:
 
 def test_with_every_party_known_it_is_verified() -> None:
     result = report(MADE, Trust.of(MADE.contract), privacy=True)
-    assert (result.exit_code, result.faults, result.notes) == (0, (), (UTILITIES,))
+    assert (result.exit_code, result.faults, result.notes) == (0, (), (REVENUE, UTILITIES))
     assert result.verdict.startswith("VERIFIED")
     assert (result.entries, result.checkpoints, result.countersignatures) == (20, 7, 9)
     assert (result.rounds_planned, result.rounds_aggregated) == (2, 2)
@@ -531,8 +531,40 @@ def test_a_reply_whose_countersignature_is_missing(outcome) -> None:
         fault = only_fault(result)
         assert (fault["code"], fault["party"]) == (
             "COUNTERSIGNATURE_MISSING",
-            made.contract.participant(record.participant).name,
+            made.contract.operator.name,
         )
+
+
+def test_each_checkpoint_after_a_binding_entry_must_be_there() -> None:
+    made = make_evidence()
+    kept = made.files[CHECKPOINTS].splitlines(keepends=True)
+    binding = {"contract-signed", "round-opened", "scores-committed", "run-completed", "period-closing"}
+    due = {i + 1 for i, entry in enumerate(made.entries) if entry.type in binding}
+    for number in range(len(kept) - 1):
+        size = Checkpoint.from_bytes(read_envelope(kept[number].rstrip(b"\n")).body).size
+        result = of_files({**made.files, CHECKPOINTS: b"".join(kept[:number] + kept[number + 1 :])})
+        assert bool(result.faults) == (size in due), size
+        assert {f["code"] for f in result.faults} <= {"CHECKPOINT_MISSING", "HEAD_CHECKPOINT", "COUNTERSIGNATURE_HEAD"}
+
+
+@pytest.mark.parametrize(
+    "code", ["UPDATE_METERING", "UPDATE_PRIVACY_EVENT", "UPDATE_HEAD", "UPDATE_ATTEMPT", "BECAUSE"]
+)
+def test_a_rejection_whose_reason_is_not_so_is_the_operators_fault(code) -> None:
+    """UPDATE_NORM and the like speak of the array, which only its author has."""
+    assert report(make_evidence(outcomes={(2, 0): "rejected"})).faults == ()
+    result = told(put("receipt:2:0", code=code), outcomes={(2, 0): "rejected"})
+    fault = only_fault(result)
+    assert (fault["code"], fault["party"], fault["rule"]) == ("REJECTION_UNFOUNDED", MADE.contract.operator.name, code)
+
+
+def test_a_rejection_whose_reason_is_so() -> None:
+    def wrong(name: str, thing: Any) -> Any:
+        if name == "update:2:0":
+            return thing.model_copy(update={"num_examples": 1})
+        return thing.model_copy(update={"code": "UPDATE_METERING"}) if name == "receipt:2:0" else thing
+
+    assert told(wrong, outcomes={(2, 0): "rejected"}).faults == ()
 
 
 def test_a_line_that_is_signed_and_not_canonical() -> None:
@@ -810,12 +842,23 @@ def test_an_update_that_names_another_head(size, root, code) -> None:
             "HEAD_ROOT",
             "refusal.head",
         ),
+        (
+            put("refusal:1:0", attempts=MADE.contract.privacy.spare_attempts + 2),
+            "REFUSAL_ATTEMPTS",
+            "refusal.attempts",
+        ),
         (put("update-refused:1:0", refusal={}), "ENVELOPE_FORM_MISSING_KEY", "refusal.type"),
     ],
 )
 def test_a_refusal_that_does_not_hold(tamper, code, field) -> None:
     fault = only_fault(told(tamper, outcomes={(1, 0): "refused"}))
     assert (fault["code"], fault["field"]) == (code, f"entries.2.{field}")
+
+
+def test_a_refusal_after_every_attempt_of_the_plan_holds() -> None:
+    spares = MADE.contract.privacy.spare_attempts
+    made = put("refusal:1:0", attempts=spares + 1)
+    assert told(made, outcomes={(1, 0): "refused"}).faults == ()
 
 
 def test_two_outcomes_of_different_kinds() -> None:

@@ -10,7 +10,6 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-import torch
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.privacy import solve_noise_multiplier
@@ -57,6 +56,8 @@ def lift(
 def _alone(
     contract: Contract, initial: Floats, own: Examples, validation: Examples, noise_multiplier: Decimal, steps: int
 ) -> float:
+    import torch
+
     module = build(contract.model, contract.data)
     load_flat(module, initial)
     sample_rate = float(contract.privacy.sample_rate)
