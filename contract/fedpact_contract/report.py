@@ -96,23 +96,22 @@ def charged_steps(bodies: Sequence[Body], contract: Contract) -> dict[str, int]:
     and how often: it counts as one attempt, and every spare attempt that is left counts too. So this is an upper
     bound, the whole plan at most (no agent's ledger pays for more); an agent's own ledger has the exact figure.
     """
-    attempts, silent = dict.fromkeys(contract.by_id(), 0), set()
-    rounds = dict.fromkeys(attempts, 0)
+    attempts, spares_used, silent = dict.fromkeys(contract.by_id(), 0), dict.fromkeys(contract.by_id(), 0), set()
     for body in bodies:
         if isinstance(body, UpdateDecided):
-            attempts[body.participant] += Update.from_bytes(read_envelope(body.update).body).attempt
+            count = Update.from_bytes(read_envelope(body.update).body).attempt
         elif isinstance(body, UpdateRefused):
-            attempts[body.participant] += Refusal.from_bytes(read_envelope(body.refusal).body).attempts
+            count = Refusal.from_bytes(read_envelope(body.refusal).body).attempts
         elif isinstance(body, ReplyMissed):
-            attempts[body.participant] += 1
+            count = 1
             silent.add(body.participant)
-    for body in bodies:
-        if isinstance(body, UpdateDecided | UpdateRefused | ReplyMissed):
-            rounds[body.participant] += 1
+        else:
+            continue
+        attempts[body.participant] += count
+        spares_used[body.participant] += max(0, count - 1)
     spares = contract.privacy.spare_attempts
     for participant in silent:
-        used = max(0, attempts[participant] - rounds[participant])
-        attempts[participant] += max(0, spares - used)
+        attempts[participant] += max(0, spares - spares_used[participant])
     plan = contract.training.rounds + spares
     return {p: min(count, plan) * contract.training.local_steps for p, count in attempts.items()}
 

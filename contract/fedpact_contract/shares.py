@@ -108,7 +108,7 @@ def shares(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) 
     basis, reason, weights = _choose(contract.settlement, values, total, total_variance)
     parts = _parts(contract, values, admitted, weights)
     method, bounds = _bounds(contract, values, admitted, cov, reason, [p.total for p in parts])
-    participants = contract.by_id()
+    errors = [standard_error(cov[i][i]) for i in range(len(values))]
     return PeriodShares(
         basis=basis,
         reason=reason,
@@ -118,20 +118,7 @@ def shares(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) 
         method=method,
         covers=COVERS,
         rounds=tuple(r.round for r in rounds),
-        lines=tuple(
-            ParticipantShare(
-                participant=player,
-                num_examples=participants[player].num_examples,
-                rounds_admitted=admitted[player],
-                value=value,
-                value_se=standard_error(cov[i][i]),
-                parts=parts[i],
-                share=parts[i].total,
-                low=bounds[i][0],
-                high=bounds[i][1],
-            )
-            for i, (player, value) in enumerate(values.items())
-        ),
+        lines=_lines(contract, admitted, values, errors, parts, bounds),
     )
 
 
@@ -153,7 +140,7 @@ def unopened_shares(contract: Contract, admitted: Sequence[Sequence[str]]) -> Pe
     nothing, agreed = dict.fromkeys(counts, _ZERO), _agreed(contract.settlement)
     weights = agreed if agreed.contribution == 0 else _fallback(contract.settlement)
     parts = _parts(contract, nothing, counts, weights)
-    participants = contract.by_id()
+    bounds = [outward(part.total, part.total) for part in parts]
     return PeriodShares(
         basis="fallback",
         reason="not-opened",
@@ -163,20 +150,33 @@ def unopened_shares(contract: Contract, admitted: Sequence[Sequence[str]]) -> Pe
         method="none",
         covers=COVERS,
         rounds=tuple(range(1, len(admitted) + 1)),
-        lines=tuple(
-            ParticipantShare(
-                participant=player,
-                num_examples=participants[player].num_examples,
-                rounds_admitted=counts[player],
-                value=_ZERO,
-                value_se=Decimal(0),
-                parts=parts[i],
-                share=parts[i].total,
-                low=outward(parts[i].total, parts[i].total)[0],
-                high=outward(parts[i].total, parts[i].total)[1],
-            )
-            for i, player in enumerate(counts)
-        ),
+        lines=_lines(contract, counts, nothing, [Decimal(0)] * len(counts), parts, bounds),
+    )
+
+
+def _lines(
+    contract: Contract,
+    admitted: Mapping[str, int],
+    values: Mapping[str, Fraction],
+    errors: Sequence[Decimal],
+    parts: Sequence[Parts],
+    bounds: Sequence[tuple[Decimal, Decimal]],
+) -> tuple[ParticipantShare, ...]:
+    """Each participant's line, in the order of ids."""
+    participants = contract.by_id()
+    return tuple(
+        ParticipantShare(
+            participant=player,
+            num_examples=participants[player].num_examples,
+            rounds_admitted=admitted[player],
+            value=value,
+            value_se=errors[i],
+            parts=parts[i],
+            share=parts[i].total,
+            low=bounds[i][0],
+            high=bounds[i][1],
+        )
+        for i, (player, value) in enumerate(values.items())
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RUN = Annotated[str, typer.Argument(help="A run, or its contract: id or its beginning.", metavar="RUN")]
 Unopened = Annotated[
-    bool, typer.Option("--unopened", help="The scores are lost: pay by the contract's fallback, which everybody sees.")
+    bool, typer.Option("--unopened", help="The scores are lost: the contract's fallback; no agent signs it by itself.")
 ]
 FOLLOW_SECONDS = 0.3
 

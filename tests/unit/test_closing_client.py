@@ -27,7 +27,7 @@ from fedpact_contract.log import (
 from fedpact_contract.messages import Objection, Receipt, Update
 from fedpact_contract.record import open_signed, read_envelope, sign
 from fedpact_contract.trust import Trust
-from fedpact_server import closing, logbook
+from fedpact_server import closing, db, logbook
 from fedpact_server.evidence import evidence_files
 
 
@@ -253,6 +253,20 @@ class TestConcerns:
         alarms = {a.code: a.detail for a in run.federation.agent(2).desk.store.alarms()}
         assert "round 2" in alarms["CLOSING_UPDATE_MISSED"]
         assert "CLOSING_UPDATE_MISSED" not in {a.code for a in run.federation.agent(1).desk.store.alarms()}
+
+
+class TestUnopened:
+    def test_a_fallback_for_lost_scores_is_recomputed_and_objected_to(self, tmp_path) -> None:
+        """It is the operator's fault: only people can make it final."""
+        run = closed_run(tmp_path)
+        with run.federation.database.write() as connection:
+            connection.execute(db.openings.delete().where(db.openings.c.name == "moments"))
+            key = run.federation.operator_run_key
+            closing.settle(connection, run.federation.contract, key, 10_000, 0, unopened=True)
+        assert look(run, 1) == "objected"
+        assert countersigned(run, 1) == {c for c in countersigned(run, 1) if c[0] < run.state().size}
+        assert "SCORES_NOT_OPENED" in {a.code for a in run.federation.agent(1).desk.store.alarms()}
+        assert run.phase() == "closing"
 
 
 class TestDishonest:

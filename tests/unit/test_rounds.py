@@ -186,13 +186,13 @@ def test_an_update_without_the_countersignature_of_the_head_shown_is_missed(fede
     assert federation.outcomes(1)["Enterprise 3"] == ("missed", "REPLY_NOT_COUNTERSIGNED")
 
 
-def test_a_clock_that_jumps_ends_no_round_early_and_none_late(federation) -> None:
+@pytest.mark.parametrize("days", [400, -400])
+def test_a_clock_that_jumps_ends_no_round_early_and_none_late(federation, days) -> None:
     """What the log says goes by the wall clock, waiting by the monotonic one."""
-    for jump in (timedelta(days=400), timedelta(days=-400)):
-        loop = federation.loop()
-        hours = iter([NOW, NOW, *[NOW + jump] * 1000])
-        loop.now = lambda hours=hours: next(hours)
-        assert loop.run() == "completed"
+    loop = federation.loop()
+    hours = iter([NOW, *[NOW + timedelta(days=days)] * 1000])
+    loop.now = lambda: next(hours)
+    assert loop.run() == "completed"
     assert all(set(federation.outcomes(r).values()) == {("admitted", "ADMITTED")} for r in (1, 2, 3))
 
 
