@@ -136,7 +136,7 @@ def enrol(
 
     The signed request is kept until the operator's answer came, so that a token is never spent on a second, different
     request (the operator freezes such an enrolment): run again after a lost connection, it asks what became of the
-    first one, and sends the same bytes only if that never arrived.
+    first one, and sends the same bytes only if that never arrived. A home that is enrolled asks likewise.
 
     Args:
         home: The agent's home.
@@ -208,13 +208,14 @@ def pinned(path: Path, text: str, operator: OperatorData) -> str:
 def _ask(home: AgentHome, client: OperatorClient, invitation: Invitation, key: Ed25519PrivateKey) -> str:
     path = _pending_path(home)
     body = read_json(path.read_bytes(), "pending enrolment", path) if path.exists() else {}
+    sent = body.get("token") == invitation.token or home.operator_path.exists()
+    if sent and (state := _known_state(client)) is not None:
+        return state
     if body.get("token") != invitation.token:
         agent = home.config().agent
         signed = request(home, invitation, key, name=agent.name, sector=agent.sector)
         body = {"token": invitation.token, "request": signed.plain()}
         replace_file(path, canonical_bytes(body))
-    elif (state := _known_state(client)) is not None:
-        return state
     try:
         client.enrol(body)
     except (InputError, RefusedError):

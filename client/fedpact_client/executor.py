@@ -18,6 +18,7 @@ the node, or a task's lease was lost. 78 the setup is wrong.
 
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -49,6 +50,9 @@ MAX_ARRAY = 1 << 31
 KINDS = frozenset({"setup", "reply", "drop"})
 SETUP_SECONDS = 30.0
 LEAVE_SECONDS = 6.0
+GONE_SECONDS = 2.0
+"""How long the working thread may take to notice that the guard has closed the pipe: it may be in a call of Flower's."""
+
 NAMES_SECONDS = 20.0
 """How often the file of name servers is looked at: where it was replaced, a new process may read the new one."""
 
@@ -189,6 +193,7 @@ def main() -> NoReturn:
         log.exception("executor not started", **err.as_dict())
         _exit(EXIT_SETUP)
     leaving: list[int] = []
+    threading.Thread(target=_watch_guard, args=(pipe.read_fd, leaving), name="guard", daemon=True).start()
     threading.Thread(target=_work, args=(pipe, node, leaving), name="work", daemon=True).start()
     if not names_are_lost():
         threading.Thread(target=_watch_names, args=(leaving,), name="names", daemon=True).start()
@@ -245,6 +250,18 @@ def _work(pipe: Pipe, orders: Orders, leaving: list[int]) -> None:
         raise
     leaving.append(code)
     _leave(code)
+
+
+def _watch_guard(read_fd: int, leaving: list[int]) -> None:
+    """End the process where the guard is gone and the working thread does not end it: Flower holds it up."""
+    waiter = select.poll()
+    waiter.register(read_fd, 0)  # nothing but the end of the pipe
+    waiter.poll()
+    time.sleep(GONE_SECONDS)
+    if not leaving:
+        log.warning("guard gone; the task under way is given up")
+        leaving.append(EXIT_OK)
+        _leave(EXIT_OK)
 
 
 def _watch_names(leaving: list[int]) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from fedpact_contract.canonical import canonical_bytes, sha256_hex
+from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
 from fedpact_contract.contract import EntityCode
-from fedpact_contract.errors import FaultError, InputError, RefusedError
+from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError
 from fedpact_contract.keys import parse_fingerprint
 from fedpact_contract.messages import Enrolment, Invitation, SignedEnrolment
 from fedpact_contract.record import Code, Name, Part, open_signed
@@ -31,6 +31,10 @@ NODE_PREFIX = b"fedpact.enrolment.node.v1\n"
 """What stands before the enrolment's bytes in what the node key signs."""
 
 TOKEN_LIFE = datetime.timedelta(hours=24)
+LIFT_FREEZE = (
+    "Call the enterprise and compare fingerprints: `participant approve` lifts the freeze where they agree, "
+    "`participant invite --replace` discards the enrolment where they do not."
+)
 _NODE_PEM_LENGTH = 1000
 _SHORTEST_PREFIX = 4
 
@@ -115,12 +119,12 @@ def enrol(
 ) -> Member:
     """Take an enterprise's request to join.
 
-    The byte-identical request again is answered as before (a reply was lost); any other second use of a token
-    freezes its enrolment and raises an alarm.
+    The same enterprise again (the same two keys signed) is answered as before: a reply was lost, or somebody repeated
+    the command. Any other second use of a token freezes its enrolment and raises an alarm.
 
     Raises:
         RefusedError: ENROLMENT_TOKEN_UNKNOWN, _EXPIRED, _MISMATCH, _CLOSED, _REUSED; ENROLMENT_ENTITY,
-            ENROLMENT_OPERATOR, ENROLMENT_KEY_KNOWN.
+            ENROLMENT_OPERATOR, ENROLMENT_KEY_KNOWN, ENROLMENT_CHANGED.
         FaultError: a signature that does not verify.
         InputError: a malformed record or node key.
     """
@@ -139,9 +143,9 @@ def enrol(
         if invitation.state == "open":
             return _first_use(connection, home, invitation, signed, sent, now)
         known = _participant(connection, invitation.participant) if invitation.participant else None
-        if known is not None and bytes(known.enrolment) == sent:
+        if known is not None and _same_again(home, invitation, known, signed):
             return _member(known)
-        refusal = _second_use(connection, invitation, known, now)
+        refusal = _second_use(connection, invitation, known, signed, now)
     raise refusal  # after the freeze is durable
 
 
@@ -261,9 +265,7 @@ def _make_room(connection: Connection, entity_code: str, *, now: datetime.dateti
             "ENTITY_KNOWN",
             f"This entity is enrolled already ({known.state}).",
             party=known.name,
-            remedy=""
-            if known.approved
-            else "Approve it, or give --replace to discard a request that did not come from this enterprise.",
+            remedy=_known_remedy(known),
         )
     table = db.invitations.c
     connection.execute(
@@ -272,6 +274,14 @@ def _make_room(connection: Connection, entity_code: str, *, now: datetime.dateti
     if known is not None:
         raise_alarm(connection, "ENROLMENT_DISCARDED", _who(known), now=now)
         connection.execute(db.participants.delete().where(db.participants.c.id == known.id))
+
+
+def _known_remedy(known: Member) -> str:
+    if known.state in ("frozen", "suspended"):
+        return LIFT_FREEZE if known.approved is None else "`participant approve` takes it in again."
+    if known.approved:
+        return "It needs no invitation."
+    return "Approve it, or give --replace to discard a request that did not come from this enterprise."
 
 
 def _first_use(
@@ -350,12 +360,38 @@ def _check(home: OperatorHome, invitation: Row[Any], signed: SignedEnrolment) ->
     return record
 
 
+def _same_again(home: OperatorHome, invitation: Row[Any], known: Row[Any], signed: SignedEnrolment) -> bool:
+    """Whether this is the request of the enterprise that enrolled: its two keys signed it, and it says the same.
+
+    Raises:
+        RefusedError: ENROLMENT_CHANGED, its keys signed something else.
+    """
+    first = SignedEnrolment.parse(parse_canonical(bytes(known.enrolment)), code="ENROLMENT").enrolment.body
+    try:
+        record = _check(home, invitation, signed)
+    except FedpactError:
+        return False  # not theirs: the caller freezes
+    if signed.enrolment.body != first and _id(record) == known.id and node_id(record.node_key_pem) == known.node:
+        raise RefusedError(
+            "ENROLMENT_CHANGED",
+            "This enterprise has enrolled already, with another name or sector.",
+            party=known.name,
+            remedy="Set name and sector in agent.toml as they were, or ask the operator for a new invitation.",
+        )
+    return signed.enrolment.body == first
+
+
 def _second_use(
-    connection: Connection, invitation: Row[Any], known: Row[Any] | None, now: datetime.datetime
+    connection: Connection,
+    invitation: Row[Any],
+    known: Row[Any] | None,
+    signed: SignedEnrolment,
+    now: datetime.datetime,
 ) -> RefusedError:
+    who = "" if known is None else f"{_who(_member(known))}; the second request {_claimed(signed)}"
     if invitation.state == "closed" or known is None:
         if known is not None:
-            raise_alarm(connection, "ENROLMENT_TOKEN_REUSED", _who(_member(known)) + ", after a review", now=now)
+            raise_alarm(connection, "ENROLMENT_TOKEN_REUSED", who + ", after a review", now=now)
         return RefusedError(
             "ENROLMENT_TOKEN_CLOSED",
             "The invitation is closed.",
@@ -366,12 +402,20 @@ def _second_use(
     )
     if known.state != "suspended":
         _update(connection, known.id, state="frozen")
-    raise_alarm(connection, "ENROLMENT_TOKEN_REUSED", _who(_member(known)), now=now)
+    raise_alarm(connection, "ENROLMENT_TOKEN_REUSED", who + ". " + LIFT_FREEZE, now=now)
     return RefusedError(
         "ENROLMENT_TOKEN_REUSED",
         "The invitation was used before; the enrolment is frozen until the operator has looked into it.",
         remedy="Tell the operator by telephone: somebody else may have had the invitation.",
     )
+
+
+def _claimed(signed: SignedEnrolment) -> str:
+    """Which key a request claims to be from; the signature may be false."""
+    try:
+        return f"is signed as {_id(Enrolment.from_bytes(signed.enrolment.body))}"
+    except FedpactError:
+        return "is malformed"
 
 
 def _token_digest(token: str) -> str:

@@ -373,7 +373,7 @@ class TestNodes:
 
     def test_a_node_that_says_goodbye_may_come_back_at_once(self, running):
         node = running.nodes[0]
-        node.child.pipe.close()  # the guard goes: the executor says goodbye and ends
+        node.hang_up()  # the executor says goodbye and ends
         assert node.wait_exit(PATIENCE) == executor.EXIT_OK
         assert online(running) == 1
         node.start()

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedpact_client import executor
-from fedpact_client.frames import FrameError
+from fedpact_client.frames import Frame, FrameError
 from fedpact_client.spawn import Child, spawn
 from fedpact_contract.request import node_id, node_public_pem
 from fedpact_server import pki, shell
@@ -114,6 +114,7 @@ class Node:
         self.child: Child | None = None
         self.exit_code: int | None = None
         self._thread: threading.Thread | None = None
+        self._leaving = threading.Event()
 
     def start(self) -> None:
         self.child = spawn("fedpact_client.executor", log=self.folder / "executor.log", max_array=executor.MAX_ARRAY)
@@ -129,12 +130,13 @@ class Node:
             },
         )
         self.exit_code = None
+        self._leaving.clear()
         self._thread = threading.Thread(target=self._guard, args=(self.child,), daemon=True)
         self._thread.start()
 
     def _guard(self, child: Child) -> None:
         try:
-            while (frame := child.pipe.receive()) is not None:
+            while (frame := self._next(child)) is not None:
                 if frame.kind != "order":
                     continue
                 self.orders.append(frame.header["order"])
@@ -146,13 +148,38 @@ class Node:
                     child.pipe.send("reply", {"reply": made[0]}, made[1])
         except FrameError:
             pass  # stopped
+        child.pipe.close()
         self.exit_code = child.process.wait()
+
+    def _next(self, child: Child) -> Frame | None:
+        while not self._leaving.is_set():
+            try:
+                return child.pipe.receive(0.1)
+            except FrameError as err:
+                if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
+                    raise
+        return None
+
+    def hang_up(self) -> None:
+        """The guard goes: it closes its pipe (in its own thread: a pipe is for one)."""
+        self._leaving.set()
 
     def wait_exit(self, timeout: float) -> int:
         assert self._thread is not None
         self._thread.join(timeout)
-        assert self.exit_code is not None, "the executor still runs"
+        assert self.exit_code is not None, f"the executor still runs\n{self._state()}"
         return self.exit_code
+
+    def _state(self) -> str:
+        """Where each thread of the executor is in the kernel, and its log: for a failure that comes once in a while."""
+        assert self.child is not None
+        tasks = Path(f"/proc/{self.child.process.pid}/task")
+        lines = [f"running: {self.child.process.poll() is None}, pipe closed: {self.child.pipe.closed}"]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines += [
+                f"{(task / 'comm').read_text().strip()}: {(task / 'wchan').read_text()}" for task in tasks.iterdir()
+            ]
+        return "\n".join([*lines, self.log()])
 
     def stop(self) -> None:
         if self.child is not None and self.child.process.poll() is None:

@@ -35,7 +35,7 @@ from fedpact_server.api_edge import Edge, Limits, RateLimiter, error_body, statu
 from fedpact_server.drafting import ValidationFile, new
 from fedpact_server.evidence import evidence_files
 
-ONE, TWO, THREE, FOUR = (enterprise(n) for n in (1, 2, 3, 4))
+ONE, TWO, THREE, FOUR, FIVE = (enterprise(n) for n in (1, 2, 3, 4, 5))
 FREE = Limits(address=(10**6, 1e6), node=(10**6, 1e6), enrol=(10**6, 1e6))
 
 
@@ -166,8 +166,9 @@ class TestAuthentication:
 
     def test_a_frozen_one_sees_its_own_state_alone(self, world: Operator, client: TestClient) -> None:
         invitation = world.invite(FOUR)
-        for name in ("Hospital 4", "Thief"):
-            body = {"token": invitation.token, "request": FOUR.request(invitation, name=name).plain()}
+        for who in (FOUR, FIVE):
+            signed = who.request(invitation, entity_code=FOUR.entity_code)
+            body = {"token": invitation.token, "request": signed.plain()}
             response = client.post(f"{API}/enrol", content=body_of(body))
         assert code(response) == (409, "ENROLMENT_TOKEN_REUSED")
         assert ask(client, FOUR, "GET", "/enrolment").json()["state"] == "frozen"

@@ -18,7 +18,7 @@ from fedpact_contract.files import replace_file
 from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.request import utc_now
 from fedpact_contract.trust import Trust
-from fedpact_server import enrolment
+from fedpact_server import alarms, enrolment
 
 
 @pytest.fixture
@@ -187,6 +187,16 @@ def other_invitation(world: Lab) -> Path:
     value = json.loads((world.home.path.parent / "invitation.json").read_text())
     path.write_text(json.dumps(value | {"operator": "cd" * 32}))
     return path
+
+
+def test_the_command_repeated_does_no_harm(world: Lab) -> None:
+    world.enrol()
+    invitation = world.home.path.parent / "invitation.json"
+    assert again(world, invitation).state == "requested"
+    world.approve()
+    assert again(world, invitation).state == "approved"
+    with world.world.database.read() as connection:
+        assert alarms.latest(connection) == []
 
 
 def test_the_same_operator_may_invite_again(world: Lab) -> None:

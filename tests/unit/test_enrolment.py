@@ -162,18 +162,56 @@ def test_the_same_request_again_is_answered_the_same(world: Operator) -> None:
     assert send(world, invitation, signed).state == "approved"
 
 
-@pytest.mark.parametrize("thief", [ONE, TWO], ids=["same keys, other bytes", "other keys"])
-def test_any_other_second_use_freezes_and_alarms(world: Operator, thief: Enterprise) -> None:
+def test_the_same_enterprise_again_is_answered_the_same(world: Operator) -> None:
+    """The command repeated: the node key signs with fresh randomness, so that the bytes differ."""
+    invitation = world.invite(ONE)
+    first = send(world, invitation, ONE.request(invitation))
+    again = ONE.request(invitation)
+    assert again.node_signature != ONE.request(invitation).node_signature
+    assert send(world, invitation, again, NOW + datetime.timedelta(days=3)) == first
+    assert alarm_codes(world) == []
+
+
+def test_the_same_enterprise_with_other_words_is_refused_and_not_frozen(world: Operator) -> None:
+    invitation = world.invite(ONE)
+    send(world, invitation, ONE.request(invitation))
+    assert code_of(send, world, invitation, ONE.request(invitation, name="Somebody")) == "ENROLMENT_CHANGED"
+    assert state_of(world, ONE) == "requested"
+    assert alarm_codes(world) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"operator": "0" * 64}, {"contract_key": public_hex(ONE.contract_key)}],
+    ids=["other keys", "other operator", "a key that did not sign"],
+)
+def test_any_other_second_use_freezes_and_alarms(world: Operator, wrong: dict[str, str]) -> None:
     invitation = world.invite(ONE)
     signed = ONE.request(invitation)
     send(world, invitation, signed)
-    again = thief.request(invitation, name="Somebody", entity_code=ONE.entity_code)
+    again = TWO.request(invitation, **({"name": "Somebody", "entity_code": ONE.entity_code} | wrong))
     assert code_of(send, world, invitation, again) == "ENROLMENT_TOKEN_REUSED"
     assert state_of(world, ONE) == "frozen"
-    assert alarm_codes(world) == ["ENROLMENT_TOKEN_REUSED"]
-    assert send(world, invitation, signed).state == "frozen"
     with world.database.read() as connection:
+        (alarm,) = alarms.latest(connection)
         assert len(enrolment.members(connection)) == 1
+    assert alarm["code"] == "ENROLMENT_TOKEN_REUSED"
+    assert f"is signed as {ONE.id if 'contract_key' in wrong else TWO.id}. Call the enterprise" in alarm["detail"]
+    assert "`participant approve` lifts the freeze" in alarm["detail"]
+    assert send(world, invitation, signed).state == "frozen"
+    with pytest.raises(FedpactError, match="frozen") as caught:
+        world.invite(ONE)
+    assert "`participant approve` lifts the freeze" in caught.value.remedy
+
+
+def test_a_malformed_second_use_freezes_too(world: Operator) -> None:
+    invitation = world.invite(ONE)
+    signed = ONE.request(invitation)
+    send(world, invitation, signed)
+    card = changed(signed, enrolment=ONE.card().plain())
+    assert code_of(send, world, invitation, card) == "ENROLMENT_TOKEN_REUSED"
+    with world.database.read() as connection:
+        assert "the second request is malformed" in alarms.latest(connection)[0]["detail"]
 
 
 def test_a_second_use_freezes_an_approved_participant_too_until_its_fingerprint_is_compared_again(

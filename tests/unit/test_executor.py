@@ -374,6 +374,24 @@ class TestProcess:
         assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(("working", "expected"), [(True, [executor.EXIT_OK]), (False, [])])
+def test_it_ends_where_the_guard_is_gone_and_flower_holds_the_working_thread_up(monkeypatch, working, expected):
+    left = []
+    monkeypatch.setattr(executor, "_leave", left.append)
+    monkeypatch.setattr(executor, "GONE_SECONDS", 0.0)
+    read_fd, write_fd = os.pipe()
+    leaving = [] if working else [executor.EXIT_PROTOCOL]
+    thread = threading.Thread(target=executor._watch_guard, args=(read_fd, leaving))
+    thread.start()
+    os.write(write_fd, b"a frame that nobody reads")
+    thread.join(0.1)
+    assert thread.is_alive()  # something to read is not the end
+    os.close(write_fd)
+    thread.join(10)
+    os.close(read_fd)
+    assert left == expected
+
+
 def test_it_ends_where_the_name_servers_changed(monkeypatch):
     answers, left = [False, False, True], []
     monkeypatch.setattr(executor, "NAMES_SECONDS", 0.01)
