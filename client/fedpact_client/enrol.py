@@ -21,7 +21,7 @@ from fedpact_contract.files import replace_file
 from fedpact_contract.messages import Enrolment, Invitation, SignedEnrolment
 from fedpact_contract.record import sign
 from fedpact_contract.request import node_public_pem, node_sign, parse_instant, utc_now
-from fedpact_contract.trust import Trust, TrustedParty
+from fedpact_contract.trust import Trust, TrustedParty, with_party
 
 if TYPE_CHECKING:
     import httpx
@@ -184,15 +184,9 @@ def pinned(path: Path, text: str, operator: OperatorData) -> str:
         InputError: the file is malformed.
     """
     entry = TrustedParty(role="operator", name=operator.name, entity_code=operator.entity_code, fingerprint=operator.id)
-    known = Trust.from_toml(text, file=path)
-    if any(
-        (p.role, p.entity_code, p.fingerprint) == ("operator", entry.entity_code, entry.fingerprint)
-        for p in known.party
-    ):
-        return text
-    longer = text.rstrip("\n") + "\n\n" + Trust(party=(entry,)).to_toml()
+    Trust.from_toml(text, file=path)  # its own mistakes are not a contradiction
     try:
-        Trust.from_toml(longer, file=path)
+        return with_party(text, entry, file=path)
     except InputError as err:
         raise RefusedError(
             "TRUST_CONTRADICTION",
@@ -202,7 +196,6 @@ def pinned(path: Path, text: str, operator: OperatorData) -> str:
             rule=err.rule,
             remedy="Ask the operator by telephone for its fingerprint before you go on.",
         ) from err
-    return longer
 
 
 def _ask(home: AgentHome, client: OperatorClient, invitation: Invitation, key: Ed25519PrivateKey) -> str:

@@ -51,7 +51,7 @@ KINDS = frozenset({"setup", "reply", "drop"})
 SETUP_SECONDS = 30.0
 LEAVE_SECONDS = 6.0
 GONE_SECONDS = 2.0
-"""How long the working thread may take to notice that the guard has closed the pipe: it may be in a call of Flower's."""
+"""How long the working thread may take to notice that the guard closed the pipe: it may be in a call of Flower's."""
 
 NAMES_SECONDS = 20.0
 """How often the file of name servers is looked at: where it was replaced, a new process may read the new one."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import click
 import typer
@@ -69,8 +69,12 @@ def make_app() -> typer.Typer:
     contribution.command("recompute")(recompute_command)
     contract = output.command_line("The contract that governs a federation.", FedpactGroup)
     contract.command("read")(read_command)
-    # A second command keeps typer from folding a group of one command into that command.
-    for name, sub in (("contribution", contribution), ("contract", contract)):
+    trust = output.command_line(
+        "Whom you know: fingerprints that you learnt from the parties themselves.", FedpactGroup
+    )
+    trust.command("add")(trust_add_command)
+    # A callback keeps typer from folding a group of one command into that command.
+    for name, sub in (("contribution", contribution), ("contract", contract), ("trust", trust)):
         sub.callback()(_nothing)
         app.add_typer(sub, name=name)
     return app
@@ -117,7 +121,7 @@ def _base_alone(arguments: Sequence[str]) -> bool:
     words = [word for word in arguments if not word.startswith("-")][:2]
     return (
         words[:1] == ["verify"]
-        or words in (["contribution", "recompute"], ["contract", "read"])
+        or words in (["contribution", "recompute"], ["contract", "read"], ["trust", "add"])
         or (not words and "--version" in arguments)
     )
 
@@ -188,6 +192,32 @@ def read_command(
         output.emit_json({"contract_id": contract.id, "contract": contract.plain(), "signed_by": signed_by})
         return
     _show_contract(output.console(), contract, signed_by)
+
+
+def trust_add_command(
+    file: Annotated[Path, typer.Argument(metavar="TRUST.toml")],
+    role: Annotated[Literal["operator", "participant", "auditor"], typer.Option("--role", help="What the party is.")],
+    name: Annotated[str, typer.Option("--name", help="Its name.")],
+    entity_code: Annotated[str, typer.Option("--entity-code", help="Its legal-entity code.")],
+    fingerprint: Annotated[
+        str, typer.Option("--fingerprint", help="Of its key, as the party itself told you: by telephone, on paper.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Enter a party in the file TRUST.toml, which is made where there is none. Never copy a fingerprint from evidence.
+
+    Example: fedpact trust add trust.toml --role operator --name "City Data" --entity-code 91310000MA1K999999
+    --fingerprint "3f2a 91c0 ..."
+    """
+    from fedpact_contract.trust import TrustedParty, add_party
+
+    values = {"role": role, "name": name, "entity_code": entity_code, "fingerprint": fingerprint}
+    party = TrustedParty.parse(values, code="TRUST_PARTY")
+    add_party(file, party)
+    if as_json:
+        output.emit_json({"file": str(file.absolute())} | party.plain())
+    else:
+        output.line(f"{party.role} {party.name} ({party.entity_code}) is in {file}")
 
 
 def _show_contract(console: "Console", contract: "Contract", signed_by: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ TOML, one table a party:
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +17,7 @@ from pydantic import BeforeValidator, Field
 
 from fedpact_contract.contract import Contract, EntityCode, Party, load_toml
 from fedpact_contract.errors import FedpactError, InputError
+from fedpact_contract.files import replace_file
 from fedpact_contract.keys import parse_fingerprint, show_fingerprint
 from fedpact_contract.record import Hex32, Name, Part
 
@@ -65,18 +65,7 @@ class Trust(Part):
         Raises:
             InputError: TRUST_MISSING, TRUST_ENCODING, or as `from_toml`.
         """
-        try:
-            text = path.read_bytes().decode("utf-8")
-        except (FileNotFoundError, IsADirectoryError) as err:
-            raise InputError(
-                "TRUST_MISSING",
-                "There is no trust file here.",
-                file=path,
-                remedy="Write one with the fingerprints that the parties told you themselves.",
-            ) from err
-        except UnicodeDecodeError as err:
-            raise InputError("TRUST_ENCODING", "The trust file is not UTF-8 text.", file=path) from err
-        return cls.from_toml(text, file=path)
+        return cls.from_toml(_read(path), file=path)
 
     @classmethod
     def of(cls, contract: Contract) -> Self:
@@ -108,12 +97,56 @@ class Trust(Part):
 
 def write(path: Path, trust: Trust) -> None:
     """Write a trust file, whole or not at all; one that exists is replaced."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="\n") as out:
-        out.write(trust.to_toml())
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(path)
+    replace_file(path, trust.to_toml().encode())
+
+
+def with_party(text: str, party: TrustedParty, *, file: object = None) -> str:
+    """A trust file's text with one more party at its end; what people wrote there stays. Again changes nothing.
+
+    Args:
+        text: The file's text; it may be empty.
+        party: Whom its reader knows.
+        file: What errors call the file.
+
+    Raises:
+        InputError: TRUST_PARTY_TWICE, the file has another key for it, or another owner of its key; malformed.
+    """
+    known = Trust.from_toml(text, file=file).party if text.strip() else ()
+    place = (party.role, party.entity_code, party.fingerprint)
+    if any((p.role, p.entity_code, p.fingerprint) == place for p in known):
+        return text
+    entry = Trust(party=(party,)).to_toml()
+    longer = f"{text.rstrip()}\n\n{entry}" if text.strip() else entry
+    Trust.from_toml(longer, file=file)
+    return longer
+
+
+def add_party(path: Path, party: TrustedParty) -> None:
+    """Enter a party in a trust file; the file is made where there is none.
+
+    Raises:
+        InputError: as `with_party`; TRUST_ENCODING; TRUST_FOLDER, there is no folder for it.
+    """
+    if not path.parent.is_dir():
+        raise InputError(
+            "TRUST_FOLDER", "There is no folder for the trust file.", file=path, remedy="Correct the path."
+        )
+    text = _read(path) if path.exists() else ""
+    replace_file(path, with_party(text, party, file=path).encode())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (FileNotFoundError, IsADirectoryError) as err:
+        raise InputError(
+            "TRUST_MISSING",
+            "There is no trust file here.",
+            file=path,
+            remedy="Write one, with `fedpact trust add`, of the fingerprints that the parties told you themselves.",
+        ) from err
+    except UnicodeDecodeError as err:
+        raise InputError("TRUST_ENCODING", "The trust file is not UTF-8 text.", file=path) from err
 
 
 def _refuse_contradictions(trust: Trust, file: object) -> None:

@@ -1,5 +1,7 @@
 """Commands `fedpact contract …` of the operator."""
 
+import datetime
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,6 +24,7 @@ from fedpact_server.cli_common import (
 )
 
 if TYPE_CHECKING:
+    from fedpact_contract.contract import Contract
     from fedpact_server.contracts import Status
     from fedpact_server.drafting import ValidationFile
 
@@ -44,17 +47,22 @@ def register(app: typer.Typer) -> None:
 def template_command(
     out: Annotated[Path | None, typer.Option("--out", help="A new file; without it to stdout.")] = None,
 ) -> None:
-    """Write the template of a contract, documented key by key, to be filled in.
+    """Write the template of a contract, documented key by key, to be filled in; its term is a year from today.
 
     Example: fedpact contract template --out heart.toml
     """
     from importlib.resources import files
 
-    text = files("fedpact_server").joinpath("templates/contract.toml").read_bytes()
+    from fedpact_contract.request import utc_now
+
+    text = files("fedpact_server").joinpath("templates/contract.toml").read_text("utf-8")
+    now = utc_now()
+    for key, date in (("not_before", now), ("not_after", now + datetime.timedelta(days=365))):
+        text = re.sub(f'(?m)^{key} = ".{{10}}', f'{key} = "{date:%Y-%m-%d}', text)
     if out is None:
-        typer.echo(text.decode(), nl=False)
+        typer.echo(text, nl=False)
     else:
-        write_new(out, text)
+        write_new(out, text.encode())
 
 
 def new_command(
@@ -110,6 +118,8 @@ def new_command(
         f"within epsilon {decimal_text(contract.privacy.epsilon)} at delta {decimal_text(contract.privacy.delta)}"
     )
     line(f"validation {', '.join(f'{s.count} rows' for s in contract.contribution.validation.slices)}")
+    line(f"term {contract.term.not_before} to {contract.term.not_after}")
+    _warn_of_term(contract)
     line(f"Read it: fedpact contract show {contract.id[:8]}; then: fedpact contract offer {contract.id[:8]}")
 
 
@@ -119,7 +129,12 @@ def offer_command(contract: Selector, home: Home = DEFAULT_HOME, as_json: Json =
     from fedpact_server import contracts
 
     _, database = open_home(home)
-    _show(contracts.offer(database, contract, now=utc_now()), as_json=as_json)
+    status = contracts.offer(database, contract, now=utc_now())
+    with database.read() as connection:
+        offered = contracts.find(connection, status.id).contract
+    _show(status, as_json=as_json)
+    if not as_json:
+        _warn_of_term(offered)
 
 
 def sign_command(
@@ -223,6 +238,15 @@ def _validation_file(
         delimiter=delimiter,
         missing=tuple(missing or ()),
     )
+
+
+def _warn_of_term(contract: "Contract") -> None:
+    """Say on stderr that no run can begin yet: nobody notices it else before everybody has signed."""
+    from fedpact_contract.request import instant, utc_now
+
+    begins = contract.term.not_before
+    if begins > instant(utc_now()):
+        typer.echo(f"Note: the term begins at {begins}; until then no run starts (key term.not_before).", err=True)
 
 
 def _show(status: "Status", *, as_json: bool) -> None:

@@ -50,6 +50,74 @@ def evidence(tmp_path):
     return SimpleNamespace(folder=made.write(tmp_path / "evidence"), trust=tmp_path / "trust.toml", made=made)
 
 
+# trust add
+
+
+def add(file: Path, **values: str) -> list[object]:
+    party = {"role": "participant", "name": "Hospital A", "entity_code": "91310000MA1K000001", "fingerprint": "ab" * 32}
+    options = [[f"--{key.replace('_', '-')}", value] for key, value in (party | values).items()]
+    return ["trust", "add", file, *(word for option in options for word in option)]
+
+
+def test_an_auditor_makes_its_trust_file_and_verifies_with_it(fedpact, evidence, tmp_path) -> None:
+    file = tmp_path / "mine.toml"
+    contract = evidence.made.contract
+    parties = contract.parties().items()
+    for number, (party_id, party) in enumerate(parties):
+        assert fedpact("verify", evidence.folder, *(["--trust", file] if number else []))[0] == (4 if number else 3)
+        role = "operator" if party_id == contract.operator.id else "participant"
+        spaced = " ".join(party_id[i : i + 4] for i in range(0, 64, 4)).upper()
+        more = {"role": role, "name": party.name, "entity_code": party.entity_code, "fingerprint": spaced}
+        code, out, err = fedpact(*add(file, **more))
+        assert (code, err) == (0, "")
+        assert party.name in out
+    assert fedpact("verify", evidence.folder, "--trust", file)[0] == 0
+    assert Trust.read(file) == Trust.read(evidence.trust)
+
+
+def test_what_people_wrote_in_a_trust_file_stays(fedpact, tmp_path) -> None:
+    file = tmp_path / "trust.toml"
+    written = Trust.from_toml('[[party]]\nrole="auditor"\nname="X"\nentity_code="91310000MA1K000009"\n'
+                              f'fingerprint="{"cd" * 32}"').to_toml()  # fmt: skip
+    file.write_text("# by telephone, 3 May\n" + written)
+    assert fedpact(*add(file))[0] == 0
+    text = file.read_text()
+    assert text.startswith("# by telephone, 3 May\n" + written)
+    code, out, _ = fedpact(*add(file), "--json")
+    assert code == 0
+    assert json.loads(out)["fingerprint"] == "ab" * 32
+    assert file.read_text() == text, "the same again changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "field"),
+    [
+        ({"fingerprint": "cd" * 32}, "TRUST_PARTY_TWICE", "party.1"),
+        ({"entity_code": "91310000MA1K000002"}, "TRUST_PARTY_TWICE", "party.1"),
+        ({"fingerprint": "ab"}, "TRUST_PARTY", "fingerprint"),
+        ({"name": ""}, "TRUST_PARTY", "name"),
+        ({"entity_code": "x"}, "TRUST_PARTY", "entity_code"),
+    ],
+)
+def test_what_contradicts_a_trust_file_is_refused_and_loses_nothing(fedpact, tmp_path, values, code, field) -> None:
+    file = tmp_path / "trust.toml"
+    fedpact(*add(file))
+    before = file.read_bytes()
+    exit_code, out, _ = fedpact(*add(file, **values), "--json")
+    error = json.loads(out)["error"]
+    assert (exit_code, error["field"]) == (2, field)
+    assert error["code"].startswith(code)
+    assert file.read_bytes() == before
+
+
+def test_a_trust_file_that_cannot_be_one(fedpact, tmp_path) -> None:
+    assert "TRUST_FOLDER" in fedpact(*add(tmp_path / "nowhere" / "trust.toml"))[2]
+    (tmp_path / "latin").write_bytes(b"\xff")
+    assert "TRUST_ENCODING" in fedpact(*add(tmp_path / "latin"))[2]
+    assert "TRUST_MISSING" in fedpact(*add(tmp_path))[2]
+    assert fedpact(*add(tmp_path / "new", role="friend"))[0] == 2
+
+
 # verify
 
 

@@ -1,7 +1,9 @@
 """The operator's commands: what they print, their exit codes, and that secrets come from files or prompts alone."""
 
+import datetime
 import io
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -18,7 +20,7 @@ from fedpact_contract import cli
 from fedpact_contract.contract import Contract, load_toml
 from fedpact_contract.keys import show_fingerprint
 from fedpact_contract.messages import Invitation
-from fedpact_contract.request import utc_now
+from fedpact_contract.request import instant, utc_now
 from fedpact_server import cards, contracts, enrolment
 from fedpact_server.cli import GROUPS
 from fedpact_server.home import OperatorHome, Settings, _settings_text
@@ -321,6 +323,10 @@ class TestTemplate:
         assert run("contract", "template", "--out", "mine.toml").code == 0
         text = Path("mine.toml").read_text()
         assert run("contract", "template").out == text
+        packaged = (ROOT / "configs" / "contract.toml").read_text()
+        today = utc_now()
+        packaged = packaged.replace("2026-12-01T", f"{today:%Y-%m-%dT}")
+        assert text == packaged.replace("2027-11-30T", f"{today + datetime.timedelta(days=365):%Y-%m-%dT}")
         assert run("contract", "template", "--out", "mine.toml").code == 2
         operator = OperatorHome.open(admitted)
         database = operator.database()
@@ -335,6 +341,20 @@ class TestTemplate:
         Path("rows.csv").write_text(rows)
         result = run("contract", "new", "mine.toml", "--validation", "rows.csv", "--json")
         assert result.code == 0, result
+        assert result.json["contract"]["term"]["not_before"] <= instant(today)
+
+    def test_a_term_that_has_not_begun_is_said_before_anybody_signs(self, run: Run, admitted: Path) -> None:
+        note = "Note: the term begins at 2099-01-01T00:00:00Z; until then no run starts"
+        contract_id = drafted(run)
+        assert "Note: the term" not in run("contract", "offer", contract_id).err
+        template = Path("template.toml").read_text()
+        term = '[term]\nnot_before = "2099-01-01T00:00:00Z"\nnot_after = "2099-12-01T00:00:00Z"\n'
+        Path("later.toml").write_text(re.sub(r"(?s)\[term\]\n.*?Z\"\n.*?Z\"\n", term, template))
+        made = run("contract", "new", "later.toml", "--validation", "rows.csv")
+        assert made.code == 0
+        assert note in made.err
+        later = made.out.split()[1]
+        assert note in run("contract", "offer", later).err
 
     def test_every_key_is_documented(self) -> None:
         """Each key's first appearance follows a comment, or stands in a block that begins with one."""
