@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
     run.command("status")(status_command)
     run.command("follow")(follow_command)
     for name, wanted, what in (
-        ("pause", "pause", "Pause a run after what it is doing; nothing is lost."),
+        ("pause", "pause", "Pause a run; nothing is lost."),
         ("resume", "run", "Go on with a paused run."),
         ("stop", "stop", "Stop a run for good; what was done stays in the log."),
     ):
@@ -66,12 +66,13 @@ def start_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) ->
     at = open_contract(home, run)
     with at.database.write() as connection:
         found = runs.start(connection, at.contract, at.state)
-    _show(found, as_json=as_json)
+    _show(found, at, as_json=as_json)
 
 
 def status_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
     """Show where a run stands: round, phase, what became of each order, where the time went."""
-    _show(open_contract(home, run).status(), as_json=as_json)
+    at = open_contract(home, run)
+    _show(at.status(), at, as_json=as_json)
 
 
 def _wanting(wanted: str) -> Any:  # noqa: ANN401 - a typer command
@@ -81,7 +82,7 @@ def _wanting(wanted: str) -> Any:  # noqa: ANN401 - a typer command
         at = open_contract(home, run)
         with at.database.write() as connection:
             found = runs.want(connection, at.contract, wanted)
-        _show(found, as_json=as_json)
+        _show(found, at, as_json=as_json)
 
     return command
 
@@ -164,13 +165,18 @@ def close_command(
     with database.write() as connection:
         key = at.operator.run_key(contract.id)
         result = closing.settle(connection, contract, key, revenue_fen, fees_fen, unopened=unopened)
-    begun = time.monotonic()
+    begun, said = time.monotonic(), None
     while True:
         with database.read() as connection:
             state = closing.closing_state(connection, contract)
             objected = closing.objections(connection, contract.id)
         if not state.held or set(state.held) <= set(objected) or time.monotonic() - begun > wait:
             break
+        if state.held != said:
+            names = ", ".join(output.visible(contract.participant(p).name) for p in state.held)
+            first = "Recorded. " if said is None else ""
+            typer.echo(f"{first}Waiting up to {wait:g} s for the countersignatures of {names}.", err=True)
+            said = state.held
         time.sleep(FOLLOW_SECONDS)
     _show_result(result, contract, as_json=as_json, held=state.held, objected=objected)
     if state.held:
@@ -221,10 +227,22 @@ def open_contract(home: Path, selector: str) -> Opened:
     return Opened(operator=operator, database=database, contract=stored.contract, state=stored.state)
 
 
-def _show(found: "RunStatus", *, as_json: bool) -> None:
+WANTED = {
+    "pause": "Pause: within seconds, in the middle of a round if need be. `fedpact run resume` goes on where it stood.",
+    "stop": "Stop: within seconds, and for good. What was committed can be settled.",
+}
+"""What becomes of a run that is under way, by what is wanted."""
+
+
+def _show(found: "RunStatus", at: Opened, *, as_json: bool) -> None:
+    served = at.operator.served
     if as_json:
-        output.emit_json(found.plain())
+        output.emit_json(found.plain() | {"served": served})
         return
+    if found.phase == "running":
+        for text in (WANTED.get(found.wanted, ""), "" if served else "Nothing moves now: start `fedpact serve`."):
+            if text:
+                typer.echo(text, err=True)
     console = output.console()
     console.print(f"{found.run_id}: {found.phase}, wanted {found.wanted}; round {found.round} of {found.rounds}")
     if found.detail:

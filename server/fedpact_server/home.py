@@ -14,10 +14,14 @@ Folders are 0700, files 0600.
 """
 
 import datetime
+import fcntl
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -39,6 +43,9 @@ from fedpact_contract.record import Hex32, Name, Part
 from fedpact_server import pki
 from fedpact_server.db import Database
 
+SERVE_LOCK = "serve.lock"
+SERVE_LOCK_SECONDS = 0.5
+"""Whoever looks whether the home is served holds its lock for an instant."""
 FOLDERS = ("keys", "keys/run", "tls", "models", "arrays", "validation")
 
 
@@ -50,6 +57,15 @@ class Settings(Part):
     hosts: Annotated[tuple[Name, ...], Field(min_length=1, max_length=50)]
     port: Annotated[int, Field(ge=1, le=65_535)]
     database: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+
+
+def _locked(file: IO[bytes] | IO[str], how: int) -> bool:
+    """Take a lock if it is free."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _PublicKey(Part):
@@ -92,6 +108,35 @@ class OperatorHome:
             file=path / "keys" / "operator.pub",
         )
         return cls(path, _settings(path / "operator.toml"), public.key)
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Hold the home's lock while it is served: two supervisors would replace each other's runs.
+
+        Raises:
+            InputError: SERVE_RUNNING.
+        """
+        with (self.path / SERVE_LOCK).open("a") as lock:
+            patience = time.monotonic() + SERVE_LOCK_SECONDS
+            while not _locked(lock, fcntl.LOCK_EX):
+                if time.monotonic() > patience:
+                    raise InputError(
+                        "SERVE_RUNNING",
+                        "Another `fedpact serve` serves this home.",
+                        file=self.path,
+                        remedy="End that one first.",
+                    )
+                time.sleep(0.05)
+            yield
+
+    @property
+    def served(self) -> bool:
+        """Whether a `fedpact serve` of this machine serves the home now."""
+        try:
+            with (self.path / SERVE_LOCK).open("rb") as lock:
+                return not _locked(lock, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
 
     @property
     def fingerprint(self) -> str:

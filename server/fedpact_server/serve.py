@@ -1,15 +1,13 @@
 """`fedpact serve`: SuperLink with our API on the one port, and the supervisor beside it."""
 
-import fcntl
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
-from fedpact_contract.errors import FailedError, FedpactError, InputError
+from fedpact_contract.errors import FailedError, FedpactError
 from fedpact_contract.files import private_files
 from fedpact_contract.request import utc_now
 from fedpact_server import api_closing, pki
@@ -44,7 +42,7 @@ def serve(path: Path, *, host: str, port: int | None, health_port: int | None, r
     """
     home = OperatorHome.open(path)
     database = home.database()
-    with private_files(), _only_one(home.path):
+    with private_files(), home.serving():
         if pki.ensure(home.tls, hosts=home.settings.hosts, now=utc_now()):
             log.info("certificate renewed", hosts=home.settings.hosts)
         api = create_api(home, database, routers=[api_closing.router])
@@ -94,23 +92,3 @@ def _config(home: OperatorHome, host: str, port: int | None, health_port: int | 
         database=IN_MEMORY,
         health_port=health_port,
     )
-
-
-@contextmanager
-def _only_one(home: Path) -> Iterator[None]:
-    """Hold the home's lock: two supervisors would replace each other's runs.
-
-    Raises:
-        InputError: SERVE_RUNNING.
-    """
-    with (home / "serve.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            raise InputError(
-                "SERVE_RUNNING",
-                "Another `fedpact serve` serves this home.",
-                file=home,
-                remedy="End that one first.",
-            ) from err
-        yield

@@ -22,6 +22,7 @@ from fedpact_contract.report import ratio_text
 from fedpact_contract.trust import Trust, write
 from fedpact_server import db, logbook, runs
 from fedpact_server.cli_run import FOLLOW_SECONDS
+from fedpact_server.home import OperatorHome
 
 COUNTS = [90, 60, 70, 80]
 
@@ -100,6 +101,21 @@ class TestRun:
         ended = fedpact("run", "resume", name, *at)
         assert (ended.code, ended.error) == (5, "RUN_ENDED")
 
+    def test_it_says_what_moves_the_run_and_when_a_wish_takes_effect(
+        self, fedpact: Fedpact, federation: Federation
+    ) -> None:
+        at = (federation.contract.id, "--home", str(federation.home))
+        alone = "Nothing moves now: start `fedpact serve`."
+        assert alone in fedpact("run", "start", *at).err
+        assert fedpact("run", "status", *at, "--json").json["served"] is False
+        with OperatorHome.open(federation.home).serving():
+            assert fedpact("run", "status", *at, "--json").json["served"] is True
+            assert fedpact("run", "status", *at).err == ""
+            assert "`fedpact run resume` goes on" in fedpact("run", "pause", *at).err
+            assert fedpact("run", "resume", *at).err == ""
+            assert "Stop: within seconds" in fedpact("run", "stop", *at).err
+        assert alone in fedpact("run", "status", *at).err
+
     def test_as_text(self, fedpact: Fedpact, run: ClosedRun) -> None:
         shown = fedpact("run", "status", run.contract_id, "--home", str(run.home))
         assert shown.code == 0
@@ -174,10 +190,16 @@ class TestSettle:
         assert all(line["held"] and not line["objected"] for line in held.json["lines"])
         assert [line["fen"] for line in held.json["lines"]] == [line["fen"] for line in preview.json["lines"]]
         assert sum(line["fen"] for line in held.json["lines"]) == REVENUE - 1
-        for number in (1, 2, 3, 4):
+        for number in (1, 2, 3):
             with run.client(number) as client:
                 close(run.federation.agent(number).desk, client)
+        waited = fedpact("settle", "close", run.contract_id, *money, "--wait", "0.1", *at)
+        assert waited.code == 4
+        assert waited.err == "Recorded. Waiting up to 0.1 s for the countersignatures of Enterprise 4.\n"
+        with run.client(4) as client:
+            close(run.federation.agent(4).desk, client)
         final = fedpact("settle", "close", run.contract_id, *money, *at)
+        assert final.err == ""
         assert (final.code, final.json["final"]) == (0, True)
         assert not any(line["held"] for line in final.json["lines"])
         twice = fedpact("settle", "close", run.contract_id, "--revenue", "1", *at)

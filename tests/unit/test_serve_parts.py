@@ -83,10 +83,10 @@ def test_a_server_that_does_not_start_has_failed(world: Operator, monkeypatch: p
 
 
 def test_one_home_is_served_once(world: Operator) -> None:
-    with module._only_one(world.home.path), pytest.raises(InputError) as err:
+    with world.home.serving(), pytest.raises(InputError) as err:
         run(world)
     assert err.value.code == "SERVE_RUNNING"
-    with module._only_one(world.home.path):
+    with world.home.serving():
         pass
 
 
