@@ -263,9 +263,12 @@ def show_statement(values: dict[str, Any]) -> None:
         line(f"  round {number}: this agent made an update; the operator says that none came in time")
     if own["fen"] is not None:
         held = f", of which {format_fen(own['held_fen'], 'en')} are held" if own["held_fen"] else ""
-        line(f"share {own['share']} (95 %: {own['low']} to {own['high']}); paid {format_fen(own['fen'], 'en')}{held}")
+        interval = output.format_interval(own["low"], own["high"])
+        line(f"share {output.format_share(own['share'])} (95 % interval {interval})")
+        line(f"paid {format_fen(own['fen'], 'en')}{held}")
     if values["settlement"] is not None:
         paid = values["settlement"]["line"]
+        line(f"  interval: {values['settlement']['interval']['covers']}; {output.OUTWARD}")
         line(
             f"  exact {paid['exact_fen']} fen, whole {paid['whole_fen']}, remainder {paid['remainder']} "
             f"(rank {paid['remainder_rank']}), floor {paid['floor_fen']}"

@@ -7,7 +7,6 @@ when a command line asks for something that the base does not have, and must imp
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -284,13 +283,12 @@ def _show_report(report: "Report") -> None:
 
 
 def _show_participants(console: "Console", report: "Report") -> None:
-    columns = ["participant", "rounds", "share %", "95 % interval", "CNY", "closing", "key"]
+    columns = ["participant", "rounds", "share", "95 % interval", "CNY", "closing", "key"]
     rows = []
     for line in report.participants:
         share = interval = paid = closing = "-"
         if line.share is not None and line.low is not None and line.high is not None:
-            share = _percent(line.share, ROUND_HALF_EVEN)
-            interval = f"{_percent(line.low, ROUND_FLOOR)} - {_percent(line.high, ROUND_CEILING)}"
+            share, interval = output.format_share(line.share), output.format_interval(line.low, line.high)
         if line.fen is not None:
             paid = f"{line.fen // 100:,}.{line.fen % 100:02d}"
             closing = "signed" if line.countersigned else "held" if line.held_fen else "-"
@@ -298,8 +296,4 @@ def _show_participants(console: "Console", report: "Report") -> None:
         rows.append([line.name, str(line.rounds_admitted), share, interval, paid, closing, known])
     output.table(console, columns, rows, right=(1, 2, 3, 4))
     if report.interval:
-        console.print(f"interval: {report.interval}")
-
-
-def _percent(text: str, rounding: str) -> str:
-    return str((Decimal(text) * 100).quantize(Decimal("0.01"), rounding))
+        console.print(f"interval: {report.interval}; {output.OUTWARD}")

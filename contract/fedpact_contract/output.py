@@ -11,6 +11,7 @@ import tempfile
 import traceback
 import unicodedata
 from collections.abc import Callable, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,9 +21,13 @@ from fedpact_contract.errors import FailedError, FedpactError, InputError
 if TYPE_CHECKING:
     import typer
     from rich.console import Console
+    from rich.table import Table
     from typer.core import TyperGroup
 
 INTERRUPTED = 130
+
+OUTWARD = "its ends are rounded outward"
+"""How `format_interval` rounds; it stands once beside the intervals that are shown."""
 
 
 def run(main: "Callable[[], object] | typer.Typer", *, extra: str = "server") -> NoReturn:
@@ -174,22 +179,82 @@ def error_console() -> "Console":
 def table(
     target: "Console", columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()
 ) -> None:
-    """A plain table; `right` are the columns that are set flush right. Cells are made visible."""
-    from rich import box
-    from rich.table import Table
+    """A plain table; `right` are the columns that are set flush right. Cells are made visible.
+
+    Headers and first cells may stand on several lines, broken between words, where the console is too narrow; nothing
+    else is broken. Where that is not enough, each row becomes a block of its own, named by its first cell.
+    """
     from rich.text import Text
 
-    result = Table(box=box.SIMPLE_HEAD)
-    for place, column in enumerate(columns):
-        result.add_column(column, justify="right" if place in right else "left", overflow="fold")
-    for row in rows:
-        result.add_row(*(Text(visible(cell)) for cell in row))
-    target.print(result)
+    widest = [max((len(row[place]) for row in rows), default=0) for place in range(len(columns))]
+    narrow = [c.replace(" ", "\n") if len(c) > width else c for c, width in zip(columns, widest, strict=True)]
+    for heads in (columns, narrow):
+        made = _table(heads, rows, right)
+        over = target.measure(made, options=target.options.update(max_width=_UNBOUNDED)).maximum - target.width
+        if over <= 0:
+            target.print(made)
+            return
+    names = target.measure(Text("\n".join([columns[0], *(visible(row[0]) for row in rows)])))
+    if names.maximum - over >= names.minimum:
+        made.columns[0].width, made.columns[0].no_wrap = names.maximum - over, False
+        target.print(made)
+    else:
+        _print_blocks(target, columns, rows)
+
+
+def format_share(share: str | Decimal) -> str:
+    """A share of the pool for people: percent with two decimals, half to even."""
+    return f"{_percent(share, ROUND_HALF_EVEN)} %"
+
+
+def format_interval(low: str | Decimal, high: str | Decimal) -> str:
+    """The interval of a share for people: percent with two decimals.
+
+    Its ends are rounded outward, the low one down and the high one up, as they were when they were computed: what is
+    shown is never narrower than what was found.
+    """
+    return f"{_percent(low, ROUND_FLOOR)} - {_percent(high, ROUND_CEILING)} %"
 
 
 def visible(text: str) -> str:
     """The text with control characters, direction marks and the like spelt out in ASCII, and line ends as they are."""
     return "".join(c if c == "\n" or unicodedata.category(c) not in HIDDEN else ascii(c)[1:-1] for c in text)
+
+
+_UNBOUNDED = 1_000_000
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for place, head in enumerate(heads):
+        result.add_column(head, justify="right" if place in right else "left", no_wrap=True)
+    for row in rows:
+        result.add_row(*(Text(visible(cell)) for cell in row))
+    return result
+
+
+def _print_blocks(target: "Console", columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Each row as its first cell and, under it, a line for every other cell that is not empty."""
+    from rich.table import Table
+    from rich.text import Text
+
+    for row in rows:
+        target.print(Text(f"{columns[0]} {visible(row[0])}", "bold"), soft_wrap=True)
+        block = Table.grid(padding=(0, 2), pad_edge=True)
+        block.add_column(overflow="fold")
+        block.add_column(overflow="fold")
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            if cell:
+                block.add_row(column, Text(visible(cell)))
+        target.print(block)
+
+
+def _percent(share: str | Decimal, rounding: str) -> str:
+    return str((Decimal(share) * 100).quantize(Decimal("0.01"), rounding))
 
 
 def _call(main: "Callable[[], object] | typer.Typer") -> int:

@@ -243,7 +243,7 @@ def _participants(run: Run, held: tuple[Countersignature, ...], trust: Trust | N
             name=party.name,
             entity_code=party.entity_code,
             rounds_admitted=sum(party_id in admitted for admitted in run.aggregated.values()),
-            share=ratio_text(line.share) if line else None,
+            share=ratio_text(line.share, 9) if line else None,
             low=decimal_text(line.low) if line else None,
             high=decimal_text(line.high) if line else None,
             fen=sum(fen for fen, _ in paid) if paid else None,

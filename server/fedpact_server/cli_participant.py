@@ -131,7 +131,7 @@ def list_command(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
         ]
         for m in members
     ]
-    output.table(console, ["name", "entity code", "sector", "state", "data sets (rows)", "fingerprint"], rows)
+    output.table(console, ["participant", "entity code", "sector", "state", "data sets (rows)", "fingerprint"], rows)
     if invited:
         rows = [[i["name"], i["entity_code"], i["sector"], i["expires"]] for i in invited]
         output.table(console, ["invited", "entity code", "sector", "until"], rows)

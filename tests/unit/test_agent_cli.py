@@ -365,6 +365,21 @@ def test_head_budget_and_egress_as_text_and_json(call: Call, world: Lab, signed:
     assert "POST" in call("egress").out
 
 
+def test_at_80_columns_each_item_is_a_block_of_its_own(
+    call: Call, world: Lab, signed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    contracts, egress = call("contract", "list"), call("egress")
+    for result in (egress, contracts):
+        assert max(map(len, result.out.splitlines())) <= 80
+    for entry in call("egress", "--json").json["egress"]:
+        block = egress.out.split(f"no. {entry['seq']}\n")[1].split("no. ")[0]
+        assert f"time (UTC)  {entry['at']} " in block
+        assert f"sha256      {entry['sha256'][:12]} " in block
+    assert f"contract {signed}\n" in contracts.out
+    assert "at the operator  " in contracts.out
+
+
 def test_pause_resume_withdraw_need_no_operator(call: Call, world: Lab, signed: str) -> None:
     world.wire.cut_before = "/"
     world.store.set_state(signed, "running")

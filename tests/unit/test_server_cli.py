@@ -186,6 +186,15 @@ class TestParticipants:
         assert run("participant", "revoke", ONE.id[:8], "--json").json["state"] == "suspended"
         assert "PARTICIPANT_SUSPENDED" in run("participant", "list").out
 
+    def test_the_list_at_80_columns(self, run: Run, admitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        text = run("participant", "list").out
+        assert max(map(len, text.splitlines())) <= 80
+        for number in (1, 2, 3):
+            block = text.split(f"participant Hospital {number}\n")[1].split("participant ")[0]
+            assert f"data sets (rows)  set-{number} ({100 + number})" in block
+            assert show_fingerprint(enterprise(number).id) in " ".join(block.split()), "whole groups"
+
     def test_an_invitation_is_a_closed_file_that_is_never_overwritten(self, run: Run, home: Path) -> None:
         given = ("participant", "invite", "--name", "A", "--entity-code", ONE.entity_code, "--sector", "medical")
         result = run(*given, "--out", "a.json")
