@@ -14,7 +14,7 @@ from fedpact_client.answer import Desk
 from fedpact_client.api import OperatorClient, contract_path
 from fedpact_client.order import EMPTY
 from fedpact_client.store import EgressKind, SeenHead
-from fedpact_client.views import check_own
+from fedpact_client.views import Seen, check_own, seen
 from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.evidence import CHECKPOINTS, FILES, Evidence, unpack
 from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClosing, UpdateDecided
@@ -52,6 +52,7 @@ def close(desk: Desk, client: OperatorClient, verified: Closing | None = None) -
 
     Raises:
         ServiceError: the operator does not answer; whatever was to be sent is sent at the next look.
+        InputError: STORE_DAMAGED, this agent's own store cannot be read.
     """
     path = contract_path(desk.contract_id) + "/closing"
     state = client.get(path, contract_id=desk.contract_id)
@@ -59,8 +60,9 @@ def close(desk: Desk, client: OperatorClient, verified: Closing | None = None) -
         return "none", None
     if verified is None or verified.checkpoint.size != state.get("size"):
         answer = client.evidence(desk.contract_id)
+        own = seen(desk.store, desk.contract_id)  # a fault of this store is no objection to the operator's log
         try:
-            verified = check_closing(desk, as_files(answer))
+            verified = check_closing(desk, own, as_files(answer))
         except (FaultError, InputError) as err:
             _object(desk, client, path, answer, err, told=_names(state, "objected"))
             return "objected", None
@@ -82,7 +84,7 @@ def as_files(answer: Mapping[str, object]) -> dict[str, bytes]:
     return files
 
 
-def check_closing(desk: Desk, files: Mapping[str, bytes]) -> Closing:
+def check_closing(desk: Desk, own: Seen, files: Mapping[str, bytes]) -> Closing:
     """The closing checkpoint, if the evidence is sound and holds all that this agent saw.
 
     Raises:
@@ -96,7 +98,7 @@ def check_closing(desk: Desk, files: Mapping[str, bytes]) -> Closing:
         raise FaultError(first["code"], first["message"], field=first.get("field"), party=first.get("party"))
     if report.contract_id != desk.contract_id:
         raise FaultError("EVIDENCE_OTHER_CONTRACT", "The evidence is another contract's.", field="contract_id")
-    missed = check_own(desk.store, desk.participant, desk.contract_id, evidence)
+    missed = check_own(own, desk.participant, evidence)
     envelope = read_envelope(evidence.checkpoints[-1])
     operator_key = desk.run_keys[desk.contract.operator.id]
     checkpoint: Checkpoint = open_signed(envelope, Checkpoint, operator_key)

@@ -15,7 +15,7 @@ from fedpact_client.api import OperatorClient, printable, reply_error
 from fedpact_client.facts import Facts
 from fedpact_client.home import AgentHome
 from fedpact_client.sandbox import Isolation
-from fedpact_client.store import Agreement, Store
+from fedpact_client.store import Agreement, SeenHead, Store
 from fedpact_contract import ledger, merkle
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
@@ -218,12 +218,32 @@ def fetch_checked(home: AgentHome, store: Store, client: OperatorClient, contrac
         raise FaultError(
             "EVIDENCE_OTHER_CONTRACT", "The operator sent another contract's evidence.", field="contract_id"
         )
-    missed = check_own(store, home.participant_id, contract_id, evidence)
+    missed = check_own(seen(store, contract_id), home.participant_id, evidence)
     entries = tuple(Entry.from_bytes(line) for line in evidence.log)
     return Checked(files=files, entries=entries, report=report, missed=missed)
 
 
-def check_own(store: Store, participant_id: str, contract_id: str, evidence: Evidence) -> tuple[int, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What this agent keeps of a contract: heads, the results that orders brought, digests of its updates by round."""
+
+    heads: list[SeenHead]
+    results: list[tuple[int, bytes]]
+    sent: dict[int, str]
+
+
+def seen(store: Store, contract_id: str) -> Seen:
+    """Read what this agent keeps of a contract, apart from `check_own`: a fault in here is the agent's own.
+
+    Raises:
+        InputError: STORE_DAMAGED.
+    """
+    return Seen(
+        heads=store.heads(contract_id), results=store.results(contract_id), sent=store.sent_updates(contract_id)
+    )
+
+
+def check_own(seen: Seen, participant_id: str, evidence: Evidence) -> tuple[int, ...]:
     """The log holds what this agent saw and sent; the rounds of its updates that the log calls unanswered.
 
     Every head seen is a prefix of the log; every result that an order brought stands in it; in every round that the
@@ -233,15 +253,15 @@ def check_own(store: Store, participant_id: str, contract_id: str, evidence: Evi
         FaultError: STATEMENT_FORK, STATEMENT_RESULT_MISSING, STATEMENT_RECEIPT_MISSING, STATEMENT_RECEIPT_WRONG.
     """
     hashes = [merkle.leaf_hash(line) for line in evidence.log]
-    for head in store.heads(contract_id):
+    for head in seen.heads:
         if head.size > len(hashes) or merkle.root(hashes[: head.size]).hex() != head.root:
             raise _fault("STATEMENT_FORK", "The log does not continue a head that this agent saw.", f"size {head.size}")
     lines = set(evidence.log)
-    for number, body in store.results(contract_id):
+    for number, body in seen.results:
         if body not in lines:
             raise _fault("STATEMENT_RESULT_MISSING", "A result that this agent was shown is gone.", f"round {number}")
     logged, missed, finished = _own_entries(evidence, participant_id)
-    sent = store.sent_updates(contract_id)
+    sent = seen.sent
     for number, digest in sorted(sent.items()):
         if number in logged and logged[number] != digest:
             raise _fault("STATEMENT_RECEIPT_WRONG", "The log has another update than was sent.", f"round {number}")

@@ -209,12 +209,15 @@ class ScoresCommitted(Body):
 
 
 class RunCompleted(Body):
-    """The last round is done: the delivered model, and a commitment to the `Moments`."""
+    """The last round is done: the delivered model, and a commitment to the `Moments`.
+
+    Without a commitment where the operator lost what makes the scores: a fault of the operator.
+    """
 
     TYPE = "run-completed"
     rounds: Annotated[int, Field(ge=0)]
     model_digest: Hex32
-    commitment: Hex32
+    commitment: Hex32 | None = None
 
 
 class ScoresOpened(Body):

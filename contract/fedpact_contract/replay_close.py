@@ -37,9 +37,13 @@ def run_completed(run: Run, place: Place, body: RunCompleted) -> Faults:
         yield place.fault("RUN_COMPLETED_TWICE", "The run was completed before.")
     if run.open_round:
         yield place.fault("ROUND_NOT_CLOSED", f"Round {run.open_round.number} is still open.", field="rounds")
-    if missing := sorted(run.aggregated.keys() - run.committed.keys()):
+    operator = run.parties.contract.operator.name
+    if body.commitment is None:
+        message = "The run ended without a commitment to its scores."
+        yield place.fault("SCORES_NOT_COMMITTED", message, field="commitment", party=operator)
+    elif missing := sorted(run.aggregated.keys() - run.committed.keys()):
         message = f"The scores of round {missing[0]} are not committed to."
-        yield place.fault("SCORES_NOT_COMMITTED", message, field="rounds")
+        yield place.fault("SCORES_NOT_COMMITTED", message, field="rounds", party=operator)
     if body.rounds != len(run.aggregated):
         message = f"The run is said to have {body.rounds} rounds; {len(run.aggregated)} are aggregated."
         yield place.fault("RUN_ROUNDS", message, field="rounds")

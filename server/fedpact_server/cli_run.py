@@ -22,6 +22,7 @@ Unopened = Annotated[
     bool, typer.Option("--unopened", help="The scores are lost: the contract's fallback; no agent signs it by itself.")
 ]
 FOLLOW_SECONDS = 0.3
+SHORT = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +51,9 @@ def register(app: typer.Typer) -> None:
     for name, wanted, what in (
         ("pause", "pause", "Pause a run; nothing is lost."),
         ("resume", "run", "Go on with a paused run."),
-        ("stop", "stop", "Stop a run for good; what was done stays in the log."),
     ):
         run.command(name, help=what)(_wanting(wanted))
+    run.command("stop")(stop_command)
     settle = group(app, "settle", "From scores to money.")
     settle.command("preview")(preview_command)
     settle.command("close")(close_command)
@@ -75,16 +76,33 @@ def status_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -
     _show(at.status(), at, as_json=as_json)
 
 
+def stop_command(
+    run: RUN,
+    unscored: Annotated[
+        bool,
+        typer.Option("--unscored", help="What makes the scores is lost, with no backup. Every verification says so."),
+    ] = False,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Stop a run for good; what was done stays in the log and can be settled."""
+    _want("unscored" if unscored else "stop", run, home, as_json=as_json)
+
+
 def _wanting(wanted: str) -> Any:  # noqa: ANN401 - a typer command
     def command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-        from fedpact_server import runs
-
-        at = open_contract(home, run)
-        with at.database.write() as connection:
-            found = runs.want(connection, at.contract, wanted)
-        _show(found, at, as_json=as_json)
+        _want(wanted, run, home, as_json=as_json)
 
     return command
+
+
+def _want(wanted: str, run: str, home: Path, *, as_json: bool) -> None:
+    from fedpact_server import runs
+
+    at = open_contract(home, run)
+    with at.database.write() as connection:
+        found = runs.want(connection, at.contract, wanted)
+    _show(found, at, as_json=as_json)
 
 
 def follow_command(
@@ -230,6 +248,7 @@ def open_contract(home: Path, selector: str) -> Opened:
 WANTED = {
     "pause": "Pause: within seconds, in the middle of a round if need be. `fedpact run resume` goes on where it stood.",
     "stop": "Stop: within seconds, and for good. What was committed can be settled.",
+    "unscored": "Stop without scores: within seconds, and for good. It can be settled by the contract's fallback.",
 }
 """What becomes of a run that is under way, by what is wanted."""
 
@@ -247,12 +266,17 @@ def _show(found: "RunStatus", at: Opened, *, as_json: bool) -> None:
     console.print(f"{found.run_id}: {found.phase}, wanted {found.wanted}; round {found.round} of {found.rounds}")
     if found.detail:
         console.print(output.visible(found.detail))
-    rows = [[p[:16], kind, code] for p, (kind, code) in sorted(found.outcomes.items())]
+    rows = [
+        [party.name, party.id[:SHORT], *found.outcomes[party.id]]
+        for party in at.contract.participants
+        if party.id in found.outcomes
+    ]
     if rows:
-        output.table(console, ["participant", "outcome", "code"], rows)
+        output.table(console, ["participant", "id", "outcome", "code"], rows)
     timed = [[str(n), *(str(parts.get(k, 0)) for k in PARTS)] for n, parts in found.timings.items()]
     if timed:
-        output.table(console, ["round", *(f"{k} ms" for k in PARTS)], timed, right=tuple(range(len(PARTS) + 1)))
+        console.print("Milliseconds of each round:")
+        output.table(console, ["round", *PARTS], timed, right=tuple(range(len(PARTS) + 1)))
 
 
 PARTS = ("orders", "admission", "aggregation", "evaluation", "contribution", "log")
@@ -339,8 +363,8 @@ def _show_result(
     rows = [
         [
             line["name"],
-            line["share"],
-            f"{line['share_low']} to {line['share_high']}",
+            output.format_share(line["share"]),
+            output.format_interval(line["share_low"], line["share_high"]),
             format_fen(line["fen"], "en"),
             "objected" if line["objected"] else "held" if line["held"] else "",
         ]
@@ -348,4 +372,5 @@ def _show_result(
     ]
     console = output.console()
     console.print(f"pool {format_fen(result.pool_fen, 'en')}, split by {result.basis} ({result.shares.reason})")
-    output.table(console, ["participant", "share", "95 % interval", "paid", ""], rows, right=(1, 3))
+    output.table(console, ["participant", "share", "95 % interval", "paid", "closing"], rows, right=(1, 2, 3))
+    console.print(f"interval: {result.shares.covers}; {output.OUTWARD}")

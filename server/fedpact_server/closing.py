@@ -65,6 +65,13 @@ def preview(
         InputError: the run goes on, no round was committed, the fees exceed the revenue, or OPENINGS_INTACT.
         FaultError: OPENING_MISSING, OPENING_MISMATCH: the kept scores are not those that the log commits to.
     """
+    return _work_out(connection, contract, revenue_fen, fees_fen, unopened=unopened)[0]
+
+
+def _work_out(
+    connection: Connection, contract: Contract, revenue_fen: int, fees_fen: int, *, unopened: bool
+) -> tuple[PeriodResult, list[Body]]:
+    """What is settled, and the openings that it rests on."""
     run = run_row(connection, contract.id)
     if run is None or run.phase not in (*ENDED, "closing", "closed"):
         where = "was never started" if run is None else f"is {run.phase}"
@@ -83,9 +90,10 @@ def preview(
     if unopened and run.phase in ENDED:
         _really_lost(connection, contract.id)
     if unopened:
-        return settle_unopened(contract, _admitted_rounds(connection, contract.id), revenue_fen, fees_fen)
+        return settle_unopened(contract, _admitted_rounds(connection, contract.id), revenue_fen, fees_fen), []
     rounds, moments = _openings(connection, contract.id)
-    return settle_period(contract, [o.scores for o in rounds], moments.moments, revenue_fen, fees_fen)
+    result = settle_period(contract, [o.scores for o in rounds], moments.moments, revenue_fen, fees_fen)
+    return result, [*rounds, moments]
 
 
 def settle(
@@ -104,7 +112,7 @@ def settle(
     Raises:
         InputError, FaultError: as `preview`; or settled before with other amounts.
     """
-    result = preview(connection, contract, revenue_fen, fees_fen, unopened=unopened)
+    result, openings = _work_out(connection, contract, revenue_fen, fees_fen, unopened=unopened)
     run = run_row(connection, contract.id)
     if run is None or run.phase not in ENDED:
         settled = _settled(connection, contract.id)
@@ -116,10 +124,8 @@ def settle(
                 remedy="`fedpact settle statement` shows what was settled.",
             )
         return result
-    rounds, moments = ([], None) if unopened else _openings(connection, contract.id)
     bodies = [
-        *rounds,
-        *(() if moments is None else (moments,)),
+        *openings,
         RevenueRecorded(period=PERIOD, revenue_fen=revenue_fen, fees_fen=fees_fen),
         PeriodSettled(
             period=PERIOD,
@@ -196,7 +202,7 @@ def _openings(connection: Connection, contract_id: str) -> tuple[list[ScoresOpen
         if entry.type == ScoresCommitted.TYPE:
             promised[f"round {entry.body['round']}"] = str(entry.body["commitment"])
         elif entry.type == RunCompleted.TYPE:
-            promised["the second moments"] = str(entry.body["commitment"])
+            promised["the second moments"] = str(entry.body.get("commitment"))
     rounds, kept = scoring.all_scores(connection, contract_id), scoring.opened_moments(connection, contract_id)
     found = {f"round {scores.round}": commitment(RoundScores, salt, scores) for salt, scores in rounds}
     if kept is not None:
@@ -210,7 +216,7 @@ def _openings(connection: Connection, contract_id: str) -> tuple[list[ScoresOpen
                 rule="an opening matches its commitment",
                 remedy="Restore a backup; where there is none, `fedpact settle close --unopened` pays by the fallback.",
             )
-    assert kept is not None  # noqa: S101 - an ended run with rounds has promised them
+    assert kept is not None  # noqa: S101 - an ended run with rounds has an entry that asks for them
     opened_rounds = [ScoresOpened(round=scores.round, salt=salt.hex(), scores=scores) for salt, scores in rounds]
     return opened_rounds, MomentsOpened(salt=kept[0].hex(), moments=kept[1])
 

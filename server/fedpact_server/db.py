@@ -131,7 +131,7 @@ runs = Table(
     metadata,
     Column("contract_id", Id, ForeignKey("contracts.id"), primary_key=True),
     Column("phase", String(12), nullable=False),  # running, completed, stopped, closing, closed
-    Column("wanted", String(12), nullable=False),  # run, pause, stop
+    Column("wanted", String(12), nullable=False),  # run, pause, stop, unscored
     Column("driver", String(24)),  # the Flower run that may write; a replaced one is fenced off
     Column("detail", String(200), nullable=False, default=""),
     Column("started", String(20), nullable=False),

@@ -6,6 +6,7 @@ from pathlib import Path
 import structlog
 
 from fedpact_contract.contract import Contract
+from fedpact_contract.errors import FedpactError
 from fedpact_contract.keys import load_key
 from fedpact_server import db, validation
 from fedpact_server.home import OperatorHome
@@ -15,6 +16,7 @@ from fedpact_server.transport import Transport
 
 log = structlog.get_logger()
 
+DETAIL_LENGTH = 200
 DRIVER_SECONDS = 30.0
 """How long a new Flower run waits for the supervisor to name it."""
 
@@ -29,8 +31,20 @@ def drive(
     database = OperatorHome.open(home).database()
     context = run_context(home, database, contract_id, str(flower_run_id), accept_test_noise=accept_test_noise)
     examples = validation.load(home, context.contract.contribution.validation.root).examples
-    phase = Loop(context=context, transport=transport, examples=examples).run()
+    try:
+        phase = Loop(context=context, transport=transport, examples=examples).run()
+    except FedpactError as err:
+        _tell(context, err)
+        raise
     log.info("driver ends", contract=contract_id, driver=str(flower_run_id), phase=phase)
+
+
+def _tell(context: RunContext, err: FedpactError) -> None:
+    """Say in the run's status why it does not move; the supervisor tries again."""
+    table = db.runs.c
+    where = (table.contract_id == context.contract_id, table.driver == context.driver, table.phase == "running")
+    with context.database.write() as connection:
+        connection.execute(db.runs.update().where(*where).values(detail=str(err)[:DETAIL_LENGTH]))
 
 
 def run_context(

@@ -166,6 +166,13 @@ def last_of(connection: Connection, contract_id: str, kind: str) -> Entry | None
     return None if data is None else Entry.from_bytes(bytes(data))
 
 
+def count_of(connection: Connection, contract_id: str, kind: str) -> int:
+    """How many entries of a type there are."""
+    table = db.entries.c
+    where = (table.contract_id == contract_id, table.type == kind)
+    return int(connection.execute(sa.select(sa.func.count()).select_from(db.entries).where(*where)).scalar_one())
+
+
 def read_entries(connection: Connection, contract_id: str) -> list[Entry]:
     """Every entry, in order."""
     query = sa.select(db.entries.c.data).where(db.entries.c.contract_id == contract_id)

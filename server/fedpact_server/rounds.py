@@ -93,6 +93,8 @@ class Loop:
         if run is None or run.phase != "running":
             return "stopped" if run is None else str(run.phase)
         done = 0 if current is None else int(current.round) - (current.phase != "committed")
+        if run.wanted == "unscored":
+            raise StopWantedError("RUN_STOPPED", "The operator ends the run without scores.")
         if done == context.contract.training.rounds:
             with context.write() as connection:
                 self._end(connection, "completed", "")
@@ -323,15 +325,8 @@ class Loop:
         with context.database.read() as connection:
             admitted = self._admitted(connection, number)
             previous = scoring.opened_scores(connection, context.contract_id, number - 1)
-        base = load_model(context.home, str(current.base_digest))
-        scores, values = scoring.score_round(
-            context.contract,
-            number,
-            list(admitted),
-            base,
-            self._steps(admitted),
-            self.examples,
-            None if previous is None else previous[1],
+        scores, values = self._scored(
+            number, str(current.base_digest), admitted, None if previous is None else previous[1]
         )
         evaluated = time.perf_counter()
         scoring.store_values(context.arrays, number, values)
@@ -368,7 +363,7 @@ class Loop:
         context = self.context
         with context.write() as connection:
             current = last_round(connection, context.contract_id)
-            if current is None or current.phase == "committed":
+            if current is None or current.phase not in ("opened", "sent", "admitted"):
                 self._end(connection, "stopped", STOPPED)
             else:
                 number = int(current.round)
@@ -386,14 +381,18 @@ class Loop:
         self._end(connection, "stopped", f"{code} in round {number}")
 
     def _end(self, connection: sa.Connection, phase: str, detail: str) -> None:
-        """End the run: commit to the second moments of what was scored, name the model that it led to."""
+        """End the run: commit to the second moments of what was scored, name the model that it led to.
+
+        Without the commitment where the operator said so: what makes the scores is lost.
+        """
         context = self.context
-        rounds = [scores for _, scores in scoring.all_scores(connection, context.contract_id)]
+        run = run_row(connection, context.contract_id)
+        rounds = logbook.count_of(connection, context.contract_id, RoundAggregated.TYPE)
         if rounds:
-            moments = scoring.moments(context.arrays, context.contract, rounds)
-            value = scoring.keep(connection, context.contract_id, "moments", moments)
-            digest = self._base_digest(connection, len(rounds) + 1)
-            body = RunCompleted(rounds=len(rounds), model_digest=digest, commitment=value)
+            unscored = run is not None and run.wanted == "unscored"
+            value = None if unscored else self._commit_to_moments(connection)
+            digest = self._base_digest(connection, rounds + 1)
+            body = RunCompleted(rounds=rounds, model_digest=digest, commitment=value)
             logbook.append(connection, context.contract_id, [body])
         logbook.checkpoint(connection, context.contract_id, context.run_key)
         connection.execute(
@@ -401,12 +400,35 @@ class Loop:
             .where(db.runs.c.contract_id == context.contract_id)
             .values(phase=phase, detail=detail, wanted="run")
         )
-        log.info("run ended", contract=context.contract_id, phase=phase, rounds=len(rounds), detail=detail)
+        log.info("run ended", contract=context.contract_id, phase=phase, rounds=rounds, detail=detail)
+
+    def _commit_to_moments(self, connection: sa.Connection) -> str:
+        """Keep the second moments; per-example values that are lost are made again, from the updates."""
+        context = self.context
+        rounds = [scores for _, scores in scoring.all_scores(connection, context.contract_id)]
+        for scores in rounds:
+            if not scoring.values_kept(context.arrays, context.contract, scores):
+                log.warning("values made again", contract=context.contract_id, round=scores.round)
+                table = db.rounds.c
+                where = (table.contract_id == context.contract_id, table.round == scores.round)
+                digest = str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one())
+                _, values = self._scored(scores.round, digest, self._admitted(connection, scores.round), None)
+                scoring.store_values(context.arrays, scores.round, values)
+        moments = scoring.moments(context.arrays, context.contract, rounds)
+        return scoring.keep(connection, context.contract_id, "moments", moments)
 
     def _admitted(self, connection: sa.Connection, number: int) -> dict[str, str]:
         """Participant id -> update digest of the admitted updates, in the order of ids."""
         rows = outcomes(connection, self.context.contract_id, number)
         return {p: str(row.update_digest) for p, row in sorted(rows.items()) if row.kind == "admitted"}
+
+    def _scored(
+        self, number: int, base_digest: str, admitted: Mapping[str, str], previous: RoundScores | None
+    ) -> tuple[RoundScores, scoring.FloatArray]:
+        """A round's scores and per-example values, from its base model and its updates."""
+        context = self.context
+        base, steps = load_model(context.home, base_digest), self._steps(admitted)
+        return scoring.score_round(context.contract, number, list(admitted), base, steps, self.examples, previous)
 
     def _steps(self, admitted: Mapping[str, str]) -> scoring.FloatArray:
         context = self.context

@@ -27,6 +27,10 @@ from fedpact_server import db, logbook
 FloatArray = NDArray[np.float64]
 
 
+STOPS = ("stop", "unscored")
+"""What is wanted of a run that is to end; `unscored`: without scores, for what makes them is lost."""
+
+
 class SupersededError(FailedError):
     """Another Flower run drives this contract's run now, or it was paused or has ended."""
 
@@ -71,7 +75,7 @@ class RunContext:
         with self.database.read() as connection:
             self._fence(connection)
             run = run_row(connection, self.contract_id)
-            if run is not None and run.wanted == "stop":
+            if run is not None and run.wanted in STOPS:
                 raise StopWantedError("RUN_STOPPED", "The operator stops the run.")
             yield connection
 

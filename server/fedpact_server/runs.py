@@ -12,7 +12,7 @@ from fedpact_contract.errors import FailedError, InputError, RefusedError
 from fedpact_contract.request import instant, utc_now
 from fedpact_server import db
 from fedpact_server.drafting import installed_code
-from fedpact_server.run_state import last_round, outcomes, run_row, signed_contract
+from fedpact_server.run_state import STOPS, last_round, outcomes, run_row, signed_contract
 
 RUN_PREFIX = "run-"
 ID_LENGTH = 16
@@ -68,7 +68,7 @@ def start(connection: Connection, contract: Contract, state: str) -> RunStatus:
     """
     signed_contract(connection, contract.id)
     known = run_row(connection, contract.id)
-    if known is not None and (known.phase != "running" or known.wanted == "stop"):
+    if known is not None and (known.phase != "running" or known.wanted in STOPS):
         how = "being stopped" if known.phase == "running" else known.phase
         raise RefusedError("RUN_ENDED", f"The run of this contract is {how}; a contract has one run.")
     if state != "signed":
@@ -95,7 +95,7 @@ def start(connection: Connection, contract: Contract, state: str) -> RunStatus:
 
 
 def want(connection: Connection, contract: Contract, wanted: str) -> RunStatus:
-    """Pause, resume or stop the run: `serve` sees to it.
+    """Pause, resume or stop the run: `serve` sees to it. A stop that cannot score may still become an unscored one.
 
     Raises:
         InputError: RUN_UNKNOWN.
@@ -104,7 +104,7 @@ def want(connection: Connection, contract: Contract, wanted: str) -> RunStatus:
     run = run_row(connection, contract.id)
     if run is None:
         raise _unknown()
-    if run.phase != "running" or run.wanted == "stop":
+    if run.phase != "running" or (run.wanted in STOPS and wanted != "unscored"):
         raise RefusedError("RUN_ENDED", f"The run is {run.phase if run.phase != 'running' else 'stopped'}.")
     connection.execute(db.runs.update().where(db.runs.c.contract_id == contract.id).values(wanted=wanted))
     return status(connection, contract)

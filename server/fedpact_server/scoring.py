@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FailedError, FaultError
+from fedpact_contract.errors import FailedError
 from fedpact_contract.log import Moments, RoundScores, commitment
 from fedpact_contract.record import Part
 from fedpact_models.evaluate import evaluate_round
@@ -70,23 +70,23 @@ def store_values(arrays: Path, round_number: int, values: FloatArray) -> None:
     write_array(values_path(arrays, round_number), values.astype("<f8").tobytes())
 
 
+def values_kept(arrays: Path, contract: Contract, scores: RoundScores) -> bool:
+    """Whether a round's per-example values are still there, in their size."""
+    path = values_path(arrays, scores.round)
+    rows = sum(s.count for s in contract.contribution.validation.slices)
+    return path.is_file() and path.stat().st_size == len(scores.players) * rows * 8
+
+
 def moments(arrays: Path, contract: Contract, rounds: Sequence[RoundScores]) -> Moments:
     """Second moments of the per-example values summed over the run's rounds.
 
-    Raises:
-        FaultError: a round's values are missing or of another size.
+    `values_kept` holds for each round.
     """
     ids = list(contract.by_id())
     rows = sum(s.count for s in contract.contribution.validation.slices)
     total = np.zeros((len(ids), rows))
     for scores in rounds:
-        path = values_path(arrays, scores.round)
-        try:
-            values = np.fromfile(path, "<f8")
-        except FileNotFoundError as err:
-            raise FaultError("VALUES_MISSING", "A round's per-example values are missing.", file=path) from err
-        if values.size != len(scores.players) * rows:
-            raise FaultError("VALUES_SIZE", "A round's per-example values have another size.", file=path)
+        values = np.fromfile(values_path(arrays, scores.round), "<f8")
         total[[ids.index(p) for p in scores.players]] += values.reshape(len(scores.players), rows)
     scaled = total * 1e9
     products = [[round(float(scaled[i] @ scaled[j])) for j in range(len(ids))] for i in range(len(ids))]

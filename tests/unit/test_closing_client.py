@@ -3,16 +3,19 @@
 import base64
 import dataclasses
 import json
+from collections.abc import Mapping
 
 import pytest
 from tests.support.closed_run import ClosedRun, closed_run
 from tests.support.federation import make_federation
 from tests.support.noise import FixedNoise
 
+from fedpact_client.answer import Desk
 from fedpact_client.closing import Closing, as_files, check_closing, close
 from fedpact_client.store import EgressKind, SeenHead
+from fedpact_client.views import seen
 from fedpact_contract.canonical import canonical_bytes
-from fedpact_contract.errors import FaultError, RefusedError, ServiceError
+from fedpact_contract.errors import FaultError, InputError, RefusedError, ServiceError
 from fedpact_contract.keys import generate_key
 from fedpact_contract.log import (
     Checkpoint,
@@ -37,6 +40,11 @@ def run(tmp_path) -> ClosedRun:
     made = closed_run(tmp_path)
     made.settle()
     return made
+
+
+def checked(run: ClosedRun, desk: Desk, files: Mapping[str, object]) -> Closing:
+    """The closing in the operator's answer, if it holds."""
+    return check_closing(desk, seen(desk.store, run.contract_id), as_files(files))
 
 
 def look(run: ClosedRun, number: int, verified: Closing | None = None) -> str:
@@ -332,6 +340,24 @@ class TestDishonest:
         desk.store.add_result(run.contract_id, 2, gone.to_bytes())
         objected(run, 4, "STATEMENT_RESULT_MISSING", last_checkpoint(run.files()))
 
+    def test_a_store_that_cannot_be_read_is_no_objection(self, run: ClosedRun, monkeypatch) -> None:
+        """The fault is this agent's own: nothing is said of the operator's log, and nothing is countersigned."""
+        desk = run.federation.agent(1).desk
+
+        def damaged(_contract_id: str) -> None:
+            raise InputError("STORE_DAMAGED", "The store is damaged.")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(desk.store, "heads", damaged)
+            with pytest.raises(InputError) as err:
+                look(run, 1)
+            assert err.value.code == "STORE_DAMAGED"
+        assert desk.store.alarms() == []
+        assert desk.participant not in run.state().signed
+        with run.federation.database.read() as connection:
+            assert closing.objections(connection, run.contract_id) == ()
+        assert look(run, 1) == "countersigned"
+
     def test_a_rewritten_past(self, run: ClosedRun) -> None:
         def anew(bodies):
             opened = bodies[1]
@@ -341,7 +367,7 @@ class TestDishonest:
         run.serve("/evidence", files)
         desk = run.federation.agent(1).desk
         with pytest.raises(FaultError) as err:
-            check_closing(desk, {name: text.encode() for name, text in files.items()})
+            checked(run, desk, files)
         objected(run, 1, err.value.code, last_checkpoint(files))
 
     def test_an_older_checkpoint(self, run: ClosedRun) -> None:
@@ -370,7 +396,7 @@ class TestDishonest:
             desk, run_keys=desk.run_keys | {desk.contract.operator.id: stranger.public_key().public_bytes_raw().hex()}
         )
         with pytest.raises(FaultError) as err:
-            check_closing(mine, {name: text.encode() for name, text in run.files().items()})
+            checked(run, mine, run.files())
         assert err.value.code == "SIGNATURE_MISSING"
 
     def test_updates_with_fixed_noise_are_not_paid(self, tmp_path) -> None:
@@ -456,7 +482,7 @@ class TestGarbage:
         run.serve("/evidence", json.dumps(files).encode())
         if code is None:
             with pytest.raises(FaultError) as err:
-                check_closing(run.federation.agent(1).desk, as_files(files))
+                checked(run, run.federation.agent(1).desk, files)
             code = err.value.code
         objected(run, 1, code, None)
 

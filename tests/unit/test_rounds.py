@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from datetime import timedelta
 from decimal import Decimal
 
@@ -12,12 +13,17 @@ from tests.support.federation import NOW, Federation, make_federation
 from tests.support.noise import FixedNoise
 
 from fedpact_contract.arrays import update_digest
+from fedpact_contract.errors import FaultError, RefusedError
+from fedpact_contract.evidence import unpack
 from fedpact_contract.keys import generate_key
 from fedpact_contract.log import ReplyMissed, RoundAbandoned, RoundAggregated, RunCompleted, UpdateDecided
 from fedpact_contract.messages import Order, PrivacyEvent, Receipt, Reply, Update
 from fedpact_contract.record import open_signed, read_envelope, sign
 from fedpact_contract.report import build
-from fedpact_server import db, logbook
+from fedpact_contract.trust import Trust
+from fedpact_contract.verify import verify
+from fedpact_server import closing, db, driver, logbook, runs
+from fedpact_server.evidence import evidence_files
 from fedpact_server.run_state import SupersededError, run_row
 
 
@@ -338,6 +344,75 @@ def test_a_crash_after_any_phase_loses_nothing_and_charges_nobody_twice(federati
     for agent in federation.agents.values():
         states = [row.state for row in agent.desk.store.rows(agent.desk.data_set)]
         assert states == ["reserved", "spent"] * 3
+
+
+def before_its_end(federation, monkeypatch) -> None:
+    """Drive the run through its rounds; it is cut off before it ends."""
+    import fedpact_server.rounds as rounds
+
+    def cut(*_args: object) -> None:
+        raise CrashError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rounds.Loop, "_end", cut)
+        with pytest.raises(CrashError):
+            federation.run()
+    federation.take_over("2")
+
+
+def test_values_that_are_lost_are_made_again(federation, monkeypatch) -> None:
+    before_its_end(federation, monkeypatch)
+    arrays = federation.loop(driver="2").context.arrays
+    kept = {path: path.read_bytes() for path in arrays.glob("values-*.f8")}
+    assert len(kept) == 3
+    (arrays / "values-1.f8").unlink()
+    (arrays / "values-3.f8").write_bytes(kept[arrays / "values-3.f8"][:-8])
+    assert federation.run(driver="2") == "completed"
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+@pytest.mark.parametrize("scored", [3, 0])
+def test_what_cannot_be_scored_any_more_ends_when_the_operator_says_so(federation, monkeypatch, scored) -> None:
+    """Updates and values are lost, after the last round, or in the first before it was scored."""
+    if scored == 3:
+        before_its_end(federation, monkeypatch)
+    else:
+        with monkeypatch.context() as patched:
+            patched.setattr("fedpact_server.rounds.Loop._evaluate", lambda *_: (_ for _ in ()).throw(CrashError()))
+            with pytest.raises(CrashError):
+                federation.run()
+        federation.take_over("2")
+    loop = federation.loop(driver="2")
+    shutil.rmtree(loop.context.arrays)
+    with pytest.raises(FaultError) as caught:
+        federation.run(driver="2")
+    assert caught.value.code == "UPDATE_MISSING"
+    driver._tell(loop.context, caught.value)
+    with federation.database.write() as connection:
+        assert "UPDATE_MISSING" in run_row(connection, federation.contract.id).detail
+        assert runs.want(connection, federation.contract, "stop").wanted == "stop"
+        assert runs.want(connection, federation.contract, "unscored").wanted == "unscored"
+        with pytest.raises(RefusedError):
+            runs.want(connection, federation.contract, "run")
+    assert federation.run(driver="2") == "stopped"
+    ended = federation.entries()[-1].open()
+    assert isinstance(ended, RunCompleted)
+    assert (ended.rounds, ended.commitment) == (federation.kinds().count("round-aggregated"), None)
+    with federation.database.read() as connection, pytest.raises(FaultError) as caught:
+        closing.preview(connection, federation.contract, 10_000, 0)
+    assert caught.value.code == "OPENING_MISSING"
+    with federation.database.write() as connection:
+        key = federation.operator_run_key
+        paid = closing.settle(connection, federation.contract, key, 10_000, 0, unopened=True)
+        evidence = evidence_files(connection, federation.contract.id)
+    assert (paid.basis, sum(line.fen for line in paid.lines)) == ("fallback", 10_000)
+    report = verify(unpack({name: text.encode() for name, text in evidence.items()}), Trust.of(federation.contract))
+    assert report.exit_code == 1
+    assert {(f["code"], f["party"]) for f in report.faults if f["code"] != "UPDATE_MISMATCH"} == {  # tests' noise
+        ("SCORES_NOT_COMMITTED", "Operator"),
+        ("SCORES_NOT_OPENED", "Operator"),
+    }
+    assert build(federation.entries())["settlement"]["reason"] == "not-opened"
 
 
 def test_replies_that_were_on_their_way_when_the_server_died_are_the_same_bytes_again(federation, monkeypatch) -> None:

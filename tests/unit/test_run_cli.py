@@ -122,7 +122,9 @@ class TestRun:
         assert "completed" in shown.out
         assert "round 2 of 2" in shown.out
         assert shown.out.count("ADMITTED") == 4
-        assert "aggregation ms" in shown.out
+        for party in run.federation.contract.participants:
+            assert re.search(rf"{party.name} +{party.id[:12]} +admitted", shown.out)
+        assert "Milliseconds of each round:" in shown.out
 
     def test_follow_a_run_that_is_over(self, fedpact: Fedpact, run: ClosedRun) -> None:
         at = ("--home", str(run.home))
