@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedpact_client.cards import Draft
     from fedpact_client.review import Cost, Review
     from fedpact_client.signing import Offer
+    from fedpact_contract.errors import FedpactError
 
 SHOWN_ROWS = 5
 SHORT = 12
@@ -132,8 +133,15 @@ def show_review(review: "Review", offer: "Offer") -> None:
         _show_cost(review.cost)
     line("WHAT WAS CHECKED HERE")
     for check in review.checks:
-        verdict = "fits" if check.error is None else f"REFUSED, {check.error.code}: {check.error.message}"
-        line(f"  {check.name}: {verdict}")
+        line(f"  {check.name}: {_verdict(check.error)}")
+
+
+def _verdict(error: "FedpactError | None") -> str:
+    if error is None:
+        return "fits"
+    if error.code == "SIGN_ENDED":
+        return error.message  # nothing is refused: it is over
+    return f"REFUSED, {error.code}: {error.message}"
 
 
 def _show_cost(cost: "Cost") -> None:
@@ -164,7 +172,7 @@ def show_status(values: dict[str, Any]) -> None:
         [
             c["id"][:SHORT],
             c["title"],
-            c["state"],
+            "ready" if c["state"] == "running" and not c["last_round"] else c["state"],
             c["data_set"],
             str(c["updates"]),
             str(c["rounds"]),

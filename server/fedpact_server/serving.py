@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import threading
@@ -21,6 +22,7 @@ class Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        logging.getLogger("uvicorn.error").addFilter(_tells_something)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
@@ -32,6 +34,11 @@ class Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Catch none."""
         yield
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    """Uvicorn calls it an error when it ends and has no task to cancel."""
+    return not (str(record.msg).startswith("Cancel %s running task(s)") and record.args == (0,))
 
 
 @contextlib.contextmanager

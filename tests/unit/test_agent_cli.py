@@ -225,6 +225,11 @@ def test_the_whole_way_to_a_signed_contract(call: Call, world: Lab, passphrase: 
     assert offered.id in whole.out
     status = call("status", "--json")
     assert (status.json["enrolment"], status.json["contracts"][0]["state"]) == ("approved", "signed")
+    world.store.set_state(offered.id, "running")
+    assert " ready " in call("status").out, "it is served here, and no round has begun"
+    world.store.set_state(offered.id, "closed")
+    assert "The contract was signed here before and is closed." in (over := call("contract", "show", offered.id).out)
+    assert "REFUSED" not in over
 
 
 def test_enrolment_shows_both_fingerprints(call: Call, world: Lab, passphrase: Path) -> None:

@@ -1,6 +1,7 @@
 """What may reach which application, by the socket it came in on; tried on the filter and over real sockets."""
 
 import asyncio
+import logging
 import socket
 import threading
 
@@ -17,6 +18,13 @@ HOST = (b"host", b"operator.example:8443")
 def ask(method, path, *, internal=False, raw=None, headers=(), **options):
     raw = path.encode() if raw is None else raw
     return decide(method=method, path=path, raw_path=raw, headers=[HOST, *headers], internal=internal, **options)
+
+
+def test_uvicorns_error_of_cancelling_nothing_is_not_told(caplog):
+    Uvicorn(uvicorn.Config(lambda: None, log_config=None), lambda: None)
+    for count in (0, 2):
+        logging.getLogger("uvicorn.error").error("Cancel %s running task(s), timeout graceful shutdown exceeded", count)
+    assert [record.args for record in caplog.records] == [(2,)]
 
 
 class TestPublicSocket:
