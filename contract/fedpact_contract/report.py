@@ -73,7 +73,14 @@ def build(entries: Sequence[Entry]) -> dict[str, Any]:
         "contract_id": contract.id,
         "title": contract.title,
         "purpose": contract.purpose,
-        "operator": {"id": contract.operator.id, "name": contract.operator.name},
+        "operator": {
+            "id": contract.operator.id,
+            "name": contract.operator.name,
+            "entity_code": contract.operator.entity_code,
+        },
+        "term": contract.term.plain(),
+        "close_days": contract.settlement.close_days,
+        "deadline_seconds": contract.participation.deadline_seconds,
         "state": _state(bodies, contract),
         "entries": len(entries),
         "rounds": _rounds(bodies, contract),
@@ -152,7 +159,13 @@ def _rounds(bodies: Sequence[Body], contract: Contract) -> list[dict[str, Any]]:
     rounds: dict[int, dict[str, Any]] = {}
     for body in bodies:
         if isinstance(body, RoundOpened):
-            rounds[body.round] = {"round": body.round, "invited": len(body.invited), "outcomes": [], "admitted": 0}
+            rounds[body.round] = {
+                "round": body.round,
+                "deadline": body.deadline,
+                "invited": len(body.invited),
+                "outcomes": [],
+                "admitted": 0,
+            }
         elif isinstance(body, UpdateDecided):
             receipt = Receipt.from_bytes(_body(body.receipt))
             _outcome(rounds, body.round, body.participant, receipt.decision, receipt.code, contract)

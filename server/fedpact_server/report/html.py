@@ -1,16 +1,21 @@
 """The HTML report: one file, no script, nothing fetched."""
 
 import json
+from collections.abc import Sequence
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat
 
 from fedpact_contract.errors import InputError
+from fedpact_contract.output import format_interval, format_share
 from fedpact_contract.record import Hex32, Name, Part
+from fedpact_contract.request import instant, parse_instant
 from fedpact_contract.settlement import format_fen
-from fedpact_server.report.charts import Bar, Series, bars, lines
-from fedpact_server.report.labels import NOT_STOPPED_ZH, Lang, words
+from fedpact_server.report.charts import COLOURS, INK, Bar, Series, bars, lines
+from fedpact_server.report.labels import NOT_STOPPED_ZH, Lang, said, words
 
 
 class LiftLine(Part):
@@ -60,39 +65,100 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
         loader=PackageLoader("fedpact_server", "templates"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["money"] = lambda fen: format_fen(fen, lang)
-    environment.filters["percent"] = lambda text: f"{100 * float(text):.2f} %"
+    environment.filters["share"] = format_share
+    environment.filters["interval"] = lambda party: format_interval(party["share_low"], party["share_high"])
+    environment.filters["nat"] = lambda text: f"{Decimal(text):.6f}"
+    environment.filters["time"] = _time
+    environment.filters["said"] = lambda text: said(text, lang)
+    lift = None if lift is None else _in_order(lift, report)
     return environment.get_template("report.html.j2").render(
         r=report,
         w=words(lang),
         lang=lang,
         lift=lift,
-        charts=_charts(report, lift, words(lang)),
+        opened=_opened(report),
+        outcomes=_outcomes(report),
+        charts=_charts(report, lift, lang),
         not_stopped=NOT_STOPPED_ZH if lang == "zh" else report["not_stopped"],
     )
 
 
-def _charts(report: dict[str, Any], lift: dict[str, Any] | None, w: dict[str, str]) -> dict[str, str]:
-    charts = {"privacy": bars(_epsilon(report), "ε"), "metric": "", "cumulative": "", "shares": "", "lift": ""}
-    names = {p["id"]: p["name"] for p in report["participants"]}
+def number_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people, runs of them drawn together: 1-3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _in_order(lift: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """The comparison with its lines in the contract's order."""
+    place = {p["id"]: number for number, p in enumerate(report["participants"])}
+    return lift | {"participants": sorted(lift["participants"], key=lambda line: place.get(line["id"], len(place)))}
+
+
+def _opened(report: dict[str, Any]) -> list[str]:
+    """When the first and the last round were opened; nothing where none was.
+
+    The log holds deadlines; a round was opened so many seconds before its own.
+    """
+    before = timedelta(seconds=report["deadline_seconds"])
+    ends = report["rounds"][:1] + report["rounds"][1:][-1:]
+    return [_time(instant(parse_instant(line["deadline"]) - before)) for line in ends]
+
+
+def _time(moment: str) -> str:
+    """An instant for people: 2026-01-31 12:00:00 UTC."""
+    return f"{moment[:10]} {moment[11:19]} UTC"
+
+
+def _outcomes(report: dict[str, Any]) -> list[dict[str, str]]:
+    """What became of the orders: one line for a participant, an outcome and its code, with the rounds."""
+    rounds: dict[tuple[str, str, str], list[int]] = {}
+    for line in report["rounds"]:
+        for o in line["outcomes"]:
+            rounds.setdefault((o["participant"], o["outcome"], o["code"]), []).append(line["round"])
+    return [
+        {"name": p["name"], "outcome": outcome, "code": code, "rounds": number_ranges(numbers)}
+        for p in report["participants"]
+        for (participant, outcome, code), numbers in rounds.items()
+        if participant == p["id"]
+    ]
+
+
+def _charts(report: dict[str, Any], lift: dict[str, Any] | None, lang: Lang) -> dict[str, str]:
+    """Every chart; a participant has one colour in all of them."""
+    w, colours = words(lang), dict(zip((p["id"] for p in report["participants"]), COLOURS, strict=False))
+    charts = {"privacy": bars(_epsilon(report, colours)), "metric": "", "cumulative": "", "shares": "", "lift": ""}
     scored = [line for line in report["rounds"] if "metric" in line]
     if scored:
         metric = [float(report["metric"]["initial"]), *(float(line["metric"]) for line in scored)]
-        charts["metric"] = lines([Series(name=report["metric"]["name"], values=metric)], 0, "")
+        name = said(report["metric"]["name"], lang)
+        charts["metric"] = lines([Series(name=name, colour=INK, values=metric)], w["round"], "")
         cumulative = [
-            Series(name=names[p], values=[0.0, *(float(line["cumulative"][p]) for line in scored)]) for p in names
+            Series(
+                name=p["name"],
+                colour=colours[p["id"]],
+                values=[0.0, *(float(line["cumulative"][p["id"]]) for line in scored)],
+            )
+            for p in report["participants"]
         ]
-        charts["cumulative"] = lines(cumulative, 0, "nat")
+        charts["cumulative"] = lines(cumulative, w["round"], "nat")
     if report["settlement"] is not None:
-        charts["shares"] = bars(_shares(report), "")
+        charts["shares"] = bars(_shares(report, colours))
     if lift is not None:
-        charts["lift"] = bars(_lift(lift, w), "")
+        charts["lift"] = bars(_lift(lift, colours, w["together"]))
     return charts
 
 
-def _epsilon(report: dict[str, Any]) -> list[Bar]:
+def _epsilon(report: dict[str, Any], colours: dict[str, str]) -> list[Bar]:
     return [
         Bar(
             name=p["name"],
+            colour=colours[p["id"]],
             value=float(p["epsilon_spent"]),
             limit=float(p["epsilon_budget"]),
             label=f"{float(p['epsilon_spent']):.3f} / {p['epsilon_budget']}",
@@ -101,22 +167,30 @@ def _epsilon(report: dict[str, Any]) -> list[Bar]:
     ]
 
 
-def _shares(report: dict[str, Any]) -> list[Bar]:
+def _shares(report: dict[str, Any], colours: dict[str, str]) -> list[Bar]:
     return [
         Bar(
             name=p["name"],
+            colour=colours[p["id"]],
             value=float(p["share"]),
             low=float(p["share_low"]),
             high=float(p["share_high"]),
-            label=f"{100 * float(p['share']):.2f} %",
+            label=format_share(p["share"]),
         )
         for p in report["participants"]
     ]
 
 
-def _lift(lift: dict[str, Any], w: dict[str, str]) -> list[Bar]:
+def _lift(lift: dict[str, Any], colours: dict[str, str], together: str) -> list[Bar]:
     alone = [
-        Bar(name=line["name"], value=line["mean"], low=min(line["draws"]), high=max(line["draws"]))
+        Bar(
+            name=line["name"],
+            colour=colours.get(line["id"], INK),
+            value=line["mean"],
+            low=min(line["draws"]),
+            high=max(line["draws"]),
+            label=f"{line['mean']:.3f}",
+        )
         for line in lift["participants"]
     ]
-    return [Bar(name=w["together"], value=lift["together"]), *alone]
+    return [Bar(name=together, colour=INK, value=lift["together"], label=f"{lift['together']:.3f}"), *alone]

@@ -2,12 +2,30 @@
 
 from typing import Literal
 
+from fedpact_contract.output import OUTWARD
+
 Lang = Literal["en", "zh"]
 
 LABELS: dict[str, tuple[str, str]] = {
     "report": ("Contribution report", "贡献与收益报告"),
     "contract": ("Contract", "合约"),
+    "parties": ("Parties", "各方"),
     "operator": ("Operator", "运营方"),
+    "name": ("Name", "名称"),
+    "entity_code": ("Entity code", "统一社会信用代码"),
+    "role": ("Role, or sector", "角色或行业"),
+    "fingerprint": ("Key fingerprint", "密钥指纹"),
+    "term": ("Term of the contract", "合约期限"),
+    "to": ("to", "至"),
+    "close_by": ("Settlement due", "结算期限"),
+    "close_days": ("within {} days after the term", "合约期限届满后{}天内"),
+    "first_opened": ("First round opened", "首轮开启"),
+    "last_opened": ("Last round opened", "末轮开启"),
+    "times_note": (
+        "Times of rounds are by the operator's clock. The log proves the order in which things were done; it holds no "
+        "time of the run's end, of the settlement or of the close.",
+        "各轮时间以运营方时钟为准。日志证明各事项的先后次序，不记载运行结束、结算与关账的时间。",
+    ),
     "purpose": ("Purpose", "使用目的"),
     "state": ("State", "状态"),
     "model": ("Model (SHA-256)", "模型（SHA-256）"),
@@ -28,8 +46,20 @@ LABELS: dict[str, tuple[str, str]] = {
     "before": ("before", "训练前"),
     "shares": ("Share of the pool, 95 % interval", "分配份额及95%区间"),
     "interval_note": (
-        "The interval covers validation sampling only: not the noise of training, not other data.",
-        "区间仅反映验证集抽样误差，不含训练噪声与其他数据的影响。",
+        "The interval covers validation sampling only: not the noise of training, not other data. "
+        f"Wherever an interval is shown, {OUTWARD}: the low end down, the high end up.",
+        "区间仅反映验证集抽样误差，不含训练噪声与其他数据的影响。凡显示区间，两端均向外取整：下限舍去，上限进位。",
+    ),
+    "nat_note": (
+        "A nat is the unit of the loss, the mean over the validation rows of -ln(probability that the model gives to "
+        "the right class): a contribution of 0.1 nat lowered the loss by 0.1.",
+        "nat是损失的单位：损失为模型赋予正确类别的概率取负自然对数后，在验证集各行上的平均值；"
+        "贡献0.1 nat即令损失降低0.1。",
+    ),
+    "loo_note": (
+        "Leave-one-out is how much higher the loss would have been without this participant's updates alone, round by "
+        "round, all added up; it is shown for comparison, and nothing is paid by it.",
+        "留一法指逐轮仅去掉该参与方的更新时损失会高出多少，各轮相加；仅供对照，不作为分配依据。",
     ),
     "cumulative": ("Cumulative contribution by round (nat)", "各轮累计贡献（nat）"),
     "privacy": ("Privacy: epsilon spent against the contract's budget", "隐私：已用ε与合约预算"),
@@ -44,6 +74,7 @@ LABELS: dict[str, tuple[str, str]] = {
         "各参与方以相同预算与步数单独训练的DP模型，三次独立噪声；仅供演示，不在合约ε保障之内。",
     ),
     "alone": ("alone (mean of draws)", "单独（三次均值）"),
+    "range": ("lowest - highest", "最低 - 最高"),
     "together": ("together", "联合"),
     "gain": ("gain", "提升"),
     "statement": ("Statement", "结算单"),
@@ -53,6 +84,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "value": ("Contribution (nat)", "贡献值（nat）"),
     "loo": ("Leave-one-out (nat)", "留一法（nat）"),
     "share": ("Share", "份额"),
+    "interval": ("95 % interval", "95%区间"),
     "paid": ("Paid", "金额"),
     "total": ("Total", "合计"),
     "pool": ("Pool", "分配池"),
@@ -62,6 +94,24 @@ LABELS: dict[str, tuple[str, str]] = {
     "outcome": ("Outcome", "结果"),
     "code": ("Code", "代码"),
     "label": ("Privacy label (NIST SP 800-226)", "隐私标签（NIST SP 800-226）"),
+    "dp_standard": ("Standard", "标准"),
+    "dp_epsilon": ("Epsilon", "ε"),
+    "dp_delta": ("Delta", "δ"),
+    "dp_privacy_unit": ("Privacy unit", "隐私单元"),
+    "dp_neighbours": ("Neighbouring data sets", "相邻数据集"),
+    "dp_trust_model": ("Trust model", "信任模型"),
+    "dp_accountant": ("Accountant", "隐私核算器"),
+    "dp_sampling": ("Sampling", "抽样"),
+    "dp_clip": ("Clipping", "裁剪"),
+    "dp_noise": ("Noise", "噪声"),
+    "dp_plan": ("Plan", "计划"),
+    "dp_method": ("method", "方式"),
+    "dp_rate": ("rate", "比率"),
+    "dp_max_grad_norm": ("largest gradient norm", "梯度范数上限"),
+    "dp_distribution": ("distribution", "分布"),
+    "dp_multiplier": ("multiplier", "倍数"),
+    "dp_steps": ("steps", "步数"),
+    "dp_releases": ("releases", "发布次数"),
     "not_stopped": ("What nothing here stops", "本系统无法阻止的行为"),
     "unsettled": ("Not settled yet: scores are opened at the close of the period.", "尚未结算：得分在结算期末公开。"),
     "fallback": (
@@ -74,6 +124,25 @@ LABELS: dict[str, tuple[str, str]] = {
     ),
 }
 
+SAID: dict[str, tuple[str, str]] = {
+    "signed": ("signed", "已签署"),
+    "running": ("running", "运行中"),
+    "completed": ("completed", "已完成"),
+    "stopped": ("stopped", "已停止"),
+    "settled": ("settled", "已结算"),
+    "admitted": ("admitted", "采纳"),
+    "rejected": ("rejected by the operator", "运营方驳回"),
+    "refused": ("refused by the participant", "参与方拒绝"),
+    "missed": ("no reply in time", "逾期未应答"),
+    "accuracy": ("accuracy", "准确率"),
+    "example": ("one example (row)", "单个样本（一行）"),
+    "zero-out": ("one row set to zero", "将一行置零"),
+    "record-level-at-each-participant": ("record level, at each participant", "各参与方本地，记录级"),
+    "poisson": ("Poisson", "泊松"),
+    "flat": ("flat", "整体裁剪"),
+    "gaussian": ("Gaussian", "高斯"),
+}
+"""Words of the log and of the contract, as the report says them; a word that is not here stands as it is."""
 
 NOT_STOPPED_ZH = (
     "运行被改动代码的参与方可以不加噪声，或自选噪声。",
@@ -92,3 +161,8 @@ NOT_STOPPED_ZH = (
 def words(lang: Lang) -> dict[str, str]:
     """Every label in one language."""
     return {key: pair[1 if lang == "zh" else 0] for key, pair in LABELS.items()}
+
+
+def said(word: str, lang: Lang) -> str:
+    """A word of the log in one language."""
+    return SAID.get(word, (word, word))[1 if lang == "zh" else 0]
