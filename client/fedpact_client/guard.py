@@ -301,7 +301,8 @@ class Guard:
             log.info("contract waits", contract=contract_id, code=err.code)
             return "open"
         except FedpactError as err:
-            log.error("close not looked after", contract=contract_id, code=err.code, reason=printable(str(err)))
+            say = log.info if err.code == "CONTRACT_NOT_SIGNED" else log.error  # that one is nobody's fault
+            say("close not looked after", contract=contract_id, code=err.code, reason=printable(str(err)))
             return None
         return "objected" if done == "objected" else "open" if done == "none" else None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from tests.support.agent_world import DATA_SET, ENTITY, NOW, PASSPHRASE, Lab, lab
 from tests.support.closed_run import ClosedRun, closed_run
 from tests.support.fake_child import Spawner
@@ -34,7 +35,7 @@ from fedpact_client.sandbox import Isolation, landlock_abi
 from fedpact_client.signing import commit, fetch_offer
 from fedpact_client.store import EgressKind, HomeLock, Store
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
-from fedpact_contract.errors import FailedError, InputError, ServiceError
+from fedpact_contract.errors import FailedError, InputError, RefusedError, ServiceError
 from fedpact_contract.files import replace_file
 from fedpact_contract.messages import Refusal, Reply
 from fedpact_contract.record import read_envelope, sign
@@ -561,6 +562,15 @@ class TestLook:
 
         world.client.answer = fail
         assert world.play(order_frame(*world.order)).kinds == ["reply"]
+
+    def test_a_contract_that_others_have_still_to_sign_is_no_error(self, world: World) -> None:
+        def fail() -> dict[str, Any]:
+            raise RefusedError("CONTRACT_NOT_SIGNED", "A party has not signed the contract yet.")
+
+        world.client.answer = fail
+        with structlog.testing.capture_logs() as told:
+            assert world.guard._close(world.agent.desk.contract_id, world.client) is None
+        assert [(line["log_level"], line["code"]) for line in told] == [("info", "CONTRACT_NOT_SIGNED")]
 
     def test_a_close_from_end_to_end(self, tmp_path: Path, home: AgentHome) -> None:
         run = closed_run(tmp_path)
