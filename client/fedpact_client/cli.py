@@ -1,7 +1,6 @@
 """The command `fedpact-agent`. Everything heavy is imported by the command that needs it: `--help` answers at once."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,11 +149,11 @@ def card(
         draft = cards.prepare(at.home, at.config, at.store, data_set)
         if not as_json:
             show_card(draft)
-        _confirm("Sign this card and send it?", yes=yes)
+        output.confirm("Sign this card and send it?", yes=yes)
         if draft.rows:
             if not as_json:
                 show_released(draft)
-            _confirm(f"These {len(draft.rows)} rows leave your premises as they are. Send them?", yes=yes)
+            output.confirm(f"These {len(draft.rows)} rows leave your premises as they are. Send them?", yes=yes)
         cards.declare(at.home, at.store, client, draft, _passphrase(passphrase_file))
     result = draft.card.plain() | {"limit": decimal_text(draft.limit), "sent": True}
     _show(result, as_json, lambda _: output.console().print("The card is signed, kept here and sent."))
@@ -217,7 +216,7 @@ def sign(
         if not as_json:
             show_review(found, offer)
         found.refuse()
-        _confirm("Sign this contract?", yes=yes)
+        output.confirm("Sign this contract?", yes=yes)
         commit(at.home, at.store, client, found, _passphrase(passphrase_file))
     values = review_values(found, offer) | {"signed_now": True}
     _show(values, as_json, lambda _: output.console().print("Signed here and sent to the operator."))
@@ -362,7 +361,7 @@ def resume(contract: ContractId, home: HomeOption = HOME, as_json: Json = False)
 @app.command()
 def withdraw(contract: ContractId, home: HomeOption = HOME, yes: Yes = False, as_json: Json = False) -> None:
     """End a contract on this side, for good; works without the operator. What was sent stays in the model."""
-    _confirm("Withdraw from this contract for good?", yes=yes)
+    output.confirm("Withdraw from this contract for good?", yes=yes)
     _move(contract, home, "withdrawn", as_json=as_json)
 
 
@@ -390,7 +389,7 @@ def restore(
 
     at = AgentHome(home.expanduser().absolute()).check()
     config = at.config()
-    _confirm("Count every running contract of this agent as fully spent, for good?", yes=yes)
+    output.confirm("Count every running contract of this agent as fully spent, for good?", yes=yes)
     witness = None if config.paths.witness is None else Path(config.paths.witness)
     with HomeLock(at.path), Store(at.db_path, witness=witness, restoring=True) as store:
         keys = {
@@ -428,21 +427,6 @@ def _show(values: dict[str, Any], as_json: bool, text: Any) -> None:  # noqa: AN
         output.emit_json(values)
     else:
         text(values)
-
-
-def _confirm(question: str, *, yes: bool) -> None:
-    """Ask, unless --yes was given.
-
-    Raises:
-        InputError: CONFIRMATION_NEEDED, nobody is there to ask.
-        RefusedError: DECLINED.
-    """
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise InputError("CONFIRMATION_NEEDED", question, remedy="Answer at a terminal, or give --yes.")
-    if not typer.confirm(question, err=True):
-        raise RefusedError("DECLINED", "Nothing was signed or sent.")
 
 
 def _passphrase(file: Path | None, *, new: bool = False) -> bytes:

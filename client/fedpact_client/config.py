@@ -13,7 +13,7 @@ from fedpact_client.policy import Policy
 from fedpact_client.sources import Source
 from fedpact_contract.contract import Count, EntityCode, load_toml
 from fedpact_contract.errors import InputError
-from fedpact_contract.record import Code, Dec, Name, Part
+from fedpact_contract.record import Code, Dec, Name, Part, form
 
 TEMPLATE = "agent.toml"
 
@@ -31,8 +31,9 @@ class OperatorPart(Part):
 
     url: Annotated[
         str,
-        StringConstraints(
-            pattern=r"^(https://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?)?$"
+        form(
+            r"^(https://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?)?$",
+            "an address of the form https://host:port",
         ),
     ]
 

@@ -14,11 +14,13 @@ from pydantic import Field, StringConstraints
 
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint
-from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record
+from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, form
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Fen = Annotated[int, Field(ge=0, le=2**53 - 1)]
-EntityCode = Annotated[str, StringConstraints(pattern=r"^[0-9A-Z]{18}$")]
+EntityCode = Annotated[
+    str, form(r"^[0-9A-Z]{18}$", "18 digits and capital letters, such as a unified social credit code")
+]
 """A legal-entity code: 18 digits and capitals (unified social credit code)."""
 
 

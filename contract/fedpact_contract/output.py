@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedpact_contract.canonical import HIDDEN
-from fedpact_contract.errors import FailedError, FedpactError, InputError
+from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError
 
 if TYPE_CHECKING:
     import typer
@@ -107,6 +107,27 @@ def read_passphrase(file: Path | None, whose: str, *, new: bool = False) -> byte
         )
     text: str = typer.prompt(f"Passphrase of {whose}", hide_input=True, confirmation_prompt=new, err=True)
     return text.encode()
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless --yes was given.
+
+    Raises:
+        InputError: CONFIRMATION_NEEDED, nobody can be asked.
+        RefusedError: DECLINED.
+    """
+    import typer
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InputError(
+            "CONFIRMATION_NEEDED",
+            f"This must be confirmed, and there is no terminal to ask at: {question}",
+            remedy="Answer at a terminal, or give --yes.",
+        )
+    if not typer.confirm(visible(question), err=True):
+        raise RefusedError("DECLINED", "The answer was no: nothing was done.")
 
 
 def first_line(path: Path, what: str) -> bytes:

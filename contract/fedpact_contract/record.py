@@ -7,9 +7,11 @@ signature of one type never verifies as another.
 
 import base64
 import binascii
+import difflib
 import unicodedata
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import (
@@ -83,16 +85,30 @@ Dec = Annotated[
 Big = Annotated[int, BeforeValidator(_to_big), PlainSerializer(str, return_type=str)]
 """An integer of any size, a string in canonical form."""
 
-Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_FORMS: dict[str, str] = {}
+"""What each pattern asks for, in words."""
+
+
+def form(pattern: str, words: str) -> StringConstraints:
+    """A pattern for text, with the words that tell people what it asks for."""
+    _FORMS[pattern] = words
+    return StringConstraints(pattern=pattern)
+
+
+Hex32 = Annotated[str, form(r"^[0-9a-f]{64}$", "64 hexadecimal digits (0 to 9, a to f)")]
 """32 bytes in hexadecimal: a digest, a public key, a salt."""
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
 """A name for people: one line, no character that is invisible, steers a terminal or turns the direction of text."""
 
-Code = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9._:-]+$")]
+Code = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=80),
+    form(r"^[A-Za-z0-9._:-]+$", "one word of letters, digits, and . _ : -"),
+]
 """An identifier: letters, digits, and . _ : -"""
 
-Instant = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+Instant = Annotated[str, form(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", "a UTC time such as 2026-11-24T12:00:00Z")]
 """A UTC instant, to the second."""
 
 
@@ -111,7 +127,7 @@ class Part(BaseModel):
         try:
             return cls.model_validate(_tuples(value))
         except ValidationError as err:
-            raise input_error(err, code, file) from err
+            raise _input_error(err, cls, code, file) from err
 
     def plain(self) -> dict[str, Any]:
         """The record as plain JSON values."""
@@ -157,7 +173,7 @@ class Signature(Part):
     """One signature: the signing key's public bytes and the Ed25519 signature, in hexadecimal."""
 
     key: Hex32
-    value: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+    value: Annotated[str, form(r"^[0-9a-f]{128}$", "128 hexadecimal digits (0 to 9, a to f)")]
 
 
 class Envelope(Part, Generic[R]):
@@ -246,17 +262,70 @@ def read_envelope(data: bytes | str | dict[str, Any]) -> Envelope[Any]:
     return Envelope[Any].parse(value, code="ENVELOPE_FORM")
 
 
-def input_error(err: ValidationError, code: str, file: object = None) -> InputError:
-    """The first fault of a pydantic error, as ours: field path and rule, never the value."""
-    first = err.errors(include_url=False, include_context=False, include_input=False)[0]
+_WORDS = {
+    "string_type": "must be text",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "tuple_type": "must be a list",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "model_type": "must be a table of keys and values",
+    "dict_type": "must be a table of keys and values",
+    "union_tag_invalid": "its key {discriminator} must be one of {expected_tags}",
+    "union_tag_not_found": "its key {discriminator} is missing",
+}
+"""pydantic's kinds of faults, as people read them; none shows the value."""
+
+
+def _input_error(err: ValidationError, model: type[BaseModel], code: str, file: object) -> InputError:
+    """The first fault of a pydantic error, as ours: field path and what is due there, never the value.
+
+    An unknown key comes before everything else: where a key is misspelt, it is also missing.
+    """
+    faults = err.errors(include_url=False, include_input=False)
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     path = ".".join(str(p) for p in first["loc"]) or "(whole)"
-    message = first["msg"].removeprefix("Value error, ")
-    rule = first["type"]
-    if rule == "extra_forbidden":
-        return InputError(code + "_UNKNOWN_KEY", f"Unknown key {path}.", file=file, field=path, rule=rule)
-    if rule == "missing":
-        return InputError(code + "_MISSING_KEY", f"The key {path} is missing.", file=file, field=path, rule=rule)
-    return InputError(code, f"{path}: {message}.", file=file, field=path, rule=rule)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _keys(model, first["loc"][:-1]), 1, 0.75)
+        message = f"Unknown key {path}" + (f"; perhaps {near[0]} is meant." if near else ".")
+        return InputError(code + "_UNKNOWN_KEY", message, file=file, field=path)
+    if first["type"] == "missing":
+        return InputError(code + "_MISSING_KEY", f"The key {path} is missing.", file=file, field=path)
+    words = _words(first["type"], first["msg"], first.get("ctx", {}))
+    return InputError(code, f"{path}: {words}.", file=file, field=path)
+
+
+def _words(kind: str, message: str, context: dict[str, Any]) -> str:
+    if kind == "string_pattern_mismatch":
+        words = _FORMS.get(context["pattern"])
+        return f"must be {words}" if words else "has the wrong form"
+    if context.get("min_length") == 1:
+        return "must not be empty"
+    return _WORDS[kind].format(**context) if kind in _WORDS else message.removeprefix("Value error, ")
+
+
+def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
+    """The keys that are known at a place; of a union, those of all its members."""
+    models = {model}
+    for step in path:
+        fields = [m.model_fields[step] for m in models if isinstance(step, str) and step in m.model_fields]
+        # The place in a list and the kind of a union's member lead to no other model.
+        models = {inner for field in fields for inner in _models(field.annotation)} or models
+    return {key for m in models for key in m.model_fields}
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
 
 
 def _encoded(data: bytes | str) -> bytes:

@@ -157,8 +157,7 @@ def sign_command(
         found = contracts.find(connection, contract).contract
     if not (yes and as_json):
         typer.echo(render(found), err=as_json)
-    if not yes:
-        typer.confirm(f"Sign this contract as {output.visible(operator.settings.name)}?", abort=True, err=True)
+    output.confirm(f"Sign this contract as {operator.settings.name}?", yes=yes)
     passphrase = read_passphrase(passphrase_file)
     _show(contracts.sign(operator, database, found.id, passphrase, now=utc_now()), as_json=as_json)
 
@@ -213,8 +212,7 @@ def terminate_command(contract: Selector, yes: Yes = False, home: Home = DEFAULT
     _, database = open_home(home)
     with database.read() as connection:
         found = contracts.find(connection, contract).contract
-    if not yes:
-        typer.confirm(f"End {output.visible(found.title)} ({found.id[:8]}) for good?", abort=True, err=True)
+    output.confirm(f"End {found.title} ({found.id[:8]}) for good?", yes=yes)
     _show(contracts.terminate(database, found.id, now=utc_now()), as_json=as_json)
 
 

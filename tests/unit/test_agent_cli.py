@@ -169,6 +169,14 @@ def test_a_home_is_made(call: Call, tmp_path: Path, passphrase: Path) -> None:
     assert (again.code, again.error) == (2, "HOME_EXISTS")
 
 
+def test_an_entity_code_of_another_form_is_told_in_words(call: Call, tmp_path: Path, passphrase: Path) -> None:
+    given = ("--home", tmp_path / "a", "--name", "N", "--entity-code", "xyz", "--sector", "medical")
+    result = call("init", *given, "--passphrase-file", passphrase)
+    assert result.code == 2
+    assert "entity_code: must be 18 digits and capital letters" in result.err
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_passphrase_is_asked_for_at_a_terminal_alone(call: Call, tmp_path: Path) -> None:
     given = ("--home", tmp_path / "a", "--name", "N", "--entity-code", ENTITY, "--sector", "medical")
     result = call("init", *given, "--json")

@@ -94,7 +94,7 @@ def test_a_relative_witness_is_taken_from_the_files_folder(tmp_path: Path) -> No
         ("threads = 2", "threads = 0", "threads =", "CONFIG"),
         ("threads = 2", "threads = 2\nspeed = 9", "speed =", "CONFIG_UNKNOWN_KEY"),
         ("threads = 2", "", "[limits]", "CONFIG_MISSING_KEY"),
-        ("[limits]", "[limit]", "[limit]", "CONFIG_MISSING_KEY"),
+        ("[limits]", "[limit]", "[limit]", "CONFIG_UNKNOWN_KEY"),
         ('url = ""', 'url = "http://operator:1"', "url =", "CONFIG"),
         ('url = ""', 'url = "https://operator:1/path"', "url =", "CONFIG"),
         ('url = ""', 'url = "https://user:pw@operator"', "url =", "CONFIG"),
@@ -127,11 +127,47 @@ def test_a_fault_names_its_line_and_key(tmp_path: Path, old: str, new: str, line
         load(path)
     number = next(i for i, line in enumerate(text.splitlines(), 1) if line.startswith(line_of))
     assert caught.value.code == code
-    assert caught.value.file == (
-        str(path) if code == "CONFIG_MISSING_KEY" and "[limit]" in line_of else f"{path}:{number}"
-    )
+    assert caught.value.file == f"{path}:{number}"
     assert caught.value.field
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("epsilon = 8", "epsilom = 8", "Unknown key data_sets.0.epsilom; perhaps epsilon is meant."),
+        ("release_fraction = 0.05", "colour = 0.05", "Unknown key data_sets.0.colour."),
+        ("release_fraction = 0.05", "releasefraction = 0.05", "data_sets.0.releasefraction; perhaps release_fraction"),
+        ("delimiter =", "delimeter =", "Unknown key data_sets.0.source.delimeter; perhaps delimiter is meant."),
+        ("[limits]", "[limit]", "Unknown key limit; perhaps limits is meant."),
+    ],
+)
+def test_a_misspelt_key_is_named_with_the_one_that_is_meant(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(changed(old, new), tmp_path / "agent.toml")
+    assert caught.value.code == "CONFIG_UNKNOWN_KEY"
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("threads = 2", 'threads = "2"', "limits.threads: must be a whole number."),
+        ("threads = 2", "threads = 0", "limits.threads: must be at least 1."),
+        ("patched = true", "patched = 1", "network.patched: must be true or false."),
+        ('kind = "csv"', 'kind = "xlsx"', "data_sets.0.source.kind: must be 'csv', 'parquet'"),
+        ('label = "disease"', "label = 3", "data_sets.0.label: must be text."),
+        ('label = "disease"', 'label = ""', "data_sets.0.label: must not be empty."),
+        ('id = "heart-2026"', 'id = "heart 2026"', "data_sets.0.id: must be one word of letters, digits, and . _ : -."),
+        ('url = ""', 'url = "http://operator:1"', "operator.url: must be an address of the form https://host:port."),
+        ('delimiter = ","', 'delimiter = ";;"', "data_sets.0.source.delimiter: has the wrong form."),
+    ],
+)
+def test_a_wrong_value_is_told_in_words(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(changed(old, new), tmp_path / "agent.toml")
+    assert said in caught.value.message
+    assert caught.value.rule is None
 
 
 def test_two_data_sets_with_one_id_are_refused(tmp_path: Path) -> None:

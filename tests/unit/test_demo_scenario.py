@@ -63,7 +63,7 @@ def test_no_key_of_training_or_privacy_has_a_default(folder, key) -> None:
     text = path.read_text("utf-8")
     path.write_text(re.sub(rf"^{key.partition('.')[2]} = .*\n", "", text, count=1, flags=re.MULTILINE), "utf-8")
     err = fault(folder)
-    assert (err.code, err.field, err.rule) == ("DATA_DESCRIPTION_MISSING_KEY", key, "missing")
+    assert (err.code, err.field) == ("DATA_DESCRIPTION_MISSING_KEY", key)
     assert err.file == str(path)
 
 
@@ -83,12 +83,12 @@ def test_neither_table_may_be_left_out(folder, table) -> None:
         ("\nepsilon = 2", "\nepsilon = -1", "privacy.epsilon", "above 0"),
         ("\nepsilon = 2", "\nepsilon = 9", "privacy.epsilon", "at most privacy.data_set_epsilon"),
         ("sample_rate = 0.2", "sample_rate = 1", "privacy.sample_rate", "below 1"),
-        ("sample_rate = 0.2", 'sample_rate = "x"', "privacy.sample_rate", "value_error"),
+        ("sample_rate = 0.2", 'sample_rate = "x"', "privacy.sample_rate", "a decimal number"),
         ("max_grad_norm = 1", "max_grad_norm = 0", "privacy.max_grad_norm", "above 0"),
         ("data_set_epsilon = 8", "data_set_epsilon = 0", "privacy.data_set_epsilon", "above 0"),
         ("delta = 0.00001", "delta = 0.0001", "privacy.delta", "at most 1e-5"),
-        ("spare_attempts = 1", "spare_attempts = -1", "privacy.spare_attempts", "greater_than_equal"),
-        ("rounds = 1", "rounds = 0", "training.rounds", "greater_than_equal"),
+        ("spare_attempts = 1", "spare_attempts = -1", "privacy.spare_attempts", "at least 0"),
+        ("rounds = 1", "rounds = 0", "training.rounds", "at least 1"),
         ("learning_rate = 4", "learning_rate = 0", "training.learning_rate", "above 0"),
         ('name = "South"', 'name = "North"', "participants.name", "no two alike"),
         ('file = "south.csv"', 'file = "north.csv"', "participants.file", "no two alike"),
@@ -97,7 +97,7 @@ def test_neither_table_may_be_left_out(folder, table) -> None:
         ('missing = "refuse"', 'missing = "fill"', "columns.height", "CONTRACT_FILL"),
         ('rule = "value"', 'rule = "above"', "label", "CONTRACT_LABEL_RULE"),
         ('name = "colour"', 'name = "height"', "columns", "CONTRACT_COLUMN_TWICE"),
-        ('file = "validation.csv"', 'file = "validation.csv", fraction = 0.2', "validation", "value_error"),
+        ('file = "validation.csv"', 'file = "validation.csv", fraction = 0.2', "validation", "give either"),
     ],
 )
 def test_a_broken_rule_is_named_with_file_and_field(folder, old, new, field, rule) -> None:
@@ -106,7 +106,7 @@ def test_a_broken_rule_is_named_with_file_and_field(folder, old, new, field, rul
     assert err.code == "DATA_DESCRIPTION"
     assert err.file == str(folder / "federation.toml")
     assert err.field == field
-    assert rule in str(err.rule)
+    assert rule in (err.rule or err.message)
 
 
 def test_delta_is_held_against_the_largest_file(folder) -> None:

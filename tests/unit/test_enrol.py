@@ -228,6 +228,12 @@ def test_bad_invitations_send_nothing(world: Lab, changes: dict[str, Any], code:
     assert world.wire.sent == []
 
 
+def test_a_damaged_token_is_told_in_words(world: Lab) -> None:
+    with pytest.raises(InputError) as caught:
+        again(world, world.invitation(token="0g" * 32))
+    assert caught.value.message == "token: must be 64 hexadecimal digits (0 to 9, a to f)."
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"no", b"\xff", b"[" * 100_000])
 def test_unreadable_invitations(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "invitation.json"

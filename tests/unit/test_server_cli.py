@@ -1,7 +1,6 @@
 """The operator's commands: what they print, their exit codes, and that secrets come from files or prompts alone."""
 
 import datetime
-import io
 import json
 import re
 import resource
@@ -168,11 +167,23 @@ class TestInit:
         assert (tmp_path / "elsewhere.db").is_file()
         assert run("participant", "list").code == 0
 
-    @pytest.mark.parametrize("option", [("--port", "0"), ("--entity-code", "1"), ("--host", "a b"), ("--name", "")])
-    def test_bad_values_are_bad_input(self, run: Run, secret: Path, option: tuple[str, str]) -> None:
-        result = run(*INIT, "--passphrase-file", str(secret), *option)
+    @pytest.mark.parametrize(
+        ("option", "value", "field", "said"),
+        [
+            ("--port", "0", "port", "must be at least 1."),
+            ("--entity-code", "xyz", "entity_code", "must be 18 digits and capital letters"),
+            ("--host", "a b", "", ""),
+            ("--name", "", "name", "must not be empty."),
+        ],
+    )
+    def test_bad_values_are_bad_input_told_in_words(
+        self, run: Run, secret: Path, option: str, value: str, field: str, said: str
+    ) -> None:
+        result = run(*INIT, "--passphrase-file", str(secret), option, value, "--json")
         assert result.code == 2
-        assert "Traceback" not in result.err
+        error = result.json["error"]
+        assert error.get("field", "").startswith(field)
+        assert said in error["message"]
 
 
 class TestParticipants:
@@ -213,6 +224,7 @@ class TestParticipants:
             "participant", "invite", "--name", "A", "--entity-code", "1", "--sector", "medical", "--out", "a.json"
         )
         assert result.code == 2
+        assert "entity_code: must be 18 digits and capital letters" in result.err
         assert not Path("a.json").exists()
 
     def test_a_wrong_fingerprint_is_refused(self, run: Run, admitted: Path) -> None:
@@ -257,19 +269,27 @@ class TestContracts:
     ) -> None:
         contract_id = drafted(run)
         run("contract", "offer", contract_id)
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
         monkeypatch.setattr("typer.confirm", lambda *_args, **_kwargs: True)
         result = run("contract", "sign", contract_id, "--passphrase-file", str(secret), "--json")
         assert result.json["signed"] == [OperatorHome.open(admitted).fingerprint]
         assert "FEDERATED LEARNING CONTRACT" in result.err
 
-    def test_whoever_says_no_has_not_signed(
-        self, run: Run, admitted: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("command", ["sign", "terminate"])
+    def test_nothing_is_done_without_a_yes(
+        self, run: Run, admitted: Path, command: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         contract_id = drafted(run)
         run("contract", "offer", contract_id)
-        monkeypatch.setattr("sys.stdin", io.StringIO())
-        assert run("contract", "sign", contract_id, "--passphrase-file", str(secret)).code == 130
-        assert run("contract", "status", contract_id, "--json").json["signed"] == []
+        nobody = run("contract", command, contract_id, "--json")
+        assert (nobody.code, nobody.json["error"]["code"]) == (2, "CONFIRMATION_NEEDED")
+        assert "--yes" in nobody.json["error"]["remedy"]
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        monkeypatch.setattr("typer.confirm", lambda *_args, **_kwargs: False)
+        no = run("contract", command, contract_id, "--json")
+        assert (no.code, no.json["error"]["code"]) == (5, "DECLINED")
+        status = run("contract", "status", contract_id, "--json").json
+        assert (status["state"], status["signed"]) == ("offered", [])
 
     def test_what_is_wrong_is_named_with_file_and_field(self, run: Run, admitted: Path) -> None:
         template = Path("template.toml").read_text()
@@ -304,11 +324,8 @@ class TestContracts:
         again = run("contract", "new", "template.toml", "--validation", "rows.csv", "--out", "contract.json", "--json")
         assert again.json["error"]["code"] == "FILE_EXISTS"
 
-    def test_terminate_asks_first(self, run: Run, admitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_draft_is_terminated(self, run: Run, admitted: Path) -> None:
         contract_id = drafted(run)
-        monkeypatch.setattr("sys.stdin", io.StringIO())
-        assert run("contract", "terminate", contract_id).code == 130
-        assert run("contract", "status", contract_id, "--json").json["state"] == "draft"
         assert run("contract", "terminate", contract_id, "--yes", "--json").json["state"] == "terminated"
 
     def test_an_unknown_contract(self, run: Run, home: Path) -> None:
