@@ -21,8 +21,10 @@ def demo_command(
     directory: Annotated[
         Path | None, typer.Option("--dir", help="A new folder (default: ./fedpact-demo-TIME).")
     ] = None,
-    participants: Annotated[int, typer.Option(help="How many enterprises (3 to 12), without --data.")] = 4,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of training.")] = None,
+    participants: Annotated[
+        int | None, typer.Option(help="How many enterprises: 3 to 12 (default: 4). With --data its file says it.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of training, at most 100.")] = None,
     revenue: Annotated[str, typer.Option(help="Revenue to share, in yuan.")] = "1000000.00",
     data: Annotated[Path | None, typer.Option(help="Your own data: a folder with a federation.toml.")] = None,
     lift: Annotated[
@@ -51,11 +53,12 @@ def demo_command(
         output.emit_json(Demo(options=options, tell=lambda _text: None).run())
         return
     progress = _Progress(output.console())
+    demo = Demo(options=options, tell=progress.tell, hand_over=progress.hand_over)
     try:
-        result = Demo(options=options, tell=progress.tell, hand_over=progress.hand_over).run()
+        result = demo.run()
     finally:
         progress.stop()
-    _show(output.console(), result, folder)
+    _show(output.console(), result, demo.removal)
 
 
 class _Progress:
@@ -88,7 +91,7 @@ class _Progress:
             self._status = None
 
 
-def _show(console: "Console", result: dict[str, Any], folder: Path) -> None:
+def _show(console: "Console", result: dict[str, Any], removal: str) -> None:
     from fedpact_contract.settlement import format_fen
     from fedpact_server.demo import times
 
@@ -127,4 +130,4 @@ def _show(console: "Console", result: dict[str, Any], folder: Path) -> None:
         console.print(f"{name + ':':10}{result[name]}", soft_wrap=True)
     if "stop" in result:
         console.print(f"Still running (--keep). Stop them with: {result['stop']}", soft_wrap=True)
-    console.print(f"Remove everything with: rm -r {folder}", soft_wrap=True)
+    console.print(f"Remove everything with: {removal}", soft_wrap=True)

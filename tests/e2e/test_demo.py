@@ -316,6 +316,8 @@ def test_nothing_is_left_of_a_demo_that_is_struck_or_fails(struck, name) -> None
     assert "Traceback" not in text
     assert code == STRIKES[name].code, text
     assert seconds < 40 or name == "data", "the end takes as long as the slowest process, no longer"
+    assert re.search(r"^Stopping \d process(es)?…$", text, re.MULTILINE)
+    assert f"Remove it with: rm -r {folder}\n" in text
 
 
 @pytest.mark.parametrize(("name", "logs"), [("agent", ("enterprise-1", "enterprise-2")), ("operator", ("operator",))])
@@ -397,6 +399,7 @@ def test_somebodys_own_data(tmp_path, data_dir) -> None:
         (["--revenue", "-5"], "MONEY"),
         (["--revenue", "1.234"], "MONEY_DECIMALS"),
         (["--data", "/nowhere"], "DATA_DESCRIPTION"),
+        (["--rounds", "100000"], "DEMO_ROUNDS"),
     ],
 )
 def test_bad_options_are_named(tmp_path, arguments, code) -> None:
@@ -404,6 +407,7 @@ def test_bad_options_are_named(tmp_path, arguments, code) -> None:
     assert done.returncode == 2
     assert code in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists(), "what is refused leaves nothing behind"
 
 
 def test_a_port_that_is_taken_is_named(demo, tmp_path) -> None:

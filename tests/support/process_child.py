@@ -46,7 +46,7 @@ def main() -> None:
     install(folder)
     processes.adopt_orphans()
     made = processes.Processes(step="some step")
-    with processes.interruptible():
+    with processes.interruptible(made.announce):
         try:
             for name in ("parent", "stubborn"):
                 made.start(name, ["stand-in", name], folder / "logs" / f"{name}.log")

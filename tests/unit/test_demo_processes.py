@@ -1,6 +1,7 @@
 """Every process that the demo started ends, with all below it, whatever ends the demo; and one that ends is named."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from tests.support.proc import mentioning, with_default_signals
 from fedpact_contract.errors import FailedError
 from fedpact_server.demo import processes
 from fedpact_server.demo.processes import Processes, free_port, reserve_port
+from fedpact_server.serving import listen
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,12 +75,29 @@ def test_a_signal_ends_everything_like_ctrl_c(tmp_path, number, what) -> None:
     process = begin(tmp_path, what)
     wait_for((tmp_path / f"{SEEN[what]}.pid").exists)
     process.send_signal(number)
-    time.sleep(0.05)
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert re.fullmatch(r"Stopping [2-5] processes…\n", said), "at once, before anything has ended"
+    assert mentioning(str(tmp_path))
     process.send_signal(number)  # somebody who is impatient changes nothing
     code, out, _ = finish(process, tmp_path)
     assert code == 130, out
     assert "Interrupted." in out
     assert (tmp_path / "interrupted").exists() == (what == "shown"), "what has the terminal gives it back in order"
+
+
+def test_a_demo_that_is_killed_takes_its_processes_with_it(tmp_path) -> None:
+    process = begin(tmp_path, "call")
+    wait_for((tmp_path / "slow.pid").exists)
+    pids = {int((tmp_path / f"{name}.pid").read_text()) for name in ("parent", "slow")}
+    try:
+        assert pids <= mentioning(str(tmp_path)).keys()
+        process.kill()
+        wait_for(lambda: not pids & mentioning(str(tmp_path)).keys())
+    finally:
+        for pid in mentioning(str(tmp_path)):  # what ignores SIGTERM, or is below it without asking for its end
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.mark.parametrize(("what", "killed"), [("call", "parent"), ("each", "stubborn"), ("own-work", "parent")])
@@ -158,6 +177,8 @@ def test_a_reserved_port_is_nobody_elses_and_lies_below_those_of_outgoing_connec
         assert port in processes.PORTS
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
+        with listen("0.0.0.0", port) as server:
+            assert server.getsockname()[1] == port, "our server listens where the port is held for it"
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert max(processes.PORTS) < low
     with socket.socket() as other:

@@ -11,7 +11,7 @@ from tests.support.federation import NOW
 
 from fedpact_contract.contract import load_toml
 from fedpact_contract.errors import InputError
-from fedpact_server.demo.scenario import Description, agent_blocks, of_folder, template
+from fedpact_server.demo.scenario import MAX_ROUNDS, Description, agent_blocks, of_digits, of_folder, template
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIVACY = ("epsilon", "delta", "max_grad_norm", "sample_rate", "spare_attempts", "data_set_epsilon")
@@ -144,3 +144,36 @@ def test_the_guide_shows_every_key_and_the_hearts_description_is_complete() -> N
         assert re.search(rf"^(\[+)?{name}\b", shown, re.MULTILINE), f"{name} is not in the guide"
     heart = ROOT / "configs" / "heart" / "federation.toml"
     Description.parse(load_toml(heart.read_text("utf-8"), file=heart), code="TEST")
+
+
+@pytest.mark.parametrize(("rounds", "local_steps", "limit"), [(101, 6, 100), (100_000, 6, 100), (100, 1000, 99)])
+def test_too_many_rounds_are_refused_before_any_data_is_read(tmp_path, folder, rounds, local_steps, limit) -> None:
+    change(folder, "local_steps = 3", f"local_steps = {local_steps}")
+    (folder / "south.csv").unlink()
+    with pytest.raises(InputError) as err:
+        of_folder(folder, rounds=rounds)
+    assert (err.value.code, err.value.field) == ("DEMO_ROUNDS", "--rounds")
+    assert f"at most {limit}" in err.value.message
+    change(folder, "rounds = 1\n", f"rounds = {min(rounds, 1000)}\n")
+    assert rounds > 1000 or (fault(folder).code, fault(folder).field) == ("DEMO_ROUNDS", "training.rounds")
+
+
+def test_the_limit_of_rounds_is_that_of_a_fresh_agents_policy() -> None:
+    policy = load_toml((ROOT / "configs" / "agent.toml").read_text("utf-8"))["policy"]
+    assert policy["max_rounds"] == MAX_ROUNDS
+
+
+@pytest.mark.parametrize(("participants", "rounds", "field"), [(2, None, "--participants"), (4, 101, "--rounds")])
+def test_options_that_are_refused_leave_no_folder(tmp_path, participants, rounds, field) -> None:
+    with pytest.raises(InputError) as err:
+        of_digits(tmp_path / "demo", participants, rounds)
+    assert err.value.field == field
+    assert not (tmp_path / "demo").exists()
+
+
+def test_participants_are_those_of_the_description(folder) -> None:
+    assert len(of_folder(folder, participants=2).enterprises) == 2
+    with pytest.raises(InputError) as err:
+        of_folder(folder, participants=5)
+    assert (err.value.code, err.value.field) == ("DEMO_PARTICIPANTS", "--participants")
+    assert err.value.file == str(folder / "federation.toml")

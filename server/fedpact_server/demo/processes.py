@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from fedpact_contract.errors import FailedError, InputError
 
@@ -28,7 +28,17 @@ PORTS = range(20_000, 32_000)
 """Below the ports that Linux gives to outgoing connections (from 32768), which would take one between two steps."""
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36
+_WITH_US = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Becomes the command after its parent's number, and has Linux end it when that parent is gone, even by kill -9."""
 R = TypeVar("R")
+
+_starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="start")
+"""Starts every process: for Linux the parent is the *thread* that started it, so it must be one that lives on."""
 
 
 class CancelledError(FailedError):
@@ -48,7 +58,10 @@ def command(name: str) -> str:
 
 
 def reserve_port() -> socket.socket:
-    """A socket that holds a TCP port which nobody uses, at every address; close it to hand the port on.
+    """A socket that holds a TCP port which nobody uses, at every address, until it is closed.
+
+    Meanwhile our server can listen there, for both sockets allow to share the address, and another demo's
+    `reserve_port` cannot have the port, for it asks for an address of its own.
 
     Raises:
         FailedError: DEMO_PORT, none of many is free.
@@ -60,6 +73,7 @@ def reserve_port() -> socket.socket:
         except OSError:
             held.close()
             continue
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return held
     raise FailedError("DEMO_PORT", "No free port was found on this machine.", field=f"{PORTS.start}-{PORTS.stop - 1}")
 
@@ -70,16 +84,26 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
+def say(text: str) -> None:
+    """One line on stderr, for whoever is still there; also from within a signal's handler."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(first: Callable[[], None]) -> Iterator[None]:
     """SIGTERM and SIGHUP do what Ctrl-C does; what comes after the first is ignored, for everything is ending then.
 
     A signal that is ignored already (nohup) stays so. Only in the main thread.
+
+    Args:
+        first: Called at once, wherever the main thread is: it may write, and take no lock.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for each in changed:
             signal.signal(each, signal.SIG_IGN)
+        first()
         raise KeyboardInterrupt
 
     changed = {n: signal.getsignal(n) for n in ENDINGS if signal.getsignal(n) is not signal.SIG_IGN}
@@ -110,12 +134,15 @@ class Watched:
 class Processes:
     """Long-running processes, each with a log, and the commands that are called meanwhile.
 
-    While a command runs, all processes are watched: one that ends is an error at once. `stop` ends everything.
+    While a command runs, all processes are watched: one that ends is an error at once. `stop` ends everything, and so
+    does the death of this process, unless the long-running ones are to `stay`.
     """
 
     running: dict[str, Watched] = field(default_factory=dict)
     step: str = ""
-    _calls: "dict[int, subprocess.Popen[str]]" = field(default_factory=dict)
+    stay: bool = False
+    _announced: bool = False
+    _calls: "dict[int, subprocess.Popen[bytes]]" = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ending: threading.Event = field(default_factory=threading.Event)
     _before: frozenset[int] = field(default_factory=lambda: frozenset(_below(os.getpid())))
@@ -129,13 +156,7 @@ class Processes:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out, self._lock:
             self._go_on()
-            process = subprocess.Popen(  # noqa: S603 - our own commands
-                [command(arguments[0]), *arguments[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+            process = _popen(arguments, out, with_us=not self.stay)
             self.running[name] = Watched(process, log)
         return process
 
@@ -176,14 +197,7 @@ class Processes:
         stream = None if shown else subprocess.PIPE
         with self._lock:
             self._go_on()
-            process = subprocess.Popen(  # noqa: S603 - our own commands
-                [command(arguments[0]), *arguments[1:], *(() if shown else ("--json",))],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                text=True,
-                start_new_session=True,
-            )
+            process = _popen([*arguments, *(() if shown else ("--json",))], stream, with_us=True)
             self._calls[process.pid] = process
         try:
             out, err = self._communicate(process, arguments, seconds)
@@ -198,13 +212,13 @@ class Processes:
         return _answer(arguments, process.returncode, out, err, ok)
 
     def _communicate(
-        self, process: "subprocess.Popen[str]", arguments: Sequence[str], seconds: float
+        self, process: "subprocess.Popen[bytes]", arguments: Sequence[str], seconds: float
     ) -> tuple[str, str]:
         deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 out, err = process.communicate(timeout=WATCH_SECONDS)
-                return out or "", err or ""
+                return (out or b"").decode(errors="replace"), (err or b"").decode(errors="replace")
             self.check()
             if time.monotonic() > deadline:
                 raise FailedError("DEMO_STEP_SLOW", f"`{_shown(arguments)}` did not end in {seconds:g} seconds.")
@@ -229,6 +243,7 @@ class Processes:
         try:
             self._watch(futures)
         except BaseException:
+            self.announce()
             self.stop()  # the other threads' commands end, and so do the threads
             raise
         finally:
@@ -243,6 +258,13 @@ class Processes:
             if errors:
                 raise errors[0]
             self.check()
+
+    def announce(self) -> None:
+        """Say once that everything is being ended before its time: that takes seconds."""
+        if not self._announced and (count := len(self.running) + len(self._calls)):
+            self._announced = True
+            # A line of its own: on a terminal something else may stand in this one.
+            say(f"{chr(10) * os.isatty(2)}Stopping {count} process{'' if count == 1 else 'es'}…")
 
     def stop(self) -> None:
         """End everything: SIGTERM first, then SIGKILL; whatever is left of this process's descendants, too."""
@@ -304,6 +326,20 @@ def write_secret(path: Path, text: str) -> Path:
     return path
 
 
+def _popen(arguments: Sequence[str], out: int | IO[bytes] | None, *, with_us: bool) -> "subprocess.Popen[bytes]":
+    """Start one of our commands in a session of its own; `with_us`: it ends when this process does."""
+    line = [command(arguments[0]), *arguments[1:]]
+    if with_us and sys.platform == "linux":
+        line = [sys.executable, "-I", "-S", "-c", _WITH_US, str(os.getpid()), *line]
+
+    def begin() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(  # noqa: S603 - our own commands
+            line, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+
+    return _starter.submit(begin).result()
+
+
 def _answer(arguments: Sequence[str], code: int, out: str, err: str, ok: Sequence[int]) -> dict[str, Any]:
     """What a command that ended has said.
 
@@ -336,7 +372,7 @@ def _how(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 
-def _end_call(process: "subprocess.Popen[str]") -> None:
+def _end_call(process: "subprocess.Popen[bytes]") -> None:
     """End a command that is still running, with its group."""
     if process.poll() is None:
         # One that shows its progress gives the terminal back as it was only at an interruption.

@@ -11,15 +11,16 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedpact_contract.errors import FailedError, InputError
+from fedpact_contract.output import visible
 from fedpact_contract.request import utc_now
 from fedpact_server.demo import scenario as scenarios
 from fedpact_server.demo import times
-from fedpact_server.demo.processes import Processes, adopt_orphans, interruptible, reserve_port, write_secret
+from fedpact_server.demo.processes import Processes, adopt_orphans, interruptible, reserve_port, say, write_secret
 from fedpact_server.demo.scenario import Enterprise, Scenario
 
 HOST = "127.0.0.1"
@@ -34,7 +35,7 @@ class Options:
     """What the command line asks for."""
 
     folder: Path
-    participants: int
+    participants: int | None
     rounds: int | None
     revenue: str
     data: Path | None
@@ -49,7 +50,7 @@ class Demo:
     Args:
         options: What the command line asks for.
         tell: Shows progress: a step's name, or what one participant is doing.
-        hand_over: Called before a command shows its own progress; says whether there is a terminal for it.
+        hand_over: Called before something else writes to the terminal; says whether there is one.
     """
 
     options: Options
@@ -60,6 +61,7 @@ class Demo:
     begun: float = field(default_factory=time.monotonic)
     scenario: Scenario = field(init=False)
     port: int = field(init=False)
+    _ours: bool = False
     _held: socket.socket = field(init=False)
 
     def run(self) -> dict[str, Any]:
@@ -70,7 +72,8 @@ class Demo:
             KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP: likewise.
         """
         adopt_orphans()
-        with interruptible():
+        self.processes.stay = self.options.keep
+        with interruptible(self.processes.announce):
             try:
                 result = self._run()
                 if self.options.keep:
@@ -78,7 +81,11 @@ class Demo:
                 with self._step("stop"):
                     self.processes.stop()
             except BaseException:
+                self.hand_over()
+                self.processes.announce()
                 self.processes.stop()
+                if self._ours and self.folder.is_dir() and any(self.folder.iterdir()):
+                    say(f"What is left is {visible(str(self.folder))}. Remove it with: {self.removal}")
                 raise
         return result
 
@@ -98,6 +105,11 @@ class Demo:
     def operator(self) -> Path:
         """The operator's home."""
         return self.folder / "operator"
+
+    @property
+    def removal(self) -> str:
+        """The command that removes everything."""
+        return visible(shlex.join(["rm", "-r", str(self.folder)]))
 
     def agent(self, index: int) -> Path:
         """The home of an enterprise's agent."""
@@ -135,18 +147,18 @@ class Demo:
         }
 
     def _make_folder(self) -> None:
+        """The folder, once all options are checked: what is refused leaves nothing behind."""
+        options = self.options
         if self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(
                 "DEMO_FOLDER", "The demo's folder is not empty.", file=self.folder, remedy="Name a new one with --dir."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        options = self.options
+        self._ours = True
         if options.data is None:
-            self.scenario = scenarios.of_digits(self.folder, options.participants)
+            self.scenario = scenarios.of_digits(self.folder, options.participants, options.rounds)
         else:
-            self.scenario = scenarios.of_folder(options.data.absolute())
-        if options.rounds is not None:
-            self.scenario = replace(self.scenario, rounds=options.rounds)
+            self.scenario = scenarios.of_folder(options.data.absolute(), options.participants, options.rounds)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_secret(self.folder / "operator.passphrase", secrets.token_urlsafe(24))
         self._held = reserve_port()
         self.port = int(self._held.getsockname()[1])
@@ -192,9 +204,9 @@ class Demo:
 
     def _serve(self) -> None:
         log = self.folder / "logs" / "operator.log"
-        self._held.close()
         self.processes.start(OPERATOR, ["fedpact", "serve", "--home", str(self.operator)], log)
         self.processes.wait_for(lambda: _answers(self.operator, self.port), "the operator", READY_SECONDS)
+        self._held.close()
 
     def _enrol(self, identities: list[dict[str, Any]]) -> None:
         def invite(index: int, enterprise: Enterprise) -> None:

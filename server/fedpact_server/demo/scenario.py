@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import Field, model_validator
 
 from fedpact_contract.contract import (
+    MAX_STEPS,
     Column,
     Contract,
     Data,
@@ -31,6 +32,10 @@ from fedpact_contract.request import instant
 from fedpact_server.demo import data as digits
 
 DESCRIPTION = "federation.toml"
+ROUNDS, LOCAL_STEPS, SPARE_ATTEMPTS = 5, 6, 1
+"""The digits' plan."""
+MAX_ROUNDS = 100
+"""What the policy of a fresh agent allows one contract."""
 Kind = Literal["csv", "parquet", "sqlite", "ndjson", "arrow"]
 
 
@@ -127,13 +132,14 @@ class Description(Part):
     privacy: Privacy
 
 
-def of_digits(folder: Path, participants: int) -> Scenario:
+def of_digits(folder: Path, participants: int | None = None, rounds: int | None = None) -> Scenario:
     """Write the digits below `folder` and describe them.
 
     Raises:
-        InputError: a number of participants that the data cannot be split among.
+        InputError: a number of participants that the data cannot be split among; too many rounds.
     """
-    shares, validation = digits.write(folder, participants)
+    _check_rounds(rounds or ROUNDS, LOCAL_STEPS, SPARE_ATTEMPTS, field="--rounds")
+    shares, validation = digits.write(folder, 4 if participants is None else participants)
     columns = tuple(
         NumberColumn(name=name, kind="number", low=Decimal(0), high=Decimal(16), missing="refuse")
         for name in digits.PIXELS
@@ -157,22 +163,27 @@ def of_digits(folder: Path, participants: int) -> Scenario:
         data=Data(columns=columns, label=label, feature_scale=Decimal(2)),
         enterprises=enterprises,
         validation={"path": str(validation), "kind": "csv"},
-        rounds=5,
-        local_steps=6,
+        rounds=rounds or ROUNDS,
+        local_steps=LOCAL_STEPS,
         learning_rate=Decimal(4),
         privacy=Privacy(
             epsilon=Decimal(2),
             delta=Decimal("0.00001"),
             max_grad_norm=Decimal(1),
             sample_rate=Decimal("0.2"),
-            spare_attempts=1,
+            spare_attempts=SPARE_ATTEMPTS,
             data_set_epsilon=Decimal(8),
         ),
     )
 
 
-def of_folder(folder: Path) -> Scenario:
+def of_folder(folder: Path, participants: int | None = None, rounds: int | None = None) -> Scenario:
     """The scenario that DIR/federation.toml describes; every file is read once, to count its rows.
+
+    Args:
+        folder: DIR.
+        participants: How many somebody asks for; it is the file that says it.
+        rounds: Other rounds than the file says.
 
     Raises:
         InputError: no such file, a missing, unknown or wrong key, a broken rule, or data that does not fit the schema.
@@ -189,6 +200,17 @@ def of_folder(folder: Path) -> Scenario:
         ) from err
     found = Description.parse(load_toml(text, file=path), code="DATA_DESCRIPTION", file=path)
     _check(found, path)
+    if participants not in (None, len(found.participants)):
+        raise InputError(
+            "DEMO_PARTICIPANTS",
+            f"The description has {len(found.participants)} participants, and {participants} are asked for.",
+            file=path,
+            field="--participants",
+            remedy="Leave --participants out, or change the description.",
+        )
+    where = "training.rounds" if rounds is None else "--rounds"
+    rounds = rounds or found.training.rounds
+    _check_rounds(rounds, found.training.local_steps, found.privacy.spare_attempts, field=where, file=path)
     data = Data(columns=found.columns, label=found.label, feature_scale=found.feature_scale)
     fraction = found.validation.fraction
     enterprises = tuple(
@@ -211,7 +233,7 @@ def of_folder(folder: Path) -> Scenario:
         data=data,
         enterprises=enterprises,
         validation=validation,
-        rounds=found.training.rounds,
+        rounds=rounds,
         local_steps=found.training.local_steps,
         learning_rate=found.training.learning_rate,
         privacy=found.privacy,
@@ -242,6 +264,24 @@ def _check(found: Description, path: Path) -> None:
     _rule(found.training.learning_rate > 0, path, "training.learning_rate", "above 0")
     _rule(privacy.sample_rate < 1, path, "privacy.sample_rate", "below 1")
     _rule(privacy.epsilon <= privacy.data_set_epsilon, path, "privacy.epsilon", "at most privacy.data_set_epsilon")
+
+
+def _check_rounds(rounds: int, local_steps: int, spare_attempts: int, *, field: str, file: Path | None = None) -> None:
+    """The agents' policies and `check_steps` of the contract, before anything is made.
+
+    Raises:
+        InputError: DEMO_ROUNDS.
+    """
+    limit = max(0, min(MAX_ROUNDS, MAX_STEPS // local_steps - spare_attempts))
+    if rounds > limit:
+        raise InputError(
+            "DEMO_ROUNDS",
+            f"{rounds} rounds are too many: at most {limit} can be trained.",
+            file=file,
+            field=field,
+            rule=f"at most {MAX_ROUNDS} rounds, and {MAX_STEPS} steps (local_steps for each round and spare attempt)",
+            remedy="Ask for fewer rounds.",
+        )
 
 
 def _rule(holds: bool, path: Path, key: str, rule: str) -> None:
