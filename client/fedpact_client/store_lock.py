@@ -38,9 +38,9 @@ class HomeLock:
             os.close(handle)
             raise InputError(
                 "HOME_LOCKED",
-                f"Another guard runs on this home: process {holder}.",
+                f"The agent runs in this home (`fedpact-agent start`), or another command holds it: process {holder}.",
                 file=self.path,
-                remedy="Stop it first, or use its own commands (`fedpact-agent status`).",
+                remedy="Stop it first (Ctrl-C, or SIGTERM). `fedpact-agent status` works meanwhile.",
             ) from err
         except OSError as err:
             os.close(handle)

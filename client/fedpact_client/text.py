@@ -215,7 +215,10 @@ def show_budget(values: dict[str, Any]) -> None:
             f"{_rounded(Decimal(data_set['committed']))} with what signed contracts may still charge, "
             f"limit {_rounded(Decimal(data_set['limit']))}"
         )
-        line(f"  epsilon_gate {data_set['epsilon_gate']} (a gate, no meter: a small sum converts to a large epsilon)")
+        line(
+            f"  All contracts together cost at most epsilon {data_set['epsilon_gate']} "
+            "(epsilon_gate: a coarse bound, large even where little was spent)"
+        )
         rows = [
             [
                 c["contract"][:SHORT],

@@ -299,12 +299,13 @@ def _load(contract: str, source: bytes, base_dir: str, released: str | None, n: 
         InputError: DATA_*.
     """
     from fedpact_models.features import duplicate_count, encode, select_rows
-    from fedpact_models.tables import read_table
+    from fedpact_models.tables import first_line, read_table
 
     data = _contract(contract).data
     where = Source.parse(parse_canonical(source), code="SOURCE")
     path = sources.file_path(where, Path(base_dir))
-    whole = encode(data, sources.read(where, Path(base_dir)), file=str(path))
+    begins = first_line(where.kind, where.column_names)
+    whole = encode(data, sources.read(where, Path(base_dir)), file=str(path), first_line=begins)
     usable = whole
     if released is not None and Path(released).exists():
         table: pl.DataFrame = read_table(released, kind="ndjson")

@@ -81,7 +81,7 @@ def _data(contract: Contract) -> Iterator[str]:
     data, label = contract.data, contract.data.label
     yield (
         "Rows of the data sets do not leave the participants' premises, but for validation rows that a participant "
-        f"released by itself. Training reads these {len(data.columns)} columns, and no other:"
+        f"released by itself. Training reads {_count(len(data.columns), 'column')}, and no other:"
         + "".join(f"\n    - {_column(column)}" for column in data.columns)
     )
     rule = (
@@ -113,8 +113,9 @@ def _training(contract: Contract) -> Iterator[str]:
         f"{model.initial_digest}"
     )
     yield (
-        f"There are {training.rounds} rounds. In each, every participant makes {training.local_steps} training steps "
-        f"at the learning rate {decimal_text(training.learning_rate)} and sends the change of the model, with noise."
+        f"The run has {_count(training.rounds, 'round')}. In each, every participant makes "
+        f"{_count(training.local_steps, 'training step')} at the learning rate {decimal_text(training.learning_rate)} "
+        "and sends the change of the model, with noise."
     )
     yield (
         f'The operator combines the admitted changes by the rule "{training.aggregation}": the mean weighted by the '
@@ -146,9 +147,10 @@ def _privacy(contract: Contract) -> Iterator[str]:
         "comes from the operating system's random numbers and is never drawn from a fixed seed."
     )
     yield (
-        f"The plan is {training.rounds} rounds and {privacy.spare_attempts} spare attempts (after a crash) of "
-        f"{training.local_steps} steps each: {contract.planned_steps} steps. Epsilon covers all of them, and was "
-        f"computed by {visible(privacy.accountant)}. An attempt is charged in full even where its result never arrived."
+        f"The plan is {_count(training.rounds, 'round')} and {_count(privacy.spare_attempts, 'spare attempt')} "
+        f"(after a crash) of {_count(training.local_steps, 'step')} each: {contract.planned_steps} in all. Epsilon "
+        f"covers all of them, and was computed by {visible(privacy.accountant)}. An attempt is charged in full even "
+        "where its result never arrived."
     )
     yield (
         "Each participant's agent keeps its own ledger of what was spent on its data set over all contracts, and "
@@ -173,14 +175,15 @@ def _meaning(epsilon: Decimal, delta: str) -> str:
 def _participation(contract: Contract) -> Iterator[str]:
     part = contract.participation
     yield (
-        f"A round counts with at least {part.minimum} admitted updates; with fewer the run stops and the model stays "
-        f"as it was. A participant has {part.deadline_seconds} seconds to answer an order."
+        f"A round counts with at least {_count(part.minimum, 'admitted update')}; with fewer the run stops and the "
+        f"model stays as it was. A participant has {_count(part.deadline_seconds, 'second')} to answer an order."
     )
-    yield (f"After {part.missed_rounds_limit} missed or refused rounds in a row a participant gets no more orders.")
+    missed = _count(part.missed_rounds_limit, "round")
+    yield f"A participant that misses or refuses {missed} in a row gets no more orders."
     strict = "refuses the order (strict heads: yes)" if part.strict_heads else "raises an alarm (strict heads: no)"
     yield (
         "With every reply an agent countersigns the log's head that it was shown. An agent that sees fewer than "
-        f"{part.head_threshold} countersignatures of the others on the head before {strict}."
+        f"{_count(part.head_threshold, 'countersignature')} of the others on the head before {strict}."
     )
     yield (
         "An update is rejected, with a signed receipt that says why, if it is not signed, was sent before, has another "
@@ -202,7 +205,9 @@ def _contribution(contract: Contract) -> Iterator[str]:
         "The validation rows are fixed before the first round and stay at the operator. Their salted Merkle root is: "
         f"{validation.root}"
     )
-    yield "They come from:" + "".join(f"\n    - {_source(s.source, names)}: {s.count} rows" for s in validation.slices)
+    yield "They come from:" + "".join(
+        f"\n    - {_source(s.source, names)}: {_count(s.count, 'row')}" for s in validation.slices
+    )
     yield (
         "A participant that gave validation rows is scored on the others' rows only. Scores are committed in each "
         "round and opened to all signatories at the close of the period; that uses the validation rows up."
@@ -245,10 +250,10 @@ def _money(contract: Contract) -> Iterator[str]:
         "`verify` names it, and no agent countersigns it by itself."
     )
     yield (
-        f"The operator shows the closing at most {terms.close_days} days after the end of the term. A participant's "
-        "agent that has seen none by then raises an alarm and keeps a signed record of it, with the operator's last "
-        "signatures. A period closes when the paid participants have countersigned; the line of a participant that "
-        "does not sign is held, the others are paid."
+        f"The operator shows the closing at most {_count(terms.close_days, 'day')} after the end of the term. A "
+        "participant's agent that has seen none by then raises an alarm and keeps a signed record of it, with the "
+        "operator's last signatures. A period closes when the paid participants have countersigned; the line of a "
+        "participant that does not sign is held, the others are paid."
     )
 
 
@@ -308,6 +313,10 @@ def _source(source: str, names: dict[str, str]) -> str:
 
 def _list(values: Iterable[str]) -> str:
     return ", ".join(visible(value) for value in values)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _percent(weight: Decimal) -> str:

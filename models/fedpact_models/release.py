@@ -89,7 +89,7 @@ def save_release(path: Path, release: Release) -> tuple[Path, Path]:
         tensors[name] = release.weights[start : start + size].reshape(shape)
         start += size
     card = release.card.to_bytes()
-    weights_path, card_path = _paths(path)
+    weights_path, card_path = release_paths(path)
     _write(weights_path, save(tensors))
     _write(card_path, card)
     return weights_path, card_path
@@ -102,7 +102,7 @@ def load_release(path: Path) -> Release:
         InputError: RELEASE_FILE_MISSING, RELEASE_UNREADABLE, MODEL_RELEASE_FORM or CANONICAL_* (the card).
         FaultError: MODEL_TENSORS (other tensors than the card's model has), MODEL_DIGEST.
     """
-    weights_path, card_path = _paths(path)
+    weights_path, card_path = release_paths(path)
     card = ReleaseCard.from_bytes(_bytes(card_path))
     tensors = _tensors(weights_path)
     shapes = parameter_shapes(card.model, card.data)
@@ -122,7 +122,7 @@ def load_release(path: Path) -> Release:
     return Release(card=card, weights=flat)
 
 
-def predict(release: Release, table: "pl.DataFrame", *, file: str) -> "pl.DataFrame":
+def predict(release: Release, table: "pl.DataFrame", *, file: str, first_line: int | None = None) -> "pl.DataFrame":
     """Class and probability for each row: columns `row` (from 1), `predicted`, `probability`.
 
     A row that the schema's `drop` rule leaves out has nulls.
@@ -136,7 +136,7 @@ def predict(release: Release, table: "pl.DataFrame", *, file: str) -> "pl.DataFr
     from fedpact_models.tasks import predicted, probabilities
 
     card = release.card
-    x, kept = encode_features(card.data, table, file=file)
+    x, kept = encode_features(card.data, table, file=file, first_line=first_line)
     rows = np.arange(1, table.height + 1)
     result = pl.DataFrame({"row": rows})
     if not kept.any():
@@ -147,7 +147,8 @@ def predict(release: Release, table: "pl.DataFrame", *, file: str) -> "pl.DataFr
     return result.join(found, on="row", how="left", maintain_order="left")
 
 
-def _paths(path: Path) -> tuple[Path, Path]:
+def release_paths(path: Path) -> tuple[Path, Path]:
+    """NAME.safetensors and NAME.json, for NAME or either of them."""
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
     return stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
 

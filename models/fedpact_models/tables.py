@@ -69,6 +69,16 @@ def read_table(
     return _tidy(frame, missing)
 
 
+def first_line(kind: str, column_names: Sequence[str] | None) -> int | None:
+    """The line of a CSV file in which its first row stands, as an editor counts; None for other kinds.
+
+    Errors name a row of a CSV file by its line. (A cell that spans lines moves the rows after it.)
+    """
+    if kind != "csv":
+        return None
+    return 2 if column_names is None else 1
+
+
 def _check_options(
     path: Path, kind: str, table: str | None, column_names: Sequence[str] | None, delimiter: str
 ) -> None:

@@ -68,7 +68,10 @@ def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
     except FileExistsError as err:
         raise InputError(
-            "FILE_EXISTS", "There is a file here already, and it is not overwritten.", file=path, remedy="Name another."
+            "FILE_EXISTS",
+            "There is a file here already, and it is not overwritten.",
+            file=path,
+            remedy="Name another with --out, or move this one away.",
         ) from err
     with os.fdopen(handle, "wb") as out:
         out.write(data)

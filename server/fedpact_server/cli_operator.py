@@ -20,9 +20,7 @@ def init_command(
     entity_code: Annotated[str, typer.Option("--entity-code", help="Legal-entity code: 18 digits and capitals.")],
     host: Annotated[
         list[str],
-        typer.Option(
-            "--host", help="DNS name or IP address that agents reach; repeat it. Invitations carry the first."
-        ),
+        typer.Option("--host", help="DNS name or IP address that agents dial; repeat it. Invitations carry the first."),
     ],
     port: Annotated[int, typer.Option("--port", help="The one port.")] = 8443,
     passphrase_file: PassphraseFile = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fedpact_contract import output
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, write_new
 from fedpact_server.cli_run import RUN, open_contract
 
 
@@ -22,7 +22,9 @@ def report_command(
     run: RUN,
     form: Annotated[str, typer.Option("--format", help="html or json.")] = "html",
     lang: Annotated[str, typer.Option("--lang", help="en or zh.")] = "en",
-    out: Annotated[Path | None, typer.Option("--out", help="The file; without it json goes to stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new file (default: report-ID.html, or stdout for json).")
+    ] = None,
     lift: Annotated[Path | None, typer.Option("--lift", help="The demo's comparison of together and alone.")] = None,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
@@ -52,7 +54,7 @@ def report_command(
     else:
         text = render(report, "zh" if lang == "zh" else "en", comparison)
     path = out or Path(f"report-{at.contract.id[:16]}.html")
-    path.write_text(text, "utf-8")
+    write_new(path, text.encode())
     _wrote(path, as_json=as_json)
 
 
@@ -77,7 +79,7 @@ def evidence_command(
 
 def model_command(
     run: RUN,
-    out: Annotated[Path, typer.Option("--out", help="NAME: NAME.safetensors and NAME.json are written.")],
+    out: Annotated[Path, typer.Option("--out", help="NAME: NAME.safetensors and NAME.json are written; new files.")],
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
@@ -86,10 +88,18 @@ def model_command(
     from fedpact_contract.log import RunCompleted
     from fedpact_contract.privacy import dp_label
     from fedpact_contract.report import charged_steps
-    from fedpact_models.release import make_release, save_release
+    from fedpact_models.release import make_release, release_paths, save_release
     from fedpact_server import logbook
     from fedpact_server.run_state import load_model
 
+    for path in release_paths(out):
+        if path.exists():
+            raise InputError(
+                "FILE_EXISTS",
+                "There is a file here already, and it is not overwritten.",
+                file=path,
+                remedy="Give --out another name, or move this file away.",
+            )
     at = open_contract(home, run)
     contract = at.contract
     with at.database.read() as connection:
@@ -115,18 +125,19 @@ def predict_command(
     file: Annotated[Path, typer.Argument(help="A table with the contract's columns.", metavar="FILE")],
     kind: Annotated[str, typer.Option("--kind", help="csv, parquet, sqlite, ndjson or arrow.")] = "",
     table: Annotated[str | None, typer.Option("--table", help="The table, for sqlite.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write a CSV file instead of printing.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write a new CSV file instead of printing.")] = None,
     as_json: Json = False,
 ) -> None:
     """Predict each row's class with a delivered model. Example: fedpact predict model.safetensors new.csv."""
     from fedpact_models.release import load_release, predict
-    from fedpact_models.tables import read_table
+    from fedpact_models.tables import first_line, read_table
 
     release = load_release(model)
-    frame = read_table(file, kind=_kind(kind or file.suffix.lstrip(".")), table=table)
-    result = predict(release, frame, file=str(file))
+    what = _kind(kind or file.suffix.lstrip("."))
+    frame = read_table(file, kind=what, table=table)
+    result = predict(release, frame, file=str(file), first_line=first_line(what, None))
     if out is not None:
-        result.write_csv(out)
+        write_new(out, result.write_csv().encode())
         _wrote(out, as_json=as_json)
     elif as_json:
         output.emit_json({"predictions": result.to_dicts()})

@@ -16,7 +16,9 @@ def register(app: typer.Typer) -> None:
 
 
 def serve_command(
-    host: Annotated[str, typer.Option("--host", help="Address of this machine to listen at.")] = "0.0.0.0",  # noqa: S104 - agents come from other machines
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen at. (Agents dial the name that `init --host` gave.)")
+    ] = "0.0.0.0",  # noqa: S104 - agents come from other machines
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Another port than operator.toml says.")
     ] = None,

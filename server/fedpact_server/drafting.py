@@ -24,7 +24,7 @@ from fedpact_contract.record import read_envelope
 from fedpact_contract.request import instant
 from fedpact_models.code import models_digest
 from fedpact_models.registry import initial_weights
-from fedpact_models.tables import read_table
+from fedpact_models.tables import first_line, read_table
 from fedpact_server import db, enrolment, validation
 from fedpact_server.db import Database
 from fedpact_server.home import OperatorHome
@@ -218,7 +218,8 @@ def _own_rows(given: ValidationFile | None) -> list[validation.Source]:
         delimiter=given.delimiter,
         missing=given.missing,
     )
-    return [validation.Source(giver="operator", table=table, name=str(given.path))]
+    begins = first_line(given.kind, given.column_names)
+    return [validation.Source(giver="operator", table=table, name=str(given.path), first_line=begins)]
 
 
 def _released_rows(connection: Connection, signatories: Sequence[_Signatory]) -> list[validation.Source]:

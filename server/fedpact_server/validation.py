@@ -41,11 +41,15 @@ class ValidationSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Source:
-    """Rows from one giver: `operator` or a participant's id; `name` is what errors call it (a file)."""
+    """Rows from one giver: `operator` or a participant's id.
+
+    `name` is what errors call it (a file); `first_line` as `tables.first_line`.
+    """
 
     giver: str
     table: pl.DataFrame
     name: str
+    first_line: int | None = None
 
 
 def build(data: Data, sources: Sequence[Source]) -> ValidationSet:
@@ -59,7 +63,7 @@ def build(data: Data, sources: Sequence[Source]) -> ValidationSet:
         raise InputError("VALIDATION_EMPTY", "There are no validation rows.", remedy="Name a file with --validation.")
     if len({source.giver for source in ordered}) != len(ordered):
         raise InputError("VALIDATION_TWICE", "One giver has two slices.", field="validation.slices")
-    parts = [encode(data, source.table, file=source.name) for source in ordered]
+    parts = [encode(data, source.table, file=source.name, first_line=source.first_line) for source in ordered]
     examples = Examples(x=np.concatenate([p.x for p in parts]), y=np.concatenate([p.y for p in parts]))
     salts = tuple(os.urandom(SALT_BYTES) for _ in range(len(examples)))
     slices = tuple(ValidationSlice(source=s.giver, count=len(p)) for s, p in zip(ordered, parts, strict=True))

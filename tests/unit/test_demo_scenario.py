@@ -177,3 +177,12 @@ def test_participants_are_those_of_the_description(folder) -> None:
         of_folder(folder, participants=5)
     assert (err.value.code, err.value.field) == ("DEMO_PARTICIPANTS", "--participants")
     assert err.value.file == str(folder / "federation.toml")
+
+
+def test_a_row_at_fault_is_named_by_its_line(folder) -> None:
+    path = folder / "south.csv"
+    lines = path.read_text("utf-8").splitlines()
+    path.write_text("\n".join([*lines[:6], "tall" + lines[6][6:], *lines[7:]]) + "\n", "utf-8")
+    err = fault(folder)
+    assert (err.code, err.file, err.field) == ("DATA_NOT_A_NUMBER", str(path), "height")
+    assert err.message.endswith("the first is line 7.")

@@ -1,6 +1,7 @@
 """Features: the schema applied, its errors, the keyed choice of rows, the validation set's root."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedpact_models.features import (
     select_rows,
     validation_root,
 )
+from fedpact_models.tables import first_line, read_table
 
 AGE = number("age", 0, 100)
 CITY = category("city", ["Wuhan", "Xi'an"])
@@ -148,10 +150,28 @@ def test_a_fault_names_file_column_rule_count_and_first_row_but_no_value(
 ) -> None:
     fault = _fault(a_schema(AGE, CITY, label=LABEL), {"y": ["no"] * 4} | values, strict=False)
     assert (fault.code, fault.field) == (code, column)
-    assert fault.message.startswith(f"{count} row(s) of the column {column} ")
-    assert fault.message.endswith(f"the first is row {first}.")
+    assert fault.message.startswith(f"The column {column} holds ")
+    assert fault.message.endswith(f" in {count} of 4 rows; the first is row {first} (without header).")
     assert fault.rule
     assert not re.search("x3|x4|secret|nan|inf|Wuhan", str(fault), re.IGNORECASE)
+
+
+@pytest.mark.parametrize(("header", "column_names", "line"), [("age,city,y\n", None, 5), ("", ("age", "city", "y"), 4)])
+@pytest.mark.parametrize("empty", ["", "4,Wuhan,no"])
+def test_a_row_of_a_csv_file_is_named_by_the_line_that_an_editor_shows(
+    tmp_path: Path, header: str, column_names: tuple[str, ...] | None, line: int, empty: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}1,Wuhan,no\n2,Wuhan,no\n{empty}\nx,Wuhan,no\n")
+    table = read_table(path, kind="csv", column_names=column_names)
+    begins = first_line("csv", column_names)
+    drop = AGE | {"missing": "drop"}
+    for read in (encode, encode_features):
+        with pytest.raises(InputError) as err:
+            read(a_schema(drop, CITY, label=LABEL), table, file=str(path), first_line=begins)
+        assert err.value.message.endswith(f"in 1 of 4 rows; the first is line {line}.")
+    assert path.read_text().splitlines()[line - 1].startswith("x,")
+    assert first_line("ndjson", None) is None
 
 
 def test_absent_columns_are_named() -> None:

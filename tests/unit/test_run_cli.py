@@ -286,6 +286,10 @@ class TestReport:
         page = Path(f"report-{run.contract_id[:16]}.html")
         assert made.out.strip() == str(page)
         assert "Contribution report" in page.read_text("utf-8")
+        page.write_text("mine")
+        again = fedpact("report", run.contract_id, *at, "--json")
+        assert (again.code, again.error, page.read_text()) == (2, "FILE_EXISTS", "mine")
+        assert "--out" in again.json["error"]["remedy"]
         zh = tmp_path / "zh.html"
         made = fedpact("report", run.contract_id, *at, "--lang", "zh", "--out", str(zh), "--json")
         assert (made.code, made.json) == (0, {"file": str(zh)})
@@ -293,7 +297,8 @@ class TestReport:
         printed = fedpact("report", run.contract_id, *at, "--format", "json").json
         assert printed["settlement"]["pool_fen"] == REVENUE
         out = tmp_path / "report.json"
-        fedpact("report", run.contract_id, *at, "--format", "json", "--out", str(out))
+        for code in (0, 2):
+            assert fedpact("report", run.contract_id, *at, "--format", "json", "--out", str(out)).code == code
         assert json.loads(out.read_text("utf-8")) == printed
 
     def test_an_unsettled_run_and_one_without_rounds(
@@ -305,8 +310,8 @@ class TestReport:
         ):
             printed = fedpact("report", contract_id, "--home", str(home), "--format", "json").json
             assert (printed["state"], printed["settlement"], printed["metric"]) == (state, None, None)
-            assert fedpact("report", contract_id, "--home", str(home), "--out", "page.html").code == 0
-            assert "Not settled yet" in Path("page.html").read_text("utf-8")
+            assert fedpact("report", contract_id, "--home", str(home), "--out", f"{state}.html").code == 0
+            assert "Not settled yet" in Path(f"{state}.html").read_text("utf-8")
 
     @pytest.mark.parametrize("option", [("--format", "pdf"), ("--lang", "fr"), ("--format", "")])
     def test_another_form(self, fedpact: Fedpact, run: ClosedRun, option: tuple[str, str]) -> None:
@@ -392,6 +397,12 @@ class TestModel:
     def test_delivered_and_used(self, fedpact: Fedpact, run: ClosedRun) -> None:
         made = fedpact("model", run.contract_id, "--home", str(run.home), "--out", "deep/model", "--json")
         assert (made.code, made.json) == (0, {"file": str(Path("deep/model.safetensors").absolute())})
+        for left in ("deep/model.safetensors", "deep/model.json"):
+            Path(left).rename("away")
+            (other,) = Path("deep").iterdir()
+            again = fedpact("model", run.contract_id, "--home", str(run.home), "--out", "deep/model", "--json")
+            assert (again.code, again.error, again.json["error"]["file"]) == (2, "FILE_EXISTS", str(other))
+            Path("away").rename(left)
         card = json.loads(Path("deep/model.json").read_text("utf-8"))
         assert (card["contract_id"], card["round"]) == (run.contract_id, 2)
         assert card["model_digest"] == model_digest(run)
@@ -409,6 +420,7 @@ class TestModel:
         assert (shown.code, "probability" in shown.out) == (0, True)
         assert fedpact("predict", "deep/model", "new.csv", "--out", "found.csv", "--json").code == 0
         assert len(Path("found.csv").read_text().splitlines()) == len(labels) + 1
+        assert fedpact("predict", "deep/model", "new.csv", "--out", "found.csv", "--json").error == "FILE_EXISTS"
         Path("short.csv").write_text("pixel_0\n1\n")
         wrong = fedpact("predict", "deep/model.json", "short.csv", "--json")
         assert wrong.code == 2

@@ -307,6 +307,9 @@ class TestContracts:
         assert "privacy.epsilon" in shown.err
         assert run("contract", "new", "nowhere.toml", "--validation", "rows.csv").code == 2
         assert run("contract", "new", "template.toml", "--validation", "rows.csv", "--kind", "excel").code == 2
+        Path("template.toml").write_text(template)
+        Path("rows.csv").write_text(ROWS.replace("20,f", "old,f"))
+        assert "the first is line 2." in run("contract", "new", "template.toml", "--validation", "rows.csv").err
         Path("template.toml").write_bytes(b"\xff\xfe")
         assert "FILE_ENCODING" in run("contract", "new", "template.toml", "--validation", "rows.csv").err
 

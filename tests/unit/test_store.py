@@ -965,6 +965,8 @@ def test_a_second_guard_is_told_who_holds_the_home(tmp_path: Path):
         with pytest.raises(InputError, match=f"process {holder.pid}") as caught:
             HomeLock(tmp_path).acquire()
         assert (caught.value.code, caught.value.exit_code) == ("HOME_LOCKED", 2)
+        assert "`fedpact-agent start`" in caught.value.message
+        assert "guard" not in caught.value.message
         holder.kill()
     with HomeLock(tmp_path) as lock:
         assert lock.path.read_text() == f"{os.getpid()}\n"

@@ -141,6 +141,22 @@ def test_privacy_is_said_in_words() -> None:
     assert "no protection" in render(Contract.parse(plain))
 
 
+def test_one_is_one_and_more_are_many() -> None:
+    many = render(CONTRACT)
+    for words in ("24 rounds", "3 training steps", "5 spare attempts", "321 seconds", "501 rows", "29 days"):
+        assert words in many
+    plain = CONTRACT.plain()
+    plain["training"] |= {"rounds": 1, "local_steps": 1}
+    plain["privacy"]["spare_attempts"] = 1
+    plain["participation"] |= {"deadline_seconds": 1, "head_threshold": 1, "missed_rounds_limit": 1}
+    plain["settlement"]["close_days"] = 1
+    one = render(super(Contract, Contract).parse(plain, code="TEST"))
+    assert "The plan is 1 round and 1 spare attempt (after a crash) of 1 step each: 2 in all." in one
+    assert "misses or refuses 1 round in a row" in one
+    for noun in ("rounds", "steps", "attempts", "seconds", "countersignatures", "days"):
+        assert f" 1 {noun}" not in one
+
+
 def test_values_cannot_act_on_a_terminal() -> None:
     """Such a contract does not parse; the text relies on nothing."""
     first = CONTRACT.participants[0].model_copy(update={"name": "\u2066Hospital\ufeff"})

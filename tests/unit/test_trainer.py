@@ -173,6 +173,7 @@ def test_what_is_wrong_with_the_data_is_named(contract, tmp_path, kind: str, tex
     answered, header, array = answer(order(contract, tmp_path, kind))
     assert (answered, header["code"], array) == ("failed", code, b"")
     assert header["message"]
+    assert "line 2" in header["message"] or "old" not in text, "a row of a CSV file is named by its line"
 
 
 def test_other_codes_become_one_that_may_leave(contract, tmp_path):

@@ -374,11 +374,12 @@ def _enterprise(
     folder: Path, found: Description, data: Data, index: int, participant: _Participant, fraction: Decimal | None
 ) -> Enterprise:
     from fedpact_models.features import encode
-    from fedpact_models.tables import read_table
+    from fedpact_models.tables import first_line, read_table
 
     path = (folder / participant.file).absolute()
     options = _options(found.source) | ({"table": participant.table} if participant.table else {})
-    rows = len(encode(data, read_table(path, **options), file=str(path)))
+    begins = first_line(options["kind"], options.get("column_names"))
+    rows = len(encode(data, read_table(path, **options), file=str(path), first_line=begins))
     if fraction is not None:
         # Which rows are released is decided row by row; this many are left with room to spare (four deviations).
         share = float(fraction)
