@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 
 from fedpact_contract.contract import Contract, EntityCode, Party, load_toml
 from fedpact_contract.errors import FedpactError, InputError
-from fedpact_contract.files import replace_file
+from fedpact_contract.files import only_writer, replace_file
 from fedpact_contract.keys import parse_fingerprint, show_fingerprint
 from fedpact_contract.record import Hex32, Name, Part
 
@@ -131,8 +131,9 @@ def add_party(path: Path, party: TrustedParty) -> None:
         raise InputError(
             "TRUST_FOLDER", "There is no folder for the trust file.", file=path, remedy="Correct the path."
         )
-    text = _read(path) if path.exists() else ""
-    replace_file(path, with_party(text, party, file=path).encode())
+    with only_writer(path.parent):
+        text = _read(path) if path.exists() else ""
+        replace_file(path, with_party(text, party, file=path).encode())
 
 
 def _read(path: Path) -> str:

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 BIN = Path(sys.executable).parent
 PASSPHRASE = "correct horse battery staple"
 ENTERPRISES = 3
-ROUNDS, STEPS = 2, 1500
+ROUNDS, STEPS = 2, 500
 TRAINER, EXECUTOR = "fedpact_client.trainer", "fedpact_client.executor"
 
 
@@ -250,6 +250,32 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     assert mentioning(str(folder)) == {}, "no orphan"
 
 
+def test_killed_in_the_middle_of_a_round(world: World) -> None:
+    """Each as soon as it trains: its attempt is reserved then, and not spent."""
+
+    def strike(index: int, victim: Callable[[], int | None]) -> tuple[int, set[int]]:
+        world.wait(lambda: world.rows(index, 1) == [("reserved", 1)], 120)
+        world.wait(lambda: victim() is not None)
+        pid = victim()
+        assert pid
+        below = descendants(pid)
+        os.kill(pid, signal.SIGKILL)
+        return pid, below
+
+    victims = (lambda: world.child(0, TRAINER), lambda: world.guard(1), lambda: world.child(2, EXECUTOR))
+    with ThreadPoolExecutor(ENTERPRISES) as pool:
+        struck = list(pool.map(strike, range(ENTERPRISES), victims))
+    orphans = struck[1][1]
+    assert len(orphans) >= 2
+    world.running["agent1"].wait()
+    world.wait(lambda: not any(alive(pid) for pid in orphans), 10)
+    world.start_agent(1)
+    world.wait(lambda: world.fedpact("run", "status", world.contract_id)["round"] == 2, 240)
+    assert world.rows(0, 1) == [("reserved", 1), ("reserved", 2), ("spent", 2)], "a spare attempt, charged in full"
+    assert world.rows(1, 1) == [("reserved", 1), ("reserved", 2), ("spent", 2)], "the attempt that the kill cut off"
+    assert world.rows(2, 1) == [("reserved", 1), ("spent", 1)], "its guard was not hurt: nothing was drawn again"
+
+
 def test_no_secret_stands_in_arguments_or_environment(world: World) -> None:
     """Of guard, executor and trainer: other users of the machine can read the first, the same user both."""
     for index in range(ENTERPRISES):
@@ -267,25 +293,6 @@ def test_no_secret_stands_in_arguments_or_environment(world: World) -> None:
             environment = Path(f"/proc/{world.child(index, module)}/environ").read_bytes().split(b"\0")
             names = {entry.partition(b"=")[0] for entry in environment if entry}
             assert names <= {b"PATH", b"LANG", b"HOME", b"FEDPACT_PARENT"}, "nothing of the guard's own environment"
-
-
-def test_killed_in_the_middle_of_a_round(world: World) -> None:
-    for index in range(ENTERPRISES):
-        world.wait(lambda index=index: world.rows(index, 1) == [("reserved", 1)], 120)
-    trainer, executor, guard = world.child(0, TRAINER), world.child(2, EXECUTOR), world.guard(1)
-    orphans = descendants(guard)
-    assert trainer
-    assert executor
-    assert len(orphans) >= 2
-    for pid in (trainer, executor, guard):
-        os.kill(pid, signal.SIGKILL)
-    world.running["agent1"].wait()
-    world.wait(lambda: not any(alive(pid) for pid in orphans), 10)
-    world.start_agent(1)
-    world.wait(lambda: world.fedpact("run", "status", world.contract_id)["round"] == 2, 240)
-    assert world.rows(0, 1) == [("reserved", 1), ("reserved", 2), ("spent", 2)], "a spare attempt, charged in full"
-    assert world.rows(1, 1) == [("reserved", 1), ("reserved", 2), ("spent", 2)], "the attempt that the kill cut off"
-    assert world.rows(2, 1) == [("reserved", 1), ("spent", 1)], "its guard was not hurt: nothing was drawn again"
 
 
 def test_the_run_is_completed_and_every_attempt_is_in_the_log(world: World) -> None:

@@ -139,7 +139,7 @@ def closed_run(folder: Path, **changes: Any) -> ClosedRun:
     """A fresh copy of a completed run of two rounds, with production's noise; `changes` as for `make_federation`.
 
     `stop_in`: the operator stops the run while this round waits for its replies. `drop`: the update of this round and
-    enterprise never arrives.
+    enterprise never arrives. `spoil`: its array arrives as another one.
     """
     return copy(_completed(**({"training__rounds": 2} | EVERYBODY_IS_PAID | changes)), folder)
 
@@ -196,7 +196,7 @@ def _completed(**changes: Any) -> Federation:
 def _made(changes: tuple[tuple[str, Any], ...]) -> Federation:
     """A completed run; kept as long as the tests run."""
     options = dict(changes)
-    stop_in, drop = options.pop("stop_in", None), options.pop("drop", None)
+    stop_in, drop, spoil = (options.pop(name, None) for name in ("stop_in", "drop", "spoil"))
     federation = make_federation(_folder(), **({"noise": lambda _index: SystemNoise()} | options))
     with_operator_home(federation)
 
@@ -211,6 +211,11 @@ def _made(changes: tuple[tuple[str, Any], ...]) -> Federation:
     if drop is not None:
         federation.agent(drop[1]).tamper = lambda ready: (
             None if _round(ready) == drop[0] else (ready.reply, ready.array)
+        )
+    if spoil is not None:
+        federation.agent(spoil[1]).tamper = lambda ready: (
+            ready.reply,
+            bytes(len(ready.array)) if _round(ready) == spoil[0] else ready.array,
         )
     before, rounds.RESEND_SECONDS = rounds.RESEND_SECONDS, 0.0
     try:

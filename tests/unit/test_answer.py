@@ -9,6 +9,7 @@ from tests.support.federation import BUNDLE, Federation, make_federation
 from fedpact_client.answer import TrainingFailedError, answer, open_contract
 from fedpact_client.order import check_order, open_order
 from fedpact_contract import merkle
+from fedpact_contract.contract import Delegation
 from fedpact_contract.errors import FaultError, RefusedError
 from fedpact_contract.keys import generate_key
 from fedpact_contract.log import Checkpoint, Entry, Proved, RoundOpened
@@ -395,6 +396,12 @@ def test_a_contract_without_every_signature_is_not_opened(world) -> None:
     assert err.value.code == "CONTRACT_NOT_SIGNED"
     with pytest.raises(RefusedError):
         open_contract(signed, "0" * 64)
+    stranger = generate_key()
+    record = Delegation.from_bytes(signed.delegations[0].body)
+    theirs = sign(record.model_copy(update={"party": "0" * 64}), stranger)
+    with pytest.raises(FaultError) as fault:
+        open_contract(signed.model_copy(update={"delegations": (*signed.delegations, theirs)}), participant)
+    assert fault.value.code == "DELEGATION_PARTY"
     changed = signed.contract.model_copy(
         update={"payload": sign(federation.contract.model_copy(update={"title": "Other"})).payload}
     )

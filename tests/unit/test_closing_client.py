@@ -262,6 +262,14 @@ class TestConcerns:
         assert "round 2" in alarms["CLOSING_UPDATE_MISSED"]
         assert "CLOSING_UPDATE_MISSED" not in {a.code for a in run.federation.agent(1).desk.store.alarms()}
 
+    def test_an_update_that_was_rejected(self, tmp_path) -> None:
+        """The log shows what this agent signed; whether the array came as it was sent, it cannot show."""
+        run = closed_run(tmp_path, spoil=(2, 3))
+        run.settle()
+        assert look(run, 3) == "countersigned"
+        alarms = {a.code: a.detail for a in run.federation.agent(3).desk.store.alarms()}
+        assert "round 2 was rejected: UPDATE_DIGEST" in alarms["CLOSING_UPDATE_REJECTED"]
+
 
 class TestUnopened:
     def test_a_fallback_for_lost_scores_is_recomputed_and_objected_to(self, tmp_path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from fedpact_contract.contract import Contract, SignedContract
 from fedpact_contract.errors import FailedError, InputError, RefusedError
 from fedpact_contract.log import ContractSigned
 from fedpact_contract.record import decimal_text
-from fedpact_contract.trust import Trust, write
+from fedpact_contract.trust import Trust, TrustedParty, add_party, write
 
 
 @pytest.fixture
@@ -87,6 +88,19 @@ def test_what_people_wrote_in_a_trust_file_stays(fedpact, tmp_path) -> None:
     assert code == 0
     assert json.loads(out)["fingerprint"] == "ab" * 32
     assert file.read_text() == text, "the same again changes nothing"
+
+
+def test_parties_entered_at_once_are_all_there(tmp_path) -> None:
+    file = tmp_path / "trust.toml"
+    parties = [
+        TrustedParty(
+            role="participant", name=f"P{n}", entity_code=f"91310000MA1K0000{n:02}", fingerprint=f"{n:02}" * 32
+        )
+        for n in range(20)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda party: add_party(file, party), parties))
+    assert {p.name for p in Trust.read(file).party} == {p.name for p in parties}
 
 
 @pytest.mark.parametrize(

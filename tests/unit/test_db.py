@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from fedpact_contract.errors import FailedError, ServiceError
 from fedpact_server import db
 from fedpact_server.db import Database
 
@@ -64,3 +65,19 @@ def test_writers_wait_for_each_other_so_that_what_they_read_still_holds(database
         thread.join()
     with database.read() as reader:
         assert count(reader) == 40
+
+
+def test_a_database_of_another_release_is_refused(database: Database) -> None:
+    with database.write() as writer:
+        writer.execute(db.meta.update().where(db.meta.c.key == "schema").values(value="999"))
+    with pytest.raises(FailedError) as err:
+        database.check()
+    assert (err.value.code, err.value.file) == ("DATABASE_VERSION", database.engine.url.database)
+    assert "999" in err.value.message
+
+
+def test_a_database_that_does_not_answer(tmp_path: Path) -> None:
+    away = Database(f"sqlite:///{tmp_path}/no/such/folder/operator.db")
+    with pytest.raises(ServiceError) as err:
+        away.check()
+    assert err.value.code == "DATABASE_AWAY"

@@ -147,7 +147,7 @@ def test_both_keys_must_have_signed(world: Operator) -> None:
     unsigned = signed.enrolment.plain() | {"signatures": []}
     assert code_of(send, world, invitation, changed(signed, enrolment=unsigned)) == "SIGNATURE_COUNT"
     card = changed(signed, enrolment=ONE.card().plain())
-    assert code_of(send, world, invitation, card) == "ENROLMENT_FORM_MISSING_KEY"
+    assert code_of(send, world, invitation, card) == "ENROLMENT_FORM_UNKNOWN_KEY"
     assert send(world, invitation, signed).state == "requested"
 
 

@@ -454,6 +454,16 @@ ISOLATION = Isolation(
 class TestFacts:
     """What the guard tells of itself: to who started it, and in state.json."""
 
+    @pytest.mark.parametrize(
+        ("text", "code"), [(b"{", "JSON_SYNTAX"), (b"[]", "STATE_FILE"), (b'{"x":1}', "STATE_FILE")]
+    )
+    def test_a_state_that_somebody_damaged_is_named(self, world: World, text: bytes, code: str) -> None:
+        world.guard.home.state_path.write_bytes(text)
+        with pytest.raises(InputError) as err:
+            Facts.read(world.guard.home)
+        assert err.value.code.startswith(code)
+        assert err.value.file == str(world.guard.home.state_path)
+
     def test_ready_is_told_once_when_the_operator_let_it_in(self, world: World) -> None:
         told: list[tuple[str, str, bool]] = []
 

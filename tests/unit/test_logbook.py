@@ -5,8 +5,8 @@ import sqlalchemy as sa
 from tests.support.federation import Agent, Federation, make_federation
 
 from fedpact_contract import merkle
-from fedpact_contract.errors import FailedError
-from fedpact_contract.log import Checkpoint, RoundAggregated
+from fedpact_contract.errors import FailedError, FaultError
+from fedpact_contract.log import Checkpoint, Entry, RoundAbandoned, RoundAggregated
 from fedpact_contract.messages import Order, Reply, Update
 from fedpact_contract.record import read_envelope, sign
 from fedpact_server import db, logbook, replies
@@ -84,6 +84,31 @@ def test_proofs_that_share_their_leaves_are_right_for_everybody(run, connection)
     with pytest.raises(FailedError) as err:
         logbook.Proofs(connection, run.contract.id, upto + 1).chain(0)
     assert err.value.code == "LOG_CHECKPOINT_MISSING"
+
+
+def test_an_entry_elsewhere_is_not_proved(run, connection) -> None:
+    upto = list(logbook.signed_checkpoints(connection, run.contract.id))[5]
+    covering = logbook.head(connection, run.contract.id, upto)
+    proved = logbook.prove(connection, run.contract.id, 2, upto)
+    for wrong in ({"index": 3}, {"proof": proved.proof[1:]}, {"entry": run.entries()[3]}):
+        with pytest.raises(FaultError) as err:
+            proved.model_copy(update=wrong).check(covering)
+        assert err.value.code == "LOG_INCLUSION"
+
+
+def test_a_log_that_differs_from_a_checkpoint_signed_before_is_signed_no_more(tmp_path) -> None:
+    """A backup that was put back, or an entry that somebody changed."""
+    federation = make_federation(tmp_path)
+    own = federation.contract.id
+    with federation.database.write() as connection:
+        logbook.checkpoint(connection, own, federation.operator_run_key)
+        changed = Entry.of(RoundAbandoned(round=1, admitted=(), code="X"))
+        values = {"data": changed.to_bytes(), "leaf_hash": changed.leaf_hash}
+        last = sa.select(sa.func.max(db.entries.c.position)).scalar_subquery()
+        connection.execute(db.entries.update().where(db.entries.c.position == last).values(**values))
+        with pytest.raises(FailedError) as err:
+            logbook.checkpoint(connection, own, federation.operator_run_key)
+    assert err.value.code == "LOG_DIVERGED"
 
 
 def test_who_was_invited_is_the_logs_word(run, connection) -> None:

@@ -634,6 +634,8 @@ def test_shares_exchanged_between_two_participants() -> None:
         (put("run-completed", model_digest="0" * 64), "MODEL_DELIVERED", "model_digest"),
         (at("run-completed", lambda b: [b, b]), "RUN_COMPLETED_TWICE", ""),
         (at("run-completed", lambda _b: None), "OPENED_EARLY", ""),
+        (at("run-completed", lambda _b: None), "REVENUE_EARLY", ""),
+        (put("run-completed", commitment=None), "SCORES_NOT_COMMITTED", "commitment"),
         (at("scores-committed:1", lambda _b: None), "SCORES_NOT_COMMITTED", "round"),
         (at("scores-committed:2", lambda _b: None), "SCORES_NOT_COMMITTED", "rounds"),
         (at("scores-committed:1", lambda b: [b, b]), "SCORES_COMMITTED_TWICE", "round"),
