@@ -106,8 +106,8 @@ def _show(console: "Console", result: dict[str, Any], removal: str) -> None:
         [
             line["name"],
             str(line["num_examples"]),
-            f"{100 * float(line['share']):.1f} %",
-            f"{100 * float(line['share_low']):.1f} - {100 * float(line['share_high']):.1f} %",
+            output.format_share(line["share"]),
+            output.format_interval(line["share_low"], line["share_high"]),
             format_fen(line["fen"], "en"),
             f"{float(line['epsilon_spent']):.2f} / {line['epsilon_budget']}",
             f"{alone[line['id']]:.3f}" if line["id"] in alone else "-",
