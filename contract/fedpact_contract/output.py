@@ -116,8 +116,6 @@ def confirm(question: str, *, yes: bool) -> None:
         InputError: CONFIRMATION_NEEDED, nobody can be asked.
         RefusedError: DECLINED.
     """
-    import typer
-
     if yes:
         return
     if not sys.stdin.isatty():
@@ -126,6 +124,8 @@ def confirm(question: str, *, yes: bool) -> None:
             f"This must be confirmed, and there is no terminal to ask at: {question}",
             remedy="Answer at a terminal, or give --yes.",
         )
+    import typer
+
     if not typer.confirm(visible(question), err=True):
         raise RefusedError("DECLINED", "The answer was no: nothing was done.")
 

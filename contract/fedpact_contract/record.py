@@ -295,11 +295,12 @@ def _input_error(err: ValidationError, model: type[BaseModel], code: str, file: 
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _keys(model, first["loc"][:-1]), 1, 0.75)
         message = f"Unknown key {path}" + (f"; perhaps {near[0]} is meant." if near else ".")
-        return InputError(code + "_UNKNOWN_KEY", message, file=file, field=path)
+        return InputError(code + "_UNKNOWN_KEY", message, file=file, field=path, rule="no key but the known ones")
     if first["type"] == "missing":
-        return InputError(code + "_MISSING_KEY", f"The key {path} is missing.", file=file, field=path)
+        message = f"The key {path} is missing."
+        return InputError(code + "_MISSING_KEY", message, file=file, field=path, rule="no key is left out")
     words = _words(first["type"], first["msg"], first.get("ctx", {}))
-    return InputError(code, f"{path}: {words}.", file=file, field=path)
+    return InputError(code, f"{path}: {words}.", file=file, field=path, rule=words)
 
 
 def _words(kind: str, message: str, context: dict[str, Any]) -> str:

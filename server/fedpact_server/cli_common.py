@@ -58,6 +58,26 @@ def read_text(path: Path, what: str) -> str:
         raise InputError("FILE_ENCODING", f"The {what} is not UTF-8 text.", file=path) from err
 
 
+def refuse_existing(*paths: Path) -> None:
+    """Before the work is done whose result they would hold.
+
+    Raises:
+        InputError: FILE_EXISTS.
+    """
+    for path in paths:
+        if path.exists():
+            raise _exists(path)
+
+
+def _exists(path: Path) -> InputError:
+    return InputError(
+        "FILE_EXISTS",
+        "There is a file here already, and it is not overwritten.",
+        file=path,
+        remedy="Name another with --out, or move this one away.",
+    )
+
+
 def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a new file; an existing one is never overwritten.
 
@@ -67,11 +87,6 @@ def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
     except FileExistsError as err:
-        raise InputError(
-            "FILE_EXISTS",
-            "There is a file here already, and it is not overwritten.",
-            file=path,
-            remedy="Name another with --out, or move this one away.",
-        ) from err
+        raise _exists(path) from err
     with os.fdopen(handle, "wb") as out:
         out.write(data)

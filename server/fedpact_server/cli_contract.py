@@ -9,7 +9,6 @@ import typer
 
 from fedpact_contract import output
 from fedpact_contract.cli import group
-from fedpact_contract.errors import InputError
 from fedpact_contract.output import line
 from fedpact_server.cli_common import (
     DEFAULT_HOME,
@@ -20,6 +19,7 @@ from fedpact_server.cli_common import (
     open_home,
     read_passphrase,
     read_text,
+    refuse_existing,
     write_new,
 )
 
@@ -95,8 +95,8 @@ def new_command(
     from fedpact_server.drafting import new
 
     operator, database = open_home(home)
-    if out is not None and out.exists():
-        raise InputError("FILE_EXISTS", "There is a file here already.", file=out, remedy="Name another.")
+    if out is not None:
+        refuse_existing(out)
     contract = new(
         operator,
         database,

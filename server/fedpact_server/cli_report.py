@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fedpact_contract import output
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, write_new
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, refuse_existing, write_new
 from fedpact_server.cli_run import RUN, open_contract
 
 
@@ -92,14 +92,7 @@ def model_command(
     from fedpact_server import logbook
     from fedpact_server.run_state import load_model
 
-    for path in release_paths(out):
-        if path.exists():
-            raise InputError(
-                "FILE_EXISTS",
-                "There is a file here already, and it is not overwritten.",
-                file=path,
-                remedy="Give --out another name, or move this file away.",
-            )
+    refuse_existing(*release_paths(out))
     at = open_contract(home, run)
     contract = at.contract
     with at.database.read() as connection:

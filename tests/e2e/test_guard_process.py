@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 BIN = Path(sys.executable).parent
 PASSPHRASE = "correct horse battery staple"
 ENTERPRISES = 3
-ROUNDS, STEPS = 2, 500
+ROUNDS, STEPS = 2, 1500
 TRAINER, EXECUTOR = "fedpact_client.trainer", "fedpact_client.executor"
 
 
