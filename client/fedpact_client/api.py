@@ -170,9 +170,9 @@ class OperatorClient:
         path = contract_path(contract_id) + "/evidence"
         return self.get(path, contract_id=contract_id, limit=MAX_EVIDENCE_BYTES)
 
-    def report(self, contract_id: str, form: str) -> bytes:
-        """The report's bytes; `form` is html or json."""
-        path = contract_path(contract_id) + f"/report?format={form}"
+    def report(self, contract_id: str, form: str, lang: str = "en") -> bytes:
+        """The report's bytes; `form` is html or json, `lang` (of html) en or zh."""
+        path = contract_path(contract_id) + f"/report?format={form}&lang={lang}"
         return self.send(Call("GET", path, contract_id=contract_id, limit=MAX_EVIDENCE_BYTES))
 
     def get(self, path: str, *, contract_id: str | None = None, limit: int = MAX_REPLY_BYTES) -> dict[str, Any]:

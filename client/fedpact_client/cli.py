@@ -11,6 +11,7 @@ import typer
 
 from fedpact_contract import __version__, output
 from fedpact_contract.errors import InputError, RefusedError, ServiceError
+from fedpact_contract.files import refuse_existing, write_new
 
 if TYPE_CHECKING:
     from fedpact_client.api import OperatorClient
@@ -326,6 +327,7 @@ def report(
     contract: ContractId,
     out: Annotated[Path, typer.Option("--out", help="The file to write; a new one.", metavar="FILE")],
     form: Annotated[str, typer.Option("--format", help="json or html.")] = "json",
+    lang: Annotated[str, typer.Option("--lang", help="Of html: en or zh.")] = "en",
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
@@ -335,12 +337,14 @@ def report(
     """
     from fedpact_client import views
 
-    if form not in ("json", "html"):
-        raise InputError("REPORT_FORMAT", "A report is json or html.", field="--format")
+    for value, known, option in ((form, ("json", "html"), "--format"), (lang, ("en", "zh"), "--lang")):
+        if value not in known:
+            raise InputError("USAGE", f"It is {' or '.join(known)}, not {value[:40]}.", field=option)
+    refuse_existing(out)
     with desk(home) as at, at.client() as client:
         checked = views.fetch_checked(at.home, at.store, client, at.resolve(contract))
-        data = views.report_bytes(checked, client, form)
-    views.write_new(out, data)
+        data = views.report_bytes(checked, client, form, lang)
+    write_new(out, data)
     values: dict[str, Any] = {"file": str(out), "bytes": len(data), "verdict": checked.report.verdict}
     _show(values, as_json, lambda v: output.console().print(output.visible(f"{v['file']}: {v['verdict']}")))
     raise typer.Exit(checked.report.exit_code)

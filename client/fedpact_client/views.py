@@ -20,6 +20,7 @@ from fedpact_contract import ledger, merkle
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.evidence import Evidence, unpack
+from fedpact_contract.files import refuse_existing, write_new
 from fedpact_contract.keys import show_fingerprint
 from fedpact_contract.ledger import LedgerRow
 from fedpact_contract.log import Entry, ReplyMissed, RoundAbandoned, RoundAggregated, UpdateDecided
@@ -302,7 +303,7 @@ def statement(checked: Checked, participant_id: str) -> dict[str, Any]:
     }
 
 
-def report_bytes(checked: Checked, client: OperatorClient, form: str) -> bytes:
+def report_bytes(checked: Checked, client: OperatorClient, form: str, lang: str = "en") -> bytes:
     """The report: as JSON built here from the log; as HTML the operator's page, once its figures are known to be ours.
 
     Raises:
@@ -320,24 +321,7 @@ def report_bytes(checked: Checked, client: OperatorClient, form: str) -> bytes:
     contract_id = _contract_in(checked).id
     if read_json(client.report(contract_id, "json"), "operator's report") != built:
         raise _fault("REPORT_DIFFERS", "The operator's report is not the one that follows from the log.", "report")
-    return client.report(contract_id, form)
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file that is not there yet.
-
-    Raises:
-        InputError: OUT_EXISTS, OUT_FILE.
-    """
-    try:
-        with path.open("xb") as out:
-            out.write(data)
-    except FileExistsError as err:
-        raise InputError(
-            "OUT_EXISTS", "The file exists already and is not overwritten.", file=path, remedy="Name another file."
-        ) from err
-    except OSError as err:
-        raise InputError("OUT_FILE", f"The file cannot be written: {err.strerror}.", file=path) from err
+    return client.report(contract_id, form, lang)
 
 
 def _contract_in(checked: Checked) -> Contract:
@@ -417,15 +401,9 @@ def write_evidence(folder: Path, files: dict[str, bytes]) -> None:
     """Write the evidence's files into a new folder, for `fedpact verify`.
 
     Raises:
-        InputError: OUT_EXISTS, OUT_FILE.
+        InputError: FILE_EXISTS.
     """
-    try:
-        folder.mkdir()
-    except FileExistsError as err:
-        raise InputError(
-            "OUT_EXISTS", "The folder exists already and is not overwritten.", file=folder, remedy="Name another."
-        ) from err
-    except OSError as err:
-        raise InputError("OUT_FILE", f"The folder cannot be made: {err.strerror}.", file=folder) from err
+    refuse_existing(folder)
+    folder.mkdir()
     for name, data in files.items():  # names are those of the evidence: `unpack` refused others
         write_new(folder / name, data)

@@ -57,6 +57,40 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write a new file; an existing one is never overwritten. A private one is its owner's alone from the first byte.
+
+    Raises:
+        InputError: FILE_EXISTS.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
+    except FileExistsError as err:
+        raise _file_exists(path) from err
+    with os.fdopen(handle, "wb") as out:
+        out.write(data)
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Before the work is done whose result they would hold.
+
+    Raises:
+        InputError: FILE_EXISTS.
+    """
+    for path in paths:
+        if path.exists():
+            raise _file_exists(path)
+
+
+def _file_exists(path: Path) -> InputError:
+    return InputError(
+        "FILE_EXISTS",
+        "There is something here already, and it is not overwritten.",
+        file=path,
+        remedy="Name another place with --out, or move this away.",
+    )
+
+
 def make_home(path: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder whole or not at all: it is filled beside its place and moved there in one step.
 

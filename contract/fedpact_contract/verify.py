@@ -27,6 +27,7 @@ from fedpact_contract.record import decimal_text
 from fedpact_contract.replay import replay
 from fedpact_contract.replay_state import Run
 from fedpact_contract.report import ratio_text
+from fedpact_contract.settlement import format_fen
 from fedpact_contract.trust import Role, Trust
 
 __all__ = ["ParticipantResult", "Report", "Run", "replay", "verify", "verify_folder", "verify_log"]
@@ -229,7 +230,8 @@ def _participants(run: Run, held: tuple[Countersignature, ...], trust: Trust | N
     signed = {(record.size, record.participant) for record in held}
     result = run.periods[-1].result if run.periods else None
     lines = {line.participant: line.share for line in result.lines} if result else {}
-    for party_id, party in run.parties.contract.by_id().items():
+    for party in run.parties.contract.participants:
+        party_id = party.id
         paid = [
             (line.fen, period.closing_index is not None and (period.closing_index + 1, party_id) in signed)
             for period in run.periods
@@ -266,13 +268,13 @@ def _missing(run: Run, participants: tuple[ParticipantResult, ...], trust: Trust
         outcomes = [r.number for r in run.rounds if r.outcomes.get(line.id, "missed") != "missed"]
         if not line.authenticated and (outcomes or line.fen):
             on = [f"its replies in {_rounds(outcomes)}"] if outcomes else []
-            on += [f"its line of {line.fen} fen"] if line.fen else []
+            on += [f"its line of {format_fen(line.fen, 'en')}"] if line.fen else []
             yield (
                 f"{' and '.join(on).capitalize()} rest on the key {line.id} ({line.name}, {line.entity_code}), which "
                 "the trust file does not name as a participant's."
             )
         if line.held_fen:
-            yield f"{line.name} has not countersigned the closing checkpoint: {line.held_fen} fen are held."
+            yield _held(line)
         elif run.closed and not line.countersigned and line.rounds_admitted and not any(p.fen for p in participants):
             yield f"Nobody is paid, and {line.name}, who took part, has not countersigned that."
     if not run.closed:
@@ -305,9 +307,13 @@ def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: 
 def _unfinished(run: Run, participants: tuple[ParticipantResult, ...]) -> Iterator[str]:
     for line in participants:
         if line.held_fen:
-            yield f"{line.name} has not countersigned the closing checkpoint: {line.held_fen} fen are held."
+            yield _held(line)
     if not run.closed:
         yield f"The run is not closed yet ({_status(run, participants)}): the log verifies as far as it goes."
+
+
+def _held(line: ParticipantResult) -> str:
+    return f"{line.name} has not countersigned the closing checkpoint: {format_fen(line.held_fen, 'en')} is held."
 
 
 def _known(trust: Trust, role: Role, party: Party) -> bool:

@@ -1,6 +1,5 @@
 """What the operator's commands share: options, passphrases, files that are never overwritten."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,37 +55,3 @@ def read_text(path: Path, what: str) -> str:
         raise InputError("FILE_MISSING", f"There is no {what} here.", file=path, remedy="Correct the path.") from err
     except UnicodeDecodeError as err:
         raise InputError("FILE_ENCODING", f"The {what} is not UTF-8 text.", file=path) from err
-
-
-def refuse_existing(*paths: Path) -> None:
-    """Before the work is done whose result they would hold.
-
-    Raises:
-        InputError: FILE_EXISTS.
-    """
-    for path in paths:
-        if path.exists():
-            raise _exists(path)
-
-
-def _exists(path: Path) -> InputError:
-    return InputError(
-        "FILE_EXISTS",
-        "There is a file here already, and it is not overwritten.",
-        file=path,
-        remedy="Name another with --out, or move this one away.",
-    )
-
-
-def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Write a new file; an existing one is never overwritten.
-
-    Raises:
-        InputError: FILE_EXISTS.
-    """
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
-    except FileExistsError as err:
-        raise _exists(path) from err
-    with os.fdopen(handle, "wb") as out:
-        out.write(data)

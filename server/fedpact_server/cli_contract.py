@@ -9,6 +9,7 @@ import typer
 
 from fedpact_contract import output
 from fedpact_contract.cli import group
+from fedpact_contract.files import refuse_existing, write_new
 from fedpact_contract.output import line
 from fedpact_server.cli_common import (
     DEFAULT_HOME,
@@ -19,8 +20,6 @@ from fedpact_server.cli_common import (
     open_home,
     read_passphrase,
     read_text,
-    refuse_existing,
-    write_new,
 )
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import typer
 
 from fedpact_contract import output
 from fedpact_contract.cli import group
+from fedpact_contract.files import write_new
 from fedpact_contract.output import line
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, open_home, write_new
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, open_home
 
 if TYPE_CHECKING:
     from fedpact_server.enrolment import Member

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from fedpact_contract import output
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, refuse_existing, write_new
+from fedpact_contract.files import refuse_existing, write_new
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
 from fedpact_server.cli_run import RUN, open_contract
 
 

@@ -346,7 +346,9 @@ def _show_result(
             "held": line.participant in held,
             "objected": line.participant in objected,
         }
+        for party in contract.participants
         for line in result.lines
+        if line.participant == party.id
     ]
     if as_json:
         output.emit_json(

@@ -250,11 +250,11 @@ def test_only_enrol_and_operator_are_unsigned() -> None:
 def test_the_query_is_signed_too() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         target = request.url.raw_path.decode()
-        assert target == f"/fedpact/v1/contracts/{ID}/report?format=html"
+        assert target == f"/fedpact/v1/contracts/{ID}/report?format=html&lang=zh"
         check_request(node_public_pem(NODE), request.headers, "GET", target, b"", NOW)
         return httpx.Response(200, stream=httpx.ByteStream(b"<html>"))
 
-    assert mock(answer).report(ID, "html") == b"<html>"
+    assert mock(answer).report(ID, "html", "zh") == b"<html>"
 
 
 @pytest.mark.parametrize("bad", ["", "../" * 20, "AB" * 32, "ab" * 31, "ab" * 32 + "/x", "é" * 64])

@@ -441,12 +441,15 @@ def test_a_statement_and_a_report_of_a_fresh_log(call: Call, world: Lab, signed:
         assert (tmp_path / f"report.{form}").stat().st_size == written.json["bytes"]
     assert json.loads((tmp_path / "report.json").read_text())["contract_id"] == signed
     again = call("report", signed, "--out", tmp_path / "report.json", "--json")
-    assert (again.code, again.error) == (2, "OUT_EXISTS")
+    assert (again.code, again.error) == (2, "FILE_EXISTS")
 
 
-def test_a_report_has_two_forms(call: Call, signed: str, tmp_path: Path) -> None:
-    result = call("report", signed, "--out", tmp_path / "x", "--format", "pdf", "--json")
-    assert (result.code, result.error) == (2, "REPORT_FORMAT")
+@pytest.mark.parametrize(("option", "value"), [("--format", "pdf"), ("--lang", "fr")])
+def test_a_report_has_two_forms_and_two_languages(
+    call: Call, signed: str, tmp_path: Path, option: str, value: str
+) -> None:
+    result = call("report", signed, "--out", tmp_path / "x", option, value, "--json")
+    assert (result.code, result.error, result.json["error"]["field"]) == (2, "USAGE", option)
 
 
 def test_a_fault_in_the_evidence_exits_with_1(

@@ -174,7 +174,7 @@ def test_verify_as_json(fedpact, evidence) -> None:
     report = json.loads(out)
     assert out.count("\n") == 1
     assert code == report["exit_code"] == 0
-    assert [p["name"] for p in report["participants"]] == ["Hospital 2", "Hospital 3", "Hospital 1"]
+    assert [p["name"] for p in report["participants"]] == ["Hospital 1", "Hospital 2", "Hospital 3"]
     assert sum(p["fen"] for p in report["participants"]) == report["pool_fen"]
     (evidence.folder / "more.txt").write_text("x")
     code, out, _ = fedpact("verify", evidence.folder, "--json")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedpact_contract.errors import InputError
-from fedpact_contract.files import make_home, private_files, replace_file
+from fedpact_contract.files import make_home, private_files, refuse_existing, replace_file, write_new
 
 
 def mode(path: Path) -> int:
@@ -59,6 +59,17 @@ def test_of_several_that_make_one_home_one_wins(tmp_path: Path, number: int) -> 
     assert (tmp_path / "home" / "who").read_text() in ends
     assert [path.name for path in tmp_path.iterdir()] == ["home"], "nothing half-made is left"
     assert mode(tmp_path / "home") == 0o700
+
+
+def test_a_new_file_takes_no_others_place(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    refuse_existing(path)
+    write_new(path, b"1", private=True)
+    assert mode(path) == 0o600
+    for attempt in (lambda: write_new(path, b"2"), lambda: refuse_existing(path)):
+        with pytest.raises(InputError, match="FILE_EXISTS"):
+            attempt()
+    assert path.read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("there", ["file", "folder", "link"])

@@ -28,7 +28,7 @@ from fedpact_contract.logcheck import verify_log
 from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.replay import replay
 from fedpact_contract.trust import Trust, write
-from fedpact_contract.verify import REVENUE, UTILITIES, Report, verify, verify_folder
+from fedpact_contract.verify import REVENUE, UTILITIES, ParticipantResult, Report, verify, verify_folder
 
 MADE = make_evidence()
 
@@ -84,6 +84,11 @@ def test_without_a_trust_file_it_is_consistent_and_not_authenticated() -> None:
     assert UTILITIES in result.notes
 
 
+def line_of(result: Report, party_id: str) -> ParticipantResult:
+    (line,) = (line for line in result.participants if line.id == party_id)
+    return line
+
+
 def test_with_every_party_known_it_is_verified() -> None:
     result = report(MADE, Trust.of(MADE.contract), privacy=True)
     assert (result.exit_code, result.faults, result.notes) == (0, (), (REVENUE, UTILITIES))
@@ -92,7 +97,7 @@ def test_with_every_party_known_it_is_verified() -> None:
     assert (result.rounds_planned, result.rounds_aggregated) == (2, 2)
     assert (result.pool_fen, result.basis) == (9_000_019, "contribution")
     assert result.interval == "validation sampling only"
-    assert [p.id for p in result.participants] == MADE.ids
+    assert [p.id for p in result.participants] == [p.id for p in MADE.contract.participants], "the contract's order"
     for line in result.participants:
         assert Decimal(line.low or 0) < Decimal(line.share or 0) < Decimal(line.high or 0)
         assert (line.countersigned, line.authenticated, line.held_fen, line.rounds_admitted) == (True, True, 0, 2)
@@ -123,7 +128,7 @@ def test_a_second_period_on_the_same_run() -> None:
         factory.countersign(party_id)
     result = report(factory.made, Trust.of(factory.contract))
     assert (result.exit_code, result.faults, result.pool_fen) == (4, (), 9_500_019)
-    third = result.participants[2]
+    third = line_of(result, factory.made.ids[2])
     assert 0 < third.held_fen < (third.fen or 0)
     assert not third.countersigned
 
@@ -168,12 +173,12 @@ def test_an_unfinished_run_verifies_as_far_as_it_goes(end, status) -> None:
 def test_lines_without_a_countersignature_are_held() -> None:
     made = make_evidence(unsigned=[1])
     result = report(made, Trust.of(made.contract))
-    held = result.participants[1]
+    held = line_of(result, made.ids[1])
     assert (result.exit_code, result.status, result.faults) == (4, "closing", ())
     assert held.held_fen == held.fen
     assert not held.countersigned
     assert any(held.name in note and "held" in note for note in result.notes)
-    assert result.participants[0].held_fen == 0
+    assert line_of(result, made.ids[0]).held_fen == 0
 
 
 def test_who_is_paid_nothing_need_not_countersign() -> None:
@@ -185,7 +190,7 @@ def test_who_is_paid_nothing_need_not_countersign() -> None:
     outcomes = {(1, 0): "refused", (2, 0): "refused"}
     made = make_evidence(outcomes=outcomes, unsigned=[0], **settlement)
     result = report(made, Trust.of(made.contract))
-    assert (result.exit_code, result.participants[0].fen) == (0, 0)
+    assert (result.exit_code, line_of(result, made.ids[0]).fen) == (0, 0)
 
 
 def test_a_run_that_ended_early_or_was_stopped_says_so() -> None:
@@ -238,7 +243,7 @@ def test_a_participant_without_a_reply_or_a_line_need_not_be_known() -> None:
     made = make_evidence(end="closed", outcomes=outcomes, unsigned=[2])
     name = made.contract.participant(made.ids[2]).name
     result = report(made, _trust_of(made, leave_out=name))
-    assert (result.exit_code, result.participants[2].fen) == (0, 0)
+    assert (result.exit_code, line_of(result, made.ids[2]).fen) == (0, 0)
 
 
 @pytest.mark.parametrize("changes", [{"fingerprint": "ab" * 32}, {"entity_code": "X" * 18}])
