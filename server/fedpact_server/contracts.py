@@ -19,11 +19,11 @@ from fedpact_contract.log import ContractSigned
 from fedpact_contract.record import Envelope, open_signed, read_envelope
 from fedpact_contract.record import sign as sign_record
 from fedpact_contract.request import instant
-from fedpact_server import db, enrolment, logbook, validation
+from fedpact_server import db, enrolment, logbook
 from fedpact_server.alarms import raise_alarm
 from fedpact_server.db import Database
-from fedpact_server.drafting import installed_code
 from fedpact_server.home import OperatorHome
+from fedpact_server.installed import installed_code
 from fedpact_server.run_state import load_model
 
 _SHORTEST_PREFIX = 4
@@ -338,6 +338,8 @@ def _complete(connection: Connection, home: OperatorHome, stored: Stored) -> Non
 
 def _check_own(home: OperatorHome, contract: Contract) -> None:
     """The contract is this operator's, and what it commits to is here."""
+    from fedpact_server import validation  # reads tables: no other command about a contract pays for that
+
     if contract.operator != home.party:
         raise RefusedError("CONTRACT_OPERATOR", "The contract names another operator than this home.", field="operator")
     if contract.code != installed_code():

@@ -8,7 +8,6 @@ accountant, the initial model, the validation set's root and slices, and the dig
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +21,13 @@ from fedpact_contract.errors import InputError
 from fedpact_contract.messages import DataSetCard
 from fedpact_contract.record import read_envelope
 from fedpact_contract.request import instant
-from fedpact_models.code import models_digest
 from fedpact_models.registry import initial_weights
 from fedpact_models.tables import first_line, read_table
 from fedpact_server import db, enrolment, validation
 from fedpact_server.db import Database
 from fedpact_server.home import OperatorHome
+from fedpact_server.installed import installed_code
 from fedpact_server.run_state import store_model
-from fedpact_server.shell import shell_digest
 
 _DIGEST = "0" * 64
 """Stands for a digest while the template is checked, before anything expensive is worked out."""
@@ -105,11 +103,6 @@ def new(
     with database.write() as connection:
         connection.execute(db.contracts.insert().values(id=contract.id, payload=contract.to_bytes(), state="draft"))
     return contract
-
-
-def installed_code() -> Software:
-    """The code that is installed here: release, and the digests of training code and Flower bundle."""
-    return Software(release=version("fedpact"), models_digest=models_digest(), shell_digest=shell_digest())
 
 
 _SKETCH: dict[str, Any] = {

@@ -11,7 +11,7 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError, RefusedError
 from fedpact_contract.request import instant, utc_now
 from fedpact_server import db
-from fedpact_server.drafting import installed_code
+from fedpact_server.installed import installed_code
 from fedpact_server.run_state import STOPS, last_round, outcomes, run_row, signed_contract
 
 RUN_PREFIX = "run-"

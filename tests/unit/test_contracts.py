@@ -29,7 +29,7 @@ from fedpact_contract.parties import open_parties
 from fedpact_contract.privacy import ACCOUNTANT, check_plan, epsilon_pld
 from fedpact_contract.record import Envelope, open_signed, sign
 from fedpact_models.registry import parameter_count
-from fedpact_server import cards, contracts, db, drafting, enrolment, logbook, validation
+from fedpact_server import cards, contracts, db, enrolment, logbook, validation
 from fedpact_server.drafting import ValidationFile, new
 from fedpact_server.run_state import load_model
 
@@ -102,7 +102,7 @@ class TestNew:
         rows = validation.load(world.home.path, contract.contribution.validation.root)
         assert rows.slices == contract.contribution.validation.slices
         assert [(s.source, s.count) for s in rows.slices] == [("operator", 30)]
-        assert contract.code == drafting.installed_code()
+        assert contract.code == installed.installed_code()
 
     def test_it_is_kept_as_a_draft_with_its_canonical_bytes(self, world: Operator) -> None:
         contract = draft(world)
@@ -343,7 +343,7 @@ class TestSigning:
         folder.rename(folder.with_name("away"))
         assert code_of(operator_signs, world, contract) == "VALIDATION_MISSING"
         folder.with_name("away").rename(folder)
-        code = drafting.installed_code()
+        code = installed.installed_code()
         monkeypatch.setattr(contracts, "installed_code", lambda: code.model_copy(update={"models_digest": "9" * 64}))
         assert code_of(operator_signs, world, contract) == "CONTRACT_CODE"
         monkeypatch.undo()
