@@ -29,7 +29,7 @@ from fedpact_contract.parties import open_parties
 from fedpact_contract.privacy import ACCOUNTANT, check_plan, epsilon_pld
 from fedpact_contract.record import Envelope, open_signed, sign
 from fedpact_models.registry import parameter_count
-from fedpact_server import cards, contracts, db, enrolment, logbook, validation
+from fedpact_server import cards, contracts, db, enrolment, installed, logbook, validation
 from fedpact_server.drafting import ValidationFile, new
 from fedpact_server.run_state import load_model
 
