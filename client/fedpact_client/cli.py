@@ -11,7 +11,6 @@ import typer
 
 from fedpact_contract import __version__, output
 from fedpact_contract.errors import InputError, RefusedError, ServiceError
-from fedpact_contract.files import refuse_existing, write_new
 
 if TYPE_CHECKING:
     from fedpact_client.api import OperatorClient
@@ -336,6 +335,7 @@ def report(
     Exit codes: as `statement`.
     """
     from fedpact_client import views
+    from fedpact_contract.files import refuse_existing, write_new
 
     for value, known, option in ((form, ("json", "html"), "--format"), (lang, ("en", "zh"), "--lang")):
         if value not in known:

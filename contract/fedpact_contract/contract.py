@@ -8,6 +8,7 @@ integers, never floats.
 import tomllib
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints
@@ -236,10 +237,16 @@ class Contract(Record):
         """Read a complete contract from TOML."""
         return cls.parse(load_toml(text, file=file), file=file)
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """SHA-256 of the canonical bytes, in hexadecimal."""
+        """SHA-256 of the canonical bytes, in hexadecimal; asked for with every message, worked out once."""
         return self.digest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, which would take the id along to what is another contract."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)
+        return copied
 
     @property
     def planned_steps(self) -> int:

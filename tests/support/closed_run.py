@@ -217,7 +217,7 @@ def _made(changes: tuple[tuple[str, Any], ...]) -> Federation:
             ready.reply,
             bytes(len(ready.array)) if _round(ready) == spoil[0] else ready.array,
         )
-    before, rounds.RESEND_SECONDS = rounds.RESEND_SECONDS, 0.0
+    before, rounds.RESEND_SECONDS = rounds.RESEND_SECONDS, 0.1
     try:
         federation.run(accept_test_noise="noise" in options)
     finally:

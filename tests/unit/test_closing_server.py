@@ -195,7 +195,7 @@ class TestSettle:
         (fault,) = report.faults
         assert (report.exit_code, fault["code"], fault["party"]) == (1, "SCORES_NOT_OPENED", "Operator")
         assert any("opened none of its commitments" in note for note in report.notes)
-        assert [line.fen for line in report.participants] == [line.fen for line in paid.lines]
+        assert {p.id: p.fen for p in report.participants} == {line.participant: line.fen for line in paid.lines}
         page = build(run.federation.entries())
         assert page["settlement"]["reason"] == "not-opened"
         assert {line["id"]: line["fen"] for line in page["participants"]} == {

@@ -45,6 +45,15 @@ def test_toml_and_bytes_give_the_same_contract_and_id(values) -> None:
     assert Contract.from_toml(text.replace("0.2", "0.20")).id == contract.id, "one decimal, one spelling"
 
 
+def test_a_changed_copy_has_an_id_of_its_own(values) -> None:
+    contract = Contract.parse(values)
+    first = contract.id
+    other = contract.model_copy(update={"title": "Another title"})
+    assert contract.id == first == contract.digest()
+    assert other.id == other.digest() != first
+    assert Contract.parse(values) == contract, "whether or not its id was asked for"
+
+
 def test_every_key_is_needed(values) -> None:
     for section in ("data", "model", "training", "privacy", "participation", "contribution", "settlement", "code"):
         for key in values[section]:
