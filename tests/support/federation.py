@@ -4,6 +4,7 @@ What is doubled: the transport (in memory) and the trainer's process (the same t
 the noise that the test gives). Everything else is the product's own.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -196,7 +197,9 @@ class Federation:
 
     def loop(self, driver: str = "1", *, accept_test_noise: bool = True) -> Loop:
         context = run_context(self.home, self.database, self.contract.id, driver, accept_test_noise=accept_test_noise)
-        return Loop(context=context, transport=self.transport, examples=self.validation, sleep=lambda _s: None)
+        return Loop(
+            context=context, transport=self.transport, examples=self.validation, sleep=lambda _s: time.sleep(0.005)
+        )
 
     def run(self, **options: Any) -> str:
         return self.loop(**options).run()

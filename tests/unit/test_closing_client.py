@@ -254,7 +254,7 @@ class TestConcerns:
     """What no evidence disproves is countersigned, and a person is told."""
 
     def test_an_update_that_the_log_calls_missed(self, tmp_path) -> None:
-        run = closed_run(tmp_path, drop=(2, 2))
+        run = closed_run(tmp_path, drop=(2, 2), participation__deadline_seconds=2)
         run.settle()
         assert look(run, 2) == "countersigned"
         assert look(run, 1) == "countersigned"
