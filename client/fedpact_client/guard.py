@@ -46,6 +46,7 @@ RESTART_SECONDS = {EXIT_UNAVAILABLE: 2.0, EXIT_REFUSED: 2.0}
 """Before the executor starts again, by how it ended: a connection that was lost may be had again at once."""
 OTHER_RESTART_SECONDS = 5.0
 NOT_LET_IN_SECONDS = (2.0, 10.0)
+OLD_CONNECTION = "the operator still holds an earlier connection of this agent, for up to a minute"
 """The same where the operator did not let the node in: doubling from the first to the second. An earlier connection of
 the node expires within a minute."""
 OBJECTED_SECONDS = 60.0
@@ -185,7 +186,8 @@ class Guard:
             time.sleep(min(0.2, self.restart_at - now))
             return
         self.restart_at = None
-        log.warning("executor restarts", exit_code=self.executor.exit_code)
+        why = OLD_CONNECTION if self.executor.exit_code == EXIT_RETRY else None
+        log.warning("executor restarts", exit_code=self.executor.exit_code, reason=why)
         try:
             self.executor.start()
         except (FrameError, FailedError) as err:  # it ended at once, or no process can be had now

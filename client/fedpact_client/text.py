@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 5
 SHORT = 12
 
+ENROLMENT = {
+    "requested": ": the operator has still to approve it, by the fingerprint above",
+    "suspended": ": the operator takes nothing more from this key; ask it why",
+    "frozen": ": the invitation's token was used a second time, by other keys; call the operator and compare the "
+    "fingerprint above, which it approves again where they agree",
+}
+"""What an enrolment's state means to its enterprise, where something is to be done."""
+
 STANDING = {
     "self": "ourselves",
     "known": "matches trust.toml",
@@ -159,7 +167,7 @@ def show_status(values: dict[str, Any]) -> None:
     line(f"{values['name']} ({values['entity_code']})")
     line(f"fingerprint  {show_fingerprint(values['participant'])}")
     line(f"operator     {operator['name'] + ' at ' + str(values['url']) if operator else '-'}")
-    line(f"enrolment    {values['enrolment']}")
+    line(f"enrolment    {values['enrolment']}{ENROLMENT.get(values['enrolment'], '')}")
     line(f"running      {'process ' + str(values['running']) if values['running'] else 'no'}")
     line(f"connected    {values['connected'] or 'no'}")
     for child, found in values["isolation"].items():

@@ -309,11 +309,14 @@ def load_toml(text: str, *, file: object = None) -> dict[str, Any]:
     """TOML with exact decimals.
 
     Raises:
-        InputError: not TOML; the message names line and column.
+        InputError: TOML_SYNTAX, not TOML (the message names line and column), or nested too deep, or an integer of
+            thousands of digits.
     """
     try:
         return tomllib.loads(text, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as err:
+    except RecursionError as err:
+        raise InputError("TOML_SYNTAX", "The file is nested too deep to be read.", file=file) from err
+    except ValueError as err:  # TOMLDecodeError, or an integer longer than Python reads
         raise InputError("TOML_SYNTAX", f"The file is not valid TOML: {err}.", file=file) from err
 
 
@@ -515,4 +518,4 @@ def merge(base: Mapping[str, Any], derived: Mapping[str, Any]) -> dict[str, Any]
 
 def _positive(value: Decimal, field: str) -> None:
     if value <= 0:
-        raise InputError("CONTRACT_NOT_POSITIVE", f"{field} must be greater than 0.", field=field)
+        raise InputError("CONTRACT_NOT_POSITIVE", f"{field} must be greater than 0.", field=field, rule="above 0")

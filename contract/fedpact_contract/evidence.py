@@ -173,7 +173,11 @@ def _lines(data: bytes, place: str) -> tuple[bytes, ...]:
         raise fault(1, "The file begins with a byte-order mark.")
     for number, line in enumerate(lines, start=1):
         if b"\r" in line:
-            raise fault(number, "The line holds a carriage return; lines end with one newline alone.")
+            raise fault(
+                number,
+                "The line holds a carriage return, and lines end with one newline alone: a mail program or an editor "
+                "may have converted the line ends.",
+            )
         if not line:
             raise fault(number, "The line is empty.")
     if rest:

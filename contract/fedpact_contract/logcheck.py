@@ -171,11 +171,13 @@ def _compare(
     if list(computed) == list(claimed):
         yield from _root_faults(computed, lines, complete=complete)
     elif _covers(computed, lines):
-        yield from _difference(computed, claimed, LEAVES, "as the signed root has it")
+        yield from _difference(computed, claimed, LEAVES, "according to the signed root")
     elif _covers(claimed, lines):
-        yield from _difference(claimed, computed, LOG, "as the signed root and leaves.txt have it")
+        yield from _difference(claimed, computed, LOG, "according to the signed root and leaves.txt")
     else:
-        yield from _difference(claimed, computed, LOG, "as leaves.txt has it; no signed root tells which is right")
+        yield from _difference(
+            claimed, computed, LOG, "according to leaves.txt (no signed root tells which of the two is right)"
+        )
 
 
 def _difference(right: Sequence[bytes], found: Sequence[bytes], file: str, standard: str) -> Iterator[FaultError]:
@@ -186,6 +188,7 @@ def _difference(right: Sequence[bytes], found: Sequence[bytes], file: str, stand
     def fault(code: str, first: int, last: int, what: str) -> FaultError:
         many = f"{name} {first + shift}" if first == last else f"{name} {first + shift} to {last + shift}"
         field = f"entries.{first}" if file == LOG else f"line {first + shift}"
+        what = what if first == last else what.replace("was ", "were ", 1)
         return FaultError(f"{'LOG' if file == LOG else 'LEAVES'}_{code}", f"{many} {what}.", file=file, field=field)
 
     moved = [i for i, (a, b) in enumerate(zip(right, found, strict=False)) if a != b]
@@ -200,14 +203,14 @@ def _difference(right: Sequence[bytes], found: Sequence[bytes], file: str, stand
     for kind, a, a_end, b, b_end in matcher.get_opcodes():
         if kind == "replace" and a_end - a == b_end - b:
             for index in range(a, a_end):
-                yield fault("CHANGED", index, index, f"was changed: it is not {standard}")
+                yield fault("CHANGED", index, index, f"was changed, {standard}")
         elif kind == "replace":
-            yield fault("CHANGED", a, a_end - 1, f"was replaced by {b_end - b} other(s): it is not {standard}")
+            yield fault("CHANGED", a, a_end - 1, f"was replaced by {b_end - b} other(s), {standard}")
         elif kind == "delete":
-            yield fault("DELETED", a, a_end - 1, f"was deleted: it is there {standard}")
+            yield fault("DELETED", a, a_end - 1, f"was deleted, {standard}")
         elif kind == "insert":
             where = "appended" if a == len(right) else "inserted"
-            yield fault("INSERTED", b, b_end - 1, f"was {where}: it is not there {standard}")
+            yield fault("INSERTED", b, b_end - 1, f"was {where}, {standard}")
 
 
 def _root_faults(hashes: Sequence[bytes], lines: Sequence[_Line], *, complete: bool) -> Iterator[FaultError]:

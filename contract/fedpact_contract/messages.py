@@ -83,6 +83,10 @@ class Update(Record):
     ledger_head: Hex32
     head: Head
 
+    def is_of(self, contract_id: str, round_number: int) -> bool:
+        """Whether it names this contract and round. Where it does not, its `attempt` counts for nothing there."""
+        return (self.contract_id, self.round) == (contract_id, round_number)
+
 
 class Refusal(Record):
     """An agent's no, with a fixed code; signed by its run key.

@@ -28,11 +28,21 @@ from fedpact_contract.canonical import HIDDEN, canonical_bytes, parse_canonical,
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.keys import fingerprint, public_hex, verify_raw
 
+MAX_DIGITS = 100
+"""Digits of a quantity before its point, and after it."""
+
 
 def decimal_text(value: Decimal) -> str:
-    """A decimal in its one plain spelling: no exponent, no trailing zeros, no negative zero."""
+    """A decimal in its one plain spelling: no exponent, no trailing zeros, no negative zero.
+
+    Raises:
+        ValueError: it is not finite, or more than `MAX_DIGITS` digits away from the point: 1e99999999999 in full
+            would fill every memory.
+    """
     if not value.is_finite():
         raise ValueError("a quantity must be finite")
+    if value and max(abs(value.adjusted()), -int(value.as_tuple().exponent)) > MAX_DIGITS:
+        raise ValueError(f"must have at most {MAX_DIGITS} digits before and after the point")
     text = format(value, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")

@@ -97,7 +97,7 @@ def update_decided(run: Run, place: Place, body: UpdateDecided) -> Faults:
         yield from _receipt(run, place, body, receipt, update)
     if update is None:
         return
-    if update.round == body.round and update.contract_id == parties.contract.id:
+    if update.is_of(parties.contract.id, body.round):
         run.ledger_heads[body.participant] = update.ledger_head
         run.spares[body.participant] = run.spares.get(body.participant, 0) + update.attempt - 1
     if decision == "admitted":

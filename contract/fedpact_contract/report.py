@@ -99,14 +99,19 @@ def build(entries: Sequence[Entry]) -> dict[str, Any]:
 def charged_steps(bodies: Sequence[Body], contract: Contract) -> dict[str, int]:
     """DP-SGD steps charged, as far as the log can tell: attempt k means k attempts, each charged in full.
 
-    A refusal says how many attempts it cost. Where a round had no reply nobody but the agent knows whether it trained,
-    and how often: it counts as one attempt, and every spare attempt that is left counts too. So this is an upper
-    bound, the whole plan at most (no agent's ledger pays for more); an agent's own ledger has the exact figure.
+    A refusal says how many attempts it cost. Where a round had no reply, or one of another round, nobody but the agent
+    knows whether it trained, and how often: it counts as one attempt, and every spare attempt that is left counts too.
+    So this is an upper bound, the whole plan at most (no agent's ledger pays for more); an agent's own ledger has the
+    exact figure.
     """
     attempts, spares_used, silent = dict.fromkeys(contract.by_id(), 0), dict.fromkeys(contract.by_id(), 0), set()
     for body in bodies:
         if isinstance(body, UpdateDecided):
-            count = Update.from_bytes(read_envelope(body.update).body).attempt
+            update = Update.from_bytes(read_envelope(body.update).body)
+            count = update.attempt
+            if not update.is_of(contract.id, body.round):
+                count = 1
+                silent.add(body.participant)
         elif isinstance(body, UpdateRefused):
             count = Refusal.from_bytes(read_envelope(body.refusal).body).attempts
         elif isinstance(body, ReplyMissed):

@@ -267,11 +267,11 @@ def _missing(run: Run, participants: tuple[ParticipantResult, ...], trust: Trust
     for line in participants:
         outcomes = [r.number for r in run.rounds if r.outcomes.get(line.id, "missed") != "missed"]
         if not line.authenticated and (outcomes or line.fen):
-            on = [f"its replies in {_rounds(outcomes)}"] if outcomes else []
-            on += [f"its line of {format_fen(line.fen, 'en')}"] if line.fen else []
+            on = [f"the replies in {_rounds(outcomes)}"] if outcomes else []
+            on += [f"the line of {format_fen(line.fen, 'en')}"] if line.fen else []
             yield (
-                f"{' and '.join(on).capitalize()} rest on the key {line.id} ({line.name}, {line.entity_code}), which "
-                "the trust file does not name as a participant's."
+                f"Of {line.name} ({line.entity_code}), {' and '.join(on)} rest on the key {line.id}, which the trust "
+                "file does not name as a participant's."
             )
         if line.held_fen:
             yield _held(line)

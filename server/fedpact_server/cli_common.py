@@ -1,7 +1,7 @@
 """What the operator's commands share: options, passphrases, files that are never overwritten."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,6 +20,20 @@ PassphraseFile = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="File with the passphrase in its first line; without it you are asked."),
 ]
+Kind = Literal["csv", "parquet", "sqlite", "ndjson", "arrow"]
+Table = Annotated[str | None, typer.Option("--table", help="The table, for sqlite.")]
+ColumnNames = Annotated[
+    str | None, typer.Option("--column-names", help="Names for a CSV file without a header: a,b,c.")
+]
+Delimiter = Annotated[str, typer.Option("--delimiter", help="Between the cells of a CSV file.")]
+Missing = Annotated[
+    list[str] | None, typer.Option("--missing", help='A marker for a missing value, such as "?"; repeat it.')
+]
+
+
+def split_names(column_names: str | None) -> tuple[str, ...] | None:
+    """The names in --column-names."""
+    return None if column_names is None else tuple(name.strip() for name in column_names.split(","))
 
 
 def open_home(path: Path) -> "tuple[OperatorHome, Database]":

@@ -3,7 +3,7 @@
 import datetime
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,13 +13,19 @@ from fedpact_contract.files import refuse_existing, write_new
 from fedpact_contract.output import line
 from fedpact_server.cli_common import (
     DEFAULT_HOME,
+    ColumnNames,
+    Delimiter,
     Home,
     Json,
+    Kind,
+    Missing,
     PassphraseFile,
+    Table,
     Yes,
     open_home,
     read_passphrase,
     read_text,
+    split_names,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +34,6 @@ if TYPE_CHECKING:
     from fedpact_server.drafting import ValidationFile
 
 Selector = Annotated[str, typer.Argument(help="A contract: its id, or the beginning of it.", metavar="CONTRACT")]
-Kind = Literal["csv", "parquet", "sqlite", "ndjson", "arrow"]
 
 
 def register(app: typer.Typer) -> None:
@@ -62,6 +67,7 @@ def template_command(
         typer.echo(text, nl=False)
     else:
         write_new(out, text.encode())
+        line(f"{out}: fill it in, then: fedpact contract new {out}")
 
 
 def new_command(
@@ -70,14 +76,10 @@ def new_command(
         Path | None, typer.Option("--validation", help="The operator's validation rows; they never leave it.")
     ] = None,
     kind: Annotated[Kind, typer.Option("--kind", help="What that file is.")] = "csv",
-    table: Annotated[str | None, typer.Option("--table", help="The table, for sqlite.")] = None,
-    column_names: Annotated[
-        str | None, typer.Option("--column-names", help="Names for a CSV file without a header: a,b,c.")
-    ] = None,
-    delimiter: Annotated[str, typer.Option("--delimiter", help="Between the cells of a CSV file.")] = ",",
-    missing: Annotated[
-        list[str] | None, typer.Option("--missing", help='A marker for a missing value, such as "?"; repeat it.')
-    ] = None,
+    table: Table = None,
+    column_names: ColumnNames = None,
+    delimiter: Delimiter = ",",
+    missing: Missing = None,
     released: Annotated[
         bool, typer.Option("--released", help="Also take the validation rows that participants released.")
     ] = False,
@@ -116,7 +118,9 @@ def new_command(
         f"noise multiplier {decimal_text(contract.privacy.noise_multiplier)} keeps {contract.planned_steps} steps "
         f"within epsilon {decimal_text(contract.privacy.epsilon)} at delta {decimal_text(contract.privacy.delta)}"
     )
-    line(f"validation {', '.join(f'{s.count} rows' for s in contract.contribution.validation.slices)}")
+    names = {party_id: party.name for party_id, party in contract.parties().items()} | {"operator": "the operator"}
+    slices = contract.contribution.validation.slices
+    line(f"validation {', '.join(f'{s.count} rows of {names[s.source]}' for s in slices)}")
     line(f"term {contract.term.not_before} to {contract.term.not_after}")
     _warn_of_term(contract)
     line(f"Read it: fedpact contract show {contract.id[:8]}; then: fedpact contract offer {contract.id[:8]}")
@@ -153,7 +157,7 @@ def sign_command(
 
     operator, database = open_home(home)
     with database.read() as connection:
-        found = contracts.find(connection, contract).contract
+        found = contracts.signable(connection, contract, utc_now())
     if not (yes and as_json):
         typer.echo(render(found), err=as_json)
     output.confirm(f"Sign this contract as {operator.settings.name}?", yes=yes)
@@ -231,7 +235,7 @@ def _validation_file(
         path=path,
         kind=kind,
         table=table,
-        column_names=None if column_names is None else tuple(name.strip() for name in column_names.split(",")),
+        column_names=split_names(column_names),
         delimiter=delimiter,
         missing=tuple(missing or ()),
     )

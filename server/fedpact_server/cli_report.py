@@ -7,7 +7,16 @@ import typer
 
 from fedpact_contract import output
 from fedpact_contract.files import refuse_existing, write_new
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
+from fedpact_server.cli_common import (
+    DEFAULT_HOME,
+    ColumnNames,
+    Delimiter,
+    Home,
+    Json,
+    Missing,
+    Table,
+    split_names,
+)
 from fedpact_server.cli_run import RUN, open_contract
 
 
@@ -118,7 +127,10 @@ def predict_command(
     model: Annotated[Path, typer.Argument(help="MODEL.safetensors or its MODEL.json.", metavar="MODEL")],
     file: Annotated[Path, typer.Argument(help="A table with the contract's columns.", metavar="FILE")],
     kind: Annotated[str, typer.Option("--kind", help="csv, parquet, sqlite, ndjson or arrow.")] = "",
-    table: Annotated[str | None, typer.Option("--table", help="The table, for sqlite.")] = None,
+    table: Table = None,
+    column_names: ColumnNames = None,
+    delimiter: Delimiter = ",",
+    missing: Missing = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write a new CSV file instead of printing.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -128,8 +140,11 @@ def predict_command(
 
     release = load_release(model)
     what = _kind(kind or file.suffix.lstrip("."))
-    frame = read_table(file, kind=what, table=table)
-    result = predict(release, frame, file=str(file), first_line=first_line(what, None))
+    names = split_names(column_names)
+    frame = read_table(
+        file, kind=what, table=table, column_names=names, delimiter=delimiter, missing=tuple(missing or ())
+    )
+    result = predict(release, frame, file=str(file), first_line=first_line(what, names))
     if out is not None:
         write_new(out, result.write_csv().encode())
         _wrote(out, as_json=as_json)

@@ -193,10 +193,12 @@ def close_command(
         if state.held != said:
             names = ", ".join(output.visible(contract.participant(p).name) for p in state.held)
             first = "Recorded. " if said is None else ""
+            if said is None and not at.operator.served:
+                first += "No agent can be reached now: start `fedpact serve`. "
             typer.echo(f"{first}Waiting up to {wait:g} s for the countersignatures of {names}.", err=True)
             said = state.held
         time.sleep(FOLLOW_SECONDS)
-    _show_result(result, contract, as_json=as_json, held=state.held, objected=objected)
+    _show_result(result, contract, as_json=as_json, held=state.held, objected=objected, closed=True)
     if state.held:
         raise typer.Exit(4)
 
@@ -331,6 +333,7 @@ def _show_result(
     as_json: bool,
     held: tuple[str, ...] = (),
     objected: tuple[str, ...] = (),
+    closed: bool = False,
 ) -> None:
     from fedpact_contract.report import ratio_text
     from fedpact_contract.settlement import format_fen
@@ -368,7 +371,7 @@ def _show_result(
             output.format_share(line["share"]),
             output.format_interval(line["share_low"], line["share_high"]),
             format_fen(line["fen"], "en"),
-            "objected" if line["objected"] else "held" if line["held"] else "",
+            "objected" if line["objected"] else "held" if line["held"] else "signed" if closed and line["fen"] else "-",
         ]
         for line in lines
     ]

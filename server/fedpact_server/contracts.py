@@ -137,6 +137,18 @@ def offer(database: Database, contract_id: str, *, now: datetime.datetime) -> St
         return status(connection, find(connection, stored.contract.id))
 
 
+def signable(connection: Connection, contract_id: str, now: datetime.datetime) -> Contract:
+    """A contract that parties may sign now.
+
+    Raises:
+        InputError: CONTRACT_UNKNOWN, CONTRACT_EXPIRED.
+        RefusedError: CONTRACT_STATE.
+    """
+    stored = find(connection, contract_id)
+    _require(stored, ("offered", "signed"), now)
+    return stored.contract
+
+
 def sign(
     home: OperatorHome, database: Database, contract_id: str, passphrase: bytes, *, now: datetime.datetime
 ) -> Status:
@@ -148,9 +160,7 @@ def sign(
         FaultError: the validation set or the initial model is not what the contract says.
     """
     with database.read() as connection:
-        stored = find(connection, contract_id)
-    contract = stored.contract
-    _require(stored, ("offered", "signed"), now)
+        contract = signable(connection, contract_id, now)
     _check_own(home, contract)
     key = home.contract_key(passphrase)
     run_key = home.make_run_key(contract.id)
@@ -362,7 +372,9 @@ def _require(stored: Stored, states: tuple[str, ...], now: datetime.datetime) ->
         raise RefusedError(
             "CONTRACT_STATE",
             f"The contract is in the state {stored.state}; this needs {' or '.join(states)}.",
-            remedy="`fedpact contract status` shows what is missing.",
+            remedy=f"Offer it first: fedpact contract offer {stored.contract.id[:8]}"
+            if stored.state == "draft"
+            else "`fedpact contract status` shows where each contract stands.",
         )
     if stored.contract.term.not_after <= instant(now):
         raise InputError("CONTRACT_EXPIRED", "The contract's term has ended.", field="term.not_after")

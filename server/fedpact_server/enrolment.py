@@ -124,7 +124,7 @@ def enrol(
 
     Raises:
         RefusedError: ENROLMENT_TOKEN_UNKNOWN, _EXPIRED, _MISMATCH, _CLOSED, _REUSED; ENROLMENT_ENTITY,
-            ENROLMENT_OPERATOR, ENROLMENT_KEY_KNOWN, ENROLMENT_CHANGED.
+            ENROLMENT_SECTOR, ENROLMENT_OPERATOR, ENROLMENT_KEY_KNOWN, ENROLMENT_CHANGED.
         FaultError: a signature that does not verify.
         InputError: a malformed record or node key.
     """
@@ -356,6 +356,13 @@ def _check(home: OperatorHome, invitation: Row[Any], signed: SignedEnrolment) ->
             "The invitation is for another legal entity.",
             field="entity_code",
             remedy="Set the entity code in agent.toml, or ask for an invitation for this one.",
+        )
+    if record.sector != invitation.sector:
+        raise RefusedError(
+            "ENROLMENT_SECTOR",
+            f"The invitation is for the sector {invitation.sector}; the enrolment says {record.sector}.",
+            field="sector",
+            remedy="Agree with the operator on one: set the sector in agent.toml, or ask for another invitation.",
         )
     return record
 

@@ -65,7 +65,7 @@ def take(
         else:
             assert reply.update is not None  # noqa: S101 - Reply has one of the two
             kind, code, body, update = _decided(reply.update, array, expected, context, countersigned=countersigned)
-            attempts = update.attempt
+            attempts = update.attempt if update.is_of(context.contract_id, number) else None
     except (InputError, FaultError, RejectedError) as err:
         if not last_chance:
             return "unreadable", err.code

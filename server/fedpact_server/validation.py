@@ -56,15 +56,28 @@ def build(data: Data, sources: Sequence[Source]) -> ValidationSet:
     """Encode the sources under the contract's schema, with fresh salts; the operator first, then by id.
 
     Raises:
-        InputError: VALIDATION_EMPTY, VALIDATION_TWICE, or what `features.encode` finds wrong with the rows.
+        InputError: VALIDATION_EMPTY, VALIDATION_TWICE, VALIDATION_ONE_CLASS, or what `features.encode` finds wrong
+            with the rows.
     """
     ordered = sorted(sources, key=lambda source: (source.giver != "operator", source.giver))
     if not ordered:
-        raise InputError("VALIDATION_EMPTY", "There are no validation rows.", remedy="Name a file with --validation.")
+        raise InputError(
+            "VALIDATION_EMPTY",
+            "There are no validation rows.",
+            remedy="Name a file with --validation, or take what participants released with --released.",
+        )
     if len({source.giver for source in ordered}) != len(ordered):
         raise InputError("VALIDATION_TWICE", "One giver has two slices.", field="validation.slices")
     parts = [encode(data, source.table, file=source.name, first_line=source.first_line) for source in ordered]
     examples = Examples(x=np.concatenate([p.x for p in parts]), y=np.concatenate([p.y for p in parts]))
+    if len(found := np.unique(examples.y)) < 2:
+        raise InputError(
+            "VALIDATION_ONE_CLASS",
+            f"All {len(examples)} validation rows are of the class {data.label.classes[found[0]]!r}: "
+            "a model that always says so would be perfect, and nobody's contribution could be measured.",
+            field="data.label",
+            remedy="Correct the label's rule, classes or threshold, or take other validation rows.",
+        )
     salts = tuple(os.urandom(SALT_BYTES) for _ in range(len(examples)))
     slices = tuple(ValidationSlice(source=s.giver, count=len(p)) for s, p in zip(ordered, parts, strict=True))
     return ValidationSet(examples=examples, salts=salts, root=validation_root(examples, salts), slices=slices)

@@ -1,20 +1,34 @@
 """The agent against a dishonest or broken operator: what it refuses, what it countersigns, what it charges."""
 
+import dataclasses
+import sqlite3
+from contextlib import closing
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.support.federation import BUNDLE, Federation, make_federation
 
 from fedpact_client.answer import TrainingFailedError, answer, open_contract
-from fedpact_client.order import check_order, open_order
+from fedpact_client.order import check_order, check_results, count_witnesses, open_order
+from fedpact_client.store import Store
 from fedpact_contract import merkle
 from fedpact_contract.contract import Delegation
 from fedpact_contract.errors import FaultError, RefusedError
-from fedpact_contract.keys import generate_key
-from fedpact_contract.log import Checkpoint, Entry, Proved, RoundOpened
-from fedpact_contract.messages import Head, HeadStep, Order, Refusal, Reply, Update
-from fedpact_contract.record import Record, read_envelope, sign
+from fedpact_contract.keys import generate_key, public_hex
+from fedpact_contract.log import (
+    Body,
+    Checkpoint,
+    Countersignature,
+    Entry,
+    Proved,
+    ReplyMissed,
+    RoundOpened,
+    UpdateDecided,
+)
+from fedpact_contract.messages import Head, HeadStep, Order, Receipt, Refusal, Reply, Update
+from fedpact_contract.record import Envelope, Record, read_envelope, sign
 
 
 @pytest.fixture(autouse=True)
@@ -205,20 +219,20 @@ def test_a_round_to_which_the_log_does_not_invite_is_refused(world) -> None:
     """All else is right: the round is open in the log, from this very model."""
     _, _, agent, data, model = world
     order, known = Operator.read(data), agent.desk.known(2)
-    opened = RoundOpened.parse(order.opened.entry.body, code="X")
-
-    def shown(invited: tuple[str, ...]) -> tuple[Order, Head]:
-        entry = Entry.of(opened.model_copy(update={"invited": invited}))
-        head = Head(size=1, root=merkle.root([entry.leaf_hash]).hex())
-        return order.model_copy(update={"opened": Proved(entry=entry, index=0, proof=())}), head
-
-    check_order(*_with(model, shown(opened.invited)), known)
+    shown, head = opened_alone(order)
+    check_order(shown, model, head, known)
+    invited = RoundOpened.parse(order.opened.entry.body, code="X").invited
+    shown, head = opened_alone(order, invited=tuple(p for p in invited if p != known.participant))
     with pytest.raises(RefusedError, match="NOT_INVITED"):
-        check_order(*_with(model, shown(tuple(p for p in opened.invited if p != known.participant))), known)
+        check_order(shown, model, head, known)
 
 
-def _with(model: bytes, shown: tuple[Order, Head]) -> tuple[Order, bytes, Head]:
-    return shown[0], model, shown[1]
+def opened_alone(order: Order, **changes: Any) -> tuple[Order, Head]:
+    """The order, its round opened so in a log that holds nothing else."""
+    opened = RoundOpened.parse(order.opened.entry.body, code="X").model_copy(update=changes)
+    entry = Entry.of(opened)
+    head = Head(size=1, root=merkle.root([entry.leaf_hash]).hex())
+    return order.model_copy(update={"opened": Proved(entry=entry, index=0, proof=())}), head
 
 
 @pytest.mark.parametrize(
@@ -281,8 +295,6 @@ def test_another_bundle_trains_nothing(world) -> None:
 
 def test_witnesses_on_another_head_are_refused(world) -> None:
     federation, operator, agent, order, model = world
-    from fedpact_contract.log import Countersignature
-
     other = federation.agent(2)
     size = agent.desk.store.heads(agent.desk.contract_id)[-1].size
     lie = Countersignature(origin=federation.contract.id, size=size, root="0" * 64, participant=other.desk.participant)
@@ -362,8 +374,6 @@ def test_a_failure_of_the_data_is_charged_refused_and_never_retried(tmp_path) ->
 
 def test_an_update_that_the_operator_forgets_is_noticed_in_the_next_order(world) -> None:
     _, operator, agent, order, model = world
-    from fedpact_contract.log import ReplyMissed
-
     assert operator.read(order).results, "the receipt of round 1 is shown"
     entry = Entry.of(ReplyMissed(round=1, participant=agent.desk.participant, code="DEADLINE"))
     forged = operator.forge(order, results=(operator.read(order).results[0].model_copy(update={"entry": entry}),))
@@ -379,6 +389,118 @@ def test_a_restored_ledger_is_refused(world, tmp_path) -> None:
     with pytest.raises(RefusedError) as err:
         agent.desk.store.check_logged_head(agent.desk.data_set, "9" * 64)
     assert err.value.code == "LEDGER_RESTORED"
+
+
+def test_an_order_shows_an_agent_whose_ledger_was_put_back_what_it_lost(world) -> None:
+    federation, operator, agent, order, model = world
+    place = [p.id for p in federation.contract.participants].index(agent.desk.participant)
+    path = federation.home.parent / f"agent{place}" / "agent.db"
+    agent.desk.store.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
+            connection.execute(f"DROP TRIGGER {name}")
+        for table in ("ledger", "outbox", "heads", "results"):  # as a copy from before the first round has them
+            connection.execute(f"DELETE FROM {table}")
+        for _, sql in triggers:
+            connection.execute(sql)
+    with Store(path) as store:
+        agent.desk = dataclasses.replace(agent.desk, store=store)
+        newest = Operator.read(order).heads[-1].checkpoint
+        whole = operator.forge(order, since=0, heads=(HeadStep(checkpoint=newest, consistency=()),))
+        ready = answer(agent.desk, whole, model, BUNDLE)
+        assert refusal(ready).code == "LEDGER_RESTORED"
+        assert not countersigned(ready)
+        assert charged(agent) == 0
+
+
+def logged(order: Order, body: Body) -> tuple[Order, Head]:
+    """The order with this one result, in a log that holds nothing else."""
+    entry = Entry.of(body)
+    head = Head(size=1, root=merkle.root([entry.leaf_hash]).hex())
+    return order.model_copy(update={"results": (Proved(entry=entry, index=0, proof=()),)}), head
+
+
+def test_another_participants_missed_reply_is_no_word_on_mine(world) -> None:
+    federation, _, agent, data, _ = world
+    order, known = Operator.read(data), agent.desk.known(2)
+
+    def missed(participant: str) -> tuple[Order, Head]:
+        return logged(order, ReplyMissed(round=1, participant=participant, code="DEADLINE"))
+
+    assert check_results(*missed(known.participant), known) == (None, True)
+    with pytest.raises(RefusedError, match="RECEIPT_WRONG"):
+        check_results(*missed(federation.agent(2).desk.participant), known)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"update_digest": "1" * 64}, {"round": 2}, {"participant": "1" * 64}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_receipt_says_what_was_sent_by_whom_and_when(world, change) -> None:
+    """The entry holds this agent's very update; the operator's signed receipt beside it is of something else."""
+    federation, _, agent, data, _ = world
+    order, known = Operator.read(data), agent.desk.known(2)
+    body = UpdateDecided.parse(order.results[0].entry.body, code="X")
+    receipt = Receipt.from_bytes(read_envelope(body.receipt).body)
+
+    def shown(**changes) -> tuple[Order, Head]:
+        signed = sign(receipt.model_copy(update=changes), federation.operator_run_key)
+        return logged(order, body.model_copy(update={"receipt": signed.plain()}))
+
+    update = Update.from_bytes(read_envelope(body.update).body)
+    assert check_results(*shown(), known) == (update.ledger_head, False)
+    with pytest.raises(RefusedError, match="RECEIPT_WRONG"):
+        check_results(*shown(**change), known)
+
+
+def test_rounds_only_increase_and_end_with_the_contract(world) -> None:
+    _, _, agent, data, model = world
+    order, known = Operator.read(data), agent.desk.known(2)
+    shown, head = opened_alone(order)
+    check_order(shown, model, head, known)
+    with pytest.raises(RefusedError, match="ROUND_BACKWARDS"):
+        check_order(shown, model, head, dataclasses.replace(known, latest=3))
+    training = known.contract.training.model_copy(update={"rounds": 1})
+    shorter = known.contract.model_copy(update={"training": training})
+    with pytest.raises(RefusedError, match="ROUND_BEYOND_CONTRACT"):
+        check_order(shown, model, head, dataclasses.replace(known, contract=shorter))
+
+
+def test_an_order_that_names_another_base_than_log_and_model_is_refused(world) -> None:
+    _, operator, agent, order, model = world
+    ready = answer(agent.desk, operator.forge(order, base_digest="1" * 64), model, BUNDLE)
+    assert refusal(ready).code == "BASE_MODEL_MISMATCH"
+    assert charged(agent) == 1
+
+
+def test_nobody_is_a_witness_of_what_it_saw_itself(world) -> None:
+    federation, _, agent, data, _ = world
+    order, known = Operator.read(data), agent.desk.known(2)
+    seen = known.heads[-1]
+
+    def witnesses(*numbers: int) -> int:
+        signed = []
+        for number in numbers:
+            desk = federation.agent(number).desk
+            record = Countersignature(
+                origin=known.contract_id, size=seen.size, root=seen.root, participant=desk.participant
+            )
+            signed.append(sign(record, desk.run_key))
+        return count_witnesses(order.model_copy(update={"countersignatures": tuple(signed)}), known)
+
+    assert witnesses(1) == 0
+    assert witnesses(1, 2) == 1
+    assert witnesses(1, 2, 3, 3) == 2
+
+
+def second_delegation(federation: Federation) -> Envelope[Delegation]:
+    """The operator delegates another run key: which of the two would count?"""
+    contract = federation.contract
+    key = public_hex(generate_key())
+    record = Delegation(contract_id=contract.id, party=contract.operator.id, run_key=key)
+    return sign(record, federation.operator_key)
 
 
 def test_a_contract_without_every_signature_is_not_opened(world) -> None:
@@ -402,6 +524,10 @@ def test_a_contract_without_every_signature_is_not_opened(world) -> None:
     with pytest.raises(FaultError) as fault:
         open_contract(signed.model_copy(update={"delegations": (*signed.delegations, theirs)}), participant)
     assert fault.value.code == "DELEGATION_PARTY"
+    for again in (signed.delegations[0], second_delegation(federation)):
+        with pytest.raises(FaultError) as fault:
+            open_contract(signed.model_copy(update={"delegations": (*signed.delegations, again)}), participant)
+        assert fault.value.code == "DELEGATION_TWICE"
     changed = signed.contract.model_copy(
         update={"payload": sign(federation.contract.model_copy(update={"title": "Other"})).payload}
     )

@@ -131,6 +131,13 @@ def test_the_operator_is_no_paid_participant(values) -> None:
         assert err.value.code == "CONTRACT_PARTY_TWICE"
 
 
+@pytest.mark.parametrize("text", ["x = " + "[" * 20_000, "x = " + "1" * 5_000], ids=["deep", "long"])
+def test_toml_that_python_cannot_hold_is_refused(text: str) -> None:
+    with pytest.raises(InputError) as err:
+        Contract.from_toml(text, file="contract.toml")
+    assert (err.value.code, err.value.file) == ("TOML_SYNTAX", "contract.toml")
+
+
 def test_broken_toml_names_the_line() -> None:
     with pytest.raises(InputError) as err:
         Contract.from_toml("title = \n", file="a.toml")

@@ -115,7 +115,7 @@ class TestNew:
         for who in PARTIES[:2]:
             with world.database.write() as connection:
                 member = enrolment.find(connection, who.id)
-                row = {"age": 40, "sex": "f", "ill": "no"}
+                row = {"age": 40, "sex": "f", "ill": "no" if who is PARTIES[0] else "yes"}
                 cards.accept_card(connection, member, who.card(released_rows=who.number), [row] * who.number)
         assert len(draft(world).contribution.validation.slices) == 1
         contract = draft(world, released=True)

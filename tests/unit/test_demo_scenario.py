@@ -11,7 +11,15 @@ from tests.support.federation import NOW
 
 from fedpact_contract.contract import load_toml
 from fedpact_contract.errors import InputError
-from fedpact_server.demo.scenario import MAX_ROUNDS, Description, agent_blocks, of_digits, of_folder, template
+from fedpact_server.demo.scenario import (
+    MAX_EPSILON,
+    MAX_ROUNDS,
+    Description,
+    agent_blocks,
+    of_digits,
+    of_folder,
+    template,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIVACY = ("epsilon", "delta", "max_grad_norm", "sample_rate", "spare_attempts", "data_set_epsilon")
@@ -81,7 +89,8 @@ def test_neither_table_may_be_left_out(folder, table) -> None:
     [
         ("\nepsilon = 2", "\nepsilon = 0", "privacy.epsilon", "above 0"),
         ("\nepsilon = 2", "\nepsilon = -1", "privacy.epsilon", "above 0"),
-        ("\nepsilon = 2", "\nepsilon = 9", "privacy.epsilon", "at most privacy.data_set_epsilon"),
+        ("\nepsilon = 2", "\nepsilon = 4", "privacy.epsilon", "at most 3"),
+        ("data_set_epsilon = 8", "data_set_epsilon = 1", "privacy.epsilon", "at most privacy.data_set_epsilon"),
         ("sample_rate = 0.2", "sample_rate = 1", "privacy.sample_rate", "below 1"),
         ("sample_rate = 0.2", 'sample_rate = "x"', "privacy.sample_rate", "a decimal number"),
         ("max_grad_norm = 1", "max_grad_norm = 0", "privacy.max_grad_norm", "above 0"),
@@ -160,7 +169,7 @@ def test_too_many_rounds_are_refused_before_any_data_is_read(tmp_path, folder, r
 
 def test_the_limit_of_rounds_is_that_of_a_fresh_agents_policy() -> None:
     policy = load_toml((ROOT / "configs" / "agent.toml").read_text("utf-8"))["policy"]
-    assert policy["max_rounds"] == MAX_ROUNDS
+    assert (policy["max_rounds"], policy["max_epsilon"]) == (MAX_ROUNDS, MAX_EPSILON)
 
 
 @pytest.mark.parametrize(("participants", "rounds", "field"), [(2, None, "--participants"), (4, 101, "--rounds")])

@@ -118,6 +118,7 @@ def test_a_token_ends_after_24_hours(world: Operator) -> None:
     [
         ({"operator": "0" * 64}, "ENROLMENT_OPERATOR"),
         ({"entity_code": TWO.entity_code}, "ENROLMENT_ENTITY"),
+        ({"sector": "finance"}, "ENROLMENT_SECTOR"),
         ({"token_digest": "0" * 64}, "ENROLMENT_TOKEN_MISMATCH"),
         ({"contract_key": public_hex(TWO.contract_key)}, "SIGNATURE_MISSING"),
         ({"node_key_pem": "nonsense"}, "NODE_KEY_FORM"),

@@ -13,7 +13,7 @@ from fedpact_contract.canonical import canonical_bytes, parse_canonical
 from fedpact_contract.contract import Delegation
 from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError
 from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClosing, RoundScores, commitment
-from fedpact_contract.messages import Receipt, Reply
+from fedpact_contract.messages import PrivacyEvent, Receipt, Reply
 from fedpact_contract.record import (
     Envelope,
     decimal_text,
@@ -183,6 +183,17 @@ class TestEnvelopes:
 )
 def test_a_decimal_has_one_plain_spelling(value, text) -> None:
     assert decimal_text(Decimal(value)) == text
+
+
+@pytest.mark.parametrize("value", ["1e101", "1e-101", "1e99999999999", "1e-99999999999", "1" * 102, "0." + "1" * 101])
+def test_a_decimal_without_end_is_refused_and_not_written_out(value: str) -> None:
+    event = {"sampling": "poisson", "sample_rate": "0.1", "noise_multiplier": "1", "steps": 1}
+    for given in (value, Decimal(value)):
+        with pytest.raises(InputError, match="at most 100 digits"):
+            PrivacyEvent.parse(event | {"max_grad_norm": given}, code="X")
+    assert decimal_text(Decimal("1e100")) == "1" + "0" * 100
+    assert decimal_text(Decimal("1e-100")) == "0." + "0" * 99 + "1"
+    assert decimal_text(Decimal("0e99999999999")) == "0"
 
 
 class TestLog:

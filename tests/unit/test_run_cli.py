@@ -197,7 +197,8 @@ class TestSettle:
                 close(run.federation.agent(number).desk, client)
         waited = fedpact("settle", "close", run.contract_id, *money, "--wait", "0.1", *at)
         assert waited.code == 4
-        assert waited.err == "Recorded. Waiting up to 0.1 s for the countersignatures of Enterprise 4.\n"
+        nobody = "No agent can be reached now: start `fedpact serve`. "
+        assert waited.err == f"Recorded. {nobody}Waiting up to 0.1 s for the countersignatures of Enterprise 4.\n"
         with run.client(4) as client:
             close(run.federation.agent(4).desk, client)
         final = fedpact("settle", "close", run.contract_id, *money, *at)

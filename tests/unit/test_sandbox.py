@@ -143,6 +143,23 @@ def test_no_socket_reaches_anything(tmp_path):
         assert got["user_and_network_namespace"] == (found["connect"] != "done")
 
 
+def test_no_ring_opens_a_socket_either():
+    """io_uring opens and connects sockets without the calls of that name."""
+    before, after, got = inside(
+        """
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        def ring():
+            if libc.syscall(425, 4, ctypes.create_string_buffer(120)) < 0:  # io_uring_setup, on every architecture
+                raise OSError(ctypes.get_errno(), "io_uring_setup")
+        before = tried(ring)
+        got = sandbox.close_in([])
+        print(json.dumps([before, tried(ring), got.plain()]))
+        """
+    )
+    assert after == ("refused" if got["sockets_denied"] else before)
+
+
 def test_shared_memory_of_others_is_out_of_reach():
     """System V shared memory knows no files: Landlock and the network namespace do not see it."""
     before, after, places, got = inside(

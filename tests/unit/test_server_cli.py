@@ -366,7 +366,9 @@ class TestTemplate:
             with database.write() as connection:
                 cards.accept_card(connection, enrolment.find(connection, who.id), card, [])
         database.dispose()
-        rows = "age,cholesterol,sex,disease\n" + "".join(f"{30 + i},2{i:02d},female,yes\n" for i in range(20))
+        rows = "age,cholesterol,sex,disease\n" + "".join(
+            f"{30 + i},2{i:02d},female,{'no' if i % 2 else 'yes'}\n" for i in range(20)
+        )
         Path("rows.csv").write_text(rows)
         result = run("contract", "new", "mine.toml", "--validation", "rows.csv", "--json")
         assert result.code == 0, result

@@ -3,6 +3,7 @@
 A fault in the evidence stops everybody's money, so nothing may enter the log that `fedpact verify` would not take.
 """
 
+import base64
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,13 @@ from tests.support.federation import Agent, Federation, make_federation
 from tests.support.open_round import read
 
 from fedpact_client.store import Ready
+from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.evidence import unpack
-from fedpact_contract.keys import generate_key
+from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.log import Countersignature
 from fedpact_contract.messages import Head, Refusal, Reply, Update
-from fedpact_contract.record import sign
+from fedpact_contract.record import pae, sign
+from fedpact_contract.report import charged_steps
 from fedpact_contract.verify import verify
 from fedpact_models.dp import SystemNoise
 from fedpact_server.evidence import evidence_files
@@ -122,8 +125,47 @@ SPOILERS: dict[str, tuple[Callable[[Agent, Ready], Answer], str, str]] = {
     "an update of another round": (lambda a, r: changed(a, r, round=2), "rejected", "UPDATE_ROUND"),
     "a spare attempt": (lambda a, r: changed(a, r, attempt=2), "admitted", "ADMITTED"),
     "a spare attempt too many": (lambda a, r: changed(a, r, attempt=3), "rejected", "UPDATE_ATTEMPT"),
+    "a quantity without end": (lambda a, r: endless(a, r), "missed", "UPDATE_SIGNATURE"),
     "more examples": (lambda a, r: changed(a, r, num_examples=999), "rejected", "UPDATE_METERING"),
 }
+
+
+@pytest.mark.parametrize("where", [{"round": 2}, {"contract_id": "1" * 64}], ids=["another round", "another contract"])
+def test_attempts_that_are_said_to_be_of_elsewhere_count_for_nobody(tmp_path, where: dict[str, Any]) -> None:
+    """The operator and every verifier count spare attempts alike: or a rejection looks unfounded to one of them."""
+    federation = make_federation(tmp_path, noise=lambda _index: SystemNoise(), training__rounds=3)
+    agent = federation.agent(2)
+
+    def tamper(ready: Ready) -> Answer:
+        first = update_of(ready).round == 1
+        return changed(agent, ready, attempt=5, **where) if first else (ready.reply, ready.array)
+
+    agent.tamper = tamper
+    assert federation.run(accept_test_noise=False) == "completed"
+    kinds = [federation.outcomes(number)["Enterprise 2"][0] for number in (1, 2, 3)]
+    assert kinds == ["rejected", "admitted", "admitted"]
+    assert faults(federation) == []
+    bodies = [entry.open() for entry in federation.entries()]
+    steps = charged_steps(bodies, federation.contract)[agent.desk.participant]
+    plan = federation.contract.planned_steps
+    assert steps == plan, "nobody but the agent knows what round 1 cost: all that the plan has left"
+
+
+def endless(agent: Agent, ready: Ready) -> Answer:
+    """A signed update with a quantity that fills every memory when it is written out."""
+    reply = Reply.from_bytes(ready.reply)
+    plain = update_of(ready).plain()
+    body = canonical_bytes(plain | {"privacy_event": plain["privacy_event"] | {"max_grad_norm": "1e99999999999"}})
+    signature = {
+        "key": public_hex(agent.desk.run_key),
+        "value": agent.desk.run_key.sign(pae(Update.media_type(), body)).hex(),
+    }
+    update = {
+        "type": Update.media_type(),
+        "payload": base64.b64encode(body).decode(),
+        "signatures": [signature],
+    }
+    return canonical_bytes(reply.plain() | {"update": update}), ready.array
 
 
 @pytest.mark.parametrize("name", SPOILERS)

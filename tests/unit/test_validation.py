@@ -143,6 +143,8 @@ def test_no_rows_and_one_giver_twice_are_refused() -> None:
     assert code_of(build, DATA, []) == "VALIDATION_EMPTY"
     twice = [Source(giver="operator", table=OWN, name="a"), Source(giver="operator", table=OWN, name="b")]
     assert code_of(build, DATA, twice) == "VALIDATION_TWICE"
+    alike = [Source(giver=giver, table=table(("20", "f", "no")), name=giver) for giver in ("operator", "1" * 64)]
+    assert code_of(build, DATA, alike) == "VALIDATION_ONE_CLASS"
     bad = [Source(giver="operator", table=table(("20", "x", "no")), name="rows.csv")]
     assert code_of(build, DATA, bad) == "DATA_UNKNOWN_CATEGORY"
 

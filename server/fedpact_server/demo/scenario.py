@@ -34,7 +34,7 @@ from fedpact_server.demo import data as digits
 DESCRIPTION = "federation.toml"
 ROUNDS, LOCAL_STEPS, SPARE_ATTEMPTS = 5, 6, 1
 """The digits' plan."""
-MAX_ROUNDS = 100
+MAX_ROUNDS, MAX_EPSILON = 100, Decimal(3)
 """What the policy of a fresh agent allows one contract."""
 Kind = Literal["csv", "parquet", "sqlite", "ndjson", "arrow"]
 
@@ -263,6 +263,8 @@ def _check(found: Description, path: Path) -> None:
         _rule(getattr(privacy, key) > 0, path, f"privacy.{key}", "above 0")
     _rule(found.training.learning_rate > 0, path, "training.learning_rate", "above 0")
     _rule(privacy.sample_rate < 1, path, "privacy.sample_rate", "below 1")
+    allowed = f"at most {MAX_EPSILON}: what the policy of a fresh agent allows one contract"
+    _rule(privacy.epsilon <= MAX_EPSILON, path, "privacy.epsilon", allowed)
     _rule(privacy.epsilon <= privacy.data_set_epsilon, path, "privacy.epsilon", "at most privacy.data_set_epsilon")
 
 
