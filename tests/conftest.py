@@ -36,8 +36,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     reason = _missing(item)
     if reason:
         lacking(reason)
-    if item.get_closest_marker("data") is not None and not DATA.is_dir():
-        pytest.skip(f"needs the public data sets in {DATA} (FEDPACT_DATA; sources in docs/data.md)")
+    marker = item.get_closest_marker("data")
+    if marker is not None and not (place := DATA.joinpath(*marker.args)).is_dir():
+        pytest.skip(f"needs the public data sets in {place} (FEDPACT_DATA; sources in docs/data.md)")
 
 
 FEDERATIONS = {"test_by_hand.py", "test_demo.py", "test_guard_process.py", "test_packaging.py"}

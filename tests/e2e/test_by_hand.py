@@ -155,7 +155,7 @@ class World:
         deadline = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < deadline, f"still waiting; logs in {self.folder}"
-            time.sleep(0.2)
+            time.sleep(0.5)
 
 
 def code_of(index: int) -> str:

@@ -57,14 +57,29 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     return json.loads(line)
 
 
+def hearts_or_own(folder: Path, data_dir: Path) -> Path:
+    """Somebody's own data: four hospitals where their data is at hand, and two made-up participants elsewhere."""
+    source = data_dir / "heart_disease"
+    if not source.is_dir():
+        return own_data(folder)
+    folder.mkdir()
+    shutil.copy(ROOT / "configs" / "heart" / "federation.toml", folder)
+    for name in ("cleveland", "hungarian", "switzerland", "va"):
+        shutil.copy(source / f"processed.{name}.data", folder)
+    return folder
+
+
+def names_in(description: Path) -> list[str]:
+    return [p["name"] for p in tomllib.loads(description.read_text("utf-8"))["participants"]]
+
+
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> Iterator[dict[str, tuple[dict[str, Any], Path]]]:
-    """Two demos side by side: the usual one of two rounds, and one on own data whose processes stay."""
+def pair(tmp_path_factory, data_dir) -> Iterator[dict[str, tuple[dict[str, Any], Path]]]:
+    """Two demos side by side: the usual one, and one on own data whose processes stay."""
     place = tmp_path_factory.mktemp("demo")
-    kept = own_data(place / "own")
     lines = {
         "usual": ["--rounds", "2"],
-        "kept": ["--data", str(kept), "--rounds", "1", "--keep"],
+        "kept": ["--data", str(hearts_or_own(place / "own", data_dir)), "--rounds", "2", "--keep"],
     }
     started = {name: start("--dir", str(place / name), "--json", *line) for name, line in lines.items()}
     try:
@@ -222,7 +237,9 @@ def test_two_demos_side_by_side_both_succeed(pair) -> None:
     for result, _ in pair.values():
         assert result["verdict"].startswith("VERIFIED")
         assert sum(line["fen"] for line in result["participants"]) == result["pool_fen"]
-    assert [line["name"] for line in pair["kept"][0]["participants"]] == ["North", "South"]
+    result, folder = pair["kept"]
+    names = names_in(folder.parent / "own" / "federation.toml")
+    assert [line["name"] for line in result["participants"]] == names
 
 
 def test_participants_stand_in_the_contracts_order(demo) -> None:
@@ -244,7 +261,7 @@ def test_where_the_time_goes_is_told(demo) -> None:
 
 def test_kept_processes_run_until_they_are_killed_by_the_numbers_shown(pair) -> None:
     result, folder = pair["kept"]
-    assert set(result["processes"]) == {"City Data Group", "North", "South"}
+    assert set(result["processes"]) == {"City Data Group", *names_in(folder.parent / "own" / "federation.toml")}
     assert json.loads((folder / "processes.json").read_text("utf-8")) == result["processes"]
     for pid in result["processes"].values():
         assert Path(f"/proc/{pid}").exists()
@@ -368,20 +385,11 @@ def test_without_the_hearts_data_its_test_is_skipped_and_never_a_failure(tmp_pat
     assert str(tmp_path) in done.stdout, "with the reason"
 
 
-@pytest.mark.data
-def test_somebodys_own_data(tmp_path, data_dir) -> None:
+@pytest.mark.data("heart_disease")
+def test_somebodys_own_data(pair) -> None:
     """The four hospitals of the heart data, which release a fifth of their rows and are not scored on their own."""
-    if not (data_dir / "heart_disease").is_dir():
-        pytest.skip(f"needs {data_dir / 'heart_disease'} (sources in docs/data.md)")
-    folder = tmp_path / "heart"
-    folder.mkdir()
-    shutil.copy(ROOT / "configs" / "heart" / "federation.toml", folder)
-    for name in ("cleveland", "hungarian", "switzerland", "va"):
-        shutil.copy(data_dir / "heart_disease" / f"processed.{name}.data", folder)
-    run = tmp_path / "run"
-    done = fedpact("fedpact", "demo", "--data", str(folder), "--rounds", "2", "--dir", str(run), "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(done.stdout)
+    result, run = pair["kept"]
+    assert len(result["participants"]) == 4
     assert sum(line["fen"] for line in result["participants"]) == result["pool_fen"]
     assert result["lift"] is None, "the comparison reads everybody's rows: only when it is asked for"
     report = json.loads((run / "report.json").read_text("utf-8"))

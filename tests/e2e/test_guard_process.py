@@ -89,11 +89,11 @@ class World:
         with Store(self.home(index) / "agent.db", read_only=True) as store:
             return [(row.state, row.attempt) for row in store.rows(f"digits-{index}") if row.round == number]
 
-    def wait(self, what: Callable[[], object], seconds: float = 60.0) -> None:
+    def wait(self, what: Callable[[], object], seconds: float = 60.0, every: float = 0.1) -> None:
         deadline = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < deadline, f"still waiting; logs in {self.folder}"
-            time.sleep(0.1)
+            time.sleep(every)
 
     def stop(self) -> None:
         for process in self.running.values():
@@ -270,7 +270,7 @@ def test_killed_in_the_middle_of_a_round(world: World) -> None:
     world.running["agent1"].wait()
     world.wait(lambda: not any(alive(pid) for pid in orphans), 10)
     world.start_agent(1)
-    world.wait(lambda: world.fedpact("run", "status", world.contract_id)["round"] == 2, 240)
+    world.wait(lambda: world.fedpact("run", "status", world.contract_id)["round"] == 2, 240, every=3)
     assert world.rows(0, 1) == [("reserved", 1), ("reserved", 2), ("spent", 2)], "a spare attempt, charged in full"
     assert world.rows(1, 1) == [("reserved", 1), ("reserved", 2), ("spent", 2)], "the attempt that the kill cut off"
     assert world.rows(2, 1) == [("reserved", 1), ("spent", 1)], "its guard was not hurt: nothing was drawn again"

@@ -8,6 +8,8 @@ hook; 4 a seeded generator repeats its noise; 5 a logical batch that was broken 
 import copy
 import math
 import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Sequence
 from typing import Any
@@ -123,6 +125,19 @@ def test_trap_2_a_record_that_is_not_finite_spoils_nothing(bad: float, hidden: t
     assert np.isfinite(spoiled).all()
     assert np.linalg.norm(spoiled - clean) <= 0.5 / 20 * 1.0 + 1e-12
     assert clean.any()
+
+
+def test_only_the_needed_part_of_opacus_is_loaded_and_all_of_it_can_be() -> None:
+    """The accountants' scipy would take a third of a trainer's start; other users of the package get it whole."""
+    code = (
+        "import sys, fedpact_models.dp\n"
+        "assert not {'scipy', 'opacus.accountants'} & set(sys.modules), sorted(sys.modules)\n"
+        "import opacus\n"
+        "assert opacus.GradSampleModule is fedpact_models.dp.GradSampleModule\n"
+        "assert opacus.PrivacyEngine"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_trap_3_no_step_hook_and_no_step_of_opacus_is_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
