@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 DEMO_ARGS ?=
-WORKERS ?= 0
+# Test processes: two where there are two processors.
+WORKERS ?= $(shell test "$$(getconf _NPROCESSORS_ONLN)" -ge 2 && echo 2 || echo 0)
 
 # A bare `pip install torch` brings gigabytes of CUDA on Linux, so there the CPU build is asked for by its own version:
 # first where pip's own configuration looks, then at PyTorch. TORCH_INDEX=URL names another index, and whatever build
@@ -41,7 +42,7 @@ types: $(VENV)/.ready-dev
 layers: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py
 
-# WORKERS=2 runs two at a time: whole federations, and everything else (tests/conftest.py).
+# Two at a time: whole federations, and everything else (tests/conftest.py). WORKERS=0 runs one after the other.
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses=$(WORKERS) --no-loadscope-reorder
 

@@ -14,7 +14,7 @@ import structlog
 from fedpact_client import sources
 from fedpact_client.answer import Trained, TrainerLostError, TrainingFailedError
 from fedpact_client.config import AgentConfig
-from fedpact_client.frames import Frame, FrameError
+from fedpact_client.frames import NODE_NUMBER, Frame, FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import Child, spawn
@@ -213,6 +213,7 @@ class ExecutorChild:
     exit_code: int | None = None
     isolation: Isolation | None = None  # as it said before anything came from outside
     connected: bool = False  # whether the operator has let this one in
+    node: str | None = None  # the number that the operator's SuperLink gave the last one that it let in
     _child: Child | None = None
 
     def start(self) -> None:
@@ -232,6 +233,7 @@ class ExecutorChild:
                 "home": str(_flower_home(self.home)),
                 "poll_seconds": "0.1",
                 "patched": self.config.network.patched,
+                **({} if self.node is None else {"earlier": self.node}),
             },
         )
 
@@ -259,7 +261,7 @@ class ExecutorChild:
         elif frame.kind == "ready":
             self.isolation = _isolation(frame)
         elif frame.kind == "connected":
-            self.connected = True
+            self.connected, self.node = True, _node(frame)
         else:
             return frame
         return None
@@ -286,6 +288,18 @@ def _isolation(frame: Frame) -> Isolation:
         return Isolation.parse(frame.header.get("isolation"), code="EXECUTOR_ANSWER")
     except InputError as err:
         raise FrameError("FRAME_HEADER", f"The executor's isolation is malformed: {err.message}") from err
+
+
+def _node(frame: Frame) -> str:
+    """The node's number.
+
+    Raises:
+        FrameError: FRAME_HEADER, it is none.
+    """
+    node = frame.header.get("node")
+    if not isinstance(node, str) or not re.fullmatch(NODE_NUMBER, node):
+        raise FrameError("FRAME_HEADER", "The executor's node number is none.")
+    return node
 
 
 def _flower_home(home: AgentHome) -> Path:

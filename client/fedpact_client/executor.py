@@ -7,8 +7,8 @@ model to the guard, and sends what the guard answers: one task at a time, a repl
 Of the bundle that Flower delivers, the hash alone is used: it is never unpacked or imported.
 
 Frames, guard to executor: `setup` once (see `Setup`); `reply` (reply: text; array: flat float32) or `drop` for each
-order. Executor to guard: `ready` once (isolation), `connected` once, when SuperLink let the node in; `order` (order:
-text, bundle: hex SHA-256; array: the model, flat float64).
+order. Executor to guard: `ready` once (isolation), `connected` once, when SuperLink let the node in (node: its number
+there); `order` (order: text, bundle: hex SHA-256; array: the model, flat float64).
 
 Exit codes: 0 the guard closed the pipe, or SIGTERM. 69 SuperLink could not be reached as configured, or the connection
 ended. 70 a fault in here. 75 SuperLink did not let the node in: an earlier connection has not expired yet (start again;
@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Annotated, NoReturn, Protocol
 
 import structlog
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-from fedpact_client.frames import Frame, FrameError, Pipe
+from fedpact_client.frames import NODE_NUMBER, Frame, FrameError, Pipe
 from fedpact_client.logs import log_to_stderr
 from fedpact_client.sandbox import fence, names_are_lost
 from fedpact_client.spawn import child_main
@@ -70,6 +70,8 @@ class Setup(Part):
         home: Folder for Flower's own files.
         poll_seconds: How often SuperLink is asked for messages, where `patched`.
         patched: Whether waits that Flower hard-codes are shortened.
+        earlier: The node's number in a connection whose process is gone without a goodbye, which is said first:
+            SuperLink would not let the node in for as long as a minute.
     """
 
     superlink: Annotated[str, Field(pattern=r"^.{1,255}:[0-9]{1,5}$")]
@@ -78,6 +80,7 @@ class Setup(Part):
     home: str
     poll_seconds: Dec
     patched: bool
+    earlier: Annotated[str, StringConstraints(pattern=NODE_NUMBER)] | None = None
 
 
 class Task(Protocol):
@@ -100,8 +103,8 @@ class Orders(Protocol):
     poll_seconds: float
 
     @property
-    def connected(self) -> bool:
-        """Whether SuperLink has let the node in."""
+    def node(self) -> int | None:
+        """The node's number, once SuperLink has let it in."""
 
     def take(self) -> Task | None:
         """The next task, if there is one."""
@@ -120,8 +123,8 @@ def work(pipe: Pipe, orders: Orders) -> None:
     """
     told = False
     while True:
-        if not told and orders.connected:
-            pipe.send("connected", {})
+        if not told and (node := orders.node) is not None:
+            pipe.send("connected", {"node": str(node)})
             told = True
         try:
             frame = pipe.receive(orders.poll_seconds)
@@ -197,6 +200,8 @@ def main() -> NoReturn:
     threading.Thread(target=_work, args=(pipe, node, leaving), name="work", daemon=True).start()
     if not names_are_lost():
         threading.Thread(target=_watch_names, args=(leaving,), name="names", daemon=True).start()
+    if setup.earlier is not None:
+        node.end_connection(int(setup.earlier))
     code = _run(node)
     _exit(leaving[0] if leaving else code)
 

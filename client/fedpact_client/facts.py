@@ -1,20 +1,25 @@
 """What a running guard knows of itself, for `status`: connection, isolation of its children, times of the last rounds.
 
-It stands in HOME/state.json, replaced whole whenever it changes. Nothing is decided by it.
+It stands in HOME/state.json, replaced whole whenever it changes. Nothing is decided by it, but which connection that
+was cut off is said goodbye for.
 """
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
+from fedpact_client.frames import NODE_NUMBER
 from fedpact_client.home import AgentHome, read_json
 from fedpact_client.sandbox import Isolation
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Count
+from fedpact_contract.errors import InputError
 from fedpact_contract.files import replace_file
-from fedpact_contract.record import Dec, Hex32, Instant, Part
+from fedpact_contract.record import Dec, Hex32, Instant, Part, form
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 ROUNDS = 20
 """How many of the last rounds are kept."""
 
@@ -28,11 +33,19 @@ class RoundTime(Part):
     training_ms: Dec
 
 
+class Connection(Part):
+    """The last connection to SuperLink: the node's number there, and where its guard ran (`place_of`)."""
+
+    node: Annotated[str, form(NODE_NUMBER, "a whole number")]
+    place: str
+
+
 class Facts(Part):
     """One running guard. `connected`: since when; a child's isolation is none until it has said what it got."""
 
     process: int
     connected: Instant | None = None
+    connection: Connection | None = None
     trainer: Isolation | None = None
     executor: Isolation | None = None
     rounds: Annotated[tuple[RoundTime, ...], Field(max_length=ROUNDS)] = ()
@@ -57,6 +70,26 @@ class Facts(Part):
         except FileNotFoundError:
             return None
         return cls.parse(read_json(data, "agent's state", home.state_path), code="STATE_FILE", file=home.state_path)
+
+
+def place_of(home: AgentHome) -> str:
+    """This very folder on this machine, since it started: a copy of a home elsewhere is another place."""
+    found = home.path.stat()
+    return f"{BOOT_ID.read_text('ascii').strip()} {found.st_dev} {found.st_ino}"
+
+
+def cut_off(home: AgentHome) -> str | None:
+    """The node's number in the last connection that a guard in this place had: all processes of that one are gone.
+
+    From another place the connection may be another agent's that still runs, with a copy of this home.
+    """
+    try:
+        facts = Facts.read(home)
+        if facts is None or facts.connection is None or facts.connection.place != place_of(home):
+            return None
+    except (InputError, OSError):
+        return None  # SuperLink lets the node in when its own patience ends
+    return facts.connection.node
 
 
 def milliseconds(seconds: float) -> Decimal:

@@ -23,6 +23,9 @@ PREFIX = struct.Struct("<BIQ")
 MAX_HEADER = 1 << 20
 FRAME_SECONDS = 60.0
 
+NODE_NUMBER = r"^[0-9]{1,20}$"
+"""A node's number at SuperLink, as text: an unsigned integer of 64 bits, which JSON numbers do not hold."""
+
 
 class FrameError(FaultError):
     """The pipe cannot be used, or the other side broke its rules. Codes: FRAME_*."""

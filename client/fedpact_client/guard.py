@@ -25,7 +25,7 @@ from fedpact_client.children import ExecutorChild, TrainerChild, selection_key
 from fedpact_client.closing import Closing, close
 from fedpact_client.config import AgentConfig
 from fedpact_client.executor import EXIT_REFUSED, EXIT_RETRY, EXIT_UNAVAILABLE
-from fedpact_client.facts import ROUNDS, Facts, RoundTime, milliseconds
+from fedpact_client.facts import ROUNDS, Connection, Facts, RoundTime, cut_off, milliseconds, place_of
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.signing import fetch_signed
@@ -46,9 +46,9 @@ RESTART_SECONDS = {EXIT_UNAVAILABLE: 2.0, EXIT_REFUSED: 2.0}
 """Before the executor starts again, by how it ended: a connection that was lost may be had again at once."""
 OTHER_RESTART_SECONDS = 5.0
 NOT_LET_IN_SECONDS = (2.0, 10.0)
-OLD_CONNECTION = "the operator still holds an earlier connection of this agent, for up to a minute"
 """The same where the operator did not let the node in: doubling from the first to the second. An earlier connection of
 the node expires within a minute."""
+OLD_CONNECTION = "the operator still holds an earlier connection of this agent, for up to a minute"
 OBJECTED_SECONDS = 60.0
 """Before evidence that was objected to is fetched and verified again."""
 
@@ -102,6 +102,7 @@ class Guard:
     now: Callable[[], datetime.datetime] = utc_now
     trainer: TrainerChild = field(init=False)
     executor: ExecutorChild = field(init=False)
+    place: str = field(init=False)
     stopping: bool = False
     desks: dict[str, Desk] = field(default_factory=dict)
     closings: dict[str, Closing | None] = field(default_factory=dict)  # by contract: what was verified
@@ -115,10 +116,11 @@ class Guard:
     facts: Facts | None = None  # as last written
 
     def __post_init__(self) -> None:
+        self.place = place_of(self.home)
         self.trainer = TrainerChild(
             home=self.home, config=self.config, key=selection_key(self.home), cancelled=lambda: self.stopping
         )
-        self.executor = ExecutorChild(home=self.home, config=self.config)
+        self.executor = ExecutorChild(home=self.home, config=self.config, node=cut_off(self.home))
 
     def run(self) -> int:
         """Start both children, answer orders, end them."""
@@ -161,6 +163,7 @@ class Guard:
         facts = Facts(
             process=os.getpid(),
             connected=self.connected,
+            connection=self._connection(),
             trainer=self.trainer.isolation,
             executor=self.executor.isolation,
             rounds=tuple(self.rounds),
@@ -174,6 +177,10 @@ class Guard:
         if self.connected and not self.told:
             self.told = True
             self.ready(self.config.operator.url, self.home.participant_id)
+
+    def _connection(self) -> Connection | None:
+        node = self.executor.node
+        return None if node is None else Connection(node=node, place=self.place)
 
     def _restart_executor(self) -> None:
         """Start the executor again, after a pause."""
@@ -303,8 +310,10 @@ class Guard:
             log.info("contract waits", contract=contract_id, code=err.code)
             return "open"
         except FedpactError as err:
-            say = log.info if err.code == "CONTRACT_NOT_SIGNED" else log.error  # that one is nobody's fault
-            say("close not looked after", contract=contract_id, code=err.code, reason=printable(str(err)))
+            if err.code == "CONTRACT_NOT_SIGNED":  # nobody's fault
+                log.info("contract waits", contract=contract_id, code=err.code)
+            else:
+                log.error("close not looked after", contract=contract_id, code=err.code, reason=printable(str(err)))
             return None
         return "objected" if done == "objected" else "open" if done == "none" else None
 

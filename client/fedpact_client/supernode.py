@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ISOLATION_MODE_PROCESS, ErrorCode, Status, SubStatus
 from flwr.common.serde import context_from_proto
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullAppMessagesRequest, PullTaskInputRequest
 from flwr.supercore.constant import TaskType
@@ -40,7 +41,9 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode import start_client_internal as flower
+from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.main import create_app
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
@@ -152,12 +155,30 @@ class SuperNode:
         return error is not None and error.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
 
     @property
-    def connected(self) -> bool:
-        """Whether SuperLink has let the node in: Flower's worker then knows the node's number."""
+    def node(self) -> int | None:
+        """The node's number, which Flower's worker knows once SuperLink has let it in."""
         try:
-            return bool(self._states.state().get_node_id())
+            return self._states.state().get_node_id() or None
         except ValueError:  # not set yet
-            return False
+            return None
+
+    def end_connection(self, node: int) -> None:
+        """Say the goodbye that a process of this node could not say; where SuperLink knows of none, nothing happens."""
+        with FleetHttpClient.from_server_address(
+            self._superlink,
+            insecure=False,
+            root_certificates=self._ca,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(self._key, self._key.public_key()),
+            ],
+        ) as client:
+            try:
+                client.DeactivateNode(DeactivateNodeRequest(node_id=node))
+            except (httpx.HTTPError, RuntimeError) as err:
+                log.info("no earlier connection ended", reason=type(err).__name__)
+            else:
+                log.info("earlier connection ended")
 
     def take(self) -> "FlowerTask | None":
         """The next order, if there is one."""

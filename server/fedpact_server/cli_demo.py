@@ -97,11 +97,13 @@ def _show(console: "Console", result: dict[str, Any], removal: str) -> None:
 
     metric = result["metric"]
     console.print()
+    rounds = "1 round" if result["rounds"] == 1 else f"{result['rounds']} rounds"
     console.print(
-        f"{result['rounds']} rounds: {metric['name']} {float(metric['initial']):.3f} -> {float(metric['final']):.3f}; "
+        f"{rounds}: {metric['name']} {float(metric['initial']):.3f} -> {float(metric['final']):.3f}; "
         f"pool {format_fen(result['pool_fen'], 'en')}, split by {result['basis']}"
     )
-    alone = {line["id"]: line["mean"] for line in (result["lift"] or {"participants": []})["participants"]}
+    lift = result["lift"]
+    alone = {line["id"]: [f"{line['mean']:.3f}"] for line in lift["participants"]} if lift else {}
     rows = [
         [
             line["name"],
@@ -110,12 +112,12 @@ def _show(console: "Console", result: dict[str, Any], removal: str) -> None:
             output.format_interval(line["share_low"], line["share_high"]),
             format_fen(line["fen"], "en"),
             f"{float(line['epsilon_spent']):.2f} / {line['epsilon_budget']}",
-            f"{alone[line['id']]:.3f}" if line["id"] in alone else "-",
+            *alone.get(line["id"], []),
         ]
         for line in result["participants"]
     ]
-    columns = ["participant", "examples", "share", "95 % interval", "paid", "epsilon", "alone"]
-    output.table(console, columns, rows, right=(1, 2, 3, 4, 5, 6))
+    columns = ["participant", "examples", "share", "95 % interval", "paid", "epsilon", *(["alone"] if lift else [])]
+    output.table(console, columns, rows, right=tuple(range(1, len(columns))))
     console.print(f"Where the time goes: {result['seconds']:.1f} seconds")
     output.table(console, ["step", "s"], [[n, f"{v:.1f}"] for n, v in result["step_seconds"].items()], right=(1,))
     console.print("Of each round the part that is ours (policy: at the slowest agent)")

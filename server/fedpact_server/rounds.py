@@ -50,6 +50,10 @@ log = structlog.get_logger()
 
 POLL_SECONDS = 0.05
 RESEND_SECONDS = 5.0
+"""An order that was lost, as the transport says, is sent again so long after it was sent."""
+SILENT_SECONDS = 15.0
+"""An order of which the transport says nothing is sent again after so long, then after twice as long, and so on: it
+may train, or the agent came back so soon that nobody noticed its absence. An agent answers each with its same bytes."""
 UNREADABLE_REPLIES = 3
 """Replies without a valid signature that a participant has in one round: others can send such in its name."""
 STOPPED = "RUN_STOPPED"
@@ -214,7 +218,7 @@ class Loop:
         model = load_model(context.home, str(current.base_digest)).astype("<f8").tobytes()
         with context.database.read() as connection:
             names = invited(connection, context.contract_id, number)
-        sent_at: dict[str, float] = {}
+        sent: dict[str, tuple[float, int]] = {}  # participant -> when, how often
         while True:
             with context.read() as connection:
                 missing = set(names) - outcomes(connection, context.contract_id, number).keys()
@@ -225,14 +229,19 @@ class Loop:
                 with context.write() as connection:
                     self._miss(connection, number, missing, "DEADLINE")
                 break
-            due = {p for p in missing if p not in self.waiting.values() and now - sent_at.get(p, -1e9) > RESEND_SECONDS}
+            due = {p for p in missing if p not in sent or now - sent[p][0] > self._patience(p, sent[p][1])}
             if due:
                 self._dispatch(number, due, model, int(deadline - now) + 1)
-                sent_at.update(dict.fromkeys(due, now))
+                sent |= {p: (now, sent.get(p, (now, 0))[1] + 1) for p in due}
             self._take(current)
             self.sleep(POLL_SECONDS)
         with context.write() as connection:
             set_phase(connection, context.contract_id, number, "admitted")
+
+    def _patience(self, participant: str, times: int) -> float:
+        """How long after the last of so many orders the next one is sent."""
+        silent = participant in self.waiting.values()
+        return float(SILENT_SECONDS * 2 ** (times - 1)) if silent else RESEND_SECONDS
 
     def _seconds_left(self, current: sa.Row[tuple[object, ...]]) -> float:
         """Until the round's deadline; anew where it is past: we were away, and whoever trained sends its same bytes.

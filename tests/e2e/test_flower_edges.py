@@ -390,6 +390,30 @@ class TestNodes:
         extra.start()
         assert extra.wait_exit(PATIENCE) == executor.EXIT_RETRY
 
+    def test_a_goodbye_that_was_not_said_is_said_by_the_next(self, running):
+        """Whoever has the node's key may say it, for this node alone; said once more, it changes nothing."""
+        extra = running.add_node()
+        running.nodes.remove(extra)
+        extra.start()
+        running.wait(lambda: extra.number is not None, PATIENCE, "the node's number")
+        extra.child.process.kill()
+        assert extra.wait_exit(PATIENCE) == -signal.SIGKILL
+        others = str(running.call("register_node", running.nodes[0].pem, "x"))
+        extra.start(earlier=others)
+        assert extra.wait_exit(PATIENCE) == executor.EXIT_RETRY
+        before = online(running)
+        number, extra.number = extra.number, None
+        extra.start(earlier=number)
+        running.wait(lambda: extra.number is not None, 10, "let in at once")
+        assert (extra.number, online(running)) == (number, before)
+        extra.hang_up()
+        assert extra.wait_exit(PATIENCE) == executor.EXIT_OK
+        extra.number = None
+        extra.start(earlier=number)
+        running.wait(lambda: extra.number is not None, 10, "let in again")
+        extra.hang_up()
+        assert extra.wait_exit(PATIENCE) == executor.EXIT_OK
+
     def test_a_node_that_is_unregistered_leaves_for_good(self, running):
         leaver = running.add_node()
         running.nodes.remove(leaver)
@@ -447,7 +471,7 @@ def test_a_port_that_is_taken_stops_it_before_anything_starts(tmp_path):
             assert str(port) in str(caught.value)
         assert not (it.home / "superlink.db").exists()
         assert not (it.home / "logs").exists()
-        it.server.wait(10)
+        it.server.wait(PATIENCE)
 
 
 def test_a_server_that_is_killed_leaves_nobody_and_comes_back(tmp_path):

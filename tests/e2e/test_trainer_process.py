@@ -245,7 +245,7 @@ def _ends(child: Child, data: Any, code: int, word: str, log: Path) -> None:
     else:
         child.pipe.send(*data)
     assert child.pipe.receive(30) is None
-    assert child.process.wait(10) == code
+    assert child.process.wait(60) == code
     assert word in log.read_text()
     assert "Traceback (most" not in log.read_text()
 
@@ -259,7 +259,7 @@ def test_an_idle_trainer_ends(home: Home, start):
     child = start(setup=home.setup(idle_seconds=1))
     receive(child, "ready")
     assert child.pipe.receive(20) is None
-    assert child.process.wait(10) == 0
+    assert child.process.wait(60) == 0
 
 
 def test_training_beyond_the_memory_limit_is_an_answer(home: Home, start):

@@ -113,10 +113,11 @@ class Node:
         self.bundles: set[str] = set()
         self.child: Child | None = None
         self.exit_code: int | None = None
+        self.number: str | None = None
         self._thread: threading.Thread | None = None
         self._leaving = threading.Event()
 
-    def start(self) -> None:
+    def start(self, earlier: str | None = None) -> None:
         self.child = spawn("fedpact_client.executor", log=self.folder / "executor.log", max_array=executor.MAX_ARRAY)
         self.child.pipe.send(
             "setup",
@@ -127,6 +128,7 @@ class Node:
                 "home": str(self.folder / "flower"),
                 "poll_seconds": "0.1",
                 "patched": self.patched,
+                **({} if earlier is None else {"earlier": earlier}),
             },
         )
         self.exit_code = None
@@ -137,6 +139,8 @@ class Node:
     def _guard(self, child: Child) -> None:
         try:
             while (frame := self._next(child)) is not None:
+                if frame.kind == "connected":
+                    self.number = frame.header["node"]
                 if frame.kind != "order":
                     continue
                 self.orders.append(frame.header["order"])
@@ -288,7 +292,7 @@ class Lab:
         if self.server is not None and self.server.poll() is None:
             self.server.terminate()
             try:
-                self.server.wait(15)
+                self.server.wait(60)
             except subprocess.TimeoutExpired:
                 self.server.kill()
                 raise

@@ -443,7 +443,7 @@ class TestExecutor:
         def behave(pipe) -> None:
             pipe.receive(5.0)
             pipe.send("ready", {"isolation": ISOLATION | {"network_kept": True}})
-            pipe.send("connected", {})
+            pipe.send("connected", {"node": "7"})
             pipe.send("order", {})
             pipe.receive(5.0)
 
@@ -457,6 +457,29 @@ class TestExecutor:
         assert executor.receive(5.0).kind == "order"
         executor.start()
         assert (executor.isolation, executor.connected) == (None, False), "the next one has not said it yet"
+
+    def test_the_next_one_is_told_the_connection_of_the_one_before(self, executors) -> None:
+        setups: list[dict[str, Any]] = []
+
+        def behave(pipe) -> None:
+            setups.append(pipe.receive(5.0).header)
+            pipe.send("connected", {"node": str(2**64 - 1)})
+
+        executor, spawner = executors(behave, behave)
+        for number in range(2):
+            executor.start()
+            executor.receive(5.0)
+            spawner.children[number].join()
+        assert [setup.get("earlier") for setup in setups] == [None, str(2**64 - 1)]
+
+    @pytest.mark.parametrize("header", [{}, {"node": 7}, {"node": "-1"}, {"node": "7\n"}, {"node": "1" * 21}])
+    def test_a_number_that_is_none_breaks_the_rules(self, executors, header: dict[str, Any]) -> None:
+        executor, _ = executors(lambda pipe: pipe.receive(5.0) and pipe.send("connected", header))
+        executor.start()
+        with pytest.raises(FrameError) as err:
+            executor.receive(5.0)
+        assert err.value.code == "FRAME_HEADER"
+        assert (executor.connected, executor.node) == (False, None)
 
     @pytest.mark.parametrize("header", [{}, {"isolation": None}, {"isolation": {"missing": ["x"]}}])
     def test_an_isolation_that_is_none_breaks_the_rules(self, executors, header: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ class FakeTask:
 
 class FakeOrders:
     poll_seconds = 0.001
-    connected = False
+    node = None
 
     def __init__(self, *tasks):
         self.tasks = list(tasks)
@@ -116,8 +116,9 @@ class TestWork:
         with pytest.raises(FrameError) as caught:
             guard.receive(0.1)
         assert caught.value.code == "FRAME_TIMEOUT"
-        orders.connected = True
-        assert guard.receive(PATIENCE).kind == "connected"
+        orders.node = 2**64 - 1
+        told = guard.receive(PATIENCE)
+        assert (told.kind, told.header) == ("connected", {"node": str(2**64 - 1)})
         with pytest.raises(FrameError) as caught:
             guard.receive(0.1)
         assert caught.value.code == "FRAME_TIMEOUT"
@@ -323,7 +324,7 @@ class TestProcess:
                 return "done"
             home = Path({str(home.path)!r})
             class SuperNode:
-                poll_seconds, connected = 0.05, True
+                poll_seconds, node = 0.05, 7
                 def __init__(self, *, superlink, ca, node_key, patched_poll):
                     found = {{name: tried((home / name).read_bytes) for name in
                         ("keys/node.key", "keys/contract.key", "keys/run/a.key", "agent.db", "agent.toml")}}

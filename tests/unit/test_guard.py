@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -26,7 +27,7 @@ from tests.support.open_round import OpenRound, open_round, read
 from fedpact_client import children, guard, views
 from fedpact_client.answer import TrainingFailedError
 from fedpact_client.children import CancelledError, TrainerChild
-from fedpact_client.facts import ROUNDS, Facts
+from fedpact_client.facts import ROUNDS, Facts, cut_off
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.guard import Guard
 from fedpact_client.home import AgentHome, init
@@ -67,7 +68,7 @@ class FakeExecutor:
         self.guard, self.frames = guard, list(frames)
         self.sent: list[tuple[str, dict[str, Any], bytes]] = []
         self.alive = True
-        self.connected, self.isolation = False, None
+        self.connected, self.isolation, self.node = False, None, None
         self.exit_code: int | None = None
         self.starts = self.stops = 0
         self.before_send: Callable[[], None] = lambda: None
@@ -482,6 +483,35 @@ class TestFacts:
         executor.alive = True
         world.guard._publish()
         assert (len(told), Facts.read(world.guard.home).connected) == (1, "2026-11-24T12:00:00Z")
+
+    def test_the_next_guard_here_says_the_goodbye_that_a_killed_one_could_not(self, world: World) -> None:
+        home = world.guard.home
+        assert cut_off(home) is None
+        executor = world.play()
+        executor.connected, executor.node = True, "17"
+        world.guard._publish()
+        assert cut_off(home) == "17"
+        again = Guard(home=home, config=world.guard.config, store=world.guard.store)
+        assert again.executor.node == "17"
+        again._publish()
+        assert cut_off(home) == "17", "known until the next connection is"
+        home.state_path.write_bytes(b"{")
+        assert cut_off(home) is None
+
+    def test_for_a_copy_of_a_home_and_after_a_restart_of_the_machine_it_says_none(
+        self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Elsewhere the agent that this one was copied from may still run, and is not to be cut off by its copy."""
+        home = world.guard.home
+        executor = world.play()
+        executor.connected, executor.node = True, "17"
+        world.guard._publish()
+        shutil.copytree(home.path, tmp_path / "another", symlinks=True)
+        assert cut_off(AgentHome(tmp_path / "another")) is None
+        assert cut_off(home) == "17"
+        (tmp_path / "boot").write_text("another\n")
+        monkeypatch.setattr("fedpact_client.facts.BOOT_ID", tmp_path / "boot")
+        assert cut_off(home) is None
 
     def test_isolation_is_kept(self, world: World) -> None:
         executor = world.play()

@@ -5,6 +5,7 @@ import json
 import shutil
 from datetime import timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -463,6 +464,39 @@ def test_a_resend_carries_the_same_order(federation) -> None:
     first_round = [item for item in federation.transport.sent if _round(item.order) == 1]
     assert len(first_round) > 4
     assert len({item.order for item in first_round}) == 4
+
+
+def test_an_order_that_is_lost_without_a_word_is_sent_again_ever_more_rarely(tmp_path, monkeypatch) -> None:
+    """An agent that ends and is back before the transport looks has lost the order, and nobody says so."""
+    federation = make_federation(tmp_path, participation__deadline_seconds=120)
+    clock = [0.0]
+    monkeypatch.setattr("fedpact_server.rounds.time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=float))
+    gone = next(node for node, agent in federation.transport.agents.items() if agent is federation.agent(2))
+    when: list[float] = []
+    send, poll = federation.transport.send, federation.transport.poll
+
+    def sent(outgoing, ttl_seconds):
+        when.extend(clock[0] for item in outgoing if item.node == gone and _round(item.order) == 1)
+        return send(outgoing, ttl_seconds)
+
+    def polled(message_ids):
+        lost = [m for m in message_ids if federation.transport.pending.get(m, (None, None))[0] == gone]
+        if len(when) < 3:
+            for message_id in lost:
+                del federation.transport.pending[message_id]
+        return poll(message_ids)
+
+    federation.transport.send, federation.transport.poll = sent, polled
+    loop = federation.loop()
+
+    def sleep(_seconds: float) -> None:
+        clock[0] += 0.5
+
+    loop.sleep = sleep
+    assert loop.run() == "completed"
+    assert federation.outcomes(1)["Enterprise 2"] == ("admitted", "ADMITTED")
+    assert when == [0.0, 15.5, 46.0]
+    assert federation.agent(2).answered == 3, "once a round"
 
 
 def _round(order: bytes) -> int:
