@@ -13,6 +13,8 @@ from fedpact_contract import __version__, output
 from fedpact_contract.errors import InputError, RefusedError, ServiceError
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from fedpact_client.api import OperatorClient
     from fedpact_client.config import AgentConfig
     from fedpact_client.home import AgentHome
@@ -277,6 +279,52 @@ def budget(home: HomeOption = HOME, as_json: Json = False) -> None:
     with desk(home, read_only=True) as at:
         values = {"data_sets": views.budget(at.store)}
     _show(values, as_json, show_budget)
+
+
+@app.command()
+def plan(
+    data_set: Annotated[str, typer.Argument(help="A data set's id in agent.toml.", metavar="DATA_SET")],
+    rounds: Annotated[int, typer.Option("--rounds", help="Rounds of training.")],
+    local_steps: Annotated[int, typer.Option("--local-steps", help="Steps in a round.")],
+    sample_rate: Annotated[str, typer.Option("--sample-rate", help="Probability with which a row is drawn in a step.")],
+    epsilon: Annotated[str, typer.Option("--epsilon", help="The contract's epsilon; the noise follows.")] = "",
+    noise_multiplier: Annotated[
+        str, typer.Option("--noise-multiplier", help="The contract's noise; epsilon follows.")
+    ] = "",
+    delta: Annotated[str, typer.Option("--delta", help="The contract's delta.")] = "0.00001",
+    spare_attempts: Annotated[int, typer.Option("--spare-attempts", help="Attempts beyond one a round.")] = 1,
+    home: HomeOption = HOME,
+    as_json: Json = False,
+) -> None:
+    """What a contract would cost a data set, before there is one, and how many rounds its budget still pays.
+
+    Exit 0: it fits. Exit 5: it does not; nothing else is changed by asking.
+
+    Example: fedpact-agent plan heart --rounds 20 --local-steps 5 --sample-rate 0.1 --epsilon 2
+    """
+    from fedpact_client import plan as planning
+    from fedpact_client.text import show_plan
+
+    given = {"epsilon": epsilon, "noise_multiplier": noise_multiplier, "delta": delta, "sample_rate": sample_rate}
+    asked = planning.Question.parse(
+        {name: _number(text, name) for name, text in given.items() if text}
+        | {"local_steps": local_steps, "rounds": rounds, "spare_attempts": spare_attempts},
+        code="PLAN",
+    )
+    with desk(home, read_only=True) as at:
+        values = planning.plan(at.config, at.store, data_set, asked)
+    _show(values, as_json, show_plan)
+    if not values["fits"]:
+        raise typer.Exit(5)
+
+
+def _number(text: str, name: str) -> "Decimal":
+    from decimal import Decimal, InvalidOperation
+
+    try:
+        return Decimal(text)
+    except InvalidOperation as err:
+        raise InputError("PLAN", f"{text[:40]} is no decimal number.", field=f"--{name.replace('_', '-')}") from err
 
 
 @app.command()

@@ -246,6 +246,25 @@ def show_budget(values: dict[str, Any]) -> None:
         line("No data set was declared here yet.")
 
 
+def show_plan(values: dict[str, Any]) -> None:
+    """What a contract would cost."""
+    line(
+        f"{values['attempts']} attempts, {values['steps']} steps with noise multiplier {values['noise_multiplier']}: "
+        f"epsilon {values['epsilon_pld']} at delta {values['delta']} (epsilon_pld, of this contract alone)"
+    )
+    total = "without bound" if values["with_plan"] is None else _rounded(Decimal(values["with_plan"]))
+    line(
+        f"data set {values['data_set']}: Rényi sum at alpha {values['alpha']}: "
+        f"{_rounded(Decimal(values['committed']))} charged or promised, {total} with this contract, "
+        f"limit {_rounded(Decimal(values['limit']))}"
+    )
+    verdict = "It fits" if values["fits"] else "It does not fit"
+    line(
+        f"{verdict}: with this noise the budget pays for {values['rounds_that_fit']} rounds; "
+        f"asked are {values['rounds']}."
+    )
+
+
 def show_egress(values: dict[str, Any]) -> None:
     """The egress ledger."""
     rows = [

@@ -148,7 +148,7 @@ def budget(store: Store) -> list[dict[str, Any]]:
                 "limit": decimal_text(standing.limit),
                 "charged": decimal_text(standing.charged),
                 "committed": decimal_text(standing.committed),
-                "epsilon_gate": _epsilon_text(epsilon_gate(standing.charged, data_set.delta, standing.alpha)),
+                "epsilon_gate": epsilon_text(epsilon_gate(standing.charged, data_set.delta, standing.alpha)),
                 "ledger_head": store.ledger_head(data_set.data_set),
                 "contracts": [
                     contract_budget(rows, a) for a in store.contracts() if a.terms.data_set == data_set.data_set
@@ -172,7 +172,7 @@ def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[s
         "title": contract.title,
         "state": agreement.state,
         "epsilon": decimal_text(contract.privacy.epsilon),
-        "epsilon_pld": _epsilon_text(spent),
+        "epsilon_pld": epsilon_text(spent),
         "steps": steps,
         "planned_steps": contract.planned_steps,
         "rounds": terms.rounds,
@@ -378,7 +378,8 @@ def _own_entries(evidence: Evidence, participant_id: str) -> tuple[dict[int, str
     return logged, missed, finished
 
 
-def _epsilon_text(value: Any) -> str:  # noqa: ANN401 - Decimal, possibly infinite
+def epsilon_text(value: Any) -> str:  # noqa: ANN401 - Decimal, possibly infinite
+    """An epsilon for people and for JSON; beyond 100 they are not told apart."""
     return decimal_text(value) if value.is_finite() else "more than 100"
 
 

@@ -111,6 +111,7 @@ def test_the_commands_are_those_of_the_plan() -> None:
     assert {" ".join(c) for c in commands()} == {
         *("init", "enrol", "card", "contract list", "contract show", "sign", "start", "status", "head", "budget"),
         *("egress", "statement", "report", "pause", "resume", "withdraw", "backup", "restore"),
+        "plan",
     }
 
 
@@ -376,6 +377,58 @@ def test_head_budget_and_egress_as_text_and_json(call: Call, world: Lab, signed:
     (last,) = call("egress", "--contract", signed[:6], "--last", "1", "--json").json["egress"]
     assert last["kind"] == "signature"
     assert "POST" in call("egress").out
+
+
+PLAN = ("plan", "set-1", "--local-steps", "5", "--sample-rate", "0.10", "--rounds")
+
+
+def test_plan_says_what_a_contract_would_cost_and_changes_nothing(call: Call, world: Lab, signed: str) -> None:
+    before = call("budget", "--json").json["data_sets"]
+    found = call(*PLAN, "3", "--epsilon", "1", "--json")
+    assert (found.code, found.json["fits"]) == (0, True)
+    assert 0.99 < float(found.json["epsilon_pld"]) <= 1
+    assert found.json["committed"] == before[0]["committed"]
+    noise = found.json["noise_multiplier"]
+    most = found.json["rounds_that_fit"]
+    assert call(*PLAN, str(most), "--noise-multiplier", noise).code == 0
+    over = call(*PLAN, str(most + 1), "--noise-multiplier", noise)
+    assert over.code == 5
+    assert f"It does not fit: with this noise the budget pays for {most} rounds; asked are {most + 1}." in over.out
+    assert "infinite" not in over.out
+    hopeless = call(*PLAN, "3", "--noise-multiplier", "0.01")
+    assert (hopeless.code, "pays for 0 rounds" in hopeless.out) == (5, True)
+    assert call("budget", "--json").json["data_sets"] == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "field"),
+    [
+        (("3",), "PLAN_NOISE", "--epsilon, --noise-multiplier"),
+        (("3", "--epsilon", "1", "--noise-multiplier", "1"), "PLAN_NOISE", "--epsilon, --noise-multiplier"),
+        (("3", "--epsilon", "much"), "PLAN", "--epsilon"),
+        (("3", "--epsilon", "nan"), "PLAN", "epsilon"),
+        (("3", "--epsilon", "0"), "PRIVACY_RANGE", "epsilon"),
+        (("0", "--epsilon", "1"), "PLAN", "rounds"),
+        (("99999", "--epsilon", "1"), "PLAN_STEPS", "--rounds, --local-steps"),
+        (("3", "--epsilon", "1", "--delta", "2"), "PRIVACY_RANGE", "delta"),
+        (("3", "--epsilon", "0.0001"), "PRIVACY_UNREACHABLE", None),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_named(
+    call: Call, world: Lab, signed: str, arguments: tuple[str, ...], code: str, field: str | None
+) -> None:
+    result = call(*PLAN, *arguments, "--json")
+    assert (result.code, result.error) == (2, code)
+    if field is not None:
+        assert result.json["error"]["field"] == field
+
+
+def test_a_plan_for_a_data_set_without_a_card_counts_from_nothing(call: Call, ready: Lab) -> None:
+    found = call(*PLAN, "3", "--epsilon", "1", "--json")
+    assert (found.code, found.json["committed"]) == (0, "0")
+    unknown = call("plan", "other", *PLAN[2:], "3", "--epsilon", "1", "--json")
+    assert (unknown.code, unknown.error) == (2, "DATA_SET_UNKNOWN")
+    assert "set-1" in unknown.json["error"]["message"]
 
 
 def test_at_80_columns_each_item_is_a_block_of_its_own(
