@@ -40,6 +40,9 @@ RATES = {
 }
 
 
+MODES: tuple[dp.Mode, ...] = ("hooks", "ghost")
+
+
 class ScriptedNoise:
     """Takes the rows that it is told to, one list a step, and adds no noise."""
 
@@ -89,11 +92,12 @@ def _clipped_sum(module: nn.Module, x: torch.Tensor, y: torch.Tensor, limit: flo
     return total
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("hidden", [(), (5,), (5, 4)])
 @pytest.mark.parametrize("physical", [1, 7, 1000])
-def test_steps_are_those_of_a_plain_reference(hidden: tuple[int, ...], physical: int) -> None:
+def test_steps_are_those_of_a_plain_reference(hidden: tuple[int, ...], physical: int, mode: dp.Mode) -> None:
     x, y = _data()
-    actual = _update(x, y, FixedNoise(1), *hidden, physical_batch=physical, max_grad_norm=0.4)
+    actual = _update(x, y, FixedNoise(1), *hidden, physical_batch=physical, max_grad_norm=0.4, mode=mode)
     noise, module = FixedNoise(1), _network(*hidden)
     start = flatten(module)
     for _ in range(3):
@@ -115,13 +119,14 @@ def test_trap_1_neither_rate_nor_denominator_nor_noise_depends_on_the_number_of_
     np.testing.assert_allclose(updates[0], expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e300])
 @pytest.mark.parametrize("hidden", [(), (5,)])
-def test_trap_2_a_record_that_is_not_finite_spoils_nothing(bad: float, hidden: tuple[int, ...]) -> None:
+def test_trap_2_a_record_that_is_not_finite_spoils_nothing(bad: float, hidden: tuple[int, ...], mode: dp.Mode) -> None:
     x, y = _data()
     x[4, 2] = bad
-    spoiled = _update(x, y, ScriptedNoise([1, 4, 9]), *hidden, steps=1)
-    clean = _update(x, y, ScriptedNoise([1, 9]), *hidden, steps=1)
+    spoiled = _update(x, y, ScriptedNoise([1, 4, 9]), *hidden, steps=1, mode=mode)
+    clean = _update(x, y, ScriptedNoise([1, 9]), *hidden, steps=1, mode=mode)
     assert np.isfinite(spoiled).all()
     assert np.linalg.norm(spoiled - clean) <= 0.5 / 20 * 1.0 + 1e-12
     assert clean.any()
@@ -164,7 +169,10 @@ def test_trap_4_a_seeded_torch_or_numpy_repeats_no_noise() -> None:
     assert (updates[0] != updates[1]).all()
 
 
-def test_trap_5_a_batch_that_was_broken_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_trap_5_a_batch_that_was_broken_off_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, mode: dp.Mode
+) -> None:
     x, y = _data()
     module, calls = _network(5), 0
     real = dp.functional.cross_entropy
@@ -178,23 +186,26 @@ def test_trap_5_a_batch_that_was_broken_off_leaves_nothing_behind(monkeypatch: p
 
     monkeypatch.setattr(dp.functional, "cross_entropy", broken)
     with pytest.raises(KeyboardInterrupt):
-        dp_sgd(module, x, y, noise=ScriptedNoise(range(90)), **RATES)  # in the third of twelve micro-batches
+        dp_sgd(module, x, y, noise=ScriptedNoise(range(90)), mode=mode, **RATES)  # in the third of twelve micro-batches
     monkeypatch.undo()
     assert not any(
         getattr(p, "summed_grad", None) is not None or hasattr(p, "grad_sample") for p in module.parameters()
     )
-    again = _update(x, y, ScriptedNoise([7]), module=module, steps=1)
+    again = _update(x, y, ScriptedNoise([7]), module=module, steps=1, mode=mode)
     load_flat(module, flatten(module) - again)
     np.testing.assert_allclose(again, -0.5 / 20 * _clipped_sum(module, x[7:8], y[7:8], 1.0), atol=1e-15)
     assert np.linalg.norm(again) <= 0.5 / 20 * 1.0
 
 
-def test_trap_6_no_raw_gradient_hook_or_activation_stays_on_the_network() -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_trap_6_no_raw_gradient_norm_hook_or_activation_stays_on_the_network(mode: dp.Mode) -> None:
+    """Ghost's first pass leaves plain gradients in `p.grad`: they must be gone before the second, and after it."""
     x, y = _data()
     module = _network(5)
     attributes = {name: set(part.__dict__) for name, part in module.named_modules()}
-    _update(x, y, FixedNoise(1), module=module)
+    _update(x, y, FixedNoise(1), module=module, mode=mode)
     for p in module.parameters():
+        assert not hasattr(p, "_norm_sample")
         assert p.grad is None
         assert getattr(p, "summed_grad", None) is None
         assert not hasattr(p, "grad_sample")
@@ -204,14 +215,34 @@ def test_trap_6_no_raw_gradient_hook_or_activation_stays_on_the_network() -> Non
         assert not part._backward_hooks
 
 
-def test_trap_9_an_empty_batch_is_a_step_of_noise_alone() -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_trap_9_an_empty_batch_is_a_step_of_noise_alone(mode: dp.Mode) -> None:
     x, y = _data()
     for hidden in ((), (5,)):
-        assert not _update(x, y, ScriptedNoise([], [], []), *hidden).any()
-        empty = _update(x, y, FixedNoise(4), *hidden, sample_rate=1e-12, steps=2)
+        assert not _update(x, y, ScriptedNoise([], [], []), *hidden, mode=mode).any()
+        empty = _update(x, y, FixedNoise(4), *hidden, sample_rate=1e-12, steps=2, mode=mode)
         assert (empty != 0).all()
-    mixed = _update(x, y, ScriptedNoise([], [3], []), 5)
-    np.testing.assert_array_equal(mixed, _update(x, y, ScriptedNoise([3]), 5, steps=1))
+    mixed = _update(x, y, ScriptedNoise([], [3], []), 5, mode=mode)
+    np.testing.assert_array_equal(mixed, _update(x, y, ScriptedNoise([3]), 5, steps=1, mode=mode))
+
+
+def test_the_mode_follows_from_size_and_layers() -> None:
+    assert dp.mode_of(_network(5)) == "hooks"
+    large = nn.Sequential(nn.Linear(300, 400), nn.ReLU(), nn.Linear(400, 3))
+    assert dp.mode_of(large) == "ghost"
+    assert dp.mode_of(nn.Sequential(nn.Conv1d(300, 400, 3), nn.Flatten(), nn.Linear(400, 3))) == "hooks"
+    for p in large.parameters():
+        p.requires_grad_(False)
+    assert dp.mode_of(large) == "hooks"
+
+
+def test_where_every_gradient_is_far_above_the_limit_both_modes_clip_alike() -> None:
+    x, y = _data()
+    updates = [
+        _update(1e3 * x, y, ScriptedNoise(range(40)), 5, steps=1, max_grad_norm=1e-3, mode=mode) for mode in MODES
+    ]
+    np.testing.assert_allclose(updates[0], updates[1], rtol=1e-9, atol=1e-18)
+    assert 0 < np.linalg.norm(updates[0]) <= 0.5 / 20 * 40 * 1e-3
 
 
 def test_a_batch_is_a_poisson_sample_of_the_given_rate() -> None:
