@@ -1,6 +1,8 @@
 """What every test shares: markers that skip with a reason, and the switch under which such a skip is a failure."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when numpy is loaded: two test processes share two processors
 import shutil
 import sys
 from collections.abc import Iterator

@@ -334,7 +334,12 @@ def _popen(arguments: Sequence[str], out: int | IO[bytes] | None, *, with_us: bo
 
     def begin() -> "subprocess.Popen[bytes]":
         return subprocess.Popen(  # noqa: S603 - our own commands
-            line, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env={"OMP_NUM_THREADS": "1"} | os.environ,  # a dozen processes share this machine, and idle threads spin
         )
 
     return _starter.submit(begin).result()
