@@ -233,7 +233,7 @@ class ExecutorChild:
                 "home": str(_flower_home(self.home)),
                 "poll_seconds": "0.1",
                 "patched": self.config.network.patched,
-                **({} if self.node is None else {"earlier": self.node}),
+                "earlier": self.node,
             },
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -373,8 +373,8 @@ def statement(
 def report(
     contract: ContractId,
     out: Annotated[Path, typer.Option("--out", help="The file to write; a new one.", metavar="FILE")],
-    form: Annotated[str, typer.Option("--format", help="json or html.")] = "json",
-    lang: Annotated[str, typer.Option("--lang", help="Of html: en or zh.")] = "en",
+    form: Annotated[Literal["json", "html"], typer.Option("--format", help="What is written.")] = "json",
+    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="The language of html.")] = "en",
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
@@ -385,9 +385,6 @@ def report(
     from fedpact_client import views
     from fedpact_contract.files import refuse_existing, write_new
 
-    for value, known, option in ((form, ("json", "html"), "--format"), (lang, ("en", "zh"), "--lang")):
-        if value not in known:
-            raise InputError("USAGE", f"It is {' or '.join(known)}, not {value[:40]}.", field=option)
     refuse_existing(out)
     with desk(home) as at, at.client() as client:
         checked = views.fetch_checked(at.home, at.store, client, at.resolve(contract))

@@ -72,10 +72,17 @@ class Facts(Part):
         return cls.parse(read_json(data, "agent's state", home.state_path), code="STATE_FILE", file=home.state_path)
 
 
-def place_of(home: AgentHome) -> str:
-    """This very folder on this machine, since it started: a copy of a home elsewhere is another place."""
+def place_of(home: AgentHome) -> str | None:
+    """This very folder on this machine, since it started: a copy of a home elsewhere is another place.
+
+    None where the system does not say when it started; no connection is remembered then.
+    """
+    try:
+        boot = BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return None
     found = home.path.stat()
-    return f"{BOOT_ID.read_text('ascii').strip()} {found.st_dev} {found.st_ino}"
+    return f"{boot} {found.st_dev} {found.st_ino}"
 
 
 def cut_off(home: AgentHome) -> str | None:

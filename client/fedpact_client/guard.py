@@ -102,7 +102,7 @@ class Guard:
     now: Callable[[], datetime.datetime] = utc_now
     trainer: TrainerChild = field(init=False)
     executor: ExecutorChild = field(init=False)
-    place: str = field(init=False)
+    place: str | None = field(init=False)
     stopping: bool = False
     desks: dict[str, Desk] = field(default_factory=dict)
     closings: dict[str, Closing | None] = field(default_factory=dict)  # by contract: what was verified
@@ -179,8 +179,8 @@ class Guard:
             self.ready(self.config.operator.url, self.home.participant_id)
 
     def _connection(self) -> Connection | None:
-        node = self.executor.node
-        return None if node is None else Connection(node=node, place=self.place)
+        node, place = self.executor.node, self.place
+        return None if node is None or place is None else Connection(node=node, place=place)
 
     def _restart_executor(self) -> None:
         """Start the executor again, after a pause."""

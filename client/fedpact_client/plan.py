@@ -44,7 +44,7 @@ def plan(config: AgentConfig, store: Store, data_set: str, asked: Question) -> d
     budget pays beside what is charged and promised. Quantities are decimal strings.
 
     Raises:
-        InputError: DATA_SET_UNKNOWN, PLAN_NOISE, PLAN_STEPS; PRIVACY_RANGE, PRIVACY_UNREACHABLE.
+        InputError: CONFIG_DATA_SET, PLAN_NOISE, PLAN_STEPS; PRIVACY_RANGE, PRIVACY_UNREACHABLE.
     """
     from fedpact_contract.privacy import epsilon_pld, rdp, solve_noise_multiplier
 
@@ -95,15 +95,7 @@ def _budget(config: AgentConfig, store: Store, data_set: str) -> Budget:
 
     if data_set in {known.data_set for known in store.data_sets()}:
         return store.budget(data_set)
-    for declared in config.data_sets:
-        if declared.id == data_set:
-            alpha = filter_alpha(declared.epsilon, declared.delta)
-            limit = filter_limit(declared.epsilon, declared.delta, alpha)
-            return Budget(alpha=alpha, limit=limit, charged=Decimal(0), committed=Decimal(0))
-    names = ", ".join(declared.id for declared in config.data_sets) or "none"
-    raise InputError(
-        "DATA_SET_UNKNOWN",
-        f"agent.toml declares no data set {data_set[:80]}; it has: {names}.",
-        field="DATA_SET",
-        remedy="Name one that is declared, or declare it under [[data_sets]].",
-    )
+    declared = config.data_set(data_set)
+    alpha = filter_alpha(declared.epsilon, declared.delta)
+    limit = filter_limit(declared.epsilon, declared.delta, alpha)
+    return Budget(alpha=alpha, limit=limit, charged=Decimal(0), committed=Decimal(0))

@@ -66,7 +66,7 @@ def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
     except FileExistsError as err:
-        raise _file_exists(path) from err
+        raise _exists(path) from err
     with os.fdopen(handle, "wb") as out:
         out.write(data)
 
@@ -79,16 +79,7 @@ def refuse_existing(*paths: Path) -> None:
     """
     for path in paths:
         if path.exists():
-            raise _file_exists(path)
-
-
-def _file_exists(path: Path) -> InputError:
-    return InputError(
-        "FILE_EXISTS",
-        "There is something here already, and it is not overwritten.",
-        file=path,
-        remedy="Name another place with --out, or move this away.",
-    )
+            raise _exists(path)
 
 
 def make_home(path: Path, fill: Callable[[Path], None]) -> None:
@@ -104,7 +95,7 @@ def make_home(path: Path, fill: Callable[[Path], None]) -> None:
         InputError: HOME_EXISTS.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise _exists(path)
+        raise _exists(path, "HOME_EXISTS", "Choose another folder with --home.")
     path.parent.mkdir(parents=True, exist_ok=True)
     build = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     build.mkdir(mode=0o700)
@@ -122,14 +113,11 @@ def _move_in(build: Path, path: Path) -> None:
         build.rename(path)  # over an empty folder, never over a full one
     except OSError as err:
         if err.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise _exists(path) from err
+            raise _exists(path, "HOME_EXISTS", "Choose another folder with --home.") from err
         raise
 
 
-def _exists(path: Path) -> InputError:
-    return InputError(
-        "HOME_EXISTS",
-        "There is something here already, and it is not overwritten.",
-        file=path,
-        remedy="Choose another folder with --home.",
-    )
+def _exists(
+    path: Path, code: str = "FILE_EXISTS", remedy: str = "Name another place with --out, or move this away."
+) -> InputError:
+    return InputError(code, "There is something here already, and it is not overwritten.", file=path, remedy=remedy)

@@ -293,7 +293,8 @@ def _call(main: "Callable[[], object] | typer.Typer") -> int:
             return InputError.exit_code
         hint = err.ctx.command_path if err.ctx else ""
         remedy = f"Run: {hint} --help" if hint else ""
-        raise InputError("USAGE", err.format_message(), remedy=remedy) from err
+        param = err.param if isinstance(err, click.BadParameter) else None
+        raise InputError("USAGE", err.format_message(), field=param.opts[0] if param else None, remedy=remedy) from err
     except click.ClickException as err:
         raise InputError("USAGE", err.format_message()) from err
     return result if isinstance(result, int) and not isinstance(result, bool) else 0

@@ -32,8 +32,8 @@ inputs and output gradients give, and a second backward pass of the losses weigh
 2022, "Large language models can be strong differentially private learners", arXiv:2110.05679)."""
 
 GHOST_PARAMETERS = 2_000
-"""From here on ghost is faster: as fast at 650 parameters, 2.6 times at 7,850, 22 times at 101,770 (batch 256,
-tests/benchmarks/test_bench_dp.py). Below, one backward pass does."""
+"""From here on ghost is faster: about as fast at 650 parameters, 3 times at 7,850, 33 times and more at a million
+(batch 256, tests/benchmarks/test_bench_dp.py). Below, one backward pass does."""
 
 NOISE_CHUNK = 2**16
 """Numbers drawn at a time: bounds memory, and stays in a cache."""
@@ -281,7 +281,7 @@ def dp_sgd(
         _forget(module)
 
 
-def _backward_weighted(wrapped: "GradSampleModuleFastGradientClipping", x: torch.Tensor, y: torch.Tensor) -> None:
+def _backward_weighted(wrapped: GradSampleModuleFastGradientClipping, x: torch.Tensor, y: torch.Tensor) -> None:
     """Leave in `grad` the sum of the examples' clipped gradients, and nothing else.
 
     An example whose gradient is not finite takes no part: its factor is 0 and its features are zeros, for 0 times
@@ -291,7 +291,7 @@ def _backward_weighted(wrapped: "GradSampleModuleFastGradientClipping", x: torch
     torch.autograd.backward(losses.sum(), retain_graph=True)
     wrapped.zero_grad(set_to_none=True)  # the plain gradient: nothing of it may stay
     factors = wrapped.get_clipping_coef()
-    finite = torch.isfinite(wrapped.get_norm_sample()) & torch.isfinite(losses)
+    finite = torch.isfinite(wrapped.per_sample_gradient_norms) & torch.isfinite(losses)
     wrapped.disable_hooks()
     try:
         if not bool(finite.all()):

@@ -128,7 +128,7 @@ class Node:
                 "home": str(self.folder / "flower"),
                 "poll_seconds": "0.1",
                 "patched": self.patched,
-                **({} if earlier is None else {"earlier": earlier}),
+                "earlier": earlier,
             },
         )
         self.exit_code = None

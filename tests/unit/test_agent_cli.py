@@ -427,7 +427,7 @@ def test_a_plan_for_a_data_set_without_a_card_counts_from_nothing(call: Call, re
     found = call(*PLAN, "3", "--epsilon", "1", "--json")
     assert (found.code, found.json["committed"]) == (0, "0")
     unknown = call("plan", "other", *PLAN[2:], "3", "--epsilon", "1", "--json")
-    assert (unknown.code, unknown.error) == (2, "DATA_SET_UNKNOWN")
+    assert (unknown.code, unknown.error) == (2, "CONFIG_DATA_SET")
     assert "set-1" in unknown.json["error"]["message"]
 
 

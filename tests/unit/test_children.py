@@ -472,22 +472,22 @@ class TestExecutor:
             spawner.children[number].join()
         assert [setup.get("earlier") for setup in setups] == [None, str(2**64 - 1)]
 
-    @pytest.mark.parametrize("header", [{}, {"node": 7}, {"node": "-1"}, {"node": "7\n"}, {"node": "1" * 21}])
-    def test_a_number_that_is_none_breaks_the_rules(self, executors, header: dict[str, Any]) -> None:
-        executor, _ = executors(lambda pipe: pipe.receive(5.0) and pipe.send("connected", header))
+    @pytest.mark.parametrize(
+        ("kind", "header"),
+        [
+            *(("ready", header) for header in ({}, {"isolation": None}, {"isolation": {"missing": ["x"]}})),
+            *(("connected", h) for h in ({}, {"node": 7}, {"node": "-1"}, {"node": "7\n"}, {"node": "1" * 21})),
+        ],
+    )
+    def test_an_isolation_or_a_number_that_is_none_breaks_the_rules(
+        self, executors, kind: str, header: dict[str, Any]
+    ) -> None:
+        executor, _ = executors(lambda pipe: pipe.receive(5.0) and pipe.send(kind, header))
         executor.start()
         with pytest.raises(FrameError) as err:
             executor.receive(5.0)
         assert err.value.code == "FRAME_HEADER"
-        assert (executor.connected, executor.node) == (False, None)
-
-    @pytest.mark.parametrize("header", [{}, {"isolation": None}, {"isolation": {"missing": ["x"]}}])
-    def test_an_isolation_that_is_none_breaks_the_rules(self, executors, header: dict[str, Any]) -> None:
-        executor, _ = executors(lambda pipe: pipe.receive(5.0) and pipe.send("ready", header))
-        executor.start()
-        with pytest.raises(FrameError) as err:
-            executor.receive(5.0)
-        assert err.value.code == "FRAME_HEADER"
+        assert (executor.isolation, executor.connected, executor.node) == (None, False, None)
 
     def test_nothing_within_the_time_is_nothing(self, executors) -> None:
         executor, _ = executors(lambda pipe: pipe.receive(5.0) and pipe.receive(5.0))

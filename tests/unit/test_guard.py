@@ -512,6 +512,12 @@ class TestFacts:
         (tmp_path / "boot").write_text("another\n")
         monkeypatch.setattr("fedpact_client.facts.BOOT_ID", tmp_path / "boot")
         assert cut_off(home) is None
+        (tmp_path / "boot").unlink()  # a system that does not say
+        assert cut_off(home) is None
+        again = Guard(home=home, config=world.guard.config, store=world.guard.store)
+        again.executor.node = "17"
+        again._publish()
+        assert Facts.read(home).connection is None
 
     def test_isolation_is_kept(self, world: World) -> None:
         executor = world.play()
