@@ -51,6 +51,7 @@ class Draft:
             ("examples", str(card.num_examples), declared),
             ("columns", ", ".join(card.columns), declared),
             ("label", card.label, declared),
+            ("entity", card.entity or "none", declared + ": whose a row is; its name alone leaves"),
             ("epsilon", decimal_text(card.epsilon), declared + "; over all contracts together"),
             ("delta", decimal_text(card.delta), declared),
             ("alpha", decimal_text(card.alpha), "follows from epsilon and delta"),
@@ -83,6 +84,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         num_examples=data_set.num_examples,
         columns=data_set.columns,
         label=data_set.label,
+        entity=data_set.entity,
         epsilon=data_set.epsilon,
         delta=data_set.delta,
         alpha=alpha,
@@ -139,14 +141,14 @@ def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") 
 
 
 def _check_columns(data_set: DataSet, table: "pl.DataFrame", file: Path) -> None:
-    for name in (*data_set.columns, data_set.label):
+    for name in (*data_set.columns, data_set.label, *([] if data_set.entity is None else [data_set.entity])):
         if name not in table.columns:
             raise InputError(
                 "DATA_COLUMN_MISSING",
                 f"The table lacks the column {name}, which agent.toml names.",
                 file=file,
                 field=name,
-                remedy="Correct `columns`, `label` or the source's `rename` in agent.toml.",
+                remedy="Correct `columns`, `label`, `entity` or the source's `rename` in agent.toml.",
             )
 
 

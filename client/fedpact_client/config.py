@@ -39,7 +39,10 @@ class OperatorPart(Part):
 
 
 class DataSet(Part):
-    """A data set: what stands on its card, and where its rows are. `epsilon` at `delta` bounds all contracts on it."""
+    """A data set: what stands on its card, and where its rows are. `epsilon` at `delta` bounds all contracts on it.
+
+    `entity` is the column that says whose a row is, where one person or firm may have several rows.
+    """
 
     id: Code
     num_examples: Count
@@ -47,6 +50,7 @@ class DataSet(Part):
     delta: Dec
     columns: Annotated[tuple[Name, ...], Field(min_length=1)]
     label: Name
+    entity: Name | None = None
     source: Source
     release_fraction: Dec | None = None
     release_file: Annotated[str, StringConstraints(min_length=1)] | None = None
@@ -57,9 +61,9 @@ class DataSet(Part):
             raise ValueError("epsilon must be greater than 0")
         if not 0 < self.delta < 1:
             raise ValueError("delta must lie between 0 and 1")
-        names = (*self.columns, self.label)
+        names = (*self.columns, self.label, *([] if self.entity is None else [self.entity]))
         if len(set(names)) != len(names):
-            raise ValueError("a column stands twice (the label is no feature)")
+            raise ValueError("a column stands twice (neither the label nor the entity is a feature)")
         if self.release_fraction is not None and self.release_file is not None:
             raise ValueError("give release_fraction or release_file, not both")
         if self.release_fraction is not None and not 0 < self.release_fraction <= Decimal("0.5"):

@@ -115,10 +115,10 @@ def check_model(contract: Contract, _me: str, policy: Policy, _now: datetime.dat
 
 
 def check_columns(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
-    """Only allowed columns are read, the label among them."""
+    """Only allowed columns are read, the label among them, and the one that tells entities apart."""
     if policy.columns == "*":
         return
-    for name in (*(c.name for c in contract.data.columns), contract.data.label.name):
+    for name in contract.columns_read:
         if name not in policy.columns:
             raise _refused(
                 "POLICY_COLUMN", "columns", f"The contract reads the column {name}, which the policy does not list."

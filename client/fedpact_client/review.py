@@ -181,7 +181,7 @@ def check_own(config: AgentConfig, store: Store, contract: Contract, me: Partici
     """What the contract says of this enterprise is what it declared itself.
 
     Raises:
-        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE.
+        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_COLUMNS, SIGN_LABEL, SIGN_ENTITY_COLUMN, SIGN_SLICE.
         InputError: CONFIG_DATA_SET, DATA_SET_UNKNOWN.
     """
     data_set = config.data_set(me.data_set)
@@ -205,6 +205,13 @@ def check_own(config: AgentConfig, store: Store, contract: Contract, me: Partici
             "SIGN_LABEL",
             f"The contract predicts {contract.data.label.name}, the signed card declares {card.label}.",
             "label",
+        )
+    if contract.privacy.entity is not None and contract.privacy.entity.column != card.entity:
+        raise _own(
+            "SIGN_ENTITY_COLUMN",
+            f"The contract tells entities apart by {contract.privacy.entity.column}, the signed card declares "
+            f"{card.entity or 'none'}.",
+            "privacy.entity.column",
         )
     if slices.get(me.id, 0) > card.released_rows:
         raise _own(

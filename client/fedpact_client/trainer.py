@@ -301,17 +301,23 @@ def _load(contract: str, source: bytes, base_dir: str, released: str | None, n: 
     from fedpact_models.features import duplicate_count, encode, select_rows
     from fedpact_models.tables import first_line, read_table
 
-    data = _contract(contract).data
+    data, entity = _contract(contract).data, _contract(contract).privacy.entity
     where = Source.parse(parse_canonical(source), code="SOURCE")
     path = sources.file_path(where, Path(base_dir))
     begins = first_line(where.kind, where.column_names)
-    whole = encode(data, sources.read(where, Path(base_dir)), file=str(path), first_line=begins)
+    whole = encode(
+        data,
+        sources.read(where, Path(base_dir)),
+        file=str(path),
+        first_line=begins,
+        entity=None if entity is None else entity.column,
+    )
     usable = whole
     if released is not None and Path(released).exists():
         table: pl.DataFrame = read_table(released, kind="ndjson")
         usable = _without(whole, encode(data, table, file=released))
     return Rows(
-        examples=select_rows(usable, n, bytes.fromhex(key)),
+        examples=select_rows(usable, n, bytes.fromhex(key), None if entity is None else entity.max_rows),
         num_rows=len(usable),
         duplicates=duplicate_count(usable),
         fingerprint=rows_fingerprint(whole),
@@ -323,7 +329,7 @@ _load_warm = functools.lru_cache(maxsize=WARM)(_load)
 
 def _without(examples: "Examples", released: "Examples") -> "Examples":
     """The rows that were not released; of several equal rows, as many fewer as were released."""
-    from fedpact_models.features import Examples, row_bytes
+    from fedpact_models.features import row_bytes
 
     gone = Counter(row_bytes(x, int(y)) for x, y in zip(released.x, released.y, strict=True))
     kept = []
@@ -333,7 +339,7 @@ def _without(examples: "Examples", released: "Examples") -> "Examples":
             gone[row] -= 1
         else:
             kept.append(index)
-    return Examples(x=examples.x[kept], y=examples.y[kept])
+    return examples.take(kept)
 
 
 if __name__ == "__main__":

@@ -114,11 +114,28 @@ class Training(Part):
     aggregation: Literal["weighted-mean"]
 
 
+class EntityUnit(Part):
+    """A second privacy unit: everything that one entity (a person, a firm) has in a data set.
+
+    `column` says whose a row is; it is read at the participant, is no feature, and never leaves. At most `max_rows`
+    rows of one entity are trained on. All of them together are protected by (epsilon, delta), worked out by `method`:
+    the exact dominating pair, a mixture of Gaussians (Ganesh 2024, arXiv:2401.10294), at the contract's delta; or the
+    general formula for groups, (k epsilon, delta (e^(k epsilon) - 1) / (e^epsilon - 1)).
+    """
+
+    column: Name
+    max_rows: Annotated[int, Field(ge=1, le=32)]
+    method: Literal["mixture-of-gaussians", "group-formula"]
+    epsilon: Dec
+    delta: Dec
+
+
 class Privacy(Part):
     """Record-level differential privacy at each participant (docs/adr/0003).
 
     One event is `local_steps` Poisson-sampled Gaussian steps. The plan that epsilon covers is
-    rounds + spare_attempts such events; `noise_multiplier` is solved from it.
+    rounds + spare_attempts such events; `noise_multiplier` is solved from it. `entity` adds a guarantee for whoever
+    has several rows.
     """
 
     trust_model: Literal["record-level-at-each-participant"]
@@ -132,6 +149,7 @@ class Privacy(Part):
     noise_multiplier: Dec
     spare_attempts: Annotated[int, Field(ge=0, le=1000)]
     accountant: Name
+    entity: EntityUnit | None = None
 
 
 class Participation(Part):
@@ -252,6 +270,12 @@ class Contract(Record):
     def planned_steps(self) -> int:
         """DP-SGD steps that the plan covers: every round and every spare attempt."""
         return (self.training.rounds + self.privacy.spare_attempts) * self.training.local_steps
+
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """Every column that training reads: the features, the label, and whose a row is."""
+        entity = () if self.privacy.entity is None else (self.privacy.entity.column,)
+        return (*(c.name for c in self.data.columns), self.data.label.name, *entity)
 
     def participant(self, party_id: str) -> Participant:
         """The participant with this id.
@@ -400,6 +424,36 @@ def check_privacy(contract: Contract) -> None:
             f"delta must be at most {limit:.3g}.",
             field="privacy.delta",
             rule="delta <= min(1e-5, 1/(10 max num_examples))",
+        )
+    if privacy.entity is not None:
+        _check_entity(contract, privacy.entity)
+
+
+def _check_entity(contract: Contract, entity: EntityUnit) -> None:
+    """The column is no feature and no label; epsilon and delta promise something."""
+    _positive(entity.epsilon, "privacy.entity.epsilon")
+    _positive(entity.delta, "privacy.entity.delta")
+    if entity.column in {c.name for c in contract.data.columns} | {contract.data.label.name}:
+        raise InputError(
+            "CONTRACT_ENTITY_COLUMN",
+            f"The column {entity.column} says whose a row is, and is also a feature or the label.",
+            field="privacy.entity.column",
+            rule="what tells entities apart is not learned from",
+        )
+    most = max(p.num_examples for p in contract.participants)
+    if entity.delta > 1 / (10 * Decimal(most)):
+        raise InputError(
+            "CONTRACT_ENTITY_DELTA",
+            f"The entities' delta is {entity.delta:.3g}; it must be at most {1 / (10 * Decimal(most)):.3g}.",
+            field="privacy.entity.delta",
+            rule="delta <= 1/(10 entities), and there may be as many entities as rows",
+            remedy='Take method = "mixture-of-gaussians", which keeps the contract\'s delta, or fewer rows an entity.',
+        )
+    if entity.method == "mixture-of-gaussians" and entity.delta != contract.privacy.delta:
+        raise InputError(
+            "CONTRACT_ENTITY_DELTA",
+            "With method = \"mixture-of-gaussians\" the entities' delta is the contract's.",
+            field="privacy.entity.delta",
         )
 
 

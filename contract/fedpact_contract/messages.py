@@ -149,6 +149,7 @@ class DataSetCard(Record):
     """A participant's declaration of a data set: its rows, columns and privacy budget; signed by its contract key.
 
     (epsilon, delta, alpha) bound all contracts on this data set together: a Rényi filter at the one order `alpha`.
+    `entity` is the column that says whose a row is, where several rows may be one person's or firm's.
     """
 
     TYPE = "data-set-card"
@@ -158,6 +159,7 @@ class DataSetCard(Record):
     num_examples: Count
     columns: Annotated[tuple[Name, ...], Field(min_length=1)]
     label: Name
+    entity: Name | None = None
     epsilon: Dec
     delta: Dec
     alpha: Dec

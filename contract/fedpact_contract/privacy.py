@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
 
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import Contract, EntityUnit
 from fedpact_contract.errors import InputError
 from fedpact_contract.record import decimal_text
 
@@ -28,12 +28,17 @@ INFINITE = Decimal("Infinity")
 CEILING = 100
 """Epsilons beyond this are not told apart: they promise nothing."""
 
+MAX_ENTITY_ROWS = 32
+"""Rows of one entity for which a guarantee is worked out."""
+
 _EPSILON_STEP, _RDP_STEP, _NOISE_STEP, _ALPHA_STEP = Decimal("1e-6"), Decimal("1e-9"), Decimal("1e-3"), Decimal("0.1")
+_DELTA_STEP = Decimal("1e-30")
 _NOISE_LOW, _NOISE_HIGH = 250, 1_000_000  # in thousandths: the noise multipliers that are computed at all
 _MAX_STEPS = 1_000_000
-_COARSE, _MIDDLE, _FINE = 1e-2, 1e-3, 1e-4  # value discretisation intervals
-_MANY_GROUPS = 10
-_CONTEXT = Context(prec=50)
+_ROUGH, _COARSE, _MIDDLE, _FINE = 1e-1, 1e-2, 1e-3, 1e-4  # value discretisation intervals
+_MANY_GROUPS, _FEW_ROWS = 10, 4
+_CONTEXT = Context(prec=50, Emax=999_999, Emin=-999_999)
+_UP = Context(prec=50, rounding=ROUND_CEILING, Emax=999_999, Emin=-999_999)
 
 
 def epsilon_pld(groups: Sequence[Group], delta: Decimal) -> Decimal:
@@ -56,6 +61,64 @@ def epsilon_pld(groups: Sequence[Group], delta: Decimal) -> Decimal:
         return INFINITE
     value = _epsilon(merged, delta, _FINE if len(merged) <= _MANY_GROUPS else _MIDDLE)
     return _round_up(value, _EPSILON_STEP) if value <= CEILING else INFINITE
+
+
+def epsilon_entity(group: Group, max_rows: int, delta: Decimal) -> Decimal:
+    """Epsilon at `delta` for all of an entity's rows, at most `max_rows`, by the mixture of Gaussians; rounded up.
+
+    Each step sums as many of its rows' gradients as were drawn, a binomial number, each of norm at most 1 in units of
+    max_grad_norm; that they all point one way is the worst case (Ganesh 2024, "Tight group-level DP guarantees for
+    DP-SGD with sampling via mixture of Gaussians mechanisms", arXiv:2401.10294). `Infinity` as in `epsilon_pld`.
+
+    Raises:
+        InputError: PRIVACY_RANGE.
+    """
+    _require(1 <= max_rows <= MAX_ENTITY_ROWS, "max_rows", f"between 1 and {MAX_ENTITY_ROWS}")
+    at_least = epsilon_pld([group], delta)
+    merged = _merge([group], delta)
+    if max_rows == 1 or not merged or not at_least.is_finite():
+        return at_least
+    noise, rate, steps = merged[0]
+    shift = max_rows * float(rate) * math.sqrt(steps) / float(noise)
+    if shift * shift > 4 * CEILING or _epsilon(merged, delta, _ROUGH, max_rows) > CEILING:
+        return INFINITE  # the mean alone gives them away: a shift of m deviations costs about m^2 / 2
+    interval = _MIDDLE if max_rows <= _FEW_ROWS else _COARSE
+    return _round_up(_epsilon(merged, delta, interval, max_rows), _EPSILON_STEP)
+
+
+def group_guarantee(epsilon: Decimal, delta: Decimal, rows: int) -> tuple[Decimal, Decimal]:
+    """(epsilon, delta) of `rows` rows together from one row's, by the formula for groups, rounded up.
+
+    (k epsilon, delta (e^(k epsilon) - 1) / (e^epsilon - 1)): Vadhan 2017, "The complexity of differential privacy",
+    lemma 2.2.
+
+    Raises:
+        InputError: PRIVACY_RANGE.
+    """
+    _require(0 < epsilon <= CEILING, "epsilon", f"above 0 and at most {CEILING}")
+    _require(1 <= rows <= MAX_ENTITY_ROWS, "rows", f"between 1 and {MAX_ENTITY_ROWS}")
+    _require(delta.is_finite() and 0 < delta < 1, "delta", "between 0 and 1")
+    together = rows * epsilon
+    factor = _UP.divide(_CONTEXT.exp(together) - 1, _CONTEXT.exp(epsilon) - 1)
+    return together, _UP.multiply(delta, factor).quantize(_DELTA_STEP, ROUND_CEILING, _CONTEXT)
+
+
+def entity_guarantee(contract: Contract, steps: int) -> tuple[Decimal, Decimal]:
+    """(epsilon, delta) for all of an entity's rows after `steps` steps, by the contract's method.
+
+    Raises:
+        InputError: PRIVACY_RANGE, PRIVACY_NO_ENTITY: the contract knows no entities.
+    """
+    privacy, entity = contract.privacy, contract.privacy.entity
+    if entity is None:
+        raise InputError("PRIVACY_NO_ENTITY", "The contract knows no entities.", field="privacy.entity")
+    if not steps:
+        return Decimal(0), Decimal(0)
+    group = _group(contract, steps)
+    if entity.method == "mixture-of-gaussians":
+        return epsilon_entity(group, entity.max_rows, privacy.delta), privacy.delta
+    one = epsilon_pld([group], privacy.delta)
+    return group_guarantee(one, privacy.delta, entity.max_rows) if one.is_finite() else (INFINITE, Decimal(1))
 
 
 def solve_noise_multiplier(epsilon: Decimal, delta: Decimal, sample_rate: Decimal, steps: int) -> Decimal:
@@ -184,32 +247,50 @@ def check_plan(contract: Contract) -> None:
             rule="epsilon of the plan <= privacy.epsilon",
             remedy="Take the noise multiplier that `fedpact contract new` works out.",
         )
+    if privacy.entity is not None:
+        _check_entity(contract, privacy.entity)
+
+
+def _check_entity(contract: Contract, entity: EntityUnit) -> None:
+    """What the contract promises to whoever has several rows is what its plan keeps."""
+    epsilon, delta = entity_guarantee(contract, contract.planned_steps)
+    if epsilon > entity.epsilon or delta > entity.delta:
+        shown = f"epsilon {epsilon} at delta {delta:.3g}" if epsilon.is_finite() else f"epsilon above {CEILING}"
+        raise InputError(
+            "CONTRACT_ENTITY_EPSILON",
+            f"For {entity.max_rows} rows of one entity the plan costs {shown}; the contract promises "
+            f"{decimal_text(entity.epsilon)} at {entity.delta:.3g}.",
+            field="privacy.entity.epsilon",
+            rule="the guarantee for entities is the one that the plan keeps",
+            remedy="Take what `fedpact contract new` works out; fewer rows an entity, or more noise, make it smaller.",
+        )
 
 
 def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]) -> dict[str, Any]:
     """What privacy was promised and what was spent, with the fields that NIST SP 800-226 asks for.
 
     `charged_steps_by_participant` maps a participant's id to the DP-SGD steps charged to it (failed attempts too).
-    Quantities are decimal strings.
+    Quantities are decimal strings. `epsilon` is what the contract promises, `epsilon_pld` what the plan costs and what
+    was spent, as privacy loss distributions have it. What all contracts together spent of a data set, `epsilon_gate`
+    and the Rényi sum, only the agent that keeps its ledger knows (`fedpact-agent budget`).
 
     Raises:
         InputError: CONTRACT_NOT_A_PARTY.
     """
-    privacy, local = contract.privacy, contract.training.local_steps
+    privacy, local, entity = contract.privacy, contract.training.local_steps, contract.privacy.entity
     participants = []
     for party_id, steps in sorted(charged_steps_by_participant.items()):
-        spent = epsilon_pld([_group(contract, steps)], privacy.delta) if steps else Decimal(0)
-        participants.append(
-            {
-                "participant": party_id,
-                "name": contract.participant(party_id).name,
-                "steps": steps,
-                "releases": -(-steps // local),
-                "epsilon": decimal_text(spent) if spent.is_finite() else f"more than {CEILING}",
-            }
-        )
+        line = {
+            "participant": party_id,
+            "name": contract.participant(party_id).name,
+            "steps": steps,
+            "releases": -(-steps // local),
+            "epsilon_pld": _shown(epsilon_pld([_group(contract, steps)], privacy.delta)),
+        }
+        participants.append(line | ({} if entity is None else _entity_spent(contract, steps)))
     return {
         "standard": "NIST SP 800-226",
+        "mechanism": "dp-sgd",
         "epsilon": decimal_text(privacy.epsilon),
         "delta": decimal_text(privacy.delta),
         "privacy_unit": privacy.unit,
@@ -219,12 +300,30 @@ def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]
         "sampling": {"method": privacy.sampling, "rate": decimal_text(privacy.sample_rate)},
         "clip": {"method": "flat", "max_grad_norm": decimal_text(privacy.max_grad_norm)},
         "noise": {"distribution": "gaussian", "multiplier": decimal_text(privacy.noise_multiplier)},
+        "randomness": "aes-256-ctr",
         "plan": {
             "steps": contract.planned_steps,
             "releases": contract.training.rounds + privacy.spare_attempts,
+            "epsilon_pld": _shown(epsilon_pld([_group(contract, contract.planned_steps)], privacy.delta)),
         },
+        **({} if entity is None else {"entity": entity.plain()}),
+        "composition": {
+            "within_contract": "pld-of-the-whole-plan",
+            "across_contracts": "renyi-filter-of-each-data-set",
+        },
+        "hyperparameters": "fixed-at-signature",
         "participants": participants,
     }
+
+
+def _entity_spent(contract: Contract, steps: int) -> dict[str, str]:
+    """What the rows of one entity together were charged."""
+    epsilon, delta = entity_guarantee(contract, steps)
+    return {"entity_epsilon": _shown(epsilon), "entity_delta": decimal_text(delta)}
+
+
+def _shown(epsilon: Decimal) -> str:
+    return decimal_text(epsilon) if epsilon.is_finite() else f"more than {CEILING}"
 
 
 def _group(contract: Contract, steps: int) -> Group:
@@ -244,16 +343,29 @@ def _merge(groups: Sequence[Group], delta: Decimal) -> tuple[Group, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def _epsilon(groups: tuple[Group, ...], delta: Decimal, interval: float) -> float:
-    """Epsilon by PLD at one discretisation interval (pessimistic: never below the truth). Pure, so remembered."""
+def _epsilon(groups: tuple[Group, ...], delta: Decimal, interval: float, rows: int = 1) -> float:
+    """Epsilon by PLD at one discretisation interval (pessimistic: never below the truth), of `rows` rows of one entity.
+
+    Pure, so remembered.
+    """
     import dp_accounting
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
     relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
     accountant = PLDAccountant(relation, value_discretization_interval=interval)
     for noise, rate, steps in groups:
-        gaussian = dp_accounting.GaussianDpEvent(float(noise))
-        accountant.compose(dp_accounting.PoissonSampledDpEvent(float(rate), gaussian), steps)
+        if rows == 1:
+            gaussian = dp_accounting.GaussianDpEvent(float(noise))
+            accountant.compose(dp_accounting.PoissonSampledDpEvent(float(rate), gaussian), steps)
+        else:
+            drawn = {
+                j: math.comb(rows, j) * float(rate) ** j * (1 - float(rate)) ** (rows - j) for j in range(rows + 1)
+            }
+            likely = {j: p for j, p in drawn.items() if p > 0}  # not those below every float
+            mixture = dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
+                float(noise), list(likely), list(likely.values())
+            )
+            accountant.compose(mixture, steps)
     return float(accountant.get_epsilon(float(delta)))
 
 

@@ -198,7 +198,7 @@ def _body(plain: dict[str, Any]) -> bytes:
 
 def _participants(contract: Contract, label: dict[str, Any], steps: dict[str, int]) -> list[dict[str, Any]]:
     """One line each, in the contract's order."""
-    spent = {line["participant"]: line["epsilon"] for line in label["participants"]}
+    spent = {line["participant"]: line["epsilon_pld"] for line in label["participants"]}
     return [
         {
             "id": party.id,

@@ -81,9 +81,16 @@ def _data(contract: Contract) -> Iterator[str]:
     data, label = contract.data, contract.data.label
     yield (
         "Rows of the data sets do not leave the participants' premises, but for validation rows that a participant "
-        f"released by itself. Training reads {_count(len(data.columns), 'column')}, and no other:"
+        f"released by itself. Training reads {_count(len(data.columns), 'column')}, "
+        + ("" if (entity := contract.privacy.entity) is None else "the label and whose a row is (below), ")
+        + "and no other:"
         + "".join(f"\n    - {_column(column)}" for column in data.columns)
     )
+    if entity is not None:
+        yield (
+            f"The column {visible(entity.column)} says whose a row is. It is no feature and never leaves; at most "
+            f"{_count(entity.max_rows, 'row')} of one entity (a person, a firm) are trained on."
+        )
     rule = (
         "the cell is the class"
         if label.threshold is None
@@ -140,6 +147,12 @@ def _privacy(contract: Contract) -> Iterator[str]:
         f'"{privacy.relation}": the row is there, or zeros stand in its place. The number of rows is public. A person '
         "with k rows has less: k times epsilon, and delta times (e^(k epsilon) - 1) / (e^epsilon - 1)."
     )
+    if (entity := privacy.entity) is not None:
+        yield (
+            f"All rows of one entity together, at most {entity.max_rows} by the column {visible(entity.column)}, are "
+            f"protected by epsilon {decimal_text(entity.epsilon)} at delta {decimal_text(entity.delta)} (method "
+            f'"{entity.method}").'
+        )
     yield (
         f'In each step every row is drawn by itself with probability {decimal_text(privacy.sample_rate)} ("'
         f'{privacy.sampling}" sampling); its gradient is clipped to the norm {decimal_text(privacy.max_grad_norm)}; '

@@ -7,6 +7,7 @@ in which line the rows begin (a CSV file), else by its number, from 1 and withou
 import hmac
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -33,11 +34,16 @@ PLAIN_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]*))?")
 class Examples:
     """Encoded rows: features `x`, float64 [n, d], and classes `y`, int64 [n], indices into the label's classes.
 
-    The last feature is constant (`encode`).
+    The last feature is constant (`encode`). `entity`, int64 [n], tells apart whose the rows are, where that is asked.
     """
 
     x: Floats
     y: Integers
+    entity: Integers | None = None
+
+    def take(self, rows: Integers | Sequence[int]) -> "Examples":
+        """These rows, in this order."""
+        return Examples(x=self.x[rows], y=self.y[rows], entity=None if self.entity is None else self.entity[rows])
 
     def __len__(self) -> int:
         return len(self.y)
@@ -63,7 +69,9 @@ def feature_count(data: Data) -> int:
     return 1 + sum(1 if isinstance(column, NumberColumn) else len(column.values) for column in data.columns)
 
 
-def encode(data: Data, table: pl.DataFrame, *, file: str, first_line: int | None = None) -> Examples:
+def encode(
+    data: Data, table: pl.DataFrame, *, file: str, first_line: int | None = None, entity: str | None = None
+) -> Examples:
     """Features and labels of a table, in the table's order, without the rows that a `drop` rule leaves out.
 
     Numbers are clipped to their public bounds and scaled to [-1, 1], categories are one-hot in {-1, 1}, and a constant
@@ -77,21 +85,27 @@ def encode(data: Data, table: pl.DataFrame, *, file: str, first_line: int | None
         table: The rows.
         file: What errors call the table.
         first_line: The line of the file in which the first row stands (`tables.first_line`).
+        entity: The column that says whose a row is, where rows are to be told apart by that.
 
     Raises:
-        InputError: DATA_EMPTY (no rows, or none left), DATA_COLUMN_MISSING, DATA_LABEL_MISSING, DATA_NOT_A_NUMBER,
-            DATA_NOT_FINITE, DATA_UNKNOWN_CATEGORY, DATA_UNKNOWN_CLASS, DATA_MISSING_VALUE.
+        InputError: DATA_EMPTY (no rows, or none left), DATA_COLUMN_MISSING, DATA_LABEL_MISSING, DATA_ENTITY_MISSING,
+            DATA_NOT_A_NUMBER, DATA_NOT_FINITE, DATA_UNKNOWN_CATEGORY, DATA_UNKNOWN_CLASS, DATA_MISSING_VALUE.
     """
     columns = _parse_columns(data, table, file)
     label = _parse_label(data.label, table, file)
+    whose = [] if entity is None else [_parse_entity(entity, table, file)]
     keep = _kept(columns)
-    for cells in (*columns, label):
+    for cells in (*columns, label, *whose):
         _refuse_faults(cells, keep, file, first_line)
     if not keep.any():
         raise InputError(
             "DATA_EMPTY", "No row is left: a value that the contract's schema needs is missing in every row.", file=file
         )
-    return Examples(x=_features(data, columns)[keep], y=label.values[keep].astype(np.int64))
+    return Examples(
+        x=_features(data, columns)[keep],
+        y=label.values[keep].astype(np.int64),
+        entity=whose[0].values[keep].astype(np.int64) if whose else None,
+    )
 
 
 def encode_features(
@@ -109,28 +123,50 @@ def encode_features(
     return _features(data, columns)[keep], keep
 
 
-def select_rows(examples: Examples, n: int, key: bytes) -> Examples:
+def select_rows(examples: Examples, n: int, key: bytes, max_rows: int | None = None) -> Examples:
     """Exactly n rows: the first n by HMAC-SHA-256 under `key` of the row's bytes and its occurrence number.
 
-    The same rows in the same order however the table was sorted: identical rows are told apart by a count alone.
+    With `max_rows`, of each entity only its first so many in that order. The same rows in the same order however the
+    table was sorted: identical rows are told apart by a count alone, which goes by entity where there is one.
 
     Raises:
         InputError: DATA_TOO_FEW_ROWS.
     """
-    if len(examples) < n:
-        raise InputError(
-            "DATA_TOO_FEW_ROWS",
-            f"The contract needs {n} rows and the data has {len(examples)}.",
-            rule="train on exactly the contracted number of rows",
-            remedy="Restore the rows, or agree on an amendment of the contract.",
-        )
     seen: dict[bytes, int] = {}
     ranked = []
-    for index, row in enumerate(_rows(examples)):
+    rows = _rows(examples)
+    for index in range(len(rows)) if examples.entity is None else np.argsort(examples.entity, kind="stable").tolist():
+        row = rows[index]
         count = seen[row] = seen.get(row, -1) + 1
         ranked.append((hmac.digest(key, row + count.to_bytes(8, "little"), "sha256"), index))
-    chosen = [index for _, index in sorted(ranked)[:n]]
-    return Examples(x=examples.x[chosen], y=examples.y[chosen])
+    order = [index for _, index in sorted(ranked)]
+    if max_rows is not None:
+        order = _capped(order, examples, max_rows)
+    if len(order) < n:
+        capped = "" if max_rows is None else f", at most {max_rows} of each entity,"
+        raise InputError(
+            "DATA_TOO_FEW_ROWS",
+            f"The contract needs {n} rows{capped} and the data has {len(order)}.",
+            rule="train on exactly the contracted number of rows",
+            remedy="Restore the rows, or agree on an amendment of the contract."
+            if max_rows is None
+            else "Declare fewer examples on the data set's card, or agree on a contract with more rows an entity.",
+        )
+    return examples.take(order[:n])
+
+
+def _capped(order: Sequence[int], examples: Examples, max_rows: int) -> list[int]:
+    """The rows in this order, of each entity its first `max_rows`."""
+    if examples.entity is None:
+        raise InputError("DATA_ENTITY_MISSING", "It is not known whose the rows are.", rule="a row cap for each entity")
+    taken: Counter[int] = Counter()
+    kept = []
+    for index in order:
+        whose = int(examples.entity[index])
+        taken[whose] += 1
+        if taken[whose] <= max_rows:
+            kept.append(index)
+    return kept
 
 
 def duplicate_count(examples: Examples) -> int:
@@ -214,6 +250,30 @@ def _parse_label(label: Label, table: pl.DataFrame, file: str) -> _Cells:
         values = (numbers > float(label.threshold)).astype(np.float64)
         rule = f"label, above {label.threshold}"
     return _Cells(name=label.name, rule=rule, on_missing="refuse", values=values, missing=missing, faults=faults)
+
+
+def _parse_entity(name: str, table: pl.DataFrame, file: str) -> _Cells:
+    """Whose each row is, as numbers: cells of one text are of one entity."""
+    if name not in table.columns:
+        raise InputError(
+            "DATA_COLUMN_MISSING",
+            f"The table lacks the column {name}, by which the contract tells entities apart.",
+            file=file,
+            field=name,
+            rule="privacy.entity.column",
+            remedy="Name the source that has it; column names are compared exactly.",
+        )
+    series = _stripped(table[name])
+    strange = np.full(len(series), series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object))
+    text = series.cast(pl.String, strict=False) if not strange.any() else pl.Series(name, [""] * len(series))
+    return _Cells(
+        name=name,
+        rule="whose a row is",
+        on_missing="refuse",
+        values=text.rank("dense").fill_null(0).to_numpy().astype(np.float64),
+        missing=text.is_null().to_numpy(),
+        faults=(("DATA_ENTITY_MISSING", "something that names nobody", strange),),
+    )
 
 
 def _parse_numbers(series: pl.Series) -> tuple[Floats, Flags, tuple[Fault, ...]]:

@@ -8,6 +8,7 @@ accountant, the initial model, the validation set's root and slices, and the dig
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,16 +84,16 @@ def new(
         signatories, values = _participants(connection, values, file)
         tables = [*_own_rows(validation_file), *(_released_rows(connection, signatories) if released else ())]
     software = installed_code()
-    sketch = Contract.parse(merge(values, _derived(home, software, _SKETCH)), file=file)
+    sketch = Contract.parse(merge(values, _derived(home, software, _SKETCH | _entity_sketch(values))), file=file)
     _check_cards(sketch, signatories)
     if sketch.term.not_after <= instant(now):
         raise InputError("CONTRACT_EXPIRED", "The term has ended already.", file=file, field="term.not_after")
     rows = validation.build(sketch.data, tables)
     plan, weights = sketch.privacy, initial_weights(sketch.model, sketch.data, np.random.default_rng())
+    noise = privacy.solve_noise_multiplier(plan.epsilon, plan.delta, plan.sample_rate, sketch.planned_steps)
     derived = {
-        "noise_multiplier": privacy.solve_noise_multiplier(
-            plan.epsilon, plan.delta, plan.sample_rate, sketch.planned_steps
-        ),
+        "noise_multiplier": noise,
+        "entity": _entity(sketch, noise),
         "initial_digest": store_model(home.path, weights),
         "root": rows.root,
         "slices": [s.plain() for s in rows.slices],
@@ -113,10 +114,39 @@ _SKETCH: dict[str, Any] = {
 }
 
 
+def _entity_sketch(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands for the entities' guarantee, where the template has one, until it is worked out."""
+    given = values.get("privacy")
+    if not isinstance(given, dict) or "entity" not in given:
+        return {}
+    return {"entity": {"epsilon": 1, "delta": given.get("delta")}}
+
+
+def _entity(sketch: Contract, noise: Decimal) -> dict[str, Any]:
+    """The entities' guarantee under this noise.
+
+    Raises:
+        InputError: TEMPLATE_ENTITY_UNPROTECTED.
+    """
+    if sketch.privacy.entity is None:
+        return {}
+    plan = sketch.model_copy(update={"privacy": sketch.privacy.model_copy(update={"noise_multiplier": noise})})
+    epsilon, delta = privacy.entity_guarantee(plan, plan.planned_steps)
+    if not epsilon.is_finite():
+        raise InputError(
+            "TEMPLATE_ENTITY_UNPROTECTED",
+            f"{sketch.privacy.entity.max_rows} rows of one entity would cost an epsilon above {privacy.CEILING}.",
+            field="privacy.entity.max_rows",
+            remedy="Allow fewer rows of one entity, or plan for a smaller epsilon.",
+        )
+    return {"epsilon": epsilon, "delta": delta}
+
+
 def _derived(home: OperatorHome, software: Software, values: Mapping[str, Any]) -> dict[str, Any]:
+    entity = {"entity": values["entity"]} if values.get("entity") else {}
     return {
         "operator": home.party.plain(),
-        "privacy": {"noise_multiplier": values["noise_multiplier"], "accountant": privacy.ACCOUNTANT},
+        "privacy": {"noise_multiplier": values["noise_multiplier"], "accountant": privacy.ACCOUNTANT, **entity},
         "model": {"initial_digest": values["initial_digest"]},
         "contribution": {"validation": {"root": values["root"], "slices": values["slices"]}},
         "code": software.plain(),
@@ -197,6 +227,14 @@ def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
                 f"The label of the data set {card.data_set} of {party} is {card.label}.",
                 field="data.label.name",
                 party=party,
+            )
+        if contract.privacy.entity is not None and card.entity != contract.privacy.entity.column:
+            raise InputError(
+                "TEMPLATE_CARD_ENTITY",
+                f"The data set {card.data_set} of {party} tells entities apart by {card.entity or 'nothing'}.",
+                field="privacy.entity.column",
+                party=party,
+                remedy="Name the column that all cards declare as `entity`, or leave [privacy.entity] out.",
             )
 
 

@@ -8,6 +8,7 @@ from tests.support.agent_world import NOW, contract, key
 
 from fedpact_client import policy
 from fedpact_client.policy import Policy, check
+from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.keys import fingerprint, public_hex
 
@@ -68,6 +69,16 @@ def test_every_setting_is_read_by_some_clause() -> None:
     refusing = {"purposes", "operators", "sectors", "model_kinds", "columns", "max_epsilon"}
     refusing |= {"min_participants", "max_rounds", "not_after"}
     assert set(Policy.model_fields) == refusing
+
+
+def test_the_column_that_tells_entities_apart_must_be_allowed_too() -> None:
+    clause = {"column": "who", "max_rows": 2, "method": "mixture-of-gaussians", "epsilon": 9, "delta": "0.00001"}
+    values = contract().plain()
+    values["privacy"]["entity"] = clause
+    told_apart = Contract.parse(values)
+    with pytest.raises(RefusedError, match="POLICY_COLUMN"):
+        check(told_apart, ME, parsed(), NOW)
+    assert check(told_apart, ME, parsed(columns=["age", "sex", "ill", "who"]), NOW) is None
 
 
 def test_stars_allow_any_sector_and_column() -> None:

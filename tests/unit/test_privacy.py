@@ -255,9 +255,10 @@ def test_the_label_has_the_fields_of_the_standard() -> None:
     label = dp_label(contract, {first: 6, second: 7, third: 0})
     for field in ("epsilon", "delta", "privacy_unit", "trust_model", "accountant", "sampling", "clip", "noise"):
         assert label[field]
-    assert label["plan"] == {"steps": 9, "releases": 3}
+    planned = epsilon_pld([(D("1.25"), D("0.1"), 9)], D("0.00001"))
+    assert label["plan"] == {"steps": 9, "releases": 3, "epsilon_pld": str(planned)}
     assert [line["releases"] for line in label["participants"]] == [2, 3, 0]
-    spent = [D(line["epsilon"]) for line in label["participants"]]
+    spent = [D(line["epsilon_pld"]) for line in label["participants"]]
     assert spent[0] == epsilon_pld([(D("1.25"), D("0.1"), 6)], D("0.00001"))
     assert spent[2] == 0 < spent[0] < spent[1] <= contract.privacy.epsilon
 

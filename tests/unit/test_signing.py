@@ -34,6 +34,7 @@ from fedpact_contract.trust import Trust
 
 STRANGER = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
 """A public key that nobody here has (RFC 8032, 7.1, test 1)."""
+ENTITY = {"column": "who", "max_rows": 2, "method": "mixture-of-gaussians", "epsilon": 99, "delta": "0.00001"}
 
 
 @pytest.fixture
@@ -198,6 +199,7 @@ def test_a_contract_without_this_enterprise_is_no_offer(world: Lab) -> None:
         ("participants.OWN.num_examples", 41, "SIGN_NUM_EXAMPLES"),
         ("data.columns.0.name", "income", "SIGN_COLUMNS"),
         ("data.label.name", "dead", "SIGN_LABEL"),
+        ("privacy.entity", ENTITY, "SIGN_ENTITY_COLUMN"),
         ("code.models_digest", "ab" * 32, "CODE_MODELS_MISMATCH"),
         ("privacy.noise_multiplier", "0.3", "CONTRACT_NOISE_TOO_SMALL"),
         ("privacy.noise_multiplier", "0.000001", "CONTRACT_NOISE_TOO_SMALL"),

@@ -134,6 +134,24 @@ def test_released_rows_are_not_trained_on(contract, tmp_path):
     assert (kind, header["code"]) == ("failed", "DATA_TOO_FEW_ROWS")
 
 
+def test_of_each_entity_only_its_capped_rows_are_trained_on(tmp_path, monkeypatch):
+    clause = {"column": "who", "max_rows": 2, "method": "mixture-of-gaussians", "epsilon": 99, "delta": "0.000001"}
+    agreed = training_contract(DATA, a_model(), (COUNT, 30, 40), privacy={"entity": clause})
+    whose = ["a"] * 12 + [f"p{i}" for i in range(18)]
+    taken = []
+    monkeypatch.setattr("fedpact_models.training.local_update", lambda *a: taken.append(a[2]) or np.zeros(1))
+    table().with_columns(who=pl.Series(whose)).write_csv(tmp_path / "rows.csv")
+    kind, header, _ = answer(order(agreed, tmp_path, "train"))
+    assert (kind, header["num_examples"], len(taken[0])) == ("update", COUNT, COUNT)
+    assert max(np.unique(taken[0].entity, return_counts=True)[1]) <= 2
+    table().with_columns(who=pl.Series(["a"] * 13 + whose[13:])).write_csv(tmp_path / "rows.csv")
+    trainer._load_warm.cache_clear()
+    assert answer(order(agreed, tmp_path, "train"))[1]["code"] == "DATA_TOO_FEW_ROWS"
+    table().write_csv(tmp_path / "rows.csv")
+    trainer._load_warm.cache_clear()
+    assert answer(order(agreed, tmp_path, "train"))[1]["code"] == "DATA_COLUMN_MISSING"
+
+
 def test_of_equal_rows_as_many_stay_as_were_not_released():
     rows = Examples(x=np.array([[0.0]] * 3 + [[1.0]]), y=np.array([0, 0, 0, 1]))
     released = Examples(x=np.array([[0.0], [0.0], [5.0]]), y=np.array([0, 0, 1]))
