@@ -16,8 +16,11 @@ from pydantic import Field, StringConstraints
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, form
+from fedpact_contract.statistics import Statistics, check_statistics
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
+MeasurementKind = Literal["statistics", "baseline"]
+"""What a participant releases once, outside the rounds."""
 Fen = Annotated[int, Field(ge=0, le=2**53 - 1)]
 EntityCode = Annotated[
     str, form(r"^[0-9A-Z]{18}$", "18 digits and capital letters, such as a unified social credit code")
@@ -152,6 +155,15 @@ class Privacy(Part):
     entity: EntityUnit | None = None
 
 
+class Baseline(Part):
+    """A model that each participant trains alone and releases once: `steps` private steps from the initial model.
+
+    It shows what joining is worth. It is charged like training, scored on the validation set and never aggregated.
+    """
+
+    steps: Count
+
+
 class Participation(Part):
     """Who must take part: fewest admitted updates a round, the round's deadline, what heads must show.
 
@@ -233,6 +245,8 @@ class Contract(Record):
     settlement: Settlement
     code: Software
     term: Term
+    statistics: Statistics | None = None
+    baseline: Baseline | None = None
 
     @classmethod
     def parse(cls, value: Any, *, code: str = "CONTRACT", file: object = None) -> Self:  # noqa: ANN401 - JSON value
@@ -270,6 +284,15 @@ class Contract(Record):
     def planned_steps(self) -> int:
         """DP-SGD steps that the plan covers: every round and every spare attempt."""
         return (self.training.rounds + self.privacy.spare_attempts) * self.training.local_steps
+
+    @property
+    def measurements(self) -> tuple[MeasurementKind, ...]:
+        """What each participant releases once besides its updates."""
+        asked: dict[MeasurementKind, Statistics | Baseline | None] = {
+            "statistics": self.statistics,
+            "baseline": self.baseline,
+        }
+        return tuple(kind for kind, clause in asked.items() if clause is not None)
 
     @property
     def columns_read(self) -> tuple[str, ...]:
@@ -463,12 +486,14 @@ MAX_STEPS = 100_000
 
 def check_steps(contract: Contract) -> None:
     """The plan is of a length whose cost can be computed while somebody waits for it."""
-    if contract.planned_steps > MAX_STEPS:
+    baseline = 0 if contract.baseline is None else contract.baseline.steps
+    if contract.planned_steps + baseline > MAX_STEPS:
         raise InputError(
             "CONTRACT_TOO_MANY_STEPS",
-            f"The plan has {contract.planned_steps} DP-SGD steps at each participant; at most {MAX_STEPS} are offered.",
+            f"The plan has {contract.planned_steps + baseline} DP-SGD steps at each participant; at most {MAX_STEPS} "
+            "are offered.",
             field="training.local_steps",
-            remedy="Plan fewer rounds, local steps or spare attempts.",
+            remedy="Plan fewer rounds, local steps, spare attempts or baseline steps.",
         )
 
 
@@ -542,6 +567,7 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_training,
     check_privacy,
     check_steps,
+    check_statistics,
     check_participation,
     check_contribution,
     check_settlement,

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fedpact_contract.canonical import sha256_hex
-from fedpact_contract.contract import Contract, Count
+from fedpact_contract.contract import Contract, Count, MeasurementKind
 from fedpact_contract.errors import FaultError, RefusedError
+from fedpact_contract.messages import measurement_event
 from fedpact_contract.record import Code, Dec, Hex32, Part, Record
 
 GENESIS = sha256_hex(b"fedpact.ledger.v1")
@@ -28,11 +29,22 @@ UPWARD = Context(prec=60, rounding=ROUND_CEILING)
 """Sums of charges never round down, however many digits the summands have."""
 
 EVENT = {"data_set", "contract_id", "steps", "sample_rate", "noise_multiplier", "max_grad_norm", "rdp"}
-ATTEMPT = EVENT | {"round", "attempt", "base_digest"}
+ATTEMPT = EVENT | {"kind", "round", "attempt", "base_digest"}
 """Fields that a contract's terms fix for each attempt, and those that an attempt's last row has from its first."""
 
 State = Literal["reserved", "spent", "failed", "restored"]
 Natural = Annotated[int, Field(ge=0, le=2**53 - 1)]
+
+
+class MeasurementTerms(Part):
+    """What one measurement outside the rounds costs: `steps` Gaussian steps with this Rényi divergence in all."""
+
+    kind: MeasurementKind
+    steps: Count
+    sample_rate: Dec
+    noise_multiplier: Dec
+    max_grad_norm: Dec
+    rdp: Dec
 
 
 class Terms(Part):
@@ -40,7 +52,7 @@ class Terms(Part):
 
     At most `rounds` rounds with one attempt each and `spare_attempts` further ones over the whole contract; one
     attempt is `steps` Poisson-sampled Gaussian steps and costs `rdp`, the Rényi divergence at the data set's alpha,
-    rounded up.
+    rounded up. Each of the `measurements` may be made once, in one attempt.
     """
 
     contract_id: Hex32
@@ -52,6 +64,7 @@ class Terms(Part):
     noise_multiplier: Dec
     max_grad_norm: Dec
     rdp: Dec
+    measurements: tuple[MeasurementTerms, ...] = ()
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
@@ -60,8 +73,16 @@ class Terms(Part):
         return self
 
     @classmethod
-    def of(cls, contract: Contract, participant: str, rdp: Decimal) -> Self:
-        """The terms of this participant; `rdp` is the cost of one attempt, rounded up by the caller.
+    def of(
+        cls,
+        contract: Contract,
+        participant: str,
+        rdp: Decimal,
+        measured: Mapping[MeasurementKind, Decimal] | None = None,
+    ) -> Self:
+        """The terms of this participant; `rdp` is the cost of one attempt, `measured` that of each measurement.
+
+        The caller has rounded them up.
 
         Raises:
             InputError: not a participant of the contract, or a quantity that is not positive.
@@ -77,6 +98,10 @@ class Terms(Part):
             "noise_multiplier": privacy.noise_multiplier,
             "max_grad_norm": privacy.max_grad_norm,
             "rdp": rdp,
+            "measurements": [
+                measurement_event(contract, kind).model_dump(exclude={"sampling"}) | {"kind": kind, "rdp": cost}
+                for kind, cost in sorted((measured or {}).items())
+            ],
         }
         return cls.parse(values, code="LEDGER_TERMS")
 
@@ -87,11 +112,18 @@ class Terms(Part):
 
 
 class Request(Part):
-    """A request to train `round` of a contract from the model with this digest."""
+    """A request to train `round` of a contract from the model with this digest; or, as round 0, for a measurement."""
 
     terms: Terms
-    round: Count
+    round: Natural
     base_digest: Hex32
+    kind: MeasurementKind | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.round == 0) != (self.kind is not None):
+            raise ValueError("a measurement, and nothing else, is of round 0")
+        return self
 
 
 class LedgerRow(Record):
@@ -99,13 +131,15 @@ class LedgerRow(Record):
 
     `reserved` charges `rdp`; `spent` (with the update's digest) or `failed` (with a code) ends that attempt and
     charges nothing more. `restored` charges what a contract had left when an old copy of the ledger was brought back;
-    it belongs to no round (round and attempt are 0) and may be unsigned, since it only takes budget away.
+    it belongs to no round (round and attempt are 0) and may be unsigned, since it only takes budget away. A measurement
+    has a `kind` and is an attempt of round 0.
     """
 
     TYPE = "ledger-row"
 
     data_set: Code
     contract_id: Hex32
+    kind: MeasurementKind | None = None
     round: Natural
     attempt: Natural
     state: State
@@ -127,9 +161,11 @@ class LedgerRow(Record):
         if (self.state == "failed") != (self.code is not None):
             raise ValueError("a failed row, and no other, has a code")
         if self.state == "restored":
-            if (self.round, self.attempt, self.base_digest) != (0, 0, None) or self.rdp < 0:
+            if (self.round, self.attempt, self.base_digest, self.kind) != (0, 0, None, None) or self.rdp < 0:
                 raise ValueError("a restored row has no round, attempt or base model, and no negative charge")
-        elif not (self.round and self.attempt and self.base_digest and self.steps) or self.rdp <= 0:
+        elif (self.round == 0) != (self.kind is not None):
+            raise ValueError("a measurement, and no other attempt, is of round 0")
+        elif not (self.attempt and self.base_digest and self.steps) or self.rdp <= 0:
             raise ValueError("an attempt has a round, a number, a base model, steps and a charge")
         return self
 
@@ -151,13 +187,19 @@ def charged(rows: Iterable[LedgerRow]) -> Decimal:
 
 
 def charged_steps(rows: Iterable[LedgerRow], contract_id: str) -> int:
-    """DP-SGD steps charged to one contract."""
-    return sum(r.steps for r in rows if r.contract_id == contract_id and r.state in ("reserved", "restored"))
+    """DP-SGD steps in rounds that one contract was charged."""
+    charges = ("reserved", "restored")
+    return sum(r.steps for r in rows if r.contract_id == contract_id and r.kind is None and r.state in charges)
+
+
+def measured(rows: Iterable[LedgerRow], contract_id: str) -> list[LedgerRow]:
+    """The rows that reserved a contract's measurements."""
+    return [r for r in rows if r.contract_id == contract_id and r.kind is not None and r.state == "reserved"]
 
 
 def attempts(rows: Iterable[LedgerRow], contract_id: str) -> int:
-    """Attempts reserved so far for one contract."""
-    return sum(r.contract_id == contract_id and r.state == "reserved" for r in rows)
+    """Attempts at rounds reserved so far for one contract."""
+    return sum(r.contract_id == contract_id and r.state == "reserved" and r.kind is None for r in rows)
 
 
 def written_off(rows: Iterable[LedgerRow], contract_id: str) -> bool:
@@ -168,7 +210,7 @@ def written_off(rows: Iterable[LedgerRow], contract_id: str) -> bool:
 def committed(rows: Sequence[LedgerRow], running: Iterable[Terms]) -> Decimal:
     """What is charged, and what the running contracts may still charge."""
     with localcontext(UPWARD):
-        return sum((_attempts_left(rows, terms) * terms.rdp for terms in running), charged(rows))
+        return sum((_left(rows, terms) for terms in running), charged(rows))
 
 
 def check_plans(rows: Sequence[LedgerRow], running: Iterable[Terms], new: Terms, limit: Decimal) -> None:
@@ -190,20 +232,28 @@ def check_plans(rows: Sequence[LedgerRow], running: Iterable[Terms], new: Terms,
 
 
 def next_reserved(rows: Sequence[LedgerRow], request: Request, limit: Decimal) -> LedgerRow:
-    """The row that reserves one more attempt.
+    """The row that reserves one more attempt, or a measurement.
 
     Raises:
         RefusedError: ROUND_NOT_PLANNED, LEDGER_RESTORED, BASE_MODEL_CHANGED, ROUND_DONE, ROUND_FAILED,
-            ROUND_BACKWARDS, ATTEMPTS_EXHAUSTED or BUDGET_EXCEEDED.
+            ROUND_BACKWARDS, ATTEMPTS_EXHAUSTED, MEASUREMENT_NOT_PLANNED, MEASUREMENT_DONE or BUDGET_EXCEEDED.
     """
     terms = request.terms
-    own = [r for r in rows if r.contract_id == terms.contract_id]
-    _check_round(own, request)
-    tries = [r for r in own if r.state == "reserved"]
-    again = [r for r in tries if r.round == request.round]
-    _check_attempts(tries, again, terms)
+    event, cost = terms.model_dump(include=EVENT), terms.rdp
+    own = [r for r in rows if r.contract_id == terms.contract_id and r.kind == request.kind]
+    again: list[LedgerRow] = []
+    if written_off(rows, terms.contract_id):
+        raise _restored_error(terms.contract_id)
+    if request.kind is None:
+        _check_round(own, request)
+        tries = [r for r in own if r.state == "reserved"]
+        again = [r for r in tries if r.round == request.round]
+        _check_attempts(tries, again, terms)
+    else:
+        measurement = _measurement(own, terms, request.kind)
+        event, cost = event | measurement.model_dump(exclude={"kind"}), measurement.rdp
     with localcontext(UPWARD):
-        total = charged(rows) + terms.rdp
+        total = charged(rows) + cost
     if total > limit:
         raise RefusedError(
             "BUDGET_EXCEEDED",
@@ -215,7 +265,8 @@ def next_reserved(rows: Sequence[LedgerRow], request: Request, limit: Decimal) -
         )
     return _row(
         rows,
-        terms.model_dump(include=EVENT),
+        event,
+        kind=request.kind,
         round=request.round,
         attempt=len(again) + 1,
         state="reserved",
@@ -253,9 +304,7 @@ def next_restored(rows: Sequence[LedgerRow], terms: Terms) -> LedgerRow:
     """
     if written_off(rows, terms.contract_id):
         raise _restored_error(terms.contract_id)
-    left = _attempts_left(rows, terms)
-    with localcontext(UPWARD):
-        rdp = left * terms.rdp
+    left, rdp = _attempts_left(rows, terms), _left(rows, terms)
     event = terms.model_dump(include=EVENT) | {"steps": left * terms.steps, "rdp": rdp}
     return _row(rows, event, round=0, attempt=0, state="restored")
 
@@ -282,7 +331,7 @@ class Replay:
         self._seq = 0
         self._head = GENESIS
         self._data_set: str | None = None
-        self._last: dict[str, LedgerRow] = {}  # by contract: its last row
+        self._last: dict[tuple[str, MeasurementKind | None], LedgerRow] = {}  # by contract and kind: the last row
 
     def add(self, row: LedgerRow) -> None:
         """Take the next row.
@@ -290,12 +339,13 @@ class Replay:
         Raises:
             FaultError: LEDGER_CHAIN, naming the row's place and the broken rule.
         """
-        last = self._last.get(row.contract_id)
+        last, ended = self._last.get((row.contract_id, row.kind)), self._last.get((row.contract_id, None))
+        written_off = row.kind is not None and ended is not None and ended.state == "restored"
         for rule, holds in (
             ("rows are numbered from 0 without a gap", row.seq == self._seq),
             ("each row names the hash of the row before it", row.previous == self._head),
             ("all rows are of one data set", self._data_set in (None, row.data_set)),
-            ("a row fits the contract's last row", _may_follow(last, row)),
+            ("a row fits the contract's last row", _may_follow(last, row) and not written_off),
         ):
             if not holds:
                 raise FaultError(
@@ -306,7 +356,7 @@ class Replay:
                     remedy="Rows were changed, removed or mixed: restore a backup, then run `fedpact-agent restore`.",
                 )
         self._seq, self._head, self._data_set = row.seq + 1, row.row_hash, row.data_set
-        self._last[row.contract_id] = row
+        self._last[row.contract_id, row.kind] = row
 
 
 def check_chain(rows: Iterable[LedgerRow]) -> None:
@@ -326,10 +376,33 @@ def _attempts_left(rows: Sequence[LedgerRow], terms: Terms) -> int:
     return max(0, terms.planned_attempts - attempts(rows, terms.contract_id))
 
 
+def _left(rows: Sequence[LedgerRow], terms: Terms) -> Decimal:
+    """What the contract may still charge."""
+    if written_off(rows, terms.contract_id):
+        return Decimal(0)
+    done = {row.kind for row in measured(rows, terms.contract_id)}
+    with localcontext(UPWARD):
+        ahead = sum((m.rdp for m in terms.measurements if m.kind not in done), Decimal(0))
+        return _attempts_left(rows, terms) * terms.rdp + ahead
+
+
+def _measurement(own: Sequence[LedgerRow], terms: Terms, kind: MeasurementKind) -> MeasurementTerms:
+    """What the measurement costs: it is planned, and was not begun before."""
+    found = next((m for m in terms.measurements if m.kind == kind), None)
+    if found is None:
+        raise RefusedError("MEASUREMENT_NOT_PLANNED", f"The contract asks for no {kind}.", field=kind)
+    if own:
+        raise RefusedError(
+            "MEASUREMENT_DONE",
+            f"The {kind} were measured, or the attempt was lost in a crash; it is charged.",
+            field=kind,
+            rule="a measurement is made once, in one attempt",
+        )
+    return found
+
+
 def _check_round(own: Sequence[LedgerRow], request: Request) -> None:
     number, where = request.round, f"round {request.round}"
-    if written_off(own, request.terms.contract_id):
-        raise _restored_error(request.terms.contract_id)
     if number > request.terms.rounds:
         raise RefusedError("ROUND_NOT_PLANNED", "The contract has fewer rounds.", field=where)
     here = [r for r in own if r.round == number]
@@ -373,7 +446,7 @@ def _check_open(rows: Sequence[LedgerRow], reservation: LedgerRow) -> None:
     if not known or reservation.state != "reserved":
         raise RefusedError("ATTEMPT_UNKNOWN", "This attempt is not reserved in the ledger.", field=where)
     for row in rows[place + 1 :]:
-        if row.contract_id != reservation.contract_id:
+        if row.contract_id != reservation.contract_id or (row.kind != reservation.kind and row.state != "restored"):
             continue
         if row.state in ("spent", "failed"):
             raise RefusedError("ATTEMPT_ENDED", "This attempt has ended already.", field=where)

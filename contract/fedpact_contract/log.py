@@ -7,7 +7,7 @@ type, 32 random bytes (so that a leaf hash tells nothing to whom the entry is no
 import os
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from fedpact_contract import merkle
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
@@ -157,6 +157,34 @@ class ReplyMissed(Body):
     code: Code
 
 
+class MeasurementTaken(Body):
+    """What a participant released outside the rounds: an envelope of `messages.Measurement`.
+
+    `array`, base64, holds the noised sums of statistics, little-endian float32; a baseline's model stays at the
+    operator.
+    """
+
+    TYPE = "measurement-taken"
+    participant: Hex32
+    measurement: dict[str, Any]
+    array: Annotated[str, StringConstraints(max_length=2**20)] | None = None
+
+
+class BaselineLoss(Part):
+    """A participant's model trained alone, on the validation rows: losses by slice in 1e-9 nat, and how many right."""
+
+    participant: Hex32
+    losses: tuple[Big, ...]
+    correct: Annotated[int, Field(ge=0)]
+
+
+class BaselinesScored(Body):
+    """The operator's statement on the baselines it was given, at the end of the run; no money follows from it."""
+
+    TYPE = "baselines-scored"
+    lines: tuple[BaselineLoss, ...]
+
+
 class RoundAggregated(Body):
     """The admitted updates, in the order of participants' ids, and the model they led to."""
 
@@ -280,6 +308,8 @@ ENTRY_TYPES: dict[str, type[Body]] = {
         UpdateDecided,
         UpdateRefused,
         ReplyMissed,
+        MeasurementTaken,
+        BaselinesScored,
         RoundAggregated,
         RoundAbandoned,
         ScoresCommitted,

@@ -3,20 +3,22 @@
 order (operator -> agent) -> update or refusal, with a countersignature (agent -> operator) -> receipt, in the log.
 """
 
+from decimal import Decimal
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedpact_contract.canonical import canonical_bytes, parse_canonical
-from fedpact_contract.contract import Count, EntityCode
+from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
+from fedpact_contract.contract import Contract, Count, EntityCode, MeasurementKind
+from fedpact_contract.errors import InputError
 from fedpact_contract.log import Checkpoint, Countersignature, Proved
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record
 
 
 class PrivacyEvent(Part):
-    """What one attempt costs: `steps` Poisson-sampled Gaussian steps."""
+    """What one attempt costs: `steps` Gaussian steps, Poisson-sampled or (sample rate 1) over all rows."""
 
-    sampling: Literal["poisson"]
+    sampling: Literal["poisson", "none"]
     sample_rate: Dec
     noise_multiplier: Dec
     max_grad_norm: Dec
@@ -86,6 +88,56 @@ class Update(Record):
     def is_of(self, contract_id: str, round_number: int) -> bool:
         """Whether it names this contract and round. Where it does not, its `attempt` counts for nothing there."""
         return (self.contract_id, self.round) == (contract_id, round_number)
+
+
+class Measurement(Record):
+    """What an agent says of what it releases outside the rounds, once of each kind; signed by its run key.
+
+    `array_digest` is of the noised sums of the contract's statistics, or a baseline model minus the initial
+    one (`fedpact_contract.arrays.update_digest`).
+    """
+
+    TYPE = "measurement"
+
+    contract_id: Hex32
+    participant: Hex32
+    kind: MeasurementKind
+    array_digest: Hex32
+    num_examples: Count
+    privacy_event: PrivacyEvent
+    noise: Literal["csprng", "test"]
+    ledger_head: Hex32
+
+
+def measurement_event(contract: Contract, kind: MeasurementKind) -> PrivacyEvent:
+    """What one measurement costs, as the contract has it.
+
+    Raises:
+        InputError: MEASUREMENT_NOT_PLANNED.
+    """
+    privacy, statistics, baseline = contract.privacy, contract.statistics, contract.baseline
+    if kind == "statistics" and statistics is not None:
+        return PrivacyEvent(
+            sampling="none",
+            sample_rate=Decimal(1),
+            noise_multiplier=statistics.noise_multiplier,
+            max_grad_norm=Decimal(1),
+            steps=len(statistics.queries),
+        )
+    if kind == "baseline" and baseline is not None:
+        return PrivacyEvent(
+            sampling=privacy.sampling,
+            sample_rate=privacy.sample_rate,
+            noise_multiplier=privacy.noise_multiplier,
+            max_grad_norm=privacy.max_grad_norm,
+            steps=baseline.steps,
+        )
+    raise InputError("MEASUREMENT_NOT_PLANNED", f"The contract asks for no {kind}.", field=kind)
+
+
+def measurement_base(contract: Contract, kind: MeasurementKind) -> str:
+    """What stands for a base model in the ledger's row of a measurement: it is of this contract and kind."""
+    return sha256_hex(f"fedpact.measurement.v1:{kind}:{contract.id}".encode())
 
 
 class Refusal(Record):

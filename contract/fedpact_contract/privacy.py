@@ -16,6 +16,7 @@ from typing import Any
 
 from fedpact_contract.contract import Contract, EntityUnit
 from fedpact_contract.errors import InputError
+from fedpact_contract.messages import measurement_event
 from fedpact_contract.record import decimal_text
 
 ACCOUNTANT = "dp-accounting 0.6 PLD, zero-out (REPLACE_SPECIAL)"
@@ -63,7 +64,7 @@ def epsilon_pld(groups: Sequence[Group], delta: Decimal) -> Decimal:
     return _round_up(value, _EPSILON_STEP) if value <= CEILING else INFINITE
 
 
-def epsilon_entity(group: Group, max_rows: int, delta: Decimal) -> Decimal:
+def epsilon_entity(groups: Sequence[Group], max_rows: int, delta: Decimal) -> Decimal:
     """Epsilon at `delta` for all of an entity's rows, at most `max_rows`, by the mixture of Gaussians; rounded up.
 
     Each step sums as many of its rows' gradients as were drawn, a binomial number, each of norm at most 1 in units of
@@ -74,13 +75,12 @@ def epsilon_entity(group: Group, max_rows: int, delta: Decimal) -> Decimal:
         InputError: PRIVACY_RANGE.
     """
     _require(1 <= max_rows <= MAX_ENTITY_ROWS, "max_rows", f"between 1 and {MAX_ENTITY_ROWS}")
-    at_least = epsilon_pld([group], delta)
-    merged = _merge([group], delta)
+    at_least = epsilon_pld(groups, delta)
+    merged = _merge(groups, delta)
     if max_rows == 1 or not merged or not at_least.is_finite():
         return at_least
-    noise, rate, steps = merged[0]
-    shift = max_rows * float(rate) * math.sqrt(steps) / float(noise)
-    if shift * shift > 4 * CEILING or _epsilon(merged, delta, _ROUGH, max_rows) > CEILING:
+    shift = sum(steps * (max_rows * float(rate) / float(noise)) ** 2 for noise, rate, steps in merged)
+    if shift > 4 * CEILING or _epsilon(merged, delta, _ROUGH, max_rows) > CEILING:
         return INFINITE  # the mean alone gives them away: a shift of m deviations costs about m^2 / 2
     interval = _MIDDLE if max_rows <= _FEW_ROWS else _COARSE
     return _round_up(_epsilon(merged, delta, interval, max_rows), _EPSILON_STEP)
@@ -104,7 +104,7 @@ def group_guarantee(epsilon: Decimal, delta: Decimal, rows: int) -> tuple[Decima
 
 
 def entity_guarantee(contract: Contract, steps: int) -> tuple[Decimal, Decimal]:
-    """(epsilon, delta) for all of an entity's rows after `steps` steps, by the contract's method.
+    """(epsilon, delta) for all of an entity's rows after `steps` training steps and what is measured, by the contract.
 
     Raises:
         InputError: PRIVACY_RANGE, PRIVACY_NO_ENTITY: the contract knows no entities.
@@ -112,17 +112,21 @@ def entity_guarantee(contract: Contract, steps: int) -> tuple[Decimal, Decimal]:
     privacy, entity = contract.privacy, contract.privacy.entity
     if entity is None:
         raise InputError("PRIVACY_NO_ENTITY", "The contract knows no entities.", field="privacy.entity")
-    if not steps:
+    groups = plan_groups(contract, steps)
+    if not any(count for _, _, count in groups):
         return Decimal(0), Decimal(0)
-    group = _group(contract, steps)
     if entity.method == "mixture-of-gaussians":
-        return epsilon_entity(group, entity.max_rows, privacy.delta), privacy.delta
-    one = epsilon_pld([group], privacy.delta)
+        return epsilon_entity(groups, entity.max_rows, privacy.delta), privacy.delta
+    one = epsilon_pld(groups, privacy.delta)
     return group_guarantee(one, privacy.delta, entity.max_rows) if one.is_finite() else (INFINITE, Decimal(1))
 
 
-def solve_noise_multiplier(epsilon: Decimal, delta: Decimal, sample_rate: Decimal, steps: int) -> Decimal:
+def solve_noise_multiplier(
+    epsilon: Decimal, delta: Decimal, sample_rate: Decimal, steps: int, beside: Sequence[Group] = ()
+) -> Decimal:
     """The smallest noise multiplier, in thousandths, under which `steps` steps cost at most `epsilon`; at least 0.25.
+
+    `beside` is what is released besides, whose noise is fixed.
 
     Raises:
         InputError: PRIVACY_RANGE; PRIVACY_UNREACHABLE, no noise multiplier up to 1000 is enough.
@@ -131,11 +135,19 @@ def solve_noise_multiplier(epsilon: Decimal, delta: Decimal, sample_rate: Decima
     _require(steps >= 1, "steps", "at least 1")
     _require(steps <= _MAX_STEPS, "steps", f"at most {_MAX_STEPS}")
     _merge([(Decimal(1), sample_rate, steps)], delta)
+    if beside and epsilon_pld(beside, delta) > epsilon:
+        raise InputError(
+            "PRIVACY_UNREACHABLE",
+            f"What is released besides costs more than epsilon {epsilon} alone.",
+            field="statistics.noise_multiplier",
+            remedy="Give the statistics more noise, or ask fewer queries.",
+        )
 
     def costs(thousandths: int, interval: float) -> Decimal:
         if interval == _FINE:
-            return epsilon_pld([(Decimal(thousandths) * _NOISE_STEP, sample_rate, steps)], delta)
-        value = _epsilon(((Decimal(thousandths) * _NOISE_STEP, sample_rate, steps),), delta, interval)
+            return epsilon_pld([(Decimal(thousandths) * _NOISE_STEP, sample_rate, steps), *beside], delta)
+        groups = _merge([(Decimal(thousandths) * _NOISE_STEP, sample_rate, steps), *beside], delta)
+        value = _epsilon(groups, delta, interval)
         return _round_up(value, _EPSILON_STEP)
 
     found: int | None = 1000
@@ -222,6 +234,13 @@ def epsilon_gate(rdp_sum: Decimal, delta: Decimal, alpha: Decimal) -> Decimal:
     return max(Decimal(0), value)
 
 
+def plan_groups(contract: Contract, steps: int | None = None) -> list[Group]:
+    """Everything that the contract may charge, or with `steps` training steps in place of the planned ones."""
+    events = [measurement_event(contract, kind) for kind in contract.measurements]
+    measured = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
+    return [_group(contract, contract.planned_steps if steps is None else steps), *measured]
+
+
 def check_plan(contract: Contract) -> None:
     """The contract's noise keeps its whole plan (every round, every spare attempt) within its epsilon.
 
@@ -236,12 +255,12 @@ def check_plan(contract: Contract) -> None:
             field="privacy.accountant",
             remedy="Make the contract with this version, or verify with the version that made it.",
         )
-    costs = epsilon_pld([_group(contract, contract.planned_steps)], privacy.delta)
+    costs = epsilon_pld(plan_groups(contract), privacy.delta)
     if costs > privacy.epsilon:
         shown = f"{costs}" if costs.is_finite() else f"more than {CEILING}"
         raise InputError(
             "CONTRACT_NOISE_TOO_SMALL",
-            f"The plan of {contract.planned_steps} steps costs epsilon {shown}; "
+            f"The plan of {contract.planned_steps} steps{_besides(contract)} costs epsilon {shown}; "
             f"the contract promises {decimal_text(privacy.epsilon)}.",
             field="privacy.noise_multiplier",
             rule="epsilon of the plan <= privacy.epsilon",
@@ -249,6 +268,10 @@ def check_plan(contract: Contract) -> None:
         )
     if privacy.entity is not None:
         _check_entity(contract, privacy.entity)
+
+
+def _besides(contract: Contract) -> str:
+    return "".join(f" and the {kind}" for kind in contract.measurements)
 
 
 def _check_entity(contract: Contract, entity: EntityUnit) -> None:
@@ -271,8 +294,9 @@ def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]
 
     `charged_steps_by_participant` maps a participant's id to the DP-SGD steps charged to it (failed attempts too).
     Quantities are decimal strings. `epsilon` is what the contract promises, `epsilon_pld` what the plan costs and what
-    was spent, as privacy loss distributions have it. What all contracts together spent of a data set, `epsilon_gate`
-    and the Rényi sum, only the agent that keeps its ledger knows (`fedpact-agent budget`).
+    was spent, by privacy loss distributions; statistics and a baseline count as released by everybody. What all
+    contracts together spent of a data set, `epsilon_gate` and the Rényi sum, only the agent that keeps its ledger
+    knows (`fedpact-agent budget`).
 
     Raises:
         InputError: CONTRACT_NOT_A_PARTY.
@@ -285,7 +309,7 @@ def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]
             "name": contract.participant(party_id).name,
             "steps": steps,
             "releases": -(-steps // local),
-            "epsilon_pld": _shown(epsilon_pld([_group(contract, steps)], privacy.delta)),
+            "epsilon_pld": _shown(epsilon_pld(plan_groups(contract, steps), privacy.delta)),
         }
         participants.append(line | ({} if entity is None else _entity_spent(contract, steps)))
     return {
@@ -304,7 +328,8 @@ def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]
         "plan": {
             "steps": contract.planned_steps,
             "releases": contract.training.rounds + privacy.spare_attempts,
-            "epsilon_pld": _shown(epsilon_pld([_group(contract, contract.planned_steps)], privacy.delta)),
+            "epsilon_pld": _shown(epsilon_pld(plan_groups(contract), privacy.delta)),
+            **({"measurements": ", ".join(contract.measurements)} if contract.measurements else {}),
         },
         **({} if entity is None else {"entity": entity.plain()}),
         "composition": {

@@ -52,7 +52,7 @@ class TestArithmetic:
     ) -> None:
         """The hockey-stick divergence both ways, with no code of the accountant, is delta at the epsilon found."""
         delta, s, q = D("1e-5"), float(sigma), float(rate)
-        epsilon = float(epsilon_entity((D(sigma), D(rate), 1), rows, delta))
+        epsilon = float(epsilon_entity([(D(sigma), D(rate), 1)], rows, delta))
         weights = [math.comb(rows, j) * q**j * (1 - q) ** (rows - j) for j in range(rows + 1)]
 
         def normal(x: float, mean: float) -> float:
@@ -76,17 +76,17 @@ class TestArithmetic:
 
     def test_one_row_is_the_record_level_and_more_rows_cost_more(self) -> None:
         group, delta = (D("2.5"), D("0.2"), 30), D("1e-5")
-        found = [epsilon_entity(group, rows, delta) for rows in (1, 2, 4)]
+        found = [epsilon_entity([group], rows, delta) for rows in (1, 2, 4)]
         assert found[0] == epsilon_pld([group], delta)
         assert found[1] == pytest.approx(D("4.4085"), abs=D("0.001"))
         assert found[2] == pytest.approx(D("10.085"), abs=D("0.001"))
 
     def test_what_protects_nobody_is_infinite_and_nonsense_is_refused(self) -> None:
-        assert epsilon_entity((D("0.6"), D("0.5"), 100), 32, D("1e-5")) == INFINITE
-        assert epsilon_entity((D("2.5"), D("0.2"), 30), 32, D("1e-5")) == INFINITE
-        assert epsilon_entity((D("0.1"), D("0.5"), 1), 2, D("1e-5")) == INFINITE
+        assert epsilon_entity([(D("0.6"), D("0.5"), 100)], 32, D("1e-5")) == INFINITE
+        assert epsilon_entity([(D("2.5"), D("0.2"), 30)], 32, D("1e-5")) == INFINITE
+        assert epsilon_entity([(D("0.1"), D("0.5"), 1)], 2, D("1e-5")) == INFINITE
         for rows in (0, 33):
-            assert code_of(epsilon_entity, (D(2), D("0.1"), 1), rows, D("1e-5")) == "PRIVACY_RANGE"
+            assert code_of(epsilon_entity, [(D(2), D("0.1"), 1)], rows, D("1e-5")) == "PRIVACY_RANGE"
 
     def test_the_formula_for_groups(self) -> None:
         """docs/privacy: delta 1e-5, k 4, epsilon 2 gives 4.7e-3."""
