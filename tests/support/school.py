@@ -95,7 +95,7 @@ def federate(
 ) -> tuple[float, float]:
     """(mean squared error over all schools' test rows, that of each school's own mean mark) of a whole run.
 
-    `method`: FedAvg, one model for all; or MR-MTL, each school's own, pulled towards the mean model; or local, alone.
+    `method`: FedAvg, one model for all; or MR-MTL, each school's own, pulled towards the mean model.
     """
     torch.set_num_threads(1)
     parts = schools(folder, seed, scaling)
@@ -104,7 +104,7 @@ def federate(
     own = [model] * len(parts)
     for _ in range(ROUNDS):
         starts = [model] * len(parts) if method == "FedAvg" else own
-        anchor = model if method == "MR-MTL" else None
+        anchor = None if method == "FedAvg" else model
         updates = [_update(s, start, anchor, noise) for s, start in zip(parts, starts, strict=True)]
         own = [start + update for start, update in zip(starts, updates, strict=True)]
         model = apply(model, weighted_steps(dict(zip(counts, updates, strict=True)), counts, Decimal(1)))
