@@ -5,10 +5,12 @@ derives the sampling rate and the denominator from the number of rows and so lea
 the number of steps is exact, and noise and sampling come from a source that is handed in.
 """
 
+import copy
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch.nn import functional
 from fedpact_contract.errors import InputError
 from fedpact_models.features import Floats
 from fedpact_models.imports import bare_package
+from fedpact_models.weights import load_flat
 
 with bare_package("opacus"):  # it would import accountants, and scipy for them: .7 s of each trainer's start
     from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
@@ -30,6 +33,10 @@ Mode: TypeAlias = Literal["hooks", "ghost"]
 """How the clipped sum is made. hooks: from each example's whole gradient. ghost: from its norm alone, which the layers'
 inputs and output gradients give, and a second backward pass of the losses weighted by the clipping factors (Li et al.
 2022, "Large language models can be strong differentially private learners", arXiv:2110.05679)."""
+
+Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Outputs [n, k] and targets [n] -> losses [n]. An example's loss must not depend on the other examples: a mean over
+the batch, or a broadcast of [n, 1] against [n], would undo the clipping. The shape is checked."""
 
 GHOST_PARAMETERS = 2_000
 """From here on ghost is faster: about as fast at 650 parameters, 3 times at 7,850, 33 times and more at a million
@@ -54,6 +61,33 @@ class Noise(Protocol):
     def normal(self, n: int) -> Floats:
         """Draw n independent standard normal numbers, float64."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pull:
+    """A term strength * (w - anchor) of each step's mean gradient, added after the noise and outside the clip.
+
+    The weights are noised already and the anchor is a released model, so it reads no data and costs no privacy. From
+    weights of one's own that are kept between rounds it is MR-MTL (Liu et al. 2022, arXiv:2206.07902), from the global
+    model FedProx (Li et al. 2020, arXiv:1812.06127); the anchor of both is the round's global model.
+
+    Attributes:
+        strength: lambda, above 0.
+        anchor: Weights, float64 [P], in the order of `weights.flatten`.
+    """
+
+    strength: float
+    anchor: Floats
+
+
+def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Losses in nat of logits [n, classes] against classes, int64 [n]."""
+    return functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Half the squared error of a single output [n, 1] against numbers [n]: the gradient by the output is the error."""
+    return 0.5 * (outputs.squeeze(1) - targets).square()
 
 
 class SystemNoise:
@@ -162,9 +196,11 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
             p.grad_sample = None
             p.grad = None  # the plain backward pass leaves the raw gradient there
 
-    def finish(self) -> None:
-        """Add the noise and take the step."""
+    def finish(self, strength: float = 0.0, anchor: Sequence[torch.Tensor] = ()) -> None:
+        """Add the noise, then `strength` times the way from the anchor (if there is one), and take the step."""
         self.add_noise()
+        for p, centre in zip(self.params, anchor, strict=False):
+            p.grad.add_(p.detach() - centre, alpha=strength)
         self.original_optimizer.step()
         self.clear()
 
@@ -211,8 +247,10 @@ def dp_sgd(
     noise: Noise,
     physical_batch: int,
     mode: Mode | None = None,
+    loss: Loss = cross_entropy,
+    pull: Pull | None = None,
 ) -> None:
-    """Train in place by exactly `steps` steps of DP-SGD (Abadi et al. 2016, arXiv:1607.00133), cross-entropy loss.
+    """Train in place by exactly `steps` steps of DP-SGD (Abadi et al. 2016, arXiv:1607.00133).
 
     Each step takes each row with probability `sample_rate`, independently; sums the rows' gradients, each clipped to
     norm `max_grad_norm`; adds normal noise of noise_multiplier * max_grad_norm; and moves the weights by -learning_rate
@@ -222,7 +260,7 @@ def dp_sgd(
     Args:
         module: The network; left in training mode, without hooks or gradients.
         x: Features [n, d], of the network's type.
-        y: Classes, int64 [n].
+        y: Targets [n]; for cross-entropy classes, int64.
         steps: T.
         sample_rate: q, between 0 and 1.
         noise_multiplier: sigma, above 0.
@@ -232,9 +270,11 @@ def dp_sgd(
         noise: Where sampling and noise come from.
         physical_batch: Rows whose gradients are held at a time; a question of memory only.
         mode: How the clipped sum is made; None is the faster way (`mode_of`).
+        loss: Of each example by itself.
+        pull: Towards an anchor, after the noise.
 
     Raises:
-        InputError: MODEL_NOT_PRIVATE, DP_PARAMETER.
+        InputError: MODEL_NOT_PRIVATE, DP_PARAMETER, WEIGHTS_SHAPE or WEIGHTS_NOT_FINITE (of the anchor).
     """
     _check_parameters(
         steps=steps,
@@ -244,9 +284,11 @@ def dp_sgd(
         denominator=denominator,
         learning_rate=learning_rate,
         physical_batch=physical_batch,
+        **({"pull": pull.strength} if pull else {}),
     )
     module.train()
     validate(module)
+    strength, anchor = (denominator * pull.strength, _like(module, pull.anchor)) if pull else (0.0, [])
     ghost = (mode or mode_of(module)) == "ghost"
     wrapped = (
         GradSampleModuleFastGradientClipping(module, loss_reduction="sum", max_grad_norm=max_grad_norm)
@@ -268,26 +310,41 @@ def dp_sgd(
                 optimizer.begin()
                 for part in _micro_batches(chosen, physical_batch):
                     if ghost:
-                        _backward_weighted(wrapped, x[part], y[part])
+                        _backward_weighted(wrapped, x[part], y[part], loss)
                         optimizer.accumulate_clipped()
                     else:
-                        loss = functional.cross_entropy(wrapped(x[part]), y[part], reduction="sum")
-                        torch.autograd.backward(loss)
+                        torch.autograd.backward(_losses(loss, wrapped(x[part]), y[part]).sum())
                         optimizer.accumulate()
-                optimizer.finish()
+                optimizer.finish(strength, anchor)
     finally:
         optimizer.clear()
         wrapped.to_standard_module()
         _forget(module)
 
 
-def _backward_weighted(wrapped: GradSampleModuleFastGradientClipping, x: torch.Tensor, y: torch.Tensor) -> None:
+def _like(module: nn.Module, flat: Floats) -> list[torch.Tensor]:
+    """A flat array [P] as tensors like the parameters that are trained."""
+    copied = copy.deepcopy(module)
+    load_flat(copied, flat)
+    return [p.detach() for p in copied.parameters() if p.requires_grad]
+
+
+def _losses(loss: Loss, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    losses = loss(outputs, targets)
+    if losses.shape != (len(outputs),):
+        raise InputError("DP_PARAMETER", "loss must give one number for each example.", field="loss")
+    return losses
+
+
+def _backward_weighted(
+    wrapped: GradSampleModuleFastGradientClipping, x: torch.Tensor, y: torch.Tensor, loss: Loss
+) -> None:
     """Leave in `grad` the sum of the examples' clipped gradients, and nothing else.
 
-    An example whose gradient is not finite takes no part: its factor is 0 and its features are zeros, for 0 times
-    infinity is no number.
+    An example whose gradient is not finite takes no part: its factor is 0, and its features and target are zeros, for 0
+    times infinity is no number.
     """
-    losses = functional.cross_entropy(wrapped(x), y, reduction="none")
+    losses = _losses(loss, wrapped(x), y)
     torch.autograd.backward(losses.sum(), retain_graph=True)
     wrapped.zero_grad(set_to_none=True)  # the plain gradient: nothing of it may stay
     factors = wrapped.get_clipping_coef()
@@ -296,8 +353,9 @@ def _backward_weighted(wrapped: GradSampleModuleFastGradientClipping, x: torch.T
     try:
         if not bool(finite.all()):
             factors = torch.where(finite, factors, torch.zeros_like(factors))
-            x = torch.where(finite[:, None], x, torch.zeros_like(x))
-            losses = functional.cross_entropy(wrapped(x), y, reduction="none")
+            x, y = x.clone(), y.clone()
+            x[~finite] = y[~finite] = 0
+            losses = loss(wrapped(x), y)
         torch.autograd.backward((factors * losses).sum())
     finally:
         wrapped.enable_hooks()

@@ -226,6 +226,105 @@ def test_trap_9_an_empty_batch_is_a_step_of_noise_alone(mode: dp.Mode) -> None:
     np.testing.assert_array_equal(mixed, _update(x, y, ScriptedNoise([3]), 5, steps=1, mode=mode))
 
 
+def _regression(rows: int = 100) -> tuple[torch.Tensor, torch.Tensor, nn.Module]:
+    x, _ = _data(rows)
+    module = nn.Linear(7, 1, bias=False, dtype=torch.float64)
+    load_flat(module, np.linspace(-1, 1, 7))
+    return x, torch.linspace(-3, 3, rows, dtype=torch.float64), module
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_regression_is_trained_by_its_own_loss(mode: dp.Mode) -> None:
+    x, y, module = _regression()
+    actual = _update(x, y, FixedNoise(1), module=module, mode=mode, loss=dp.squared_error)
+    noise, weights = FixedNoise(1), np.linspace(-1, 1, 7)
+    for _ in range(3):
+        rows = noise.uniform(100) < 0.2
+        gradients = x.numpy()[rows] * (x.numpy()[rows] @ weights - y.numpy()[rows])[:, None]
+        norms = np.linalg.norm(gradients, axis=1, keepdims=True)
+        assert norms.min() < 1 < norms.max()
+        total = (gradients * np.minimum(1, 1 / (norms + 1e-6))).sum(axis=0) + 1.5 * noise.normal(7)
+        weights = weights - 0.5 / 20 * total
+    np.testing.assert_allclose(actual, weights - np.linspace(-1, 1, 7), atol=1e-13)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
+def test_a_target_that_is_not_finite_or_too_large_spoils_nothing(bad: float, mode: dp.Mode) -> None:
+    x, y, module = _regression()
+    clean = _update(x, y, ScriptedNoise([1, 9]), module=module, steps=1, mode=mode, loss=dp.squared_error)
+    x, y, module = _regression()
+    y[4] = bad
+    spoiled = _update(x, y, ScriptedNoise([1, 4, 9]), module=module, steps=1, mode=mode, loss=dp.squared_error)
+    assert np.isfinite(spoiled).all()
+    assert np.linalg.norm(spoiled - clean) <= 0.5 / 20 * 1.0 + 1e-12
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "loss",
+    [nn.functional.cross_entropy, lambda outputs, y: (outputs[:, :1] - y).square()],
+    ids=["a mean", "a broadcast"],
+)
+def test_a_loss_that_mixes_examples_is_refused(loss: dp.Loss, mode: dp.Mode) -> None:
+    x, y = _data()
+    module = _network(5)
+    before = flatten(module)
+    with pytest.raises(InputError) as caught:
+        dp_sgd(module, x, y, noise=FixedNoise(0), mode=mode, loss=loss, **RATES)
+    assert (caught.value.code, caught.value.field) == ("DP_PARAMETER", "loss")
+    np.testing.assert_array_equal(flatten(module), before)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pull_changes_neither_the_clipped_sum_nor_the_noise(monkeypatch: pytest.MonkeyPatch, mode: dp.Mode) -> None:
+    x, y = _data()
+    real, seen = dp.SecureDPOptimizer.add_noise, []
+
+    def add_noise(self: dp.SecureDPOptimizer) -> None:
+        clipped = [p.summed_grad.clone() for p in self.params]
+        real(self)
+        seen.append((clipped, [p.grad.clone() for p in self.params]))
+
+    monkeypatch.setattr(dp.SecureDPOptimizer, "add_noise", add_noise)
+    module = _network(5)
+    start, anchor = flatten(module), np.linspace(-100, 100, len(flatten(module)))
+    plain = _update(x, y, FixedNoise(1), module=module, steps=1, mode=mode)
+    pulled = _update(x, y, FixedNoise(1), 5, steps=1, mode=mode, pull=dp.Pull(strength=0.3, anchor=anchor))
+    for one, other in zip(*seen, strict=True):  # the clipped sum, then what the noise made of it
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    np.testing.assert_allclose(pulled, plain - 0.5 * 0.3 * (start - anchor), atol=1e-12)
+
+
+def test_pulled_steps_are_those_of_a_plain_reference() -> None:
+    x, y = _data()
+    module, noise = _network(5), FixedNoise(1)
+    start = flatten(module)
+    anchor = np.ones(len(start))
+    actual = _update(x, y, FixedNoise(1), 5, pull=dp.Pull(strength=1.0, anchor=anchor))
+    for _ in range(3):
+        rows = torch.from_numpy(np.flatnonzero(noise.uniform(100) < 0.2))
+        total = _clipped_sum(module, x[rows], y[rows], 1.0)
+        total += np.concatenate([noise.normal(p.numel()) for p in module.parameters()]) * 1.5
+        load_flat(module, flatten(module) - 0.5 * (total / 20 + 1.0 * (flatten(module) - anchor)))
+    np.testing.assert_allclose(actual, flatten(module) - start, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("pull", "code"),
+    [
+        (dp.Pull(strength=0.0, anchor=np.zeros(21)), "DP_PARAMETER"),
+        (dp.Pull(strength=math.nan, anchor=np.zeros(21)), "DP_PARAMETER"),
+        (dp.Pull(strength=1.0, anchor=np.zeros(20)), "WEIGHTS_SHAPE"),
+        (dp.Pull(strength=1.0, anchor=np.full(21, math.inf)), "WEIGHTS_NOT_FINITE"),
+    ],
+)
+def test_a_pull_out_of_range_is_refused(pull: dp.Pull, code: str) -> None:
+    x, y = _data()
+    with pytest.raises(InputError, match=code):
+        dp_sgd(_network(), x, y, noise=FixedNoise(0), pull=pull, **RATES)
+
+
 def test_the_mode_follows_from_size_and_layers() -> None:
     assert dp.mode_of(_network(5)) == "hooks"
     large = nn.Sequential(nn.Linear(300, 400), nn.ReLU(), nn.Linear(400, 3))
