@@ -18,7 +18,7 @@ from fedpact_client.frames import NODE_NUMBER, Frame, FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import Child, spawn
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import Contract, MeasurementKind
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_contract.keys import write_private
 
@@ -92,6 +92,18 @@ class TrainerChild:
                 ended.
             TrainerLostError: the process ended without an answer.
         """
+        return self._ask(contract, "train", {"round": round_number, "attempt": attempt}, base)
+
+    def measure(self, contract: Contract, kind: MeasurementKind, base: bytes) -> Trained:
+        """One measurement outside the rounds (`measuring.Measure`).
+
+        Raises:
+            TrainingFailedError, TrainerLostError: as `train`.
+        """
+        return self._ask(contract, "measure", {"kind": kind}, base)
+
+    def _ask(self, contract: Contract, what: str, more: dict[str, Any], base: bytes) -> Trained:
+        """Send one order to the trainer, and wait for what it gives."""
         data_set = self.config.data_set(contract.participant(self.home.participant_id).data_set)
         header = {
             "contract": contract.to_bytes().decode(),
@@ -100,13 +112,12 @@ class TrainerChild:
             "base_dir": str(self.home.path),
             "released": str(self.home.released_path(data_set.id)),
             "selection_key": self.key.hex(),
-            "round": round_number,
-            "attempt": attempt,
+            **more,
         }
         limit = max(TRAIN_SECONDS, contract.participation.deadline_seconds)
         try:
             child = self._ready_child()
-            child.pipe.send("train", header, base)
+            child.pipe.send(what, header, base)
             try:
                 frame = self._receive(child, limit)
             except FrameError as err:

@@ -28,6 +28,7 @@ from fedpact_client.executor import EXIT_REFUSED, EXIT_RETRY, EXIT_UNAVAILABLE
 from fedpact_client.facts import ROUNDS, Connection, Facts, RoundTime, cut_off, milliseconds, place_of
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.home import AgentHome
+from fedpact_client.measuring import measure
 from fedpact_client.signing import fetch_signed
 from fedpact_client.store import Agreement, EgressKind, HomeLock, Ready, Store
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
@@ -107,6 +108,7 @@ class Guard:
     desks: dict[str, Desk] = field(default_factory=dict)
     closings: dict[str, Closing | None] = field(default_factory=dict)  # by contract: what was verified
     quiet: dict[str, float] = field(default_factory=dict)  # by contract: when to look at its close again
+    measured: set[str] = field(default_factory=set)  # contracts whose measurements are done with
     restart_at: float | None = None  # when the executor, which has ended, starts again
     refused: int = 0  # how often in a row the operator did not let the node in
     connected: str | None = None  # since when
@@ -288,6 +290,8 @@ class Guard:
                 continue
             found: Found | None = "away" if away else self._close(agreement.contract_id, client)
             away = found == "away"
+            if found == "open" and agreement.contract_id not in self.measured:
+                self._measure(agreement.contract_id, client)
             if found is not None:
                 self._note_silence(agreement, found)
 
@@ -316,6 +320,16 @@ class Guard:
                 log.error("close not looked after", contract=contract_id, code=err.code, reason=printable(str(err)))
             return None
         return "objected" if done == "objected" else "open" if done == "none" else None
+
+    def _measure(self, contract_id: str, client: OperatorClient) -> None:
+        """Release what a contract asks for outside the rounds, once everybody has signed it."""
+        try:
+            if measure(self._desk(contract_id, client), client, self.trainer.measure):
+                self.measured.add(contract_id)
+        except (ServiceError, AnsweredInputError, AnsweredRefusedError, RefusedError) as err:
+            log.info("measurement waits", contract=contract_id, code=err.code)
+        except FedpactError as err:
+            log.error("measurement failed", contract=contract_id, code=err.code, reason=printable(str(err)))
 
     def _note_silence(self, agreement: Agreement, found: Found) -> None:
         """Record, once, that the operator did not close in time."""

@@ -20,7 +20,7 @@ from fedpact_contract import ledger
 from fedpact_contract.contract import Contract, Participant, Party
 from fedpact_contract.errors import FedpactError, InputError, RefusedError
 from fedpact_contract.ledger import Terms
-from fedpact_contract.messages import DataSetCard
+from fedpact_contract.messages import DataSetCard, measurement_event
 from fedpact_contract.record import read_envelope
 from fedpact_contract.request import parse_instant
 from fedpact_contract.trust import Trust, TrustedParty
@@ -140,19 +140,21 @@ def make_terms(store: Store, contract: Contract, participant_id: str) -> Terms:
     attempt = rdp(plan.noise_multiplier, plan.sample_rate, contract.training.local_steps, alpha)
     if not attempt.is_finite():
         raise RefusedError("BUDGET_PLAN_EXCEEDED", "One attempt has no bounded cost.", field="privacy.noise_multiplier")
-    return Terms.of(contract, participant_id, attempt)
+    events = {kind: measurement_event(contract, kind) for kind in contract.measurements}
+    measured = {kind: rdp(e.noise_multiplier, e.sample_rate, e.steps, alpha) for kind, e in events.items()}
+    if not all(value.is_finite() for value in measured.values()):
+        raise RefusedError("BUDGET_PLAN_EXCEEDED", "A measurement has no bounded cost.", field="statistics")
+    return Terms.of(contract, participant_id, attempt, measured)
 
 
 def cost(store: Store, contract: Contract, terms: Terms) -> Cost:
     """What the plan costs the data set."""
-    from fedpact_contract.privacy import epsilon_pld
+    from fedpact_contract.privacy import epsilon_pld, plan_groups
 
     budget, rows = store.budget(terms.data_set), store.rows(terms.data_set)
     others = _other_plans(store, terms)
-    plan = contract.privacy
-    groups = [(plan.noise_multiplier, plan.sample_rate, contract.planned_steps)]
     return Cost(
-        epsilon=epsilon_pld(groups, plan.delta),
+        epsilon=epsilon_pld(plan_groups(contract), contract.privacy.delta),
         alpha=budget.alpha,
         attempts=terms.planned_attempts,
         before=ledger.committed([r for r in rows if r.contract_id != terms.contract_id], others),

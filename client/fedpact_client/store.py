@@ -40,7 +40,7 @@ from fedpact_client.store_records import (
 from fedpact_contract import ledger
 from fedpact_contract.arrays import update_digest as digest_of_update
 from fedpact_contract.canonical import parse_canonical, sha256_hex
-from fedpact_contract.contract import SignedContract
+from fedpact_contract.contract import MeasurementKind, SignedContract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.keys import public_hex
 from fedpact_contract.ledger import LedgerRow, Request, Terms
@@ -188,9 +188,16 @@ class Store(Records):
     # The budget ledger
 
     def reserve(
-        self, contract_id: str, round_number: int, base_digest: str, run_key: Ed25519PrivateKey
+        self,
+        contract_id: str,
+        round_number: int,
+        base_digest: str,
+        run_key: Ed25519PrivateKey,
+        kind: MeasurementKind | None = None,
     ) -> Reservation | Ready:
         """Transaction 1: charge one attempt, or hand out the bytes that answer this round already.
+
+        A measurement has a `kind` and the round 0.
 
         Raises:
             InputError: CONTRACT_UNKNOWN, RUN_KEY_WRONG, LEDGER_REQUEST.
@@ -204,7 +211,8 @@ class Store(Records):
                 return ready
             _check_state(agreement, OVER | {"signed", "paused"})
             request = Request.parse(
-                {"terms": agreement.terms, "round": round_number, "base_digest": base_digest}, code="LEDGER_REQUEST"
+                {"terms": agreement.terms, "round": round_number, "base_digest": base_digest, "kind": kind},
+                code="LEDGER_REQUEST",
             )
             data_set = self._data_set(agreement.terms.data_set)
             row = ledger.next_reserved(self._chains.get(data_set.data_set).rows, request, data_set.limit)
@@ -324,7 +332,19 @@ class Store(Records):
         """
         with self._db.reading():
             rows = self._chains.get(self._contract(contract_id).terms.data_set).rows
-            return {r.round: str(r.update_digest) for r in rows if r.contract_id == contract_id and r.state == "spent"}
+            own = [r for r in rows if r.contract_id == contract_id and r.state == "spent" and r.kind is None]
+            return {r.round: str(r.update_digest) for r in own}
+
+    def sent_measurements(self, contract_id: str) -> dict[MeasurementKind, str]:
+        """By kind, the digest of what this agent measured for the contract.
+
+        Raises:
+            InputError: CONTRACT_UNKNOWN.
+        """
+        with self._db.reading():
+            rows = self._chains.get(self._contract(contract_id).terms.data_set).rows
+            own = [r for r in rows if r.contract_id == contract_id and r.state == "spent"]
+            return {r.kind: str(r.update_digest) for r in own if r.kind is not None}
 
     # Old copies
 

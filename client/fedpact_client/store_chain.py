@@ -42,11 +42,11 @@ class Chains:
         chain = self._chains.setdefault(data_set, Chain())
         first = max(0, len(chain.rows) - 1)
         found = self._db.all(
-            "SELECT data_set, seq, contract_id, round, attempt, state, row_hash, envelope FROM ledger "
+            "SELECT data_set, seq, contract_id, kind, round, attempt, state, row_hash, envelope FROM ledger "
             "WHERE data_set = ? AND seq >= ? ORDER BY seq",
             (data_set, first),
         )
-        if chain.rows and (not found or found[0][6] != chain.hashes[first]):
+        if chain.rows and (not found or found[0][7] != chain.hashes[first]):
             raise _broken(data_set, first, "a row once read stays as it was")
         for *columns, row_hash, envelope in found[1 if chain.rows else 0 :]:
             row = self._verified(envelope, data_set, columns[1])
@@ -66,8 +66,8 @@ class Chains:
         """Sign and insert a row; until the transaction is committed it may yet be `forget`-ten."""
         self._touched.add(row.data_set)
         self._db.execute(
-            "INSERT INTO ledger (data_set, seq, contract_id, round, attempt, state, row_hash, envelope) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO ledger (data_set, seq, contract_id, kind, round, attempt, state, row_hash, envelope) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*_columns(row), row.row_hash, sign(row, *keys).to_bytes()),
         )
 
@@ -109,7 +109,7 @@ class Chains:
 
 
 def _columns(row: LedgerRow) -> tuple[object, ...]:
-    return (row.data_set, row.seq, row.contract_id, row.round, row.attempt, row.state)
+    return (row.data_set, row.seq, row.contract_id, row.kind or "", row.round, row.attempt, row.state)
 
 
 def _broken(data_set: str, seq: int, rule: str) -> FaultError:

@@ -19,7 +19,7 @@ from typing import Any
 from fedpact_contract.errors import FailedError, FedpactError, InputError
 from fedpact_contract.files import sync_folder
 
-VERSION = 1
+VERSION = 2
 ACCOUNTING = "dp-accounting RDP at the card's one alpha; relation REPLACE_SPECIAL; order list 1"
 """What the numbers in this schema mean. Another accountant, relation or list of orders is another version."""
 
@@ -43,18 +43,20 @@ CREATE TABLE heads (
     countersigned INTEGER NOT NULL DEFAULT 0, checkpoint BLOB NOT NULL, PRIMARY KEY (contract_id, size));
 CREATE TABLE ledger (
     data_set TEXT NOT NULL REFERENCES data_sets, seq INTEGER NOT NULL, contract_id TEXT NOT NULL,
-    round INTEGER NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL
+    kind TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL
         CHECK (state IN ('reserved', 'spent', 'failed', 'restored')),
     row_hash TEXT NOT NULL UNIQUE, envelope BLOB NOT NULL, PRIMARY KEY (data_set, seq));
-CREATE UNIQUE INDEX ledger_reserved_once ON ledger (contract_id, round, attempt) WHERE state = 'reserved';
-CREATE UNIQUE INDEX ledger_ended_once ON ledger (contract_id, round) WHERE state IN ('spent', 'failed');
+CREATE UNIQUE INDEX ledger_reserved_once ON ledger (contract_id, kind, round, attempt)
+    WHERE state = 'reserved';
+CREATE UNIQUE INDEX ledger_ended_once ON ledger (contract_id, kind, round)
+    WHERE state IN ('spent', 'failed');
 CREATE TRIGGER ledger_no_update BEFORE UPDATE ON ledger BEGIN SELECT RAISE(ABORT, 'the ledger only grows'); END;
 CREATE TRIGGER ledger_no_delete BEFORE DELETE ON ledger BEGIN SELECT RAISE(ABORT, 'the ledger only grows'); END;
 CREATE TABLE outbox (
     contract_id TEXT NOT NULL REFERENCES contracts, round INTEGER NOT NULL, base_digest TEXT NOT NULL,
     kind TEXT NOT NULL CHECK (kind IN ('update', 'refusal')), reply_digest TEXT NOT NULL, array_digest TEXT,
     reply BLOB NOT NULL, array BLOB, PRIMARY KEY (contract_id, round, base_digest));
-CREATE UNIQUE INDEX outbox_one_update ON outbox (contract_id, round) WHERE kind = 'update';
+CREATE UNIQUE INDEX outbox_one_update ON outbox (contract_id, round) WHERE kind = 'update' AND round > 0;
 CREATE TABLE egress (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, kind TEXT NOT NULL, contract_id TEXT, round INTEGER,
     size INTEGER NOT NULL, sha256 TEXT NOT NULL, detail TEXT NOT NULL);

@@ -1,4 +1,7 @@
-"""The outbox: the one answer to an order (contract, round, base model), kept byte for byte to be sent again."""
+"""The outbox: the one answer to an order (contract, round, base model), kept byte for byte to be sent again.
+
+Round 0 holds measurements, one of each kind, told apart by what stands for their base model.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +29,9 @@ class Outbox:
 
     def rounds(self, contract_id: str) -> list[int]:
         """Rounds of the contract that were answered, by an update or a refusal, ascending."""
-        rows = self._db.all("SELECT DISTINCT round FROM outbox WHERE contract_id = ? ORDER BY round", (contract_id,))
+        rows = self._db.all(
+            "SELECT DISTINCT round FROM outbox WHERE contract_id = ? AND round > 0 ORDER BY round", (contract_id,)
+        )
         return [int(row[0]) for row in rows]
 
     def get(self, contract_id: str, round_number: int, base_digest: str) -> Ready | None:
@@ -73,7 +78,7 @@ class Outbox:
         """
         if self._db.one(
             "SELECT 1 FROM outbox WHERE contract_id = ? AND round = ? "
-            "AND (base_digest = ? OR (? = 'update' AND kind = 'update'))",
+            "AND (base_digest = ? OR (round > 0 AND ? = 'update' AND kind = 'update'))",
             (contract_id, round_number, base_digest, ready.kind),
         ):
             raise taken(round_number)
@@ -96,7 +101,7 @@ class Outbox:
         """Drop the arrays of updates of earlier rounds; how many."""
         return self._db.execute(
             "UPDATE outbox SET array = NULL "
-            "WHERE contract_id = ? AND round < ? AND kind = 'update' AND array IS NOT NULL",
+            "WHERE contract_id = ? AND round < ? AND round > 0 AND kind = 'update' AND array IS NOT NULL",
             (contract_id, before_round),
         )
 

@@ -38,6 +38,7 @@ class EgressKind(StrEnum):
     SIGNATURE = "signature"
     UPDATE = "update"
     REFUSAL = "refusal"
+    MEASUREMENT = "measurement"
     COUNTERSIGNATURE = "countersignature"
     OBJECTION = "objection"
     REQUEST = "request"

@@ -5,6 +5,8 @@ First it closes itself in, then it imports torch. Frames from the guard and its 
     setup  {read_paths, threads, idle_seconds, memory?, train?}                -> ready   {isolation}
     train  {contract, participant, source, base_dir, selection_key, released?, -> update  {noise, num_examples,
             round, attempt}, array: base model, little-endian float64              rows_fingerprint}, array: float32
+    measure {contract, participant, source, base_dir, selection_key, released?, -> update, as above
+            kind}, array: the initial model for a baseline
     check  {contract, participant, source, base_dir, released?}                -> checked {num_rows, duplicates,
                                                                                    rows_fingerprint}
     train, check                                                               -> failed  {code, message, file, ...}
@@ -35,17 +37,19 @@ from fedpact_client.sandbox import close_in
 from fedpact_client.sources import Source
 from fedpact_client.spawn import child_main
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256, sha256_hex
-from fedpact_contract.contract import Contract, Count
+from fedpact_contract.contract import Contract, Count, MeasurementKind
 from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.record import Hex32, Part
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
     from fedpact_models.dp import Noise
-    from fedpact_models.features import Examples
+    from fedpact_models.features import Examples, Floats
 
-ORDERS = frozenset({"setup", "train", "check"})
+ORDERS = frozenset({"setup", "train", "measure", "check"})
 ANSWERS = frozenset({"ready", "update", "checked", "failed"})
 SETUP_SECONDS = 60.0
 WARM = 4
@@ -83,12 +87,26 @@ class CheckOrder(Part):
     released: AbsolutePath | None = None
 
 
-class TrainOrder(CheckOrder):
-    """One attempt at one round. `selection_key`: by which exactly the contracted rows are chosen, hexadecimal."""
+class RowsOrder(CheckOrder):
+    """`selection_key`: by which exactly the contracted rows are chosen, hexadecimal."""
 
     selection_key: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){16,64}$")]
+
+
+class TrainOrder(RowsOrder):
+    """One attempt at one round."""
+
     round: Count
     attempt: Count
+
+
+class MeasureOrder(RowsOrder):
+    """One measurement outside the rounds."""
+
+    kind: MeasurementKind
+
+
+FORMS: dict[str, type[CheckOrder]] = {"train": TrainOrder, "measure": MeasureOrder, "check": CheckOrder}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -147,7 +165,7 @@ def _serve(pipe: Pipe, noise_factory: "Callable[[], Noise] | None") -> int:
             return 0
         if frame is None:
             return 0
-        _due(frame, *(("train", "check") if setup.train else ("check",)))
+        _due(frame, *(("train", "measure", "check") if setup.train else ("check",)))
         pipe.send(*_answer(frame, noise))
 
 
@@ -223,10 +241,12 @@ def _answer(frame: Frame, noise: "Noise | None") -> tuple[str, dict[str, Any], b
     Raises:
         InputError: the header has wrong values, which no guard sends.
     """
-    order = (TrainOrder if frame.kind == "train" else CheckOrder).parse(frame.header, code="TRAINER_HEADER")
+    order = FORMS[frame.kind].parse(frame.header, code="TRAINER_HEADER")
     try:
         if isinstance(order, TrainOrder) and noise is not None:
             return _train(order, frame.array, noise)
+        if isinstance(order, MeasureOrder) and noise is not None:
+            return _measure(order, frame.array, noise)
         return _check(order)
     except FedpactError as err:
         return _failed(err.as_dict())
@@ -266,19 +286,39 @@ def _check(order: CheckOrder) -> tuple[str, dict[str, Any], bytes]:
 
 
 def _train(order: TrainOrder, base: bytes, noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
-    import numpy as np
-
     from fedpact_models.training import local_update
 
-    contract = _contract(order.contract)
+    contract, rows = _contract(order.contract), _rows(order)
+    began = time.monotonic()
+    update = local_update(contract, _weights(base), rows.examples, noise)
+    log.info("trained", round=order.round, attempt=order.attempt, seconds=time.monotonic() - began)
+    return _update(rows, update, noise)
+
+
+def _measure(order: MeasureOrder, base: bytes, noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
+    from fedpact_models.statistics import noised_sums
+    from fedpact_models.training import local_baseline
+
+    contract, rows = _contract(order.contract), _rows(order)
+    if order.kind == "statistics":
+        return _update(rows, noised_sums(contract, rows.examples, noise), noise)
+    return _update(rows, local_baseline(contract, _weights(base), rows.examples, noise), noise)
+
+
+def _weights(base: bytes) -> "Floats":
+    import numpy as np
+
     if len(base) % 8:
         raise InputError("TRAINING_BASE", "The base model is no array of float64.")
-    weights = np.frombuffer(base, dtype="<f8").astype(np.float64)
-    n = contract.participant(order.participant).num_examples
-    rows = _load_warm(order.contract, _key(order.source), order.base_dir, order.released, n, order.selection_key)
-    began = time.monotonic()
-    update = local_update(contract, weights, rows.examples, noise)
-    log.info("trained", round=order.round, attempt=order.attempt, seconds=time.monotonic() - began)
+    return np.frombuffer(base, dtype="<f8").astype(np.float64)
+
+
+def _rows(order: RowsOrder) -> Rows:
+    n = _contract(order.contract).participant(order.participant).num_examples
+    return _load_warm(order.contract, _key(order.source), order.base_dir, order.released, n, order.selection_key)
+
+
+def _update(rows: Rows, update: "NDArray[np.floating]", noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
     header = {"noise": noise.label, "num_examples": len(rows.examples), "rows_fingerprint": rows.fingerprint}
     return "update", header, update.astype("<f4").tobytes()
 

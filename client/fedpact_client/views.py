@@ -5,8 +5,9 @@ never shown as a result.
 """
 
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from fedpact_client.home import AgentHome
 from fedpact_client.sandbox import Isolation
 from fedpact_client.store import Agreement, SeenHead, Store
 from fedpact_contract import ledger, merkle
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import Contract, MeasurementKind
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.evidence import Evidence, unpack
 from fedpact_contract.files import refuse_existing, write_new
 from fedpact_contract.keys import show_fingerprint
 from fedpact_contract.ledger import LedgerRow
-from fedpact_contract.log import Entry, ReplyMissed, RoundAbandoned, RoundAggregated, UpdateDecided
-from fedpact_contract.messages import OperatorSilent, Update
+from fedpact_contract.log import Entry, MeasurementTaken, ReplyMissed, RoundAbandoned, RoundAggregated, UpdateDecided
+from fedpact_contract.messages import Measurement, OperatorSilent, Update
 from fedpact_contract.record import decimal_text, read_envelope
 from fedpact_contract.verify import Report, verify
 
@@ -164,7 +165,8 @@ def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[s
 
     contract, terms = agreement.contract, agreement.terms
     steps = ledger.charged_steps(rows, terms.contract_id)
-    spent = epsilon_pld([(terms.noise_multiplier, terms.sample_rate, steps)], contract.privacy.delta)
+    releases = [(r.noise_multiplier, r.sample_rate, r.steps) for r in ledger.measured(rows, terms.contract_id)]
+    spent = epsilon_pld([(terms.noise_multiplier, terms.sample_rate, steps), *releases], contract.privacy.delta)
     tried = {r.round for r in rows if r.contract_id == terms.contract_id and r.round}
     over = agreement.state in ("withdrawn", "closed") or ledger.written_off(rows, terms.contract_id)
     return {
@@ -175,6 +177,7 @@ def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[s
         "epsilon_pld": epsilon_text(spent),
         "steps": steps,
         "planned_steps": contract.planned_steps,
+        "measured": sorted(str(r.kind) for r in ledger.measured(rows, terms.contract_id)),
         "rounds": terms.rounds,
         "rounds_left": 0 if over else terms.rounds - max(tried, default=0),
         "attempts_left": 0 if over else max(0, terms.planned_attempts - ledger.attempts(rows, terms.contract_id)),
@@ -226,11 +229,15 @@ def fetch_checked(home: AgentHome, store: Store, client: OperatorClient, contrac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What this agent keeps of a contract: heads, the results that orders brought, digests of its updates by round."""
+    """What this agent keeps of a contract: heads, the results that orders brought, digests of what it sent.
+
+    `sent`: of its updates by round; `measured`: of its measurements by kind.
+    """
 
     heads: list[SeenHead]
     results: list[tuple[int, bytes]]
     sent: dict[int, str]
+    measured: Mapping[MeasurementKind, str] = field(default_factory=dict)
 
 
 def seen(store: Store, contract_id: str) -> Seen:
@@ -240,7 +247,10 @@ def seen(store: Store, contract_id: str) -> Seen:
         InputError: STORE_DAMAGED.
     """
     return Seen(
-        heads=store.heads(contract_id), results=store.results(contract_id), sent=store.sent_updates(contract_id)
+        heads=store.heads(contract_id),
+        results=store.results(contract_id),
+        sent=store.sent_updates(contract_id),
+        measured=store.sent_measurements(contract_id),
     )
 
 
@@ -248,10 +258,11 @@ def check_own(seen: Seen, participant_id: str, evidence: Evidence) -> tuple[int,
     """The log holds what this agent saw and sent; the rounds of its updates that the log calls unanswered.
 
     Every head seen is a prefix of the log; every result that an order brought stands in it; in every round that the
-    log has finished, the update is the one that was sent, and no update stands there that was not.
+    log has finished, the update is the one that was sent, and no update stands there that was not; nor a measurement.
 
     Raises:
-        FaultError: STATEMENT_FORK, STATEMENT_RESULT_MISSING, STATEMENT_RECEIPT_MISSING, STATEMENT_RECEIPT_WRONG.
+        FaultError: STATEMENT_MEASUREMENT, STATEMENT_FORK, STATEMENT_RESULT_MISSING, STATEMENT_RECEIPT_MISSING,
+            STATEMENT_RECEIPT_WRONG.
     """
     hashes = [merkle.leaf_hash(line) for line in evidence.log]
     for head in seen.heads:
@@ -268,9 +279,21 @@ def check_own(seen: Seen, participant_id: str, evidence: Evidence) -> tuple[int,
             raise _fault("STATEMENT_RECEIPT_WRONG", "The log has another update than was sent.", f"round {number}")
         if number in finished and number not in logged and number not in missed:
             raise _fault("STATEMENT_RECEIPT_MISSING", "The log has no word on the update sent.", f"round {number}")
+    for kind, digest in _own_measurements(evidence, participant_id):
+        if seen.measured.get(kind) != digest:
+            raise _fault("STATEMENT_MEASUREMENT", f"The log has {kind} of this agent that it never sent.", kind)
     for number in sorted(logged.keys() - sent.keys()):
         raise _fault("STATEMENT_RECEIPT_WRONG", "The log has an update that was never sent.", f"round {number}")
     return tuple(sorted(missed & sent.keys()))
+
+
+def _own_measurements(evidence: Evidence, participant_id: str) -> Iterator[tuple[MeasurementKind, str]]:
+    """Kind and digest of what the log says that this agent measured."""
+    for line in evidence.log:
+        body = Entry.from_bytes(line).open()
+        if isinstance(body, MeasurementTaken) and body.participant == participant_id:
+            record = Measurement.from_bytes(read_envelope(body.measurement).body)
+            yield record.kind, record.array_digest
 
 
 def statement(checked: Checked, participant_id: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
 
-from fedpact_contract.contract import Contract, EntityUnit
+from fedpact_contract.contract import Contract, EntityUnit, MeasurementKind
 from fedpact_contract.errors import InputError
 from fedpact_contract.messages import measurement_event
 from fedpact_contract.record import decimal_text
@@ -236,9 +236,18 @@ def epsilon_gate(rdp_sum: Decimal, delta: Decimal, alpha: Decimal) -> Decimal:
 
 def plan_groups(contract: Contract, steps: int | None = None) -> list[Group]:
     """Everything that the contract may charge, or with `steps` training steps in place of the planned ones."""
-    events = [measurement_event(contract, kind) for kind in contract.measurements]
-    measured = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
+    measured = [measured_group(contract, kind) for kind in contract.measurements]
     return [_group(contract, contract.planned_steps if steps is None else steps), *measured]
+
+
+def measured_group(contract: Contract, kind: MeasurementKind) -> Group:
+    """What one measurement outside the rounds is, as steps.
+
+    Raises:
+        InputError: MEASUREMENT_NOT_PLANNED.
+    """
+    event = measurement_event(contract, kind)
+    return event.noise_multiplier, event.sample_rate, event.steps
 
 
 def check_plan(contract: Contract) -> None:

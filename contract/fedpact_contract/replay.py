@@ -10,10 +10,12 @@ from typing import Any
 from fedpact_contract import replay_close, replay_rounds
 from fedpact_contract.errors import FaultError, FedpactError
 from fedpact_contract.log import (
+    BaselinesScored,
     Body,
     Checkpoint,
     ContractSigned,
     Entry,
+    MeasurementTaken,
     MomentsOpened,
     PeriodClosing,
     PeriodSettled,
@@ -97,6 +99,8 @@ HANDLERS: dict[type[Body], Callable[[Run, Place, Any], Faults]] = {
     UpdateDecided: replay_rounds.update_decided,
     UpdateRefused: replay_rounds.update_refused,
     ReplyMissed: replay_rounds.reply_missed,
+    MeasurementTaken: replay_rounds.measurement_taken,
+    BaselinesScored: replay_close.baselines_scored,
     RoundAggregated: replay_rounds.round_aggregated,
     RoundAbandoned: replay_rounds.round_abandoned,
     ScoresCommitted: replay_close.scores_committed,

@@ -5,6 +5,7 @@ Each function yields what is wrong with its entry and then takes it into the sta
 
 from fedpact_contract.errors import FedpactError
 from fedpact_contract.log import (
+    BaselinesScored,
     Moments,
     MomentsOpened,
     PeriodClosing,
@@ -31,6 +32,23 @@ def scores_committed(run: Run, place: Place, body: ScoresCommitted) -> Faults:
     run.committed.setdefault(body.round, body.commitment)
 
 
+def baselines_scored(run: Run, place: Place, body: BaselinesScored) -> Faults:
+    """The operator states, at the end of the run, what each baseline in the log is worth; every slice has its loss."""
+    contract, operator = run.parties.contract, run.parties.contract.operator.name
+    if run.completed or run.baselines is not None:
+        yield place.fault("BASELINES_TIME", "Baselines are scored once, before the run is completed.", party=operator)
+    due = sorted(participant for participant, kind in run.measured if kind == "baseline")
+    if [line.participant for line in body.lines] != due:
+        message = "The baselines scored are not those that the log has, in the order of ids."
+        yield place.fault("BASELINES_LINES", message, field="lines", party=operator)
+    slices = len(contract.contribution.validation.slices)
+    if any(len(line.losses) != slices for line in body.lines):
+        yield place.fault(
+            "BASELINES_LINES", "A baseline has not one loss for each slice.", field="lines", party=operator
+        )
+    run.baselines = body
+
+
 def run_completed(run: Run, place: Place, body: RunCompleted) -> Faults:
     """No round is open, every aggregated round is committed to, the delivered model is the last one."""
     if run.completed:
@@ -38,6 +56,9 @@ def run_completed(run: Run, place: Place, body: RunCompleted) -> Faults:
     if run.open_round:
         yield place.fault("ROUND_NOT_CLOSED", f"Round {run.open_round.number} is still open.", field="rounds")
     operator = run.parties.contract.operator.name
+    if run.baselines is None and run.parties.contract.baseline is not None:
+        message = "The run ended without a word on the baselines."
+        yield place.fault("BASELINES_MISSING", message, party=operator)
     if body.commitment is None:
         message = "The run ended without a commitment to its scores."
         yield place.fault("SCORES_NOT_COMMITTED", message, field="commitment", party=operator)

@@ -3,7 +3,9 @@
 Each function yields what is wrong with its entry and then takes it into the state.
 """
 
+from fedpact_contract.arrays import update_digest
 from fedpact_contract.log import (
+    MeasurementTaken,
     ReplyMissed,
     RoundAbandoned,
     RoundAggregated,
@@ -11,9 +13,20 @@ from fedpact_contract.log import (
     UpdateDecided,
     UpdateRefused,
 )
-from fedpact_contract.messages import Head, Metering, PrivacyEvent, Receipt, Refusal, Update
+from fedpact_contract.measured import sums_of
+from fedpact_contract.messages import (
+    Head,
+    Measurement,
+    Metering,
+    PrivacyEvent,
+    Receipt,
+    Refusal,
+    Update,
+    measurement_event,
+)
 from fedpact_contract.parties import Place
 from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
+from fedpact_contract.statistics import cell_count
 
 STOPPED = "RUN_STOPPED"
 """The code of a round that the operator gave up when it stopped the run: that may be at any time."""
@@ -238,6 +251,40 @@ def update_refused(run: Run, place: Place, body: UpdateRefused) -> Faults:
     yield from _head(run, place, refusal.head, "refusal.head", name)
     if refusal.head.size:
         run.heads[refusal.head.size, body.participant] = place
+
+
+def measurement_taken(run: Run, place: Place, body: MeasurementTaken) -> Faults:
+    """What was released outside the rounds is the participant's, contracted, made once, and in time."""
+    contract, name = run.parties.contract, run.parties.name(body.participant)
+    key = run.parties.run_keys.get(body.participant, "")
+    record, fault = open_inside(place, body.measurement, Measurement, key, "measurement", name)
+    if fault:
+        yield fault
+    if run.completed or run.abandoned:
+        yield place.fault("MEASUREMENT_LATE", "A measurement is logged after the run has ended.", party=name)
+    if record is None:
+        return
+    due: dict[str, object] = {"contract_id": contract.id, "participant": body.participant, "noise": "csprng"}
+    if body.participant in contract.by_id():
+        due["num_examples"] = contract.participant(body.participant).num_examples
+    if record.kind in contract.measurements:
+        due["privacy_event"] = measurement_event(contract, record.kind)
+    else:
+        message = f"The contract asks for no {record.kind}."
+        yield place.fault("MEASUREMENT_NOT_PLANNED", message, field="measurement.kind", party=name)
+    for wrong in differing(record, due):
+        message = f"The measurement's {wrong} is not the contract's."
+        yield place.fault("MEASUREMENT_MISMATCH", message, field=f"measurement.{wrong}", party=name)
+    if (body.participant, record.kind) in run.measured:
+        message = f"The {record.kind} of one participant stand in the log twice."
+        yield place.fault("MEASUREMENT_TWICE", message, field="measurement.kind", party=name)
+    array = sums_of(body)
+    if record.kind == "statistics":
+        cells = 0 if contract.statistics is None else sum(cell_count(contract, q) for q in contract.statistics.queries)
+        if array is None or update_digest(array) != record.array_digest or len(array) != 4 * cells:
+            message = "The noised sums in the log are not those that the participant signed."
+            yield place.fault("MEASUREMENT_DIGEST", message, field="array", party=run.parties.contract.operator.name)
+    run.measured.add((body.participant, record.kind))
 
 
 def reply_missed(run: Run, place: Place, body: ReplyMissed) -> Faults:

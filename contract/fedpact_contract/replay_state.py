@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from fedpact_contract.contract import MeasurementKind
 from fedpact_contract.errors import FaultError, FedpactError
 from fedpact_contract.log import (
+    BaselinesScored,
     Checkpoint,
     Moments,
     PeriodSettled,
@@ -68,6 +70,8 @@ class Run:
     ledger_heads: dict[str, str] = field(default_factory=dict)  # participant -> the last one logged
     spares: dict[str, int] = field(default_factory=dict)  # participant -> spare attempts used
     silent: dict[str, int] = field(default_factory=dict)  # participant -> rounds missed or refused in a row
+    measured: set[tuple[str, MeasurementKind]] = field(default_factory=set)  # (participant, kind) in the log
+    baselines: BaselinesScored | None = None
     updates: set[str] = field(default_factory=set)  # digests of admitted updates
     decided: set[str] = field(default_factory=set)  # digests of all updates that the log holds
     heads: dict[tuple[int, str], Place] = field(default_factory=dict)  # (size, participant): a reply that countersigned

@@ -9,6 +9,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 from typing import Any, TypeVar
 
+from fedpact_contract import measured
 from fedpact_contract.contract import Contract
 from fedpact_contract.contribution import leave_one_out, own_slice_difference, round_values, validation_rows
 from fedpact_contract.errors import FaultError
@@ -91,6 +92,8 @@ def build(entries: Sequence[Entry]) -> dict[str, Any]:
         "not_stopped": list(NOT_STOPPED),
         "metric": None,
         "settlement": None,
+        "statistics": measured.statistics(bodies, contract),
+        "baselines": measured.baselines(bodies, contract),
     }
     _add_scores(report, bodies, contract)
     return report

@@ -12,6 +12,7 @@ from fedpact_contract.output import visible
 from fedpact_contract.record import decimal_text
 from fedpact_contract.report import NOT_STOPPED
 from fedpact_contract.settlement import format_fen
+from fedpact_contract.statistics import CountQuery, MeanQuery, QuantileQuery, Query
 
 _CONTEXT = Context(prec=30)
 _FAR = Decimal(20)
@@ -159,16 +160,47 @@ def _privacy(contract: Contract) -> Iterator[str]:
         f"Gaussian noise of {decimal_text(privacy.noise_multiplier)} times that norm is added to the sum. The noise "
         "comes from the operating system's random numbers and is never drawn from a fixed seed."
     )
+    yield from _measured(contract)
     yield (
         f"The plan is {_count(training.rounds, 'round')} and {_count(privacy.spare_attempts, 'spare attempt')} "
-        f"(after a crash) of {_count(training.local_steps, 'step')} each: {contract.planned_steps} in all. Epsilon "
-        f"covers all of them, and was computed by {visible(privacy.accountant)}. An attempt is charged in full even "
-        "where its result never arrived."
+        f"(after a crash) of {_count(training.local_steps, 'step')} each: {contract.planned_steps} in all"
+        + "".join(f", and the {kind}" for kind in contract.measurements)
+        + f". Epsilon covers all of them, and was computed by {visible(privacy.accountant)}. An attempt is charged in "
+        "full even where its result never arrived."
     )
     yield (
         "Each participant's agent keeps its own ledger of what was spent on its data set over all contracts, and "
         "refuses the step that would exceed the limit on the data set's card."
     )
+
+
+def _measured(contract: Contract) -> Iterator[str]:
+    """What each participant releases once, besides its updates."""
+    if (statistics := contract.statistics) is not None:
+        yield (
+            "Each participant also releases statistics of its contracted rows, once; they stand in the log for all "
+            f"signatories. Noise of {decimal_text(statistics.noise_multiplier)} rows (standard deviation) is added to "
+            "each sum:" + "".join(f"\n    - {_query(query)}" for query in statistics.queries)
+        )
+    if (baseline := contract.baseline) is not None:
+        yield (
+            f"Each participant also trains a model alone, with the same clipping and noise, {baseline.steps} steps "
+            "from the initial model, and releases it once to the operator. It is never aggregated; how it does on the "
+            "validation rows stands in the log, and no money follows from it."
+        )
+
+
+def _query(query: Query) -> str:
+    column = visible(query.column)
+    if isinstance(query, MeanQuery):
+        return f"the mean of {column}, clipped to its bounds"
+    if isinstance(query, CountQuery):
+        which = visible(query.value) if query.value is not None else f"at least {query.at_least:f}"
+        return f"how many rows have {column}: {which}"
+    if isinstance(query, QuantileQuery):
+        wanted = ", ".join(decimal_text(p) for p in query.probabilities)
+        return f"the quantiles {wanted} of {column}, from a histogram of {query.bins} parts"
+    return f"the histogram of {column}" + ("" if query.bins is None else f" in {query.bins} parts")
 
 
 def _meaning(epsilon: Decimal, delta: str) -> str:

@@ -26,6 +26,16 @@ def local_update(contract: Contract, base: Floats, examples: Examples, noise: No
             WEIGHTS_NOT_FINITE, MODEL_NOT_PRIVATE.
         FailedError: TRAINING_NOT_FINITE.
     """
+    return _trained(contract, base, examples, noise, contract.training.local_steps)
+
+
+def local_baseline(contract: Contract, initial: Floats, examples: Examples, noise: Noise) -> NDArray[np.float32]:
+    """Train the contract's baseline steps from the initial model, alone; as `local_update`."""
+    assert contract.baseline is not None  # noqa: S101 - the caller was asked for it
+    return _trained(contract, initial, examples, noise, contract.baseline.steps)
+
+
+def _trained(contract: Contract, base: Floats, examples: Examples, noise: Noise, steps: int) -> NDArray[np.float32]:
     if len(examples) not in {p.num_examples for p in contract.participants}:
         raise InputError(
             "TRAINING_ROWS",
@@ -41,7 +51,7 @@ def local_update(contract: Contract, base: Floats, examples: Examples, noise: No
         module,
         torch.from_numpy(examples.x),
         torch.from_numpy(examples.y),
-        steps=training.local_steps,
+        steps=steps,
         sample_rate=sample_rate,
         noise_multiplier=float(privacy.noise_multiplier),
         max_grad_norm=float(privacy.max_grad_norm),

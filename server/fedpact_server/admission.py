@@ -76,13 +76,16 @@ def contracted_event(contract: Contract) -> PrivacyEvent:
     )
 
 
-def norm_bound(contract: Contract, num_examples: int, parameters: int) -> float:
-    """The largest norm an honest update can have: every row in every batch, noise six deviations out."""
+def norm_bound(contract: Contract, num_examples: int, parameters: int, *, steps: int | None = None) -> float:
+    """The largest norm an honest update can have: every row in every batch, noise six deviations out.
+
+    `steps` are those of a round where nothing else is said.
+    """
     privacy, training = contract.privacy, contract.training
     signal = float(privacy.max_grad_norm) * num_examples
     noise = 6 * float(privacy.noise_multiplier * privacy.max_grad_norm) * math.sqrt(max(parameters, 36))
     scale = training.learning_rate / (privacy.sample_rate * Decimal(num_examples))
-    return training.local_steps * float(scale) * (signal + noise)
+    return (steps or training.local_steps) * float(scale) * (signal + noise)
 
 
 def _check_place(update: Update, expected: Expected) -> None:

@@ -22,12 +22,13 @@ from fedpact_contract.errors import InputError
 from fedpact_contract.messages import DataSetCard
 from fedpact_contract.record import read_envelope
 from fedpact_contract.request import instant
-from fedpact_models.registry import initial_weights
+from fedpact_models.registry import initial_weights, parameter_count
 from fedpact_models.tables import first_line, read_table
 from fedpact_server import db, enrolment, validation
 from fedpact_server.db import Database
 from fedpact_server.home import OperatorHome
 from fedpact_server.installed import installed_code
+from fedpact_server.measurements import BASELINE_PARAMETERS
 from fedpact_server.run_state import store_model
 
 _DIGEST = "0" * 64
@@ -89,8 +90,9 @@ def new(
     if sketch.term.not_after <= instant(now):
         raise InputError("CONTRACT_EXPIRED", "The term has ended already.", file=file, field="term.not_after")
     rows = validation.build(sketch.data, tables)
-    plan, weights = sketch.privacy, initial_weights(sketch.model, sketch.data, np.random.default_rng())
-    noise = privacy.solve_noise_multiplier(plan.epsilon, plan.delta, plan.sample_rate, sketch.planned_steps)
+    weights = initial_weights(sketch.model, sketch.data, np.random.default_rng())
+    _check_baseline(sketch)
+    noise = _noise(sketch)
     derived = {
         "noise_multiplier": noise,
         "entity": _entity(sketch, noise),
@@ -112,6 +114,30 @@ _SKETCH: dict[str, Any] = {
     "root": _DIGEST,
     "slices": [{"source": "operator", "count": 1}],
 }
+
+
+def _noise(sketch: Contract) -> Decimal:
+    """The smallest noise of training that keeps the contract's epsilon, beside what is measured.
+
+    A baseline has training's own noise: its steps are training steps, as far as privacy goes.
+    """
+    plan = sketch.privacy
+    baseline = 0 if sketch.baseline is None else sketch.baseline.steps
+    statistics = [] if sketch.statistics is None else [privacy.measured_group(sketch, "statistics")]
+    steps = sketch.planned_steps + baseline
+    return privacy.solve_noise_multiplier(plan.epsilon, plan.delta, plan.sample_rate, steps, statistics)
+
+
+def _check_baseline(sketch: Contract) -> None:
+    """A baseline's model fits into one request."""
+    size = parameter_count(sketch.model, sketch.data)
+    if sketch.baseline is not None and size > BASELINE_PARAMETERS:
+        raise InputError(
+            "TEMPLATE_BASELINE_SIZE",
+            f"The model has {size} parameters; a baseline is offered for at most {BASELINE_PARAMETERS}.",
+            field="baseline",
+            remedy="Leave [baseline] out, or take a smaller model.",
+        )
 
 
 def _entity_sketch(values: Mapping[str, Any]) -> dict[str, Any]:

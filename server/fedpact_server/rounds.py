@@ -17,6 +17,7 @@ import sqlalchemy as sa
 import structlog
 
 from fedpact_contract.log import (
+    BaselinesScored,
     ReplyMissed,
     RoundAbandoned,
     RoundAggregated,
@@ -29,7 +30,7 @@ from fedpact_contract.log import (
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, db, logbook, orders, replies, scoring
+from fedpact_server import aggregation, db, logbook, measurements, orders, replies, scoring
 from fedpact_server.run_state import (
     RunContext,
     StopWantedError,
@@ -399,6 +400,7 @@ class Loop:
         rounds = logbook.count_of(connection, context.contract_id, RoundAggregated.TYPE)
         if rounds:
             unscored = run is not None and run.wanted == "unscored"
+            self._score_baselines(connection)
             value = None if unscored else self._commit_to_moments(connection)
             digest = self._base_digest(connection, rounds + 1)
             body = RunCompleted(rounds=rounds, model_digest=digest, commitment=value)
@@ -410,6 +412,13 @@ class Loop:
             .values(phase=phase, detail=detail, wanted="run")
         )
         log.info("run ended", contract=context.contract_id, phase=phase, rounds=rounds, detail=detail)
+
+    def _score_baselines(self, connection: sa.Connection) -> None:
+        """State what the models that participants trained alone are worth on the validation rows."""
+        context = self.context
+        if context.contract.baseline is not None:
+            lines = measurements.baseline_losses(context.home, connection, context.contract, self.examples)
+            logbook.append(connection, context.contract_id, [BaselinesScored(lines=tuple(lines))])
 
     def _commit_to_moments(self, connection: sa.Connection) -> str:
         """Keep the second moments; per-example values that are lost are made again, from the updates."""

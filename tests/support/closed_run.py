@@ -144,6 +144,27 @@ def closed_run(folder: Path, **changes: Any) -> ClosedRun:
     return copy(_completed(**({"training__rounds": 2} | EVERYBODY_IS_PAID | changes)), folder)
 
 
+def open_run(folder: Path, **changes: Any) -> ClosedRun:
+    """A federation that has signed and not begun, with the operator's API in front of it and production's noise."""
+    federation = make_federation(folder, **({"noise": lambda _index: SystemNoise()} | changes))
+    home, keys = with_operator_home(federation), _node_keys()
+    _register(federation)
+    agents = [federation.agents[p.id] for p in federation.contract.participants]
+    by_node = {node_id(node_public_pem(key)): agent for key, agent in zip(keys, agents, strict=False)}
+    federation.transport = DirectTransport(by_node)
+    node_keys = {agent.desk.participant: key for key, agent in zip(keys, agents, strict=False)}
+    return ClosedRun(federation, Wire(Operator(home, federation.database)), node_keys)
+
+
+def _register(federation: Federation) -> None:
+    """Give each participant its node key."""
+    with federation.database.write() as connection:
+        for key, participant in zip(_node_keys(), federation.contract.participants, strict=False):
+            pem = node_public_pem(key)
+            values = {"node_key_pem": pem, "node": node_id(pem)}
+            connection.execute(db.participants.update().where(db.participants.c.id == participant.id).values(**values))
+
+
 def with_operator_home(federation: Federation) -> OperatorHome:
     """Make the federation's folder a real operator's home: settings, keys and certificates."""
     made = federation.home.with_name("made")
@@ -222,11 +243,7 @@ def _made(changes: tuple[tuple[str, Any], ...]) -> Federation:
         federation.run(accept_test_noise="noise" in options)
     finally:
         rounds.RESEND_SECONDS = before
-    with federation.database.write() as connection:
-        for key, participant in zip(_node_keys(), federation.contract.participants, strict=True):
-            pem = node_public_pem(key)
-            values = {"node_key_pem": pem, "node": node_id(pem)}
-            connection.execute(db.participants.update().where(db.participants.c.id == participant.id).values(**values))
+    _register(federation)
     federation.database.dispose()
     return federation
 

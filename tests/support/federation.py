@@ -20,13 +20,14 @@ from tests.support.noise import FixedNoise
 
 from fedpact_client.answer import Desk, Trained, answer, open_contract
 from fedpact_client.policy import Policy
+from fedpact_client.review import make_terms
 from fedpact_client.store import Ready, Store
+from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract, Delegation, SignedContract
 from fedpact_contract.keys import fingerprint, generate_key, public_hex, save_key
-from fedpact_contract.ledger import Terms
 from fedpact_contract.log import ContractSigned
 from fedpact_contract.messages import DataSetCard
-from fedpact_contract.privacy import filter_alpha, filter_limit, rdp
+from fedpact_contract.privacy import filter_alpha, filter_limit
 from fedpact_contract.record import sign
 from fedpact_models.code import models_digest
 from fedpact_models.dp import Noise
@@ -324,12 +325,8 @@ def _agent(folder, contract, signed, index, key, run_key, examples, noise, polic
         released_rows=0,
     )
     store.declare(sign(card, key).to_bytes(), filter_limit(Decimal(8), privacy.delta, alpha))
-    cost = rdp(privacy.noise_multiplier, privacy.sample_rate, contract.training.local_steps, alpha)
-    from fedpact_contract.canonical import canonical_bytes
-
-    store.add_contract(
-        canonical_bytes(signed.plain()), Terms.of(contract, participant.id, cost), "run", public_hex(run_key)
-    )
+    terms = make_terms(store, contract, participant.id)
+    store.add_contract(canonical_bytes(signed.plain()), terms, "run", public_hex(run_key))
     store.set_state(contract.id, "running")
     opened, run_keys = open_contract(signed, participant.id)
     own_policy = Policy.parse(

@@ -1,0 +1,506 @@
+"""What leaves once, outside the rounds: statistics and a baseline, charged, in the log, verified, in the report."""
+
+import base64
+import dataclasses
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.closed_run import ClosedRun, open_run
+from tests.support.models_kit import a_model, a_schema, category, number, training_contract
+
+from fedpact_client.answer import Desk, Trained, TrainerLostError, TrainingFailedError
+from fedpact_client.closing import close
+from fedpact_client.measuring import measure
+from fedpact_client.views import check_own, contract_budget, seen
+from fedpact_contract import report as reports
+from fedpact_contract import text
+from fedpact_contract.arrays import update_digest
+from fedpact_contract.contract import Contract, MeasurementKind
+from fedpact_contract.errors import FaultError, FedpactError, InputError
+from fedpact_contract.evidence import unpack
+from fedpact_contract.ledger import measured
+from fedpact_contract.log import BaselinesScored, MeasurementTaken
+from fedpact_contract.messages import Measurement
+from fedpact_contract.privacy import check_plan, epsilon_pld, plan_groups
+from fedpact_contract.record import read_envelope, sign
+from fedpact_contract.statistics import results
+from fedpact_contract.verify import verify
+from fedpact_models.dp import SystemNoise
+from fedpact_models.features import Examples, encode
+from fedpact_models.statistics import noised_sums
+from fedpact_models.training import local_baseline
+from fedpact_server import measurements
+
+D = Decimal
+STATISTICS = {
+    "noise_multiplier": 30,
+    "queries": [
+        {"kind": "mean", "column": "pixel_20"},
+        {"kind": "histogram", "column": "digit"},
+        {"kind": "quantile", "column": "pixel_20", "bins": 8, "probabilities": ["0.5"]},
+        {"kind": "count", "column": "pixel_20", "at_least": 8},
+        {"kind": "count", "column": "digit", "value": "7"},
+    ],
+}
+CLAUSES = {"statistics": STATISTICS, "baseline": {"steps": 4}, "privacy__epsilon": D(3), "training__rounds": 2}
+
+
+class NoNoise:
+    """Draws nothing but zeros."""
+
+    label = "test"
+
+    def uniform(self, n: int) -> Any:
+        return np.full(n, 0.5)
+
+    def normal(self, n: int) -> Any:
+        return np.zeros(n)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> ClosedRun:
+    return open_run(tmp_path, counts=[90, 60, 70], **CLAUSES)
+
+
+def trainer(run: ClosedRun, number: int) -> Callable[[Contract, MeasurementKind, bytes], Trained]:
+    """What the trainer of `Enterprise number` gives."""
+    agent = run.federation.agent(number)
+
+    def give(contract: Contract, kind: MeasurementKind, base: bytes) -> Trained:
+        if kind == "statistics":
+            array = noised_sums(contract, agent.examples, agent.noise)
+        else:
+            array = local_baseline(contract, np.frombuffer(base, "<f8").copy(), agent.examples, agent.noise)
+        return Trained(update=array.astype("<f4").tobytes(), noise=agent.noise.label, rows_fingerprint=f"{number:064x}")
+
+    return give
+
+
+def look(run: ClosedRun, number: int, give: Any = None) -> bool:
+    with run.client(number) as client:
+        return measure(run.federation.agent(number).desk, client, give or trainer(run, number))
+
+
+def taken(run: ClosedRun) -> list[tuple[str, str]]:
+    with run.federation.database.read() as connection:
+        found = measurements.taken(connection, run.contract_id)
+    return [(run.federation.contract.participant(who).name, kind) for who, kind in found]
+
+
+def rows(desk: Desk) -> list[Any]:
+    return [r for r in desk.store.rows(desk.data_set) if r.kind is not None]
+
+
+class TestWhole:
+    def test_a_run_with_both_is_verified_and_reported(self, run: ClosedRun) -> None:
+        federation = run.federation
+        check_plan(federation.contract)
+        for index in (1, 2, 3):
+            assert look(run, index)
+            assert look(run, index)  # nothing is left to do
+        assert sorted(taken(run)) == [
+            (f"Enterprise {i}", kind) for i in (1, 2, 3) for kind in ("baseline", "statistics")
+        ]
+        assert federation.run(accept_test_noise=False) == "completed"
+        assert BaselinesScored.TYPE in federation.kinds()
+        run.settle()
+        for index in (1, 2, 3):
+            desk = federation.agent(index).desk
+            with run.client(index) as client:
+                assert close(desk, client)[0] == "countersigned"
+        found = run.verified()
+        assert (found.exit_code, found.faults) == (0, ())
+        with federation.database.read() as connection:
+            from fedpact_server import logbook
+
+            built = reports.build(logbook.read_entries(connection, run.contract_id))
+        json.dumps(built)
+        assert [q["kind"] for q in built["statistics"]["queries"]] == [q["kind"] for q in STATISTICS["queries"]]
+        assert {p["name"] for p in built["baselines"]} == {"Enterprise 1", "Enterprise 2", "Enterprise 3"}
+        assert all(0 <= float(p["metric"]) <= 1 for p in built["baselines"])
+        assert "measurements" in built["privacy"]["plan"]
+        from fedpact_server.report.html import render
+
+        assert "Trained alone" in render(built, "en")
+        assert "单独训练" in render(built, "zh")
+
+    def test_each_is_charged_once_before_it_leaves_and_counts_in_epsilon(self, run: ClosedRun) -> None:
+        desk = run.federation.agent(1).desk
+        before = desk.store.budget(desk.data_set)
+        look(run, 1)
+        after = desk.store.budget(desk.data_set)
+        assert [(r.kind, r.state) for r in rows(desk)] == [
+            (kind, state) for kind in ("statistics", "baseline") for state in ("reserved", "spent")
+        ]
+        assert after.charged == sum(r.rdp for r in rows(desk) if r.state == "reserved") > 0
+        assert after.committed == before.committed  # it was planned when the contract was signed
+        agreement = desk.store.contract(desk.contract_id)
+        spent = D(contract_budget(desk.store.rows(desk.data_set), agreement)["epsilon_pld"])
+        assert spent == epsilon_pld(plan_groups(desk.contract, 0), desk.contract.privacy.delta) > 0
+        look(run, 1)
+        assert desk.store.budget(desk.data_set) == after
+
+    def test_rounds_do_not_mind_where_measurements_come(self, run: ClosedRun) -> None:
+        desk = run.federation.agent(2).desk
+        look(run, 1)
+        assert run.federation.run(accept_test_noise=False) == "completed"
+        assert desk.store.answers(desk.contract_id) == [1, 2]
+        with run.client(2) as client, pytest.raises(FedpactError, match="RUN_ENDED"):
+            measure(desk, client, trainer(run, 2))
+        assert len(rows(desk)) == 2  # the attempt was made, and is charged
+
+    def test_what_is_not_asked_is_not_released(self, tmp_path: Path) -> None:
+        run = open_run(tmp_path, counts=[90, 60, 70])
+        assert look(run, 1)
+        assert run.wire.sent == []
+        desk = run.federation.agent(1).desk
+        with pytest.raises(FedpactError, match="MEASUREMENT_NOT_PLANNED"):
+            desk.store.reserve(desk.contract_id, 0, "a" * 64, desk.run_key, kind="statistics")
+
+
+class TestFailures:
+    def test_the_same_bytes_are_sent_again_where_the_answer_was_lost(self, run: ClosedRun) -> None:
+        run.wire.cut_after = "POST /contracts"
+        with pytest.raises(FedpactError, match="OPERATOR_AWAY"):
+            look(run, 1)
+        run.wire.cut_after = ""
+        assert look(run, 1)
+        posts = [r.content for r in run.wire.sent if r.method == "POST" and "measurements" in r.url.path]
+        assert len(posts) == 2  # the statistics, which had arrived, and the baseline
+        assert len(rows(run.federation.agent(1).desk)) == 4
+
+    def test_an_attempt_that_a_crash_lost_stays_charged_and_is_not_made_again(self, run: ClosedRun) -> None:
+        desk = run.federation.agent(1).desk
+
+        def lost(*_: Any) -> Trained:
+            raise TrainerLostError("TRAINER_LOST", "killed")
+
+        assert look(run, 1, lost)
+        assert look(run, 1)
+        assert [(r.kind, r.state) for r in rows(desk)] == [("statistics", "reserved"), ("baseline", "reserved")]
+        assert taken(run) == []
+        assert "MEASUREMENT_DONE" in {a.code for a in desk.store.alarms()}
+        assert run.federation.run(accept_test_noise=False) == "completed"  # the rounds are not affected
+
+    def test_data_that_does_not_allow_it_is_charged_and_refused(self, run: ClosedRun) -> None:
+        desk = run.federation.agent(1).desk
+
+        def fails(*_: Any) -> Trained:
+            raise TrainingFailedError("DATA_TOO_FEW_ROWS", "too few")
+
+        assert look(run, 1, fails)
+        assert look(run, 1)
+        assert [r.state for r in rows(desk)] == ["reserved", "failed", "reserved", "failed"]
+        assert taken(run) == []
+        assert "DATA_TOO_FEW_ROWS" in {a.code for a in desk.store.alarms()}
+
+    def test_the_policy_is_asked_first(self, run: ClosedRun) -> None:
+        agent = run.federation.agent(1)
+        agent.desk = dataclasses.replace(agent.desk, policy=agent.desk.policy.model_copy(update={"purposes": ()}))
+        assert look(run, 1)
+        assert (rows(agent.desk), taken(run)) == ([], [])
+        assert "POLICY_PURPOSE_MISMATCH" in {a.code for a in agent.desk.store.alarms()}
+
+    def test_another_initial_model_is_refused_before_anything_is_charged(self, run: ClosedRun) -> None:
+        other = base64.b64encode(np.ones(650).astype("<f8").tobytes()).decode()
+        run.serve("/initial-model", {"model": other})
+        assert look(run, 1)
+        assert [r.kind for r in rows(run.federation.agent(1).desk)] == ["statistics", "statistics"]
+        run.serve("/initial-model", {"model": "no base64"})
+        assert look(run, 1)
+        assert "BASE_MODEL_MISMATCH" in {a.code for a in run.federation.agent(1).desk.store.alarms()}
+
+
+class TestOperator:
+    """What a participant may send, and what is turned away."""
+
+    @pytest.fixture
+    def honest(self, run: ClosedRun) -> tuple[Measurement, bytes]:
+        contract, agent = run.federation.contract, run.federation.agent(1)
+        array = noised_sums(contract, agent.examples, SystemNoise()).astype("<f4").tobytes()
+        record = Measurement(
+            contract_id=contract.id,
+            participant=agent.desk.participant,
+            kind="statistics",
+            array_digest=update_digest(array),
+            num_examples=90,
+            privacy_event=measurements.measurement_event(contract, "statistics"),
+            noise="csprng",
+            ledger_head="0" * 64,
+        )
+        return record, array
+
+    def give(self, run: ClosedRun, record: Measurement, array: bytes, key: Any = None) -> str:
+        desk = run.federation.agent(1).desk
+        value = {
+            "measurement": sign(record, key or desk.run_key).plain(),
+            "array": base64.b64encode(array).decode(),
+        }
+        home = measurements.OperatorHome.open(run.home)
+        run_key = desk.run_keys[desk.participant]
+        with run.federation.database.write() as connection:
+            return measurements.take(home, connection, desk.contract, desk.participant, run_key, value)
+
+    def test_an_honest_one_is_taken_and_again_changes_nothing(self, run: ClosedRun, honest: Any) -> None:
+        assert self.give(run, *honest) == self.give(run, *honest) == "statistics"
+        assert run.federation.kinds().count(MeasurementTaken.TYPE) == 1
+
+    @pytest.mark.parametrize(
+        ("change", "code"),
+        [
+            ({"contract_id": "f" * 64}, "MEASUREMENT_PLACE"),
+            ({"num_examples": 91}, "MEASUREMENT_EVENT"),
+            ({"noise": "test"}, "MEASUREMENT_TEST_NOISE"),
+            ({"array_digest": "f" * 64}, "MEASUREMENT_DIGEST"),
+            ({"kind": "baseline"}, "MEASUREMENT_EVENT"),
+        ],
+    )
+    def test_other_words_are_refused(self, run: ClosedRun, honest: Any, change: dict[str, Any], code: str) -> None:
+        record, array = honest
+        with pytest.raises(FedpactError) as err:
+            self.give(run, record.model_copy(update=change), array)
+        assert err.value.code == code
+        assert MeasurementTaken.TYPE not in run.federation.kinds()
+
+    @pytest.mark.parametrize(
+        ("spoil", "code"),
+        [
+            (lambda a: a[:-4], "MEASUREMENT_SHAPE"),
+            (lambda a: a[:-4] + np.array([np.nan], "<f4").tobytes(), "MEASUREMENT_NOT_FINITE"),
+            (lambda a: a[:-4] + np.array([1e9], "<f4").tobytes(), "MEASUREMENT_NORM"),
+        ],
+    )
+    def test_other_arrays_are_refused(self, run: ClosedRun, honest: Any, spoil: Any, code: str) -> None:
+        array = spoil(honest[1])
+        with pytest.raises(FedpactError) as err:
+            self.give(run, honest[0].model_copy(update={"array_digest": update_digest(array)}), array)
+        assert err.value.code == code
+
+    def test_a_second_draw_is_refused(self, run: ClosedRun, honest: Any) -> None:
+        record, array = honest
+        self.give(run, record, array)
+        other = (np.frombuffer(array, "<f4") + 1).astype("<f4").tobytes()
+        with pytest.raises(FedpactError, match="MEASUREMENT_TAKEN"):
+            self.give(run, record.model_copy(update={"array_digest": update_digest(other)}), other)
+
+    def test_somebody_elses_key_is_a_fault(self, run: ClosedRun, honest: Any) -> None:
+        with pytest.raises(FaultError):
+            self.give(run, *honest, key=run.federation.agent(2).desk.run_key)
+
+    @pytest.mark.parametrize("value", [{}, {"measurement": {}, "array": 3}, {"measurement": {}, "array": "§"}])
+    def test_a_body_of_another_form_is_refused(self, run: ClosedRun, value: dict[str, Any]) -> None:
+        home, desk = measurements.OperatorHome.open(run.home), run.federation.agent(1).desk
+        with run.federation.database.write() as connection, pytest.raises(FedpactError) as err:
+            measurements.take(home, connection, desk.contract, desk.participant, "0" * 64, value)
+        assert err.value.exit_code == 2
+
+
+class TestVerifier:
+    """The evidence as a dishonest operator would make it."""
+
+    @pytest.fixture
+    def done(self, run: ClosedRun) -> ClosedRun:
+        for index in (1, 2, 3):
+            look(run, index)
+        run.federation.run(accept_test_noise=False)
+        run.settle()
+        return run
+
+    def faults(self, run: ClosedRun, change: Any) -> set[str]:
+        files = {name: data.encode() for name, data in run.rewritten(change).items()}
+        return {fault["code"] for fault in verify(unpack(files), None, privacy=False).faults}
+
+    @staticmethod
+    def where(bodies: list[Any], kind: type) -> int:
+        return next(i for i, body in enumerate(bodies) if isinstance(body, kind))
+
+    def test_nothing_is_wrong_with_the_honest_one(self, done: ClosedRun) -> None:
+        assert self.faults(done, lambda bodies: bodies) == set()
+
+    def test_other_sums_than_were_signed(self, done: ClosedRun) -> None:
+        def change(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, MeasurementTaken)
+            array = base64.b64encode(bytes(len(base64.b64decode(bodies[place].array)))).decode()
+            bodies[place] = bodies[place].model_copy(update={"array": array})
+            return bodies
+
+        assert "MEASUREMENT_DIGEST" in self.faults(done, change)
+
+    def test_a_measurement_twice_and_one_too_late(self, done: ClosedRun) -> None:
+        def twice(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, MeasurementTaken)
+            return [*bodies[: place + 1], bodies[place], *bodies[place + 1 :]]
+
+        assert "MEASUREMENT_TWICE" in self.faults(done, twice)
+
+        def late(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, MeasurementTaken)
+            return [*bodies[:place], *bodies[place + 1 : -1], bodies[place], bodies[-1]]
+
+        assert "MEASUREMENT_LATE" in self.faults(done, late)
+
+    def test_the_operators_own_measurement(self, done: ClosedRun) -> None:
+        def forged(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, MeasurementTaken)
+            record = Measurement.from_bytes(read_envelope(bodies[place].measurement).body)
+            signed = sign(record, done.federation.operator_run_key).plain()
+            bodies[place] = bodies[place].model_copy(update={"measurement": signed})
+            return bodies
+
+        assert self.faults(done, forged) - {"MEASUREMENT_DIGEST"}
+
+    def test_a_baseline_left_out_of_the_scores(self, done: ClosedRun) -> None:
+        def fewer(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, BaselinesScored)
+            bodies[place] = bodies[place].model_copy(update={"lines": bodies[place].lines[1:]})
+            return bodies
+
+        def none(bodies: list[Any]) -> list[Any]:
+            return [body for body in bodies if not isinstance(body, BaselinesScored)]
+
+        assert "BASELINES_LINES" in self.faults(done, fewer)
+        assert "BASELINES_MISSING" in self.faults(done, none)
+
+    def test_an_agent_finds_what_it_never_sent(self, done: ClosedRun) -> None:
+        desk = done.federation.agent(1).desk
+        evidence = unpack({name: text.encode() for name, text in done.files().items()})
+        own = seen(desk.store, done.contract_id)
+        check_own(own, desk.participant, evidence)
+        with pytest.raises(FaultError, match="STATEMENT_MEASUREMENT"):
+            check_own(dataclasses.replace(own, measured={}), desk.participant, evidence)
+
+
+LABEL = {"name": "ill", "classes": ["no", "yes"], "rule": "value"}
+SCHEMA = a_schema(number("age", 0, 100), category("sex", ["f", "m"]), label=LABEL)
+
+
+class TestQueries:
+    QUERIES = (
+        {"kind": "mean", "column": "age"},
+        {"kind": "histogram", "column": "sex"},
+        {"kind": "histogram", "column": "age", "bins": 4},
+        {"kind": "count", "column": "age", "at_least": 50},
+        {"kind": "count", "column": "ill", "value": "yes"},
+        {"kind": "quantile", "column": "age", "bins": 100, "probabilities": ["0.25", "0.5"]},
+    )
+
+    def asked(self, *queries: Any, noise: Any = 1, counts: tuple[int, ...] = (8, 30, 40)) -> Contract:
+        values = training_contract(SCHEMA, a_model(), counts).plain()
+        return Contract.parse(values | {"statistics": {"noise_multiplier": noise, "queries": list(queries)}})
+
+    def examples(self) -> Examples:
+        import polars as pl
+
+        ages = [0, 10, 25, 50, 50, 75, 100, 140]
+        table = pl.DataFrame({"age": ages, "sex": list("ffmmmmmf"), "ill": ["no"] * 5 + ["yes"] * 3})
+        return encode(SCHEMA, table, file="t")
+
+    def split(self, contract: Contract, flat: Any) -> list[list[float]]:
+        assert contract.statistics is not None
+        counts = [measurements.cell_count(contract, query) for query in contract.statistics.queries]
+        edges = np.cumsum([0, *counts])
+        return [list(flat[a:b]) for a, b in pairwise(edges)]
+
+    def test_exact_sums_give_exact_answers(self) -> None:
+        contract = self.asked(*self.QUERIES)
+        exact = self.split(contract, noised_sums(contract, self.examples(), NoNoise()))
+        assert exact[1:5] == [[3, 5], [2, 1, 2, 3], [5], [3]]
+        me = contract.participants[0].id
+        found = results(contract, {me: exact})
+        answers = [query["answers"][me]["values"] for query in found]
+        assert answers[0] == [pytest.approx((0 + 10 + 25 + 50 + 50 + 75 + 100 + 100) / 8)]
+        assert answers[5][0] == pytest.approx(11, abs=1)
+        assert answers[5][1] == pytest.approx(51, abs=1)
+        assert found[2]["labels"][0] == "0 to 25"
+        assert [query["answers"].keys() for query in found] == [{me: 0}.keys()] * 6
+
+    def test_together_the_noise_is_that_of_all(self) -> None:
+        contract = self.asked(*self.QUERIES[:2], noise=4)
+        first, second, _ = (p.id for p in contract.participants)
+        found = results(contract, {first: [[4.0], [3, 5]], second: [[-6.0], [10, 20]]})
+        assert found[1]["answers"]["together"] == {"values": [13, 25], "error": pytest.approx(4 * 2**0.5)}
+        mean = found[0]["answers"]["together"]
+        assert mean["values"] == [pytest.approx(50 * (1 - 2 / 38))]
+        assert mean["error"] == pytest.approx(50 * 4 * 2**0.5 / 38)
+
+    def test_one_row_moves_a_query_by_at_most_one(self) -> None:
+        """Zero-out: without a row's own contribution the sums of each query lie at most 1 away, in norm."""
+        contract = self.asked(*self.QUERIES)
+        whole = self.examples()
+        exact = self.split(contract, noised_sums(contract, whole, NoNoise()))
+        for row in range(len(whole)):
+            fewer = whole.take([i for i in range(len(whole)) if i != row])
+            without = self.split(contract, noised_sums(contract, fewer, NoNoise()))
+            assert all(np.linalg.norm(np.subtract(a, b)) <= 1 + 1e-9 for a, b in zip(exact, without, strict=True))
+
+    def test_noise_has_the_contracted_size(self) -> None:
+        contract = self.asked(*self.QUERIES, noise=7)
+        exact = noised_sums(contract, self.examples(), NoNoise())
+        draws = np.array([noised_sums(contract, self.examples(), SystemNoise()) - exact for _ in range(300)])
+        assert draws.std() == pytest.approx(7, rel=0.05)
+
+    def test_quantiles_of_nothing_but_noise_are_within_the_bounds(self) -> None:
+        contract = self.asked(self.QUERIES[5])
+        me = contract.participants[0].id
+        for cells in ([-1.0] * 100, [0.0] * 99 + [5.0], [-5.0] * 99 + [0.1]):
+            values = results(contract, {me: [cells]})[0]["answers"][me]["values"]
+            assert all(0 <= value <= 100 for value in values)
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            {"kind": "mean", "column": "sex"},
+            {"kind": "mean", "column": "ill"},
+            {"kind": "mean", "column": "nobody"},
+            {"kind": "histogram", "column": "age"},
+            {"kind": "histogram", "column": "sex", "bins": 3},
+            {"kind": "count", "column": "age", "value": "3"},
+            {"kind": "count", "column": "age"},
+            {"kind": "count", "column": "sex", "value": "x"},
+            {"kind": "count", "column": "sex"},
+            {"kind": "count", "column": "ill", "at_least": 1},
+            {"kind": "quantile", "column": "sex", "bins": 3, "probabilities": ["0.5"]},
+            {"kind": "quantile", "column": "age", "bins": 3, "probabilities": ["1"]},
+        ],
+    )
+    def test_a_query_that_asks_nothing_sensible_is_refused(self, query: dict[str, Any]) -> None:
+        with pytest.raises(InputError) as err:
+            self.asked(query)
+        assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.0")
+
+    def test_without_noise_nothing_is_asked(self) -> None:
+        with pytest.raises(InputError, match="CONTRACT_STATISTICS"):
+            self.asked(self.QUERIES[0], noise=0)
+
+    def test_the_contract_says_in_words_what_is_released(self) -> None:
+        values = self.asked(*self.QUERIES, noise=7).plain()
+        shown = text.render(Contract.parse(values | {"baseline": {"steps": 5}}))
+        for words in (
+            "Noise of 7 rows (standard deviation) is added to each sum:",
+            "the mean of age, clipped to its bounds",
+            "the histogram of age in 4 parts",
+            "how many rows have age: at least 50",
+            "the quantiles 0.25, 0.5 of age, from a histogram of 100 parts",
+            "trains a model alone, with the same clipping and noise, 5 steps",
+            "and the statistics, and the baseline. Epsilon covers all of them",
+        ):
+            assert words in shown
+
+    def test_statistics_that_cost_more_than_the_contract_promises_are_refused(self) -> None:
+        contract = self.asked(*self.QUERIES, noise="0.5")
+        with pytest.raises(InputError, match="CONTRACT_NOISE_TOO_SMALL"):
+            check_plan(contract)
+
+
+def test_the_ledger_counts_them_apart(run: ClosedRun) -> None:
+    look(run, 1)
+    desk = run.federation.agent(1).desk
+    all_rows = desk.store.rows(desk.data_set)
+    assert [r.kind for r in measured(all_rows, desk.contract_id)] == ["statistics", "baseline"]
+    assert {r.round for r in all_rows} == {0}
