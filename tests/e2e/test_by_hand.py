@@ -251,6 +251,8 @@ def terms(template: str, title: str, rounds: int) -> str:
     values["data"] = {"feature_scale": 2, "columns": pixels, "label": label}
     values["training"] |= {"rounds": rounds, "local_steps": 6, "learning_rate": 4}
     values["privacy"] |= {"sample_rate": 0.2}
+    queries = [{"kind": "mean", "column": "pixel_2_4"}, {"kind": "histogram", "column": "digit"}]
+    values |= {"statistics": {"noise_multiplier": 20, "queries": queries}, "baseline": {"steps": 6}}
     values["participation"] |= {"strict_heads": True}
     values["settlement"] |= {"contribution_weight": 0.8, "data_weight": 0.1, "equal_weight": 0.1}
     values["term"] = {"not_before": "2026-01-01T00:00:00Z", "not_after": "2027-12-01T00:00:00Z"}
@@ -376,13 +378,16 @@ def look_at_home(world: World, contract_id: str) -> None:
         assert found["data_sets"]
         assert "failed" not in json.dumps(found["data_sets"])
     for found in world.each_runs("fedpact-agent egress"):
+        assert len([e for e in found["egress"] if e["kind"] == "measurement"]) == 2
         updates = [e for e in found["egress"] if e["kind"] == "update"]
         sent = {(e["round"], e["sha256"]) for e in updates}
         assert len({number for number, _ in sent}) == len(sent) == 3, "one update a round, whatever was sent again"
     assert all(world.each_runs("fedpact-agent statement"))
     world.each_runs("fedpact-agent report")
     for index in range(ENTERPRISES):
-        assert json.loads((world.place(index) / "report.json").read_text("utf-8"))["contract_id"] == contract_id
+        report = json.loads((world.place(index) / "report.json").read_text("utf-8"))
+        assert report["contract_id"] == contract_id
+        assert len(report["statistics"]["participants"]) == len(report["baselines"]) == ENTERPRISES
 
 
 def stop_in_the_middle(world: World) -> None:
