@@ -9,7 +9,7 @@ import copy
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -147,7 +147,11 @@ def validate(module: nn.Module) -> None:
     Raises:
         InputError: MODEL_NOT_PRIVATE, with the layer and the reason.
     """
+    if not any(p.requires_grad for p in module.parameters()):
+        raise _not_private(type(module).__name__, "it has no parameter that is trained.")
     for name, part in module.named_modules():
+        if reason := _embedding_fault(part):
+            raise _not_private(name or type(part).__name__, reason)
         check = ModuleValidator.VALIDATORS.get(type(part))
         errors: list[Exception] = list(check(part)) if check else []
         if not errors and any(p.requires_grad for p in part.parameters(recurse=False)):
@@ -156,6 +160,22 @@ def validate(module: nn.Module) -> None:
             raise _not_private(name or type(part).__name__, str(errors[0]))
     if errors := ModuleValidator.validate(module, strict=False):
         raise _not_private(type(module).__name__, str(errors[0]))
+
+
+def _embedding_fault(part: nn.Module) -> str | None:
+    """What makes a table of embeddings one that opacus does not know how to train privately, though it takes it."""
+    if isinstance(part, nn.EmbeddingBag):
+        return "an EmbeddingBag has no gradient for each example; use an Embedding and a mean."
+    if isinstance(part, nn.Embedding):
+        if part.scale_grad_by_freq:
+            return "with scale_grad_by_freq one record's gradient depends on the other records."
+        if part.max_norm is not None:
+            return "with max_norm the forward pass changes weights by the records, without noise."
+        if part.padding_idx is not None:
+            return "with padding_idx the padding's gradient, which is not used, is clipped as if it were."
+        if part.sparse:
+            return "with sparse gradients there is none for each example."
+    return None
 
 
 class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
@@ -186,7 +206,8 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
     def accumulate_clipped(self) -> None:
         """Add a backward pass that was clipped already, by weighting the losses, to the batch's sum."""
         for p in self.params:
-            p.summed_grad += p.grad
+            if p.grad is not None:  # the network need not use every parameter
+                p.summed_grad += p.grad
             p.grad = None
 
     def accumulate(self) -> None:
@@ -210,11 +231,20 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
             p.grad = p.grad_sample = p.summed_grad = None
 
     def clip_and_accumulate(self) -> None:
-        """As opacus does, after a gradient that is not finite has been set to zero: it would defeat the clipping."""
-        for p in self.params:
-            for g in p.grad_sample if isinstance(p.grad_sample, list) else [p.grad_sample]:
+        """Add each example's gradient, scaled to at most max_grad_norm, to the batch's sum.
+
+        What is not finite in a gradient is set to zero first: it would defeat the clipping. A parameter that the
+        network does not use has no gradients and takes none.
+        """
+        samples = {p: self._get_flat_grad_sample(p).flatten(1) for p in self.params if p.grad_sample is not None}
+        norms = _norms(samples.values())
+        if not bool(torch.isfinite(norms).all()):
+            for g in samples.values():
                 torch.nan_to_num_(g, nan=0.0, posinf=0.0, neginf=0.0)
-        super().clip_and_accumulate()
+            norms = _norms(samples.values())
+        factors = (float(self.max_grad_norm) / (norms + 1e-6)).clamp(max=1.0)
+        for p, g in samples.items():
+            p.summed_grad += (factors @ g).view_as(p)
 
     def add_noise(self) -> None:
         """The sum plus normal noise of standard deviation noise_multiplier * max_grad_norm, added in float64."""
@@ -225,12 +255,33 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
             p.summed_grad = None
 
 
+BeforeNoise: TypeAlias = Callable[[SecureDPOptimizer, int], None]
+"""What an audit does once a step, when the batch's sum is whole and its noise not yet drawn: it is given the optimizer
+and the number of rows drawn. What it accumulates is clipped and noised as every record's gradient is."""
+
+
+def _norms(samples: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Each example's norm over all parameters, [rows], from [rows, size] of each parameter."""
+    norms: torch.Tensor = torch.stack([g.norm(2, dim=1) for g in samples], dim=1).norm(2, dim=1)
+    return norms
+
+
 def mode_of(module: nn.Module) -> Mode:
     """The faster way for this network: by its size, where every layer's norms follow from inputs and outputs."""
     layers = [part for part in module.modules() if any(p.requires_grad for p in part.parameters(recurse=False))]
     known = all(type(layer) in GradSampleModuleFastGradientClipping.NORM_SAMPLERS for layer in layers)
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return "ghost" if known and size >= GHOST_PARAMETERS else "hooks"
+    return "ghost" if known and size >= GHOST_PARAMETERS and _tied(module) is None else "hooks"
+
+
+def _tied(module: nn.Module) -> str | None:
+    """The second place of a trained parameter that stands in two: a norm for each place is not the sum's norm."""
+    seen: set[nn.Parameter] = set()
+    for name, p in module.named_parameters(remove_duplicate=False):
+        if p in seen and p.requires_grad:
+            return name
+        seen.add(p)
+    return None
 
 
 def dp_sgd(
@@ -249,6 +300,7 @@ def dp_sgd(
     mode: Mode | None = None,
     loss: Loss = cross_entropy,
     pull: Pull | None = None,
+    before_noise: BeforeNoise | None = None,
 ) -> None:
     """Train in place by exactly `steps` steps of DP-SGD (Abadi et al. 2016, arXiv:1607.00133).
 
@@ -272,6 +324,7 @@ def dp_sgd(
         mode: How the clipped sum is made; None is the faster way (`mode_of`).
         loss: Of each example by itself.
         pull: Towards an anchor, after the noise.
+        before_noise: What an audit does in each step; None in production.
 
     Raises:
         InputError: MODEL_NOT_PRIVATE, DP_PARAMETER, WEIGHTS_SHAPE or WEIGHTS_NOT_FINITE (of the anchor).
@@ -290,6 +343,8 @@ def dp_sgd(
     validate(module)
     strength, anchor = (denominator * pull.strength, _like(module, pull.anchor)) if pull else (0.0, [])
     ghost = (mode or mode_of(module)) == "ghost"
+    if ghost and (name := _tied(module)):
+        raise _not_private(name, _TWICE)
     wrapped = (
         GradSampleModuleFastGradientClipping(module, loss_reduction="sum", max_grad_norm=max_grad_norm)
         if ghost
@@ -315,6 +370,8 @@ def dp_sgd(
                     else:
                         torch.autograd.backward(_losses(loss, wrapped(x[part]), y[part]).sum())
                         optimizer.accumulate()
+                if before_noise is not None:
+                    before_noise(optimizer, len(chosen))
                 optimizer.finish(strength, anchor)
     finally:
         optimizer.clear()
@@ -344,7 +401,13 @@ def _backward_weighted(
     An example whose gradient is not finite takes no part: its factor is 0, and its features and target are zeros, for 0
     times infinity is no number.
     """
-    losses = _losses(loss, wrapped(x), y)
+    for p in wrapped.trainable_parameters:
+        p._norm_sample = p.new_zeros(len(x))  # and so it stays where the network does not use the parameter
+    try:
+        losses = _losses(loss, wrapped(x), y)
+    except NotImplementedError as err:  # so opacus says that a layer is used twice
+        twice = next(name for name, p in wrapped.named_parameters() if getattr(p, "_forward_counter", 0) > 1)
+        raise _not_private(twice.removeprefix("_module."), _TWICE) from err
     torch.autograd.backward(losses.sum(), retain_graph=True)
     wrapped.zero_grad(set_to_none=True)  # the plain gradient: nothing of it may stay
     factors = wrapped.get_clipping_coef()
@@ -359,6 +422,9 @@ def _backward_weighted(
         torch.autograd.backward((factors * losses).sum())
     finally:
         wrapped.enable_hooks()
+
+
+_TWICE = "it is used in two places, and ghost clipping has the norm of each alone; take the mode hooks."
 
 
 def _forget(module: nn.Module) -> None:
