@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import pytest
 import torch
 from opacus.optimizers import DPOptimizer
 from tests.support.models_kit import a_model, plain_schema, random_examples
-from tests.support.noise import FixedNoise
+from tests.support.noise import FixedNoise, ScriptedNoise
 from torch import nn
 
 from fedpact_contract.errors import InputError
@@ -41,25 +40,6 @@ RATES = {
 
 
 MODES: tuple[dp.Mode, ...] = ("hooks", "ghost")
-
-
-class ScriptedNoise:
-    """Takes the rows that it is told to, one list a step, and adds no noise."""
-
-    label = "test"
-
-    def __init__(self, *batches: Sequence[int]) -> None:
-        self._batches = list(batches)
-        self.drawn = 0
-
-    def uniform(self, n: int) -> Floats:
-        result = np.ones(n)
-        result[list(self._batches.pop(0))] = 0.0
-        return result
-
-    def normal(self, n: int) -> Floats:
-        self.drawn += n
-        return np.zeros(n)
 
 
 def _data(rows: int = 100, features: int = 6, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
