@@ -64,6 +64,18 @@ def epsilon_pld(groups: Sequence[Group], delta: Decimal) -> Decimal:
     return _round_up(value, _EPSILON_STEP) if value <= CEILING else INFINITE
 
 
+def profile_pld(groups: Sequence[Group], epsilons: Sequence[float]) -> list[float]:
+    """Delta of all these steps together at each epsilon (not negative), by privacy loss distributions; at most 1.
+
+    Never below the truth: what these deltas allow, the steps allow.
+
+    Raises:
+        InputError: PRIVACY_RANGE, a quantity that makes no sense.
+    """
+    accountant = _accountant(_merge(groups, Decimal("0.5")), _MIDDLE)
+    return [min(1.0, float(delta)) for delta in accountant.get_delta(list(epsilons))]
+
+
 def epsilon_entity(groups: Sequence[Group], max_rows: int, delta: Decimal) -> Decimal:
     """Epsilon at `delta` for all of an entity's rows, at most `max_rows`, by the mixture of Gaussians; rounded up.
 
@@ -382,6 +394,11 @@ def _epsilon(groups: tuple[Group, ...], delta: Decimal, interval: float, rows: i
 
     Pure, so remembered.
     """
+    return float(_accountant(groups, interval, rows).get_epsilon(float(delta)))
+
+
+def _accountant(groups: tuple[Group, ...], interval: float, rows: int = 1) -> Any:  # noqa: ANN401 - it has no types
+    """dp-accounting's PLD accountant after these steps, of `rows` rows of one entity."""
     import dp_accounting
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
@@ -400,7 +417,7 @@ def _epsilon(groups: tuple[Group, ...], delta: Decimal, interval: float, rows: i
                 float(noise), list(likely), list(likely.values())
             )
             accountant.compose(mixture, steps)
-    return float(accountant.get_epsilon(float(delta)))
+    return accountant
 
 
 def _rdp_one(noise: Decimal, rate: Decimal, orders: Sequence[float]) -> list[float]:

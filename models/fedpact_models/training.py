@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError
-from fedpact_models.dp import Noise, dp_sgd
+from fedpact_models.dp import BeforeNoise, Mode, Noise, dp_sgd
 from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import build, parameter_count
 from fedpact_models.weights import flatten, load_flat
@@ -43,23 +43,9 @@ def _trained(contract: Contract, base: Floats, examples: Examples, noise: Noise,
             field="participants.num_examples",
             rule="train on exactly the contracted number of rows",
         )
-    privacy, training = contract.privacy, contract.training
     module = build(contract.model, contract.data)
     load_flat(module, base)
-    sample_rate = float(privacy.sample_rate)
-    dp_sgd(
-        module,
-        torch.from_numpy(examples.x),
-        torch.from_numpy(examples.y),
-        steps=steps,
-        sample_rate=sample_rate,
-        noise_multiplier=float(privacy.noise_multiplier),
-        max_grad_norm=float(privacy.max_grad_norm),
-        denominator=sample_rate * len(examples),
-        learning_rate=float(training.learning_rate),
-        noise=noise,
-        physical_batch=max(1, GRADIENT_ELEMENTS // parameter_count(contract.model, contract.data)),
-    )
+    train(contract, module, examples, noise, steps)
     with np.errstate(over="ignore"):  # an overflow becomes infinite and is refused below
         update = (flatten(module) - base).astype(np.float32)
     if not np.isfinite(update).all():
@@ -69,3 +55,36 @@ def _trained(contract: Contract, base: Floats, examples: Examples, noise: Noise,
             remedy="The contract's learning rate is too large for its model; the round is charged and not retried.",
         )
     return update
+
+
+def train(
+    contract: Contract,
+    module: torch.nn.Module,
+    examples: Examples,
+    noise: Noise,
+    steps: int,
+    *,
+    mode: Mode | None = None,
+    before_noise: BeforeNoise | None = None,
+) -> None:
+    """Train the module in place by so many private steps, as the contract says; `dp_sgd` has mode and before_noise.
+
+    Raises:
+        InputError: MODEL_NOT_PRIVATE.
+    """
+    privacy, sample_rate = contract.privacy, float(contract.privacy.sample_rate)
+    dp_sgd(
+        module,
+        torch.from_numpy(examples.x),
+        torch.from_numpy(examples.y),
+        steps=steps,
+        sample_rate=sample_rate,
+        noise_multiplier=float(privacy.noise_multiplier),
+        max_grad_norm=float(privacy.max_grad_norm),
+        denominator=sample_rate * len(examples),
+        learning_rate=float(contract.training.learning_rate),
+        noise=noise,
+        physical_batch=max(1, GRADIENT_ELEMENTS // parameter_count(contract.model, contract.data)),
+        mode=mode,
+        before_noise=before_noise,
+    )

@@ -1,8 +1,8 @@
 """Every kind of layer in both modes: its clipped sum is that of a plain reference, or it is refused with the reason.
 
-And traps 7, 8, 10 and 11 of docs/privacy: 7 an empty batch whose sensitivity is 2C, unpickled checkpoints, an accountant
-that counts entries; 8 a step divided by the true batch size, and secure mode; 10 a fresh accountant each round; 11
-low-rank adapters.
+And traps 7, 8, 10 and 11 of docs/privacy: 7 an empty batch whose sensitivity is 2C, unpickled checkpoints, an
+accountant that counts entries; 8 a step divided by the true batch size, and secure mode; 10 a fresh accountant each
+round; 11 low-rank adapters.
 """
 
 import ast
