@@ -28,7 +28,19 @@ SERVER_MARKS = ("fastapi", "flwr", "sqlalchemy", "torch")
 """Packages of the extra `server`: without any one of them its commands are not offered."""
 
 SERVER_COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "": ("demo", "evidence", "init", "model", "participant", "predict", "report", "run", "serve", "settle"),
+    "": (
+        "audit-privacy",
+        "demo",
+        "evidence",
+        "init",
+        "model",
+        "participant",
+        "predict",
+        "report",
+        "run",
+        "serve",
+        "settle",
+    ),
     "contract": ("new", "offer", "show", "sign", "status", "template", "terminate"),
 }
 """Group -> commands that only the extra `server` has; "" is the top."""

@@ -34,8 +34,8 @@ from fedpact_models.weights import flatten, load_flat
 CANARIES = 5_000
 """Canaries, and so coordinates: a smaller network gets further ones."""
 GUESSED = 8
-"""One canary in so many is guessed, half of these as included and half as not: fixed before anything is seen. Between
-one in 6 and one in 10 half noise is found most often, for epsilon 1 to 4."""
+"""One canary in so many is guessed, those of which the scores are surest: a number fixed before anything is seen. With
+one in 6 to one in 10 half noise is found most often, for epsilon 1 to 4."""
 ERROR = 0.05
 """Chance that one of the two bounds says too much: half of it each. Together they hold with 95 % confidence."""
 BATCH_ERROR = 1e-6
@@ -253,11 +253,11 @@ def _scores(contract: Contract, rows: int, update: NDArray[np.float32]) -> Float
 
 
 def _guess(scores: Floats, included: Flags) -> Guesses:
-    """The highest scores are guessed to be included, as many of the lowest not to be, nothing is said of the rest."""
-    each = max(1, len(scores) // (2 * GUESSED))
-    order = np.argsort(-scores, kind="stable")
-    correct = int(included[order[:each]].sum() + (~included[order[-each:]]).sum())
-    return Guesses(canaries=len(scores), made=2 * each, correct=correct)
+    """The scores furthest from zero are guessed, as included where they are above it; nothing is said of the rest."""
+    made = max(1, len(scores) // GUESSED)
+    chosen = np.argsort(-np.abs(scores), kind="stable")[:made]
+    correct = int(((scores[chosen] > 0) == included[chosen]).sum())
+    return Guesses(canaries=len(scores), made=made, correct=correct)
 
 
 def _f_dp_bound(contract: Contract, found: Audit) -> float:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from scipy.special import bdtr, bdtrc
+
+from fedpact_models.features import Floats
 
 Inverse: TypeAlias = Callable[[float], float]
 """The inverse of a blow-up: the least probability on one neighbour of an event that has probability y on the other."""
@@ -48,15 +49,13 @@ def _chance(guesses: Guesses, epsilon: float, delta: float) -> float:
     P[W >= v] + 2 m delta max_i P[v > W >= v - i] / i for i from 1 to v, where W is binomial with r trials of
     probability e^epsilon / (1 + e^epsilon).
     """
-    if guesses.correct == 0:
+    v, rate = guesses.correct, 1 / (1 + math.exp(-epsilon))
+    if v == 0:
         return 1.0
-    rate = 1 / (1 + math.exp(-epsilon))
-    tail = float(bdtrc(guesses.correct - 1, guesses.made, rate))
-    below = np.arange(guesses.correct - 1, -1, -1)  # v - i
-    lower = np.where(below > 0, bdtr(np.maximum(below - 1, 0), guesses.made, rate), 0.0)
-    between = bdtr(guesses.correct - 1, guesses.made, rate) - lower
-    worst = float(np.max(between / np.arange(1, guesses.correct + 1)))
-    return min(1.0, tail + 2 * guesses.canaries * delta * max(0.0, worst))
+    chances = _binomial(0, guesses.made, guesses.made, rate)
+    between = np.cumsum(chances[v - 1 :: -1])  # at least v - i and below v, for i from 1
+    worst = float(np.max(between / np.arange(1, v + 1)))
+    return min(1.0, float(chances[v:].sum()) + 2 * guesses.canaries * delta * worst)
 
 
 def inverse_blow_up(epsilons: Sequence[float], deltas: Sequence[float]) -> Inverse:
@@ -95,7 +94,17 @@ def refuted(guesses: Guesses, inverse: Inverse, error: float) -> bool:
 
 
 def binomial_chance(successes: int, trials: int, rate: float) -> float:
-    """The two-sided chance of a number of successes at least as far out: twice the smaller tail, at most 1."""
-    low = float(bdtr(successes, trials, rate))
-    high = float(bdtrc(successes - 1, trials, rate)) if successes else 1.0
-    return min(1.0, 2 * min(low, high))
+    """The two-sided chance of a number of successes at least as far out: twice its tail, at most 1."""
+    if successes < trials * rate:
+        successes, rate = trials - successes, 1 - rate
+    far = successes + 50 * math.ceil(math.sqrt(trials * rate * (1 - rate)) + 1)  # what lies beyond is below every float
+    return min(1.0, 2 * float(_binomial(successes, min(trials, far), trials, rate).sum()))
+
+
+def _binomial(first: int, last: int, trials: int, rate: float) -> Floats:
+    """The chances of so many successes, `first` to `last`."""
+    ways = math.lgamma(trials + 1) - math.lgamma(first + 1) - math.lgamma(trials - first + 1)
+    start = ways + first * math.log(rate) + (trials - first) * math.log1p(-rate)
+    k = np.arange(first, last, dtype=np.float64)
+    growth = np.log((trials - k) / (k + 1)) + (math.log(rate) - math.log1p(-rate))
+    return np.exp(start + np.concatenate([[0.0], np.cumsum(growth)]))

@@ -24,6 +24,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "opacus": {"models/fedpact_models/dp.py"},
     "torch": {
+        "models/fedpact_models/audit.py",
         "models/fedpact_models/dp.py",
         "models/fedpact_models/registry.py",
         "models/fedpact_models/training.py",
@@ -38,7 +39,13 @@ ONLY_IN = {
         "server/fedpact_server/shell/",
     },
 }
-AT_TOP_ONLY_IN = {"torch": {"models/fedpact_models/dp.py", "models/fedpact_models/training.py"}}
+AT_TOP_ONLY_IN = {
+    "torch": {
+        "models/fedpact_models/audit.py",
+        "models/fedpact_models/dp.py",
+        "models/fedpact_models/training.py",
+    }
+}
 """Where importing the module may load the library; elsewhere a function does, when it is called."""
 AUDITOR = {"cryptography", "dp_accounting", "pydantic", "pydantic_core", "rfc8785", "rich", "typer", "click"}
 """Third-party imports of the contract package: the base dependencies of the wheel."""

@@ -1,0 +1,204 @@
+"""The one-run audit on few canaries, and its command. Broken training comes from the tests, never from an option."""
+
+import json
+import sys
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.support.models_kit import a_model, plain_schema, training_contract
+from tests.support.noise import FixedNoise
+
+from fedpact_contract import cli
+from fedpact_contract.contract import Contract
+from fedpact_contract.errors import InputError
+from fedpact_models import audit as module
+from fedpact_models import dp
+from fedpact_models.audit import Audit, audit
+from fedpact_models.features import Floats
+
+NOISE = Decimal("1.25")
+
+
+class Broken:
+    """Fixed noise of which a part is missing, or with which rows are drawn too often."""
+
+    label = "test"
+
+    def __init__(self, part: float, often: float = 1.0, seed: int = 3) -> None:
+        self._noise, self._part, self._often = FixedNoise(seed), part, often
+
+    def uniform(self, n: int) -> Floats:
+        return self._noise.uniform(n) / self._often
+
+    def normal(self, n: int) -> Floats:
+        return self._noise.normal(n) * self._part
+
+
+def a_plan(*hidden: int, **privacy: Any) -> Contract:
+    """Twelve steps, in four rounds, of epsilon about 2."""
+    settings = {"epsilon": 3, "delta": "0.00001", "noise_multiplier": NOISE} | privacy
+    return training_contract(plain_schema(6, 3), a_model(*hidden), (200, 300), training={"rounds": 3}, privacy=settings)
+
+
+def audited(noise: dp.Noise, *hidden: int, canaries: int = 800, **privacy: Any) -> Audit:
+    return audit(a_plan(*hidden, **privacy), noise=noise, coins=FixedNoise(8), seconds=60, canaries=canaries)
+
+
+@pytest.mark.parametrize("hidden", [(), (30, 60)], ids=["hooks", "ghost"])
+def test_right_training_is_not_flagged(hidden: tuple[int, ...]) -> None:
+    found = audited(FixedNoise(3), *hidden)
+    assert found.faults == {}
+    assert (found.mode, found.appended > 0) == (("ghost", False) if hidden else ("hooks", True))
+    assert 0 < found.f_dp < float(found.claimed) < 3
+    assert found.epsilon_delta < found.f_dp
+    assert (found.steps, found.planned_steps, found.num_examples) == (12, 12, 200)
+    assert found.guesses.made == 100
+    assert found.largest_contribution == pytest.approx(1, abs=1e-6)
+    assert abs(found.rows_drawn - 240) < 80
+    assert found.rows_expected == 240
+
+
+@pytest.mark.parametrize("hidden", [(), (30, 60)], ids=["hooks", "ghost"])
+def test_missing_noise_is_flagged(hidden: tuple[int, ...]) -> None:
+    found = audited(Broken(0.0), *hidden)
+    assert list(found.faults) == ["AUDIT_EPSILON"]
+    assert found.f_dp > 1.5 * float(found.claimed)
+
+
+def test_a_wrong_sample_rate_is_flagged() -> None:
+    found = audited(Broken(1.0, often=1.5))
+    assert "AUDIT_SAMPLING" in found.faults
+    assert found.rows_drawn > 300
+    assert "AUDIT_SAMPLING" in audited(Broken(1.0, often=0.4)).faults
+
+
+def test_a_missing_clip_is_flagged_in_hooks_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dp, "_norms", lambda samples: torch.zeros(len(next(iter(samples))), dtype=torch.float64))
+    found = audited(FixedNoise(3))
+    assert set(found.faults) == {"AUDIT_EPSILON", "AUDIT_CLIP"}
+
+
+def test_a_missing_clip_of_the_rows_alone_is_flagged_in_ghost_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canaries do not go that way; a few rows far out of range do."""
+    ghost = dp.GradSampleModuleFastGradientClipping
+    real = ghost.get_clipping_coef
+    monkeypatch.setattr(ghost, "get_clipping_coef", lambda self: torch.ones_like(real(self)))
+    found = audited(FixedNoise(3), 30, 60)
+    assert list(found.faults) == ["AUDIT_CLIP"]
+    assert found.largest_contribution > 10
+
+
+def test_the_canaries_go_through_the_clip_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is accumulated for one is its coordinate and no more than the clip."""
+    seen: list[torch.Tensor] = []
+    real = dp.SecureDPOptimizer.accumulate
+
+    def accumulate(self: dp.SecureDPOptimizer) -> None:
+        before = torch.cat([p.summed_grad.flatten() for p in self.params]).clone()
+        real(self)
+        seen.append(torch.cat([p.summed_grad.flatten() for p in self.params]) - before)
+
+    monkeypatch.setattr(dp.SecureDPOptimizer, "accumulate", accumulate)
+    audited(FixedNoise(3), 30, 60, canaries=64)
+    moved = torch.stack(seen)  # ghost mode: all of these are canaries'
+    assert set(moved.count_nonzero(dim=1).tolist()) <= set(range(1, 65))
+    torch.testing.assert_close(moved[moved != 0], torch.ones(int((moved != 0).sum()), dtype=torch.float64))
+
+
+def test_time_that_is_up_ends_the_rounds_and_the_claim_is_of_the_steps_run() -> None:
+    plan = a_plan()
+    found = audit(plan, noise=FixedNoise(3), coins=FixedNoise(8), seconds=0, canaries=400)
+    assert (found.steps, found.planned_steps) == (3, 12)
+    assert found.claimed < audited(FixedNoise(3), canaries=400).claimed
+
+
+def test_rows_are_encoded_as_real_ones_are_and_span_the_public_range() -> None:
+    plan = a_plan()
+    rows = module._rows(plan, 2000, FixedNoise(1))
+    assert set(np.unique(rows.y)) == {0, 1, 2}
+    scaled = rows.x / (2 / 7**0.5)
+    assert (scaled[:, -1] == 1).all()
+    assert scaled.min() < -0.99
+    assert scaled[:, :-1].max() > 0.99
+    assert np.abs(scaled).max() <= 1
+
+
+def test_a_plan_that_breaks_its_own_epsilon_is_refused() -> None:
+    with pytest.raises(InputError, match="CONTRACT_NOISE_TOO_SMALL"):
+        audited(FixedNoise(3), epsilon="0.5")
+
+
+# the command
+
+
+@pytest.fixture
+def fedpact(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedpact", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return left.value.code, captured.out, captured.err
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(module, "CANARIES", 800)
+    monkeypatch.setattr(module.audit, "__kwdefaults__", {"canaries": 800})
+    return call
+
+
+@pytest.fixture
+def contract_file(tmp_path: Path) -> Path:
+    path = tmp_path / "contract.json"
+    path.write_bytes(a_plan().to_bytes())
+    return path
+
+
+def test_the_command_says_what_was_run_and_what_it_does_not_show(fedpact: Any, contract_file: Path) -> None:
+    code, out, err = fedpact("audit-privacy", contract_file)
+    assert (code, err) == (0, "")
+    for text in ("12 steps", "lower bound, f-DP", "95% confidence", "no proof of privacy", "fixed beforehand"):
+        assert text in out, text
+
+
+def test_the_command_as_json(fedpact: Any, contract_file: Path) -> None:
+    code, out, _ = fedpact("audit-privacy", contract_file, "--json")
+    value = json.loads(out)
+    assert (code, value["verdict"], value["faults"], value["noise"]) == (0, "no fault found", [], "csprng")
+    assert value["steps"] == {"run": 12, "planned": 12}
+    assert value["canaries"]["guessed"] == 100
+    epsilon = value["epsilon"]
+    assert 0 <= epsilon["lower_bound_f_dp"] < float(epsilon["claimed_for_these_steps"]) <= float(epsilon["contract"])
+    assert value["limits"]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_fault_ends_with_1(
+    fedpact: Any, contract_file: Path, monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    monkeypatch.setattr(dp.SystemNoise, "normal", lambda self, n: np.zeros(n))
+    code, out, _ = fedpact("audit-privacy", contract_file, *form)
+    assert code == 1
+    assert "AUDIT_EPSILON" in out
+
+
+def test_what_is_no_contract_is_a_mistake_in_what_was_given(fedpact: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text('title = "x"')
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "weak.json").write_bytes(a_plan(epsilon="0.5").to_bytes())
+    for name, expected in (
+        ("missing.json", "CONTRACT_FILE_MISSING"),
+        ("bad.toml", "CONTRACT"),
+        ("bad.json", "CANONICAL"),
+        ("weak.json", "CONTRACT_NOISE_TOO_SMALL"),
+    ):
+        code, out, err = fedpact("audit-privacy", tmp_path / name, "--json")
+        assert code == 2, name
+        assert expected in json.loads(out)["error"]["code"], name
+        assert "Traceback" not in out + err
+    assert fedpact("audit-privacy", tmp_path / "weak.json", "--seconds", "0")[0] == 2
