@@ -423,6 +423,7 @@ class TestEveryCommand:
         [
             ("init",),
             ("serve",),
+            ("audit-privacy",),
             *(("participant", name) for name in ("invite", "approve", "list", "revoke")),
             *(("contract", name) for name in ("template", "new", "offer", "sign", "show", "status", "terminate")),
         ],
