@@ -25,7 +25,7 @@ from fedpact_models.audit_bounds import (
     inverse_blow_up,
     refuted,
 )
-from fedpact_models.dp import Noise, SecureDPOptimizer, dp_sgd, mode_of
+from fedpact_models.dp import Mode, Noise, SecureDPOptimizer, dp_sgd, mode_of
 from fedpact_models.features import Examples, Flags, Floats, Integers, feature_count
 from fedpact_models.registry import build, initial_weights
 from fedpact_models.training import GRADIENT_ELEMENTS, train
@@ -154,8 +154,8 @@ def audit(contract: Contract, *, noise: Noise, coins: Noise, seconds: float, can
     examples = _rows(contract, rows, coins)
     module = build(contract.model, contract.data)
     load_flat(module, initial_weights(contract.model, contract.data, np.random.default_rng(0)))  # public in any case
-    mode, size = mode_of(module), sum(p.numel() for p in module.parameters())
-    largest = _largest_contribution(contract, module, examples, noise)
+    mode, size = mode_of(module, torch.from_numpy(examples.x)), sum(p.numel() for p in module.parameters())
+    largest = _largest_contribution(contract, module, examples, noise, mode)
     carrier = _Carrier(module, max(0, canaries - size))
     places = np.linspace(0, max(size, canaries) - 1, canaries).astype(np.int64)
     included = coins.uniform(canaries) < 0.5
@@ -200,7 +200,7 @@ def _rows(contract: Contract, count: int, coins: Noise) -> Examples:
     return Examples(x=x * (float(contract.data.feature_scale) / sqrt(width)), y=y)
 
 
-def _largest_contribution(contract: Contract, module: nn.Module, examples: Examples, noise: Noise) -> float:
+def _largest_contribution(contract: Contract, module: nn.Module, examples: Examples, noise: Noise, mode: Mode) -> float:
     """The most that one of a few rows, far out of range, adds to a step's sum, in multiples of the clip.
 
     Each is a data set of its own, drawn in (almost) every step; the network is left as it was.
@@ -224,6 +224,7 @@ def _largest_contribution(contract: Contract, module: nn.Module, examples: Examp
             learning_rate=float(contract.training.learning_rate),
             noise=noise,
             physical_batch=1,
+            mode=mode,
             before_noise=look,
         )
         load_flat(module, before)

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -30,17 +30,17 @@ with bare_package("opacus"):  # it would import accountants, and scipy for them:
     from opacus.validators import ModuleValidator
 
 Mode: TypeAlias = Literal["hooks", "ghost"]
-"""How the clipped sum is made. hooks: from each example's whole gradient. ghost: from its norm alone, which the layers'
-inputs and output gradients give, and a second backward pass of the losses weighted by the clipping factors (Li et al.
-2022, "Large language models can be strong differentially private learners", arXiv:2110.05679)."""
+"""How the clipped sum is made. hooks: from each example's gradient, of a dense layer kept as the product of input and
+output gradient that it is (Bu et al. 2023, "Differentially private optimization on large model at small cost",
+arXiv:2210.00038). ghost: from its norm alone, and a second backward pass of the losses weighted by the clipping factors
+(Li et al. 2022, "Large language models can be strong differentially private learners", arXiv:2110.05679)."""
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Outputs [n, k] and targets [n] -> losses [n]. An example's loss must not depend on the other examples: a mean over
 the batch, or a broadcast of [n, 1] against [n], would undo the clipping. The shape is checked."""
 
 GHOST_PARAMETERS = 2_000
-"""From here on ghost is faster: about as fast at 650 parameters, 3 times at 7,850, 33 times and more at a million
-(batch 256, tests/benchmarks/test_bench_dp.py). Below, one backward pass does."""
+"""From here on ghost is faster where hooks would make whole gradients: of embeddings, and of layers on sequences."""
 
 NOISE_CHUNK = 2**16
 """Numbers drawn at a time: bounds memory, and stays in a cache."""
@@ -178,6 +178,41 @@ def _embedding_fault(part: nn.Module) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outer:
+    """Each example's gradient of a dense layer's weights, left x right: [rows, outputs] and [rows, inputs]."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+_Gradients: TypeAlias = torch.Tensor | _Outer
+"""Of each example with respect to one parameter: [rows, *shape], or as a product."""
+
+
+class _GradSamples(GradSampleModule):  # type: ignore[misc]  # opacus has no types
+    """As opacus's, but a dense layer that is used once, on vectors, keeps factors in place of whole gradients."""
+
+    def capture_backprops_hook(
+        self,
+        module: nn.Module,
+        inputs: torch.Tensor,
+        outputs: tuple[torch.Tensor, ...],
+        loss_reduction: str,
+        batch_first: bool,
+    ) -> None:
+        trained: list[Any] = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        once = all(p._forward_counter == 1 and not hasattr(p, "_current_grad_sample") for p in trained)
+        stack: Any = getattr(module, "activations", None)
+        if not (type(module) is nn.Linear and once and self.hooks_enabled and stack[-1][0].dim() == 2):
+            super().capture_backprops_hook(module, inputs, outputs, loss_reduction, batch_first)
+            return
+        left, right = outputs[0].detach(), stack.pop()[0]
+        for p in trained:
+            p.grad_sample = left if p is module.bias else _Outer(left, right)
+            p._forward_counter -= 1
+
+
 class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
     """One noised step for each logical batch, which comes in as many micro-batches as memory asks for.
 
@@ -233,18 +268,21 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
     def clip_and_accumulate(self) -> None:
         """Add each example's gradient, scaled to at most max_grad_norm, to the batch's sum.
 
-        What is not finite in a gradient is set to zero first: it would defeat the clipping. A parameter that the
-        network does not use has no gradients and takes none.
+        One that is not finite takes no part: it would defeat the clipping. A parameter that the network does not use
+        has no gradients.
         """
-        samples = {p: self._get_flat_grad_sample(p).flatten(1) for p in self.params if p.grad_sample is not None}
+        samples = {p: p.grad_sample for p in self.params if p.grad_sample is not None}
         norms = _norms(samples.values())
-        if not bool(torch.isfinite(norms).all()):
-            for g in samples.values():
-                torch.nan_to_num_(g, nan=0.0, posinf=0.0, neginf=0.0)
-            norms = _norms(samples.values())
         factors = (float(self.max_grad_norm) / (norms + 1e-6)).clamp(max=1.0)
-        for p, g in samples.items():
-            p.summed_grad += (factors @ g).view_as(p)
+        finite = torch.isfinite(norms)
+        if not bool(finite.all()):
+            factors = torch.where(finite, factors, torch.zeros_like(factors))
+            samples = {p: _finite(gradients) for p, gradients in samples.items()}  # 0 times infinity is no number
+        for p, gradients in samples.items():
+            if isinstance(gradients, _Outer):
+                p.summed_grad.addmm_((factors[:, None] * gradients.left).T, gradients.right)
+            else:
+                p.summed_grad += (factors @ gradients.flatten(1)).view_as(p)
 
     def add_noise(self) -> None:
         """The sum plus normal noise of standard deviation noise_multiplier * max_grad_norm, added in float64."""
@@ -260,18 +298,33 @@ BeforeNoise: TypeAlias = Callable[[SecureDPOptimizer, int], None]
 and the number of rows drawn. What it accumulates is clipped and noised as every record's gradient is."""
 
 
-def _norms(samples: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Each example's norm over all parameters, [rows], from [rows, size] of each parameter."""
-    norms: torch.Tensor = torch.stack([g.norm(2, dim=1) for g in samples], dim=1).norm(2, dim=1)
-    return norms
+def _norms(samples: Iterable[_Gradients]) -> torch.Tensor:
+    """Each example's norm over all parameters, [rows]."""
+    norms = [
+        g.left.norm(2, dim=1) * g.right.norm(2, dim=1) if isinstance(g, _Outer) else g.flatten(1).norm(2, dim=1)
+        for g in samples
+    ]
+    result: torch.Tensor = torch.stack(norms, dim=1).norm(2, dim=1)
+    return result
 
 
-def mode_of(module: nn.Module) -> Mode:
-    """The faster way for this network: by its size, where every layer's norms follow from inputs and outputs."""
+def _finite(gradients: _Gradients) -> _Gradients:
+    if isinstance(gradients, _Outer):
+        return _Outer(torch.nan_to_num(gradients.left), torch.nan_to_num(gradients.right))
+    return torch.nan_to_num(gradients)
+
+
+def mode_of(module: nn.Module, x: torch.Tensor) -> Mode:
+    """The faster way for this network on features like these, as measured (tests/benchmarks/test_bench_dp.py).
+
+    Ghost where every layer's norms follow from inputs and outputs, no weights are tied, and hooks would make whole
+    gradients that are large: of embeddings, and of dense layers on sequences.
+    """
     layers = [part for part in module.modules() if any(p.requires_grad for p in part.parameters(recurse=False))]
     known = all(type(layer) in GradSampleModuleFastGradientClipping.NORM_SAMPLERS for layer in layers)
+    vectors = x.dim() == 2 and all(type(layer) is nn.Linear for layer in layers)
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return "ghost" if known and size >= GHOST_PARAMETERS and _tied(module) is None else "hooks"
+    return "ghost" if known and not vectors and size >= GHOST_PARAMETERS and _tied(module) is None else "hooks"
 
 
 def _tied(module: nn.Module) -> str | None:
@@ -342,13 +395,13 @@ def dp_sgd(
     module.train()
     validate(module)
     strength, anchor = (denominator * pull.strength, _like(module, pull.anchor)) if pull else (0.0, [])
-    ghost = (mode or mode_of(module)) == "ghost"
+    ghost = (mode or mode_of(module, x)) == "ghost"
     if ghost and (name := _tied(module)):
         raise _not_private(name, _TWICE)
     wrapped = (
         GradSampleModuleFastGradientClipping(module, loss_reduction="sum", max_grad_norm=max_grad_norm)
         if ghost
-        else GradSampleModule(module, loss_reduction="sum")
+        else _GradSamples(module, loss_reduction="sum")
     )
     optimizer = SecureDPOptimizer(
         torch.optim.SGD(module.parameters(), lr=learning_rate / denominator),

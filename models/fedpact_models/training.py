@@ -8,12 +8,17 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_models.dp import BeforeNoise, Mode, Noise, dp_sgd
 from fedpact_models.features import Examples, Floats
-from fedpact_models.registry import build, parameter_count
+from fedpact_models.registry import architecture, build
 from fedpact_models.weights import flatten, load_flat
 
 GRADIENT_ELEMENTS = 2**21
-"""Per-example gradients (float64) held at a time: 16 MiB. Above the allocator's 32 MiB each micro-batch pays for fresh
-pages: 262 thousand parameters took 115-140 ms a step with this, 330-530 ms with eight times as much."""
+"""Numbers (float64) of per-example gradients held at a time: 16 MiB. Above the allocator's 32 MiB each micro-batch pays
+for fresh pages."""
+
+
+def physical_batch(contract: Contract) -> int:
+    """Rows whose gradients are held at a time: of dense layers, each row's inputs and output gradients (`dp.Mode`)."""
+    return max(1, GRADIENT_ELEMENTS // sum(map(sum, architecture(contract.model, contract.data).layers)))
 
 
 def local_update(contract: Contract, base: Floats, examples: Examples, noise: Noise) -> NDArray[np.float32]:
@@ -84,7 +89,7 @@ def train(
         denominator=sample_rate * len(examples),
         learning_rate=float(contract.training.learning_rate),
         noise=noise,
-        physical_batch=max(1, GRADIENT_ELEMENTS // parameter_count(contract.model, contract.data)),
+        physical_batch=physical_batch(contract),
         mode=mode,
         before_noise=before_noise,
     )

@@ -305,14 +305,17 @@ def test_a_pull_out_of_range_is_refused(pull: dp.Pull, code: str) -> None:
         dp_sgd(_network(), x, y, noise=FixedNoise(0), pull=pull, **RATES)
 
 
-def test_the_mode_follows_from_size_and_layers() -> None:
-    assert dp.mode_of(_network(5)) == "hooks"
+def test_the_mode_follows_from_size_layers_and_features() -> None:
+    vectors, sequences, tokens = torch.zeros(2, 300), torch.zeros(2, 5, 300), torch.zeros(2, 5, dtype=torch.int64)
     large = nn.Sequential(nn.Linear(300, 400), nn.ReLU(), nn.Linear(400, 3))
-    assert dp.mode_of(large) == "ghost"
-    assert dp.mode_of(nn.Sequential(nn.Conv1d(300, 400, 3), nn.Flatten(), nn.Linear(400, 3))) == "hooks"
+    assert dp.mode_of(large, vectors) == "hooks"
+    assert dp.mode_of(large, sequences) == "ghost"
+    assert dp.mode_of(_network(5), sequences) == "hooks"
+    assert dp.mode_of(nn.Sequential(nn.Embedding(300, 400), nn.Flatten(), nn.Linear(2000, 3)), tokens) == "ghost"
+    assert dp.mode_of(nn.Sequential(nn.Conv1d(5, 400, 3), nn.Flatten(), nn.Linear(400, 3)), sequences) == "hooks"
     for p in large.parameters():
         p.requires_grad_(False)
-    assert dp.mode_of(large) == "hooks"
+    assert dp.mode_of(large, sequences) == "hooks"
 
 
 def test_where_every_gradient_is_far_above_the_limit_both_modes_clip_alike() -> None:

@@ -16,8 +16,8 @@ from fedpact_contract.privacy import solve_noise_multiplier
 from fedpact_models.dp import SystemNoise, dp_sgd
 from fedpact_models.evaluate import evaluate
 from fedpact_models.features import Examples, Floats
-from fedpact_models.registry import build, parameter_count
-from fedpact_models.training import GRADIENT_ELEMENTS
+from fedpact_models.registry import build
+from fedpact_models.training import physical_batch
 from fedpact_models.weights import flatten, load_flat
 
 DRAWS = 3
@@ -72,7 +72,7 @@ def _alone(
         denominator=sample_rate * len(own),
         learning_rate=float(contract.training.learning_rate),
         noise=SystemNoise(),
-        physical_batch=max(1, GRADIENT_ELEMENTS // parameter_count(contract.model, contract.data)),
+        physical_batch=physical_batch(contract),
     )
     _, correct = evaluate(contract.model, contract.data, flatten(module), validation)
     return correct / len(validation)
