@@ -19,6 +19,7 @@ LIMITS = (
     "less than about half may pass",
     "it speaks of this program on this machine, not of what a party runs elsewhere",
     "that rows are drawn independently does not show, only how many are",
+    "it is of single rows in the rounds: several rows of one entity, statistics and a baseline are no part of it",
 )
 """What an audit cannot show."""
 
