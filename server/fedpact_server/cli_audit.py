@@ -124,7 +124,7 @@ def _show(contract: "Contract", result: "Audit") -> None:
     line(f"clip: one row far out of range moved the sum by {result.largest_contribution:.4f} of the clip")
     for code, message in result.faults.items():
         line(f"{code}: {message}")
-    line("A fault." if result.faults else "No fault found. What that does not show:")
+    line("A fault." if result.faults else "No fault found. But:")
     if not result.faults:
         for limit in LIMITS:
             line(f"- {limit}")
