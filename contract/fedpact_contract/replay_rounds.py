@@ -4,6 +4,7 @@ Each function yields what is wrong with its entry and then takes it into the sta
 """
 
 from fedpact_contract.arrays import update_digest
+from fedpact_contract.ledger import GENESIS
 from fedpact_contract.log import (
     MeasurementTaken,
     ReplyMissed,
@@ -30,6 +31,8 @@ from fedpact_contract.statistics import cell_count
 
 STOPPED = "RUN_STOPPED"
 """The code of a round that the operator gave up when it stopped the run: that may be at any time."""
+
+MOVES = "a charge is a row of the ledger, and moves its head"
 
 
 def round_opened(run: Run, place: Place, body: RoundOpened) -> Faults:
@@ -110,14 +113,17 @@ def update_decided(run: Run, place: Place, body: UpdateDecided) -> Faults:
         yield from _receipt(run, place, body, receipt, update)
     if update is None:
         return
-    if update.is_of(parties.contract.id, body.round):
-        run.ledger_heads[body.participant] = update.ledger_head
+    heads = run.ledger_heads.setdefault(body.participant, [GENESIS])
+    here = update.is_of(parties.contract.id, body.round)
+    if here:
         run.spares[body.participant] = run.spares.get(body.participant, 0) + update.attempt - 1
     if decision == "admitted":
         yield from _admitted(run, place, body, update)
     elif receipt is not None:
         yield from _rejected(run, place, body, update, receipt.code)
     run.decided.add(update.update_digest)
+    if here:
+        heads.append(update.ledger_head)
 
 
 def _receipt(run: Run, place: Place, body: UpdateDecided, receipt: Receipt, update: Update | None) -> Faults:
@@ -169,7 +175,7 @@ REJECTED_FOR = {
 }
 """Code of a rejection -> the signed fields of which one must be wrong."""
 
-REJECTED_BY_VALUES = {"UPDATE_SHAPE", "UPDATE_DIGEST", "UPDATE_NOT_FINITE", "UPDATE_NORM"}
+REJECTED_BY_VALUES = {"UPDATE_SHAPE", "UPDATE_DIGEST", "UPDATE_NOT_FINITE", "UPDATE_NORM", "UPDATE_NOISE_FLOOR"}
 """Rejections for the array itself, which the log does not hold: only its author can tell."""
 
 
@@ -184,6 +190,8 @@ def _rejected(run: Run, place: Place, body: UpdateDecided, update: Update, code:
         founded = size is None or update.head != Head(size=size, root=run.roots[size])
     elif code == "UPDATE_ATTEMPT":
         founded = spares > run.parties.contract.privacy.spare_attempts
+    elif code == "UPDATE_LEDGER_HEAD":
+        founded = update.ledger_head in run.ledger_heads[body.participant]
     elif code == "UPDATE_REPLAYED":
         founded = update.update_digest in run.decided
     else:
@@ -204,6 +212,9 @@ def _admitted(run: Run, place: Place, body: UpdateDecided, update: Update) -> Fa
     if update.attempt > 1 and run.spares.get(body.participant, 0) > contract.privacy.spare_attempts:
         message = f"Attempt {update.attempt}: more spare attempts are used than the plan has."
         yield place.fault("UPDATE_ATTEMPT", message, field="update.attempt", party=name, rule="privacy.spare_attempts")
+    if update.ledger_head in run.ledger_heads[body.participant]:
+        message = "The update names the ledger head of an earlier reply: its charge is not in the ledger."
+        yield place.fault("UPDATE_LEDGER_HEAD", message, field="update.ledger_head", party=name, rule=MOVES)
     if update.update_digest in run.updates:
         message = "The same update was admitted before."
         yield place.fault("UPDATE_REPLAYED", message, field="update.update_digest", party=name)
@@ -241,7 +252,11 @@ def update_refused(run: Run, place: Place, body: UpdateRefused) -> Faults:
     for wrong in differing(refusal, due):
         message = f"The refusal's {wrong} is not the round's or the contract's."
         yield place.fault("REFUSAL_MISMATCH", message, field=f"refusal.{wrong}", party=name)
-    run.ledger_heads[body.participant] = refusal.ledger_head
+    heads = run.ledger_heads.setdefault(body.participant, [GENESIS])
+    if refusal.attempts and refusal.ledger_head in heads:
+        message = "The refusal names attempts, and the ledger head of an earlier reply: their charge is not in it."
+        yield place.fault("REFUSAL_LEDGER_HEAD", message, field="refusal.ledger_head", party=name, rule=MOVES)
+    heads.append(refusal.ledger_head)
     run.spares[body.participant] = run.spares.get(body.participant, 0) + max(0, refusal.attempts - 1)
     if refusal.attempts > 1 and run.spares[body.participant] > parties.contract.privacy.spare_attempts:
         message = f"{refusal.attempts} attempts before a refusal: more spare attempts are used than the plan has."

@@ -67,7 +67,7 @@ class Run:
     moments: Moments | None = None
     unopened: bool = False  # settled by the fallback, because the operator opened nothing
     periods: list[Period] = field(default_factory=list)
-    ledger_heads: dict[str, str] = field(default_factory=dict)  # participant -> the last one logged
+    ledger_heads: dict[str, list[str]] = field(default_factory=dict)  # participant -> GENESIS, then those logged
     spares: dict[str, int] = field(default_factory=dict)  # participant -> spare attempts used
     silent: dict[str, int] = field(default_factory=dict)  # participant -> rounds missed or refused in a row
     measured: set[tuple[str, MeasurementKind]] = field(default_factory=set)  # (participant, kind) in the log

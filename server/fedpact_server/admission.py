@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpact_contract.arrays import update_digest
 from fedpact_contract.contract import Contract
@@ -15,11 +16,16 @@ from fedpact_contract.errors import FaultError, InputError, RejectedError
 from fedpact_contract.messages import Head, Metering, PrivacyEvent, Update
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope
+from fedpact_server import noise_floor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What the coordinator expects of one participant's update in one round."""
+    """What the coordinator expects of one participant's update in one round.
+
+    The mirror of the participant's ledger is `spares_used` and `ledger_heads`: what its earlier replies in this
+    contract say. `ratios` are the energies of its last updates (`noise_floor`), as many as are pooled with this one.
+    """
 
     contract: Contract
     contract_id: str
@@ -31,6 +37,8 @@ class Expected:
     parameters: int
     known_digests: frozenset[str]
     spares_used: int
+    ledger_heads: frozenset[str]
+    ratios: tuple[float, ...]
     accept_test_noise: bool = False
 
 
@@ -59,9 +67,9 @@ def admit(update: Update, array: bytes, expected: Expected) -> None:
     Raises:
         RejectedError: with the code of the first rule broken.
     """
-    for check in (_check_place, _check_terms, _check_privacy):
+    for check in (_check_place, _check_ledger, _check_terms, _check_privacy):
         check(update, expected)
-    _check_array(update, array, expected)
+    _check_noise(_checked_array(update, array, expected), expected)
 
 
 def contracted_event(contract: Contract) -> PrivacyEvent:
@@ -104,6 +112,10 @@ def _check_place(update: Update, expected: Expected) -> None:
                 party=expected.participant,
                 field=field,
             )
+
+
+def _check_ledger(update: Update, expected: Expected) -> None:
+    """Every charge is a row, and every row moves the head: two updates never have one head between them."""
     left = expected.contract.privacy.spare_attempts - expected.spares_used
     if update.attempt > 1 + left:
         raise RejectedError(
@@ -111,6 +123,14 @@ def _check_place(update: Update, expected: Expected) -> None:
             f"The update is attempt {update.attempt}; {left} spare attempts of the contract are left.",
             party=expected.participant,
             rule="privacy.spare_attempts, over the whole contract",
+        )
+    if update.ledger_head in expected.ledger_heads:
+        raise RejectedError(
+            "UPDATE_LEDGER_HEAD",
+            "An earlier reply named the same ledger head: this update's charge is not in the ledger.",
+            party=expected.participant,
+            field="ledger_head",
+            rule="a charge is a row, and moves the head",
         )
 
 
@@ -140,7 +160,7 @@ def _check_privacy(update: Update, expected: Expected) -> None:
         )
 
 
-def _check_array(update: Update, array: bytes, expected: Expected) -> None:
+def _checked_array(update: Update, array: bytes, expected: Expected) -> NDArray[np.float64]:
     if len(array) != 4 * expected.parameters:
         raise RejectedError(
             "UPDATE_SHAPE",
@@ -160,4 +180,19 @@ def _check_array(update: Update, array: bytes, expected: Expected) -> None:
             "UPDATE_NORM",
             f"The update's norm is beyond {bound:.3g}, the largest that contracted training can give.",
             party=expected.participant,
+        )
+    return values
+
+
+def _check_noise(values: NDArray[np.float64], expected: Expected) -> None:
+    rows = expected.contract.participant(expected.participant).num_examples
+    ratio = noise_floor.energy_ratio(values, expected.contract, rows)
+    found = noise_floor.pooled([*expected.ratios, ratio], expected.contract, expected.parameters)
+    if found.outcome == "failed":
+        which = "The update has" if found.updates == 1 else f"The last {found.updates} updates together have"
+        raise RejectedError(
+            noise_floor.CODE,
+            f"{which} {found.ratio:.3f} of the energy that the contracted noise alone brings.",
+            party=expected.participant,
+            rule=f"at least {found.floor:.3f} of it",
         )

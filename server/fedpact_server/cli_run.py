@@ -1,6 +1,7 @@
 """Commands `fedpact run …` and `fedpact settle …`."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fedpact_contract.contract import Contract
     from fedpact_server.db import Database
     from fedpact_server.home import OperatorHome
+    from fedpact_server.noise_floor import NoiseFloor
     from fedpact_server.runs import RunStatus
 
 RUN = Annotated[str, typer.Argument(help="A run, or its contract: id or its beginning.", metavar="RUN")]
@@ -71,9 +73,17 @@ def start_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) ->
 
 
 def status_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-    """Show where a run stands: round, phase, what became of each order, where the time went."""
+    """Show where a run stands: round, phase, what became of each order, where the time went.
+
+    The noise floor: the energy of each participant's last updates over that of the contracted noise alone.
+    """
+    from fedpact_server import pool
+
     at = open_contract(home, run)
-    _show(at.status(), at, as_json=as_json)
+    found = at.status()
+    with at.database.read() as connection:
+        noise = pool.standing(connection, at.contract, at.operator.path / "arrays" / at.contract.id)
+    _show(found, at, as_json=as_json, noise=noise)
 
 
 def stop_command(
@@ -255,10 +265,11 @@ WANTED = {
 """What becomes of a run that is under way, by what is wanted."""
 
 
-def _show(found: "RunStatus", at: Opened, *, as_json: bool) -> None:
+def _show(found: "RunStatus", at: Opened, *, as_json: bool, noise: Mapping[str, "NoiseFloor"] | None = None) -> None:
     served = at.operator.served
     if as_json:
-        output.emit_json(found.plain() | {"served": served})
+        told = {} if noise is None else {"noise_floor": {party: floor.plain() for party, floor in noise.items()}}
+        output.emit_json(found.plain() | {"served": served} | told)
         return
     if found.phase == "running":
         for text in (WANTED.get(found.wanted, ""), "" if served else "Nothing moves now: start `fedpact serve`."):
@@ -269,16 +280,20 @@ def _show(found: "RunStatus", at: Opened, *, as_json: bool) -> None:
     if found.detail:
         console.print(output.visible(found.detail))
     rows = [
-        [party.name, party.id[:SHORT], *found.outcomes[party.id]]
+        [party.name, party.id[:SHORT], *found.outcomes[party.id], _noise((noise or {}).get(party.id))]
         for party in at.contract.participants
         if party.id in found.outcomes
     ]
     if rows:
-        output.table(console, ["participant", "id", "outcome", "code"], rows)
+        output.table(console, ["participant", "id", "outcome", "code", "noise floor"], rows)
     timed = [[str(n), *(str(parts.get(k, 0)) for k in PARTS)] for n, parts in found.timings.items()]
     if timed:
         console.print("Milliseconds of each round:")
         output.table(console, ["round", *PARTS], timed, right=tuple(range(len(PARTS) + 1)))
+
+
+def _noise(found: "NoiseFloor | None") -> str:
+    return "-" if found is None else f"{found.outcome} ({found.ratio:.2f})"
 
 
 PARTS = ("orders", "admission", "aggregation", "evaluation", "contribution", "log")

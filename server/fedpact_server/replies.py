@@ -1,20 +1,16 @@
 """One reply: read, attributed, admitted or rejected, and entered in the log with the operator's receipt."""
 
-from pathlib import Path
-
-import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
 from fedpact_contract import merkle
-from fedpact_contract.arrays import update_digest
 from fedpact_contract.errors import FaultError, InputError, RejectedError
-from fedpact_contract.log import Body, Countersignature, ReplyMissed, UpdateDecided, UpdateRefused
+from fedpact_contract.ledger import GENESIS
+from fedpact_contract.log import Body, Countersignature, Entry, ReplyMissed, UpdateDecided, UpdateRefused
 from fedpact_contract.messages import Head, Receipt, Refusal, Reply, Update
 from fedpact_contract.parties import opened
-from fedpact_contract.record import Envelope, sign
-from fedpact_server import db, logbook
+from fedpact_contract.record import Envelope, read_envelope, sign
+from fedpact_server import db, logbook, noise_floor, pool
 from fedpact_server.admission import Expected, admit, open_update
 from fedpact_server.run_state import RunContext, record_outcome, write_array
 
@@ -39,9 +35,10 @@ def take(
     A reply that its participant did not sign is nobody's word: "unreadable", and nothing is logged, unless this was
     the last chance; then it is logged as missed, with the code.
     """
-    number = int(current.round)
+    number, contract = int(current.round), context.contract
+    earlier = noise_floor.pool_size(contract, parameters) - 1
     expected = Expected(
-        contract=context.contract,
+        contract=contract,
         contract_id=context.contract_id,
         round=number,
         participant=participant,
@@ -51,6 +48,8 @@ def take(
         parameters=parameters,
         known_digests=_known_digests(connection, context.contract_id),
         spares_used=_spares_used(connection, context.contract_id, participant),
+        ledger_heads=_ledger_heads(connection, context.contract_id, participant),
+        ratios=pool.ratios(connection, contract, context.arrays, participant, earlier),
         accept_test_noise=context.accept_test_noise,
     )
     update: Update | None = None
@@ -85,22 +84,6 @@ def take(
     return kind, code
 
 
-def load_update(arrays: Path, digest: str) -> NDArray[np.float32]:
-    """An admitted update by its digest, float32 [P].
-
-    Raises:
-        FaultError: the file is missing or is not what its name says.
-    """
-    path = arrays / f"{digest}.f4"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as err:
-        raise FaultError("UPDATE_MISSING", "An admitted update's file is missing.", file=path) from err
-    if update_digest(data) != digest:
-        raise FaultError("UPDATE_DIGEST", "An update's file is not what its digest says.", file=path)
-    return np.frombuffer(data, "<f4").copy()
-
-
 def _decided(
     envelope: Envelope[Update], array: bytes, expected: Expected, context: RunContext, *, countersigned: bool
 ) -> tuple[str, str, Body, Update]:
@@ -113,6 +96,7 @@ def _decided(
         kind, code = "rejected", err.code
     else:
         kind, code = "admitted", "ADMITTED"
+    if code in pool.KEPT:
         write_array(context.arrays / f"{update.update_digest}.f4", array)
     receipt = Receipt(
         contract_id=expected.contract_id,
@@ -144,6 +128,8 @@ def _refused(envelope: Envelope[Refusal], expected: Expected, *, countersigned: 
     left = expected.contract.privacy.spare_attempts - expected.spares_used
     if refusal.attempts > 1 + left:
         raise RejectedError("REFUSAL_ATTEMPTS", "The refusal names more attempts than the contract has left.")
+    if refusal.attempts and refusal.ledger_head in expected.ledger_heads:
+        raise RejectedError("REFUSAL_LEDGER_HEAD", "The refusal names attempts, and a ledger head of before them.")
     body = UpdateRefused(round=expected.round, participant=expected.participant, refusal=envelope.plain())
     return "refused", refusal.code, body, refusal.attempts
 
@@ -166,6 +152,24 @@ def _known_digests(connection: Connection, contract_id: str) -> frozenset[str]:
         sa.select(table.update_digest).where(table.contract_id == contract_id, table.update_digest.is_not(None))
     )
     return frozenset(str(digest) for digest in rows.scalars())
+
+
+def _ledger_heads(connection: Connection, contract_id: str, participant: str) -> frozenset[str]:
+    """The empty ledger's head, and those that this participant's logged replies name."""
+    outcome, entry = db.outcomes.c, db.entries.c
+    places = sa.select(outcome.position).where(
+        outcome.contract_id == contract_id, outcome.participant == participant, outcome.attempts.is_not(None)
+    )
+    query = sa.select(entry.data).where(entry.contract_id == contract_id, entry.position.in_(places))
+    bodies = (Entry.from_bytes(bytes(data)).open() for data in connection.execute(query).scalars())
+    return frozenset({GENESIS, *(_ledger_head(body) for body in bodies)})
+
+
+def _ledger_head(body: Body) -> str:
+    if isinstance(body, UpdateDecided):
+        return Update.from_bytes(read_envelope(body.update).body).ledger_head
+    assert isinstance(body, UpdateRefused)  # noqa: S101 - only these two name attempts
+    return Refusal.from_bytes(read_envelope(body.refusal).body).ledger_head
 
 
 def _spares_used(connection: Connection, contract_id: str, participant: str) -> int:

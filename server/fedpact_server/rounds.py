@@ -31,6 +31,7 @@ from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, db, logbook, measurements, orders, replies, scoring
+from fedpact_server.pool import load_update
 from fedpact_server.run_state import (
     RunContext,
     StopWantedError,
@@ -450,7 +451,7 @@ class Loop:
 
     def _steps(self, admitted: Mapping[str, str]) -> scoring.FloatArray:
         context = self.context
-        updates = {p: replies.load_update(context.arrays, digest) for p, digest in admitted.items()}
+        updates = {p: load_update(context.arrays, digest) for p, digest in admitted.items()}
         counts = {p: context.contract.participant(p).num_examples for p in admitted}
         return aggregation.weighted_steps(updates, counts, context.contract.training.server_rate)
 

@@ -23,8 +23,9 @@ from fedpact_contract.settlement import settle_period, statement
 from fedpact_models.evaluate import evaluate_round
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, db, logbook, replies, scoring
+from fedpact_server import aggregation, db, logbook, scoring
 from fedpact_server.evidence import evidence_files
+from fedpact_server.pool import load_update
 from fedpact_server.run_state import load_model
 
 
@@ -70,7 +71,7 @@ def _again(home: Path, contract: Contract, bodies: list[Body], number: int, vali
     digests = {b.participant: Update.from_bytes(read_envelope(b.update).body).update_digest for b in decided}
     arrays = home / "arrays" / contract.id
     steps = aggregation.weighted_steps(
-        {p: replies.load_update(arrays, digests[p]) for p in players},
+        {p: load_update(arrays, digests[p]) for p in players},
         {p: contract.participant(p).num_examples for p in players},
         contract.training.server_rate,
     )

@@ -17,9 +17,11 @@ from fedpact_contract.arrays import update_digest
 from fedpact_contract.errors import FaultError, RefusedError
 from fedpact_contract.evidence import unpack
 from fedpact_contract.keys import generate_key
+from fedpact_contract.ledger import GENESIS
 from fedpact_contract.log import ReplyMissed, RoundAbandoned, RoundAggregated, RunCompleted, UpdateDecided
-from fedpact_contract.messages import Order, PrivacyEvent, Receipt, Reply, Update
+from fedpact_contract.messages import Order, PrivacyEvent, Receipt, Refusal, Reply, Update
 from fedpact_contract.record import open_signed, read_envelope, sign
+from fedpact_contract.replay import replay
 from fedpact_contract.report import build
 from fedpact_contract.trust import Trust
 from fedpact_contract.verify import verify
@@ -111,6 +113,11 @@ TAMPERINGS = {
         "rejected",
         "UPDATE_ATTEMPT",
     ),
+    "the empty ledger's head": (
+        lambda a, r: retry(r.reply, r.array, a.desk.run_key, ledger_head=GENESIS),
+        "rejected",
+        "UPDATE_LEDGER_HEAD",
+    ),
     "a huge norm": (lambda a, r: huge(a, r), "rejected", "UPDATE_NORM"),
     "rubbish": (lambda a, r: (b"\x00rubbish", b""), "missed", "CANONICAL_PARSE"),
     "not canonical": (lambda a, r: (r.reply + b"\n", r.array), "missed", "CANONICAL_FORM"),
@@ -166,6 +173,52 @@ def test_a_replayed_update_is_rejected(federation) -> None:
     federation.run()
     assert federation.outcomes(1)["Enterprise 1"][0] == "admitted"
     assert federation.outcomes(2)["Enterprise 1"] == ("rejected", "UPDATE_REPLAYED")
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_two_charges_under_one_ledger_head_are_rejected(federation, after) -> None:
+    """A head that stands still, and one that goes back over a round, each in round 3; the run goes on."""
+    agent, heads = federation.agent(1), {}
+
+    def still(ready):
+        update = Update.from_bytes(Reply.from_bytes(ready.reply).update.body)
+        heads[update.round] = update.ledger_head
+        if update.round != 3:
+            return ready.reply, ready.array
+        return retry(ready.reply, ready.array, agent.desk.run_key, ledger_head=heads[after])
+
+    agent.tamper = still
+    assert federation.run() == "completed"
+    assert federation.outcomes(3)["Enterprise 1"] == ("rejected", "UPDATE_LEDGER_HEAD")
+    assert federation.outcomes(3)["Enterprise 2"] == ("admitted", "ADMITTED")
+    replayed = replay(federation.entries(), privacy=False)
+    assert {fault.code for fault in replayed.faults} == {"UPDATE_MISMATCH"}, "the tests' noise, nothing else"
+
+
+def test_a_refusal_that_says_it_trained_under_an_old_head_is_no_word(federation, monkeypatch) -> None:
+    agent = federation.agent(1)
+
+    def refused(ready):
+        if in_round_one(ready):
+            return ready.reply, ready.array
+        reply = Reply.from_bytes(ready.reply)
+        update = Update.from_bytes(reply.update.body)
+        refusal = Refusal(
+            contract_id=update.contract_id,
+            round=update.round,
+            participant=update.participant,
+            code="DATA_NAN",
+            attempts=1,
+            ledger_head=GENESIS if update.round == 2 else update.ledger_head,
+            head=update.head,
+        )
+        signed = sign(refusal, agent.desk.run_key)
+        return Reply(refusal=signed, countersignature=reply.countersignature).to_bytes(), b""
+
+    agent.tamper = refused
+    assert federation.run() == "completed"
+    assert federation.outcomes(2)["Enterprise 1"] == ("missed", "REFUSAL_LEDGER_HEAD")
+    assert federation.outcomes(3)["Enterprise 1"] == ("refused", "DATA_NAN")
 
 
 def test_a_copy_of_anothers_update_is_rejected(federation) -> None:

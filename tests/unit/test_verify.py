@@ -12,6 +12,7 @@ from fedpact_contract.contract import Contract, SignedContract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.evidence import CHECKPOINTS, COUNTERSIGNATURES, FILES, LEAVES, LOG, unpack
 from fedpact_contract.keys import fingerprint, public_hex
+from fedpact_contract.ledger import GENESIS
 from fedpact_contract.log import (
     Body,
     Checkpoint,
@@ -553,7 +554,8 @@ def test_each_checkpoint_after_a_binding_entry_must_be_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["UPDATE_METERING", "UPDATE_PRIVACY_EVENT", "UPDATE_HEAD", "UPDATE_ATTEMPT", "BECAUSE"]
+    "code",
+    ["UPDATE_METERING", "UPDATE_PRIVACY_EVENT", "UPDATE_HEAD", "UPDATE_ATTEMPT", "UPDATE_LEDGER_HEAD", "BECAUSE"],
 )
 def test_a_rejection_whose_reason_is_not_so_is_the_operators_fault(code) -> None:
     """UPDATE_NORM and the like speak of the array, which only its author has."""
@@ -775,6 +777,38 @@ def test_attempts_beyond_the_plan_count_over_the_whole_run() -> None:
 def test_the_same_update_admitted_twice() -> None:
     fault = only_fault(told(put("update:2:0", update_digest=digest("update", 1, MADE.ids[0]))))
     assert (fault["code"], fault["field"]) == ("UPDATE_REPLAYED", "entries.8.update.update_digest")
+
+
+OLD_HEADS = [GENESIS, digest("ledger", 1, MADE.ids[0])]
+
+
+@pytest.mark.parametrize("head", OLD_HEADS)
+def test_an_update_whose_charge_moved_no_ledger_head(head) -> None:
+    fault = only_fault(told(put("update:2:0", ledger_head=head)))
+    assert (fault["code"], fault["field"]) == ("UPDATE_LEDGER_HEAD", "entries.8.update.ledger_head")
+    assert fault["party"] == MADE.contract.participant(MADE.ids[0]).name
+
+
+@pytest.mark.parametrize("head", OLD_HEADS)
+def test_a_refusal_with_attempts_that_moved_no_ledger_head(head) -> None:
+    fault = only_fault(told(put("refusal:2:0", ledger_head=head, attempts=1), outcomes={(2, 0): "refused"}))
+    assert (fault["code"], fault["field"]) == ("REFUSAL_LEDGER_HEAD", "entries.8.refusal.ledger_head")
+    assert told(put("refusal:2:0", ledger_head=head), outcomes={(2, 0): "refused"}).faults == ()
+
+
+def test_a_rejection_for_an_old_ledger_head_that_is_so() -> None:
+    def wrong(name: str, thing: Any) -> Any:
+        if name == "update:2:0":
+            return thing.model_copy(update={"ledger_head": OLD_HEADS[1]})
+        return thing.model_copy(update={"code": "UPDATE_LEDGER_HEAD"}) if name == "receipt:2:0" else thing
+
+    assert told(wrong, outcomes={(2, 0): "rejected"}).faults == ()
+
+
+def test_a_rejection_for_the_noise_floor_is_taken_on_the_operators_word() -> None:
+    """The log does not hold the array; its author can compute it from its own, the operator keeps it as evidence."""
+    tamper = put("receipt:2:0", code="UPDATE_NOISE_FLOOR")
+    assert told(tamper, outcomes={(2, 0): "rejected"}).faults == ()
 
 
 @pytest.mark.parametrize("signer", ["stranger", "participant 1", "participant 0 run", "operator run"])
@@ -1055,7 +1089,7 @@ def test_a_plan_that_does_not_keep_its_epsilon(changes, code) -> None:
 def test_replay_reads_entries_alone() -> None:
     run = replay(MADE.entries, privacy=False)
     assert (run.faults, run.closed, sorted(run.scores)) == ([], True, [1, 2])
-    assert run.ledger_heads[MADE.ids[0]] == digest("ledger", 2, MADE.ids[0])
+    assert run.ledger_heads[MADE.ids[0]] == [GENESIS, *(digest("ledger", r, MADE.ids[0]) for r in (1, 2))]
     assert run.model_digest == digest("model", 2)
     assert run.periods[0].result is not None
 
