@@ -16,6 +16,7 @@ from fedpact_contract.contract import Contract, Delegation, Party, SignedContrac
 from fedpact_contract.errors import FailedError, FaultError, InputError, RefusedError
 from fedpact_contract.keys import public_hex
 from fedpact_contract.log import ContractSigned
+from fedpact_contract.privacy import check_plan
 from fedpact_contract.record import Envelope, open_signed, read_envelope
 from fedpact_contract.record import sign as sign_record
 from fedpact_contract.request import instant
@@ -115,10 +116,16 @@ def status(connection: Connection, stored: Stored) -> Status:
 def offer(database: Database, contract_id: str, *, now: datetime.datetime) -> Status:
     """Show a draft to the participants that it names, for signature; again changes nothing.
 
+    What the plan costs is recomputed: another release may have made the draft.
+
     Raises:
-        InputError: CONTRACT_UNKNOWN, CONTRACT_EXPIRED.
+        InputError: CONTRACT_UNKNOWN, CONTRACT_EXPIRED; CONTRACT_ACCOUNTANT, CONTRACT_NOISE_TOO_SMALL.
         RefusedError: CONTRACT_STATE (terminated), PARTICIPANT_NOT_ACTIVE.
     """
+    with database.read() as connection:
+        stored = find(connection, contract_id)
+    if stored.state == "draft":
+        check_plan(stored.contract)
     with database.write() as connection:
         stored = find(connection, contract_id)
         if stored.state in ("offered", "signed"):

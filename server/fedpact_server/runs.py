@@ -9,6 +9,7 @@ from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError, RefusedError
+from fedpact_contract.privacy import check_plan
 from fedpact_contract.request import instant, utc_now
 from fedpact_server import db
 from fedpact_server.installed import installed_code
@@ -62,8 +63,10 @@ def contract_selector(text: str) -> str:
 def start(connection: Connection, contract: Contract, state: str) -> RunStatus:
     """Ask for the run of a signed contract; `serve` drives it. Again changes nothing.
 
+    What the plan costs is recomputed before the first order.
+
     Raises:
-        InputError: CONTRACT_NOT_SIGNED.
+        InputError: CONTRACT_NOT_SIGNED; CONTRACT_ACCOUNTANT, CONTRACT_NOISE_TOO_SMALL.
         RefusedError: CONTRACT_TERM, CONTRACT_CODE (this installation is not the contracted one), RUN_ENDED.
     """
     signed_contract(connection, contract.id)
@@ -88,6 +91,7 @@ def start(connection: Connection, contract: Contract, state: str) -> RunStatus:
             remedy=f"Install release {contract.code.release}, or make a new contract.",
         )
     if known is None:
+        check_plan(contract)
         connection.execute(
             db.runs.insert().values(contract_id=contract.id, phase="running", wanted="run", detail="", started=now)
         )

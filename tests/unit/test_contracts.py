@@ -375,6 +375,16 @@ class TestLife:
         assert code_of(contracts.offer, world.database, contract.id, now=NOW) == "PARTICIPANT_NOT_ACTIVE"
         assert state_of(world, contract) == "draft"
 
+    def test_an_offer_recomputes_what_the_plan_costs(self, world: Operator) -> None:
+        """A draft of another release, or one that somebody wrote into the database."""
+        plain = draft(world).plain()
+        plain["privacy"]["epsilon"] = "0.01"
+        cheap = Contract.parse(plain)
+        with world.database.write() as connection:
+            connection.execute(db.contracts.insert().values(id=cheap.id, payload=cheap.to_bytes(), state="draft"))
+        assert code_of(contracts.offer, world.database, cheap.id, now=NOW) == "CONTRACT_NOISE_TOO_SMALL"
+        assert state_of(world, cheap) == "draft"
+
     def test_an_offer_again_changes_nothing(self, world: Operator) -> None:
         contract = offered(world)
         assert contracts.offer(world.database, contract.id, now=NOW).state == "offered"

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from tests.support.federation import Federation, make_federation
 
-from fedpact_contract.contract import Software
+from fedpact_contract.contract import Contract, Software
 from fedpact_contract.errors import FedpactError, InputError, RefusedError
 from fedpact_server import db, runs
 
@@ -95,6 +95,16 @@ class TestStart:
         other = Software(release="0.1.0", models_digest="0" * 64, shell_digest=federation.contract.code.shell_digest)
         monkeypatch.setattr(runs, "installed_code", lambda: other)
         assert fails("CONTRACT_CODE", start, federation).remedy
+
+    def test_not_a_plan_that_costs_more_than_its_epsilon(self, federation: Federation) -> None:
+        plain = federation.contract.plain()
+        plain["privacy"]["epsilon"] = "0.5"
+        cheap = Contract.parse(plain)
+        with federation.database.write() as connection:
+            connection.execute(db.contracts.insert().values(id=cheap.id, payload=cheap.to_bytes(), state="signed"))
+            connection.execute(db.entries.update().values(contract_id=cheap.id))
+        federation.contract = cheap
+        fails("CONTRACT_NOISE_TOO_SMALL", start, federation)
 
     @pytest.mark.parametrize("phase", ["completed", "stopped", "closing", "closed"])
     def test_a_contract_has_one_run(self, federation: Federation, phase: str) -> None:
