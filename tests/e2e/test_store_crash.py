@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from tests.support import ledger_kit
 from tests.support.ledger_kit import BASE, DATA_SET, complete, contract_id, new_store, terms
+from tests.support.line_crash import Lines, in_a_child
 from tests.support.required import lacking
 
-from fedpact_client.store import Ready, Reservation, Store
+from fedpact_client.store import EgressKind, Ready, Reservation, Store
 from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.keys import save_key
 from fedpact_contract.ledger import attempts
@@ -215,3 +216,55 @@ def test_a_kill_at_every_system_call_that_writes(tmp_path: Path):
 
     left = several(one, [(call, number) for call, times in calls.items() for number in range(1, times + 1)])
     assert set(left) == {"nothing", "reserved", "reserved+spent"}
+
+
+# Every line of the two transactions
+
+
+def answered(home: Path, witness: Path, deadly: int, outcome: str, say: Callable[[str], None]) -> None:
+    """Round 1 by a process that dies before the `deadly` line of the store's code. The same array each time."""
+    lines, array, run_key = Lines(deadly), bytes(32), ledger_kit.key("run")
+    with Store(home / "agent.db", witness=witness) as store, lines.counted():
+        taken = store.reserve(ONE, 1, BASE, run_key)
+        if isinstance(taken, Reservation):
+            say(f"training 1 {taken.attempt}")
+            if outcome == "failed":
+                taken = store.fail(taken, "DATA_NAN", lambda head: b"reply " + head.encode(), run_key)
+            else:
+                taken = complete(store, taken, array)
+        store.record_egress(EgressKind(taken.kind), ONE, 1, len(taken.reply), sha256_hex(taken.reply))
+        say(f"sent 1 {' '.join(digests(taken))}")
+    say(f"lines {lines.count}")
+
+
+def remains(folder: Path) -> str:
+    """A digest of every file, and of its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return sha256_hex(b"".join(str(path.relative_to(folder)).encode() + path.read_bytes() for path in files))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("outcome", "attempt"), [("spent", 1), ("failed", 1), ("spent", 2)])
+def test_a_death_at_every_line_of_both_transactions(tmp_path: Path, outcome: str, attempt: int):
+    """Each leaves one of a few folders, byte for byte, and what was said before; each of those is recovered once."""
+    pristine = tmp_path / "pristine"
+    home, witness = prepare(pristine, rounds=3, spares=2)
+    if attempt == 2:  # the first one died while it trained
+        with Store(home / "agent.db", witness=witness) as store:
+            ledger_kit.reserve(store)
+    home, witness = fresh(pristine, tmp_path)
+    _, said = in_a_child(lambda say: answered(home, witness, 0, outcome, say))
+    whole = int(said[-1][1])
+    assert whole > 500, said
+    seen: dict[tuple[str, str], str] = {}
+    for deadly in range(1, whole + 1):
+        home, witness = fresh(pristine, tmp_path)
+        died, said = in_a_child(lambda say, d=deadly, h=home, w=witness: answered(h, w, d, outcome, say))
+        assert died, f"line {deadly} of {whole} was not reached"
+        out = "\n".join(" ".join(words) for words in said)
+        left = (remains(home.parent), out)
+        if left not in seen:
+            seen[left] = recover(home, witness, out)
+    before = "reserved+" * (attempt - 1)
+    wanted = {before + "reserved", f"{before}reserved+{outcome}", before[:-1] or "nothing"}
+    assert set(seen.values()) == wanted, seen

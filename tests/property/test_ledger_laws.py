@@ -1,9 +1,7 @@
 """Laws of the budget ledger: on the pure function against a small model, and on real files that crashes leave."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -17,6 +15,8 @@ from tests.support.ledger_kit import (
     BASE,
     DATA_SET,
     OTHER_BASE,
+    card,
+    complete,
     contract_id,
     key,
     new_store,
@@ -24,15 +24,13 @@ from tests.support.ledger_kit import (
     terms,
     train,
 )
+from tests.support.line_crash import Lines, in_a_child
 
-from fedpact_client import store_witness
 from fedpact_client.store import Ready, Reservation, Store
-from fedpact_client.store_db import Database
-from fedpact_contract.arrays import update_digest
+from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.errors import FaultError, RefusedError
 from fedpact_contract.keys import public_hex
 from fedpact_contract.ledger import (
-    GENESIS,
     LedgerRow,
     Request,
     Terms,
@@ -289,133 +287,129 @@ def test_any_changed_byte_of_a_row_that_has_a_successor_is_found(
 
 # Real files
 
+MEMORY = Path("/dev/shm")
+"""A process that dies loses nothing that it wrote, synced or not: files in memory are as real, and four times as fast.
+What syncing is for, tests/e2e/test_store_crash.py tries on the disk, system call by system call."""
 
-CRASHES = ("none", "none", "trained", "built", "before commit 1", "after commit 1", "before commit 2", "after commit 2")
-file_ops = st.tuples(
-    st.integers(0, 1), st.integers(1, 4), st.sampled_from(CRASHES), st.sampled_from(["spent", "spent", "failed"])
+
+@dataclass(frozen=True)
+class FileOp:
+    """Answer a round in a process of its own, which dies at a line of the two transactions, or does not (0).
+
+    `version`: contents that the training saw, which belong to the data set from then on.
+    """
+
+    contract: int
+    round: int
+    outcome: str
+    deadly: int
+    version: int
+
+
+file_ops = st.builds(
+    FileOp,
+    st.integers(0, 1),
+    st.integers(1, 4),
+    st.sampled_from(["spent", "spent", "failed"]),
+    st.one_of(st.just(0), st.integers(1, 650)),  # a round is some 600 lines
+    st.integers(0, 2),
 )
-
-
-class DiedError(Exception):
-    """The process died here; what the disk held at that moment was copied before."""
 
 
 @dataclass
 class World:
-    """A home and a witness on disk, what the operator received, and what the data was asked for."""
+    """A home and a witness on disk, what the operator received, and how often the data was asked."""
 
     root: Path
-    lives: int = 0
     trained: int = 0
-    sent: dict[tuple[str, int], Ready] = field(default_factory=dict)
-
-    @property
-    def here(self) -> Path:
-        return self.root / str(self.lives)
-
-    @property
-    def witness(self) -> Path:
-        return self.here / "away" / "witness"
+    sent: dict[tuple[str, int], str] = field(default_factory=dict)
+    versions: set[str] = field(default_factory=set)
 
     def open(self) -> Store:
-        return Store(self.here / "home" / "agent.db", witness=self.witness)
+        return Store(self.root / "agent.db", witness=self.root / "away" / "witness")
 
-    def die(self) -> None:
-        """What kill -9 leaves: the files as they are now, journal included, and nothing of the process."""
-        shutil.copytree(self.here, self.root / str(self.lives + 1))
-        raise DiedError
-
-
-@contextmanager
-def dying(world: World, crash: str) -> Iterator[Callable[[str], None]]:
-    """Call the yielded function at named points; it dies at the one that `crash` names. Commits are points too."""
-    commits = 0
-    execute, write = Database.execute, store_witness.write_witness
-
-    def point(name: str) -> None:
-        if name == crash:
-            world.die()
-
-    def executed(self: Database, sql: str, values: Any = ()) -> int:
-        if sql == "COMMIT":
-            point(f"before commit {commits}")
-        return execute(self, sql, values)
-
-    def written(path: Path, witness: store_witness.Witness) -> None:
-        point(f"after commit {commits}")  # the commit is durable, the witness is not
-        write(path, witness)
-
-    with pytest.MonkeyPatch.context() as patch:
-
-        def begin(name: str) -> None:
-            nonlocal commits
-            commits += name.startswith("transaction")
-            point(name)
-
-        patch.setattr(Database, "execute", executed)
-        patch.setattr(store_witness, "write_witness", written)
-        yield begin
+    def live(self, op: FileOp) -> None:
+        """One process; what it said is what happened, for the operator and for the data."""
+        name = NAMES[op.contract]
+        _, said = in_a_child(lambda say: one_round(self, op, say))
+        for word, *rest in said:
+            if word == "training":
+                self.trained += 1
+            elif word == "version":
+                self.versions.add(rest[0])
+            elif word == "sent":
+                assert self.sent.setdefault((name, op.round), rest[0]) == rest[0], "two outputs for one key"
+            else:
+                assert rest[0] in ("ATTEMPTS_EXHAUSTED", "ROUND_BACKWARDS"), said
 
 
-def one_round(world: World, store: Store, name: str, number: int, crash: str, outcome: str) -> None:
-    run = key("run")
-    with dying(world, crash) as point:
-        point("transaction 1")
-        taken = store.reserve(contract_id(name), number, BASE, run)
-        if isinstance(taken, Reservation):
-            world.trained += 1
-            array = train()
-            point("trained")
-            point("transaction 2")
-            taken = finish(store, taken, array, outcome, point)
-        seen = world.sent.setdefault((name, number), taken)
-        assert seen == taken  # never two different outputs for one key
+def one_round(world: World, op: FileOp, say: Callable[[str], None]) -> None:
+    lines, run = Lines(op.deadly), key("run")
+    with world.open() as store:
+        try:
+            with lines.counted():
+                taken = store.reserve(contract_id(NAMES[op.contract]), op.round, BASE, run)
+            if isinstance(taken, Reservation):
+                say("training")
+                array = train()
+                store.add_version(DATA_SET, fingerprint(op.version))
+                say(f"version {fingerprint(op.version)}")
+                with lines.counted():
+                    taken = finish(store, taken, array, op.outcome)
+            say(f"sent {digest_of(taken)}")
+        except RefusedError as err:
+            say(f"refused {err.code}")
 
 
-def finish(store: Store, taken: Reservation, array: bytes, outcome: str, point: Callable[[str], None]) -> Ready:
-    def reply(head: str) -> bytes:
-        point("built")
-        return b"reply " + head.encode()
+def fingerprint(version: int) -> str:
+    return sha256_hex(f"rows {version}".encode())
 
+
+def digest_of(ready: Ready) -> str:
+    return sha256_hex(ready.kind.encode() + ready.reply + ready.array)
+
+
+def finish(store: Store, taken: Reservation, array: bytes, outcome: str) -> Ready:
     if outcome == "failed":
-        return store.fail(taken, "DATA_NAN", reply, key("run"))
-    return store.complete(taken, lambda head: (reply(head), array), update_digest(array), key("run"))
+        return store.fail(taken, "DATA_NAN", lambda head: b"reply " + head.encode(), key("run"))
+    return complete(store, taken, array)
 
 
-def check_disk(world: World, store: Store) -> None:
-    """What must hold after each opening. Opening itself verified every chain and the witness."""
-    rows = store.rows(DATA_SET)
-    budget = store.budget(DATA_SET)
-    assert Fraction(budget.charged) == Fraction(1, 10) * sum(r.state == "reserved" for r in rows)
-    assert Fraction(1, 10) * world.trained <= Fraction(budget.charged) <= Fraction(budget.limit)
-    ended = [(r.contract_id, r.round) for r in rows if r.state in ("spent", "failed")]
-    assert len(set(ended)) == len(ended)
-    for (name, number), ready in world.sent.items():
-        assert store.reserve(contract_id(name), number, BASE, key("run")) == ready
-    assert store.rows(DATA_SET) == rows
-    assert store.witness_status() in ("current", "absent")
-    assert ledger_head(rows) == (store.ledger_head(DATA_SET) if rows else GENESIS)
+def check_disk(world: World, before: Fraction) -> Fraction:
+    """What must hold after each life: opening verifies chain, signatures and witness. What is charged."""
+    with world.open() as store:
+        rows, budget = store.rows(DATA_SET), store.budget(DATA_SET)
+        total = Fraction(budget.charged)
+        assert total == Fraction(1, 10) * sum(r.state == "reserved" for r in rows)
+        assert max(before, Fraction(1, 10) * world.trained) <= total <= Fraction(budget.limit)
+        ended = [(r.contract_id, r.round) for r in rows if r.state in ("spent", "failed")]
+        assert len(set(ended)) == len(ended)
+        for (name, number), digest in world.sent.items():
+            ready = store.reserve(contract_id(name), number, BASE, key("run"))
+            assert isinstance(ready, Ready)
+            assert digest_of(ready) == digest
+        assert store.rows(DATA_SET) == rows
+        assert store.witness_status() in ("current", "absent")
+        assert ledger_head(rows) == store.ledger_head(DATA_SET)
+        assert world.versions <= set(store.versions(DATA_SET))
+        for version in store.versions(DATA_SET):  # appended, renamed, converted: the same data set's money
+            refused = refused_or(lambda version=version: store.add_version("elsewhere", version))
+            assert refused == "DATA_SET_KNOWN_ELSEWHERE"
+    return total
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(file_ops, min_size=1, max_size=8))
-def test_files_that_crashes_leave_over_count_and_send_the_same_bytes(script: list[tuple[int, int, str, str]]):
-    with tempfile.TemporaryDirectory() as folder:
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(file_ops, min_size=1, max_size=6))
+def test_files_that_deaths_at_any_line_leave_over_count_and_send_the_same_bytes(script: list[FileOp]):
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         world = World(root=Path(folder))
-        (world.here / "home").mkdir(parents=True)
-        world.witness.parent.mkdir()
+        (world.root / "away").mkdir()
         both = tuple(terms(name, rounds=4, spare_attempts=2) for name in NAMES[:2])
-        store = new_store(world.here / "home", witness=world.witness, contracts=both)
-        assert store.contract(contract_id("two")).signed == signed_contract("two")
-        assert store.contract(contract_id("two")).run_public == public_hex(key("run"))
-        for contract, number, crash, outcome in script:
-            try:
-                one_round(world, store, NAMES[contract], number, crash, outcome)
-            except RefusedError as err:
-                assert err.code in ("ATTEMPTS_EXHAUSTED", "ROUND_BACKWARDS")  # noqa: PT017 - both are right
-            except DiedError:
-                store.close()
-                world.lives += 1
-                store = world.open()
-            check_disk(world, store)
-        store.close()
+        with new_store(world.root, witness=world.root / "away" / "witness", contracts=both) as store:
+            store.declare(card("elsewhere"), Decimal(5))
+            assert store.contract(contract_id("two")).signed == signed_contract("two")
+            assert store.contract(contract_id("two")).run_public == public_hex(key("run"))
+        total = Fraction(0)
+        for op in script:
+            world.live(op)
+            total = check_disk(world, total)

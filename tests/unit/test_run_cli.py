@@ -122,6 +122,7 @@ class TestRun:
         assert "completed" in shown.out
         assert "round 2 of 2" in shown.out
         assert shown.out.count("ADMITTED") == 4
+        assert shown.out.count("passed (") == 4
         for party in run.federation.contract.participants:
             assert re.search(rf"{party.name} +{party.id[:12]} +admitted", shown.out)
         assert "Milliseconds of each round:" in shown.out
