@@ -74,7 +74,7 @@ def desk(path: Path, *, read_only: bool = False) -> Iterator[Desk]:
     home = AgentHome(path.expanduser().absolute()).check()
     config = home.config()
     witness = None if config.paths.witness is None else Path(config.paths.witness)
-    with Store(home.db_path, witness=witness, read_only=read_only) as store:
+    with Store(home.db_path, witness=witness, read_only=read_only, participant=home.participant_id) as store:
         yield Desk(home=home, config=config, store=store)
 
 
@@ -440,7 +440,8 @@ def restore(
     config = at.config()
     output.confirm("Count every running contract of this agent as fully spent, for good?", yes=yes)
     witness = None if config.paths.witness is None else Path(config.paths.witness)
-    with HomeLock(at.path), Store(at.db_path, witness=witness, restoring=True) as store:
+    own = at.participant_id
+    with HomeLock(at.path), Store(at.db_path, witness=witness, restoring=True, participant=own) as store:
         keys = {
             a.contract_id: at.run_key(a.contract_id)
             for a in store.contracts()

@@ -75,7 +75,8 @@ def run(home_path: Path, ready: Callable[[str, str], None] = lambda _url, _parti
     sandbox.check_home(home.path)
     config = home.config()
     witness = None if config.paths.witness is None else Path(config.paths.witness)
-    with private_files(), HomeLock(home.path), Store(home.db_path, witness=witness) as store:
+    own = home.participant_id
+    with private_files(), HomeLock(home.path), Store(home.db_path, witness=witness, participant=own) as store:
         return Guard(home=home, config=config, store=store, ready=ready).run()
 
 

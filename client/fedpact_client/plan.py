@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fedpact_client.config import AgentConfig
 from fedpact_client.store import Budget, Store
-from fedpact_client.views import epsilon_text
+from fedpact_client.views import epsilon_text, share_text
 from fedpact_contract import ledger
 from fedpact_contract.contract import MAX_STEPS
 from fedpact_contract.errors import InputError
@@ -40,15 +40,16 @@ class Question(Part):
 def plan(config: AgentConfig, store: Store, data_set: str, asked: Question) -> dict[str, Any]:
     """What the plan costs: its own epsilon, and Rényi divergence at the data set's order against what is left.
 
+    `epsilon_gate` and `sum_of_limit` (sum / R) are those of the data set with this plan wholly charged.
     `rounds_that_fit` is the largest number of rounds, with the same noise and spare attempts, that the data set's
     budget pays beside what is charged and promised. Quantities are decimal strings.
 
     Raises:
         InputError: CONFIG_DATA_SET, PLAN_NOISE, PLAN_STEPS; PRIVACY_RANGE, PRIVACY_UNREACHABLE.
     """
-    from fedpact_contract.privacy import epsilon_pld, rdp, solve_noise_multiplier
+    from fedpact_contract.privacy import epsilon_gate, epsilon_pld, rdp, solve_noise_multiplier
 
-    budget = _budget(config, store, data_set)
+    budget, delta = _budget(config, store, data_set)
     if (asked.epsilon is None) == (asked.noise_multiplier is None):
         raise InputError(
             "PLAN_NOISE",
@@ -83,19 +84,21 @@ def plan(config: AgentConfig, store: Store, data_set: str, asked: Question) -> d
         "limit": decimal_text(budget.limit),
         "committed": decimal_text(budget.committed),
         "with_plan": decimal_text(after) if after.is_finite() else None,
+        "sum_of_limit": share_text(after, budget.limit),
+        "epsilon_gate": epsilon_text(epsilon_gate(after, delta, budget.alpha)),
         "fits": after <= budget.limit,
         "rounds": asked.rounds,
         "rounds_that_fit": max(0, min(fitting, MAX_STEPS // asked.local_steps) - asked.spare_attempts),
     }
 
 
-def _budget(config: AgentConfig, store: Store, data_set: str) -> Budget:
-    """Where the data set stands; one without a signed card has spent nothing."""
+def _budget(config: AgentConfig, store: Store, data_set: str) -> tuple[Budget, Decimal]:
+    """Where the data set stands, and its delta; one without a signed card has spent nothing."""
     from fedpact_contract.privacy import filter_alpha, filter_limit
 
-    if data_set in {known.data_set for known in store.data_sets()}:
-        return store.budget(data_set)
+    if known := next((d for d in store.data_sets() if d.data_set == data_set), None):
+        return store.budget(data_set), known.delta
     declared = config.data_set(data_set)
     alpha = filter_alpha(declared.epsilon, declared.delta)
     limit = filter_limit(declared.epsilon, declared.delta, alpha)
-    return Budget(alpha=alpha, limit=limit, charged=Decimal(0), committed=Decimal(0))
+    return Budget(alpha=alpha, limit=limit, charged=Decimal(0), committed=Decimal(0)), declared.delta

@@ -10,7 +10,7 @@ is still training.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -83,12 +83,13 @@ class Store(Records):
         create: Make a new store (`init` only): a missing file is otherwise an error, never an empty ledger.
         read_only: For commands beside a running guard.
         restoring: For `restore` only: open an old copy, to `write_off` what it may have forgotten.
+        participant: Whose home it is: a store with data sets that somebody else declared is not taken.
         clock: UTC instants for the egress ledger and alarms.
 
     Raises:
         InputError, FailedError: the file (`store_db.Database`) or the witness (`store_witness`) cannot be used.
         FaultError: LEDGER_CHAIN or a bad signature, in any data set's ledger.
-        RefusedError: LEDGER_RESTORED, the witness is ahead of the ledger.
+        RefusedError: LEDGER_RESTORED, the witness is ahead of the ledger; STORE_OF_ANOTHER, it is not this home's.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Store(Records):
         create: bool = False,
         read_only: bool = False,
         restoring: bool = False,
+        participant: str | None = None,
         clock: Callable[[], str] = utc_now,
     ) -> None:
         # Read before the ledger: a guard that commits in between is then ahead of the witness, which is no fault.
@@ -112,6 +114,7 @@ class Store(Records):
         self._behind = False
         try:
             with self._db.reading():
+                _check_owner(participant, self.data_sets(), path)
                 hashes = {data_set: chain.hashes for data_set, chain in self._chains.every()}
             if seen is not None and not restoring:
                 store_witness.check_witness(seen, hashes, witness)
@@ -461,6 +464,19 @@ class Store(Records):
                 store_witness.write_witness(self._witness, marks)
                 self._witnessed = marks
             self._behind = False
+
+
+def _check_owner(participant: str | None, data_sets: Iterable[DataSet], path: Path) -> None:
+    for data_set in data_sets:
+        if participant is not None and data_set.participant != participant:
+            raise RefusedError(
+                "STORE_OF_ANOTHER",
+                f"The data set {data_set.data_set} in this store was declared by another participant.",
+                file=path,
+                field=f"participant {data_set.participant}",
+                rule="what was spent on a data set stands in the ledger of its own home",
+                remedy="Put this home's own agent.db back; if it is lost, a backup, then run `fedpact-agent restore`.",
+            )
 
 
 def _check_state(agreement: Agreement, not_in: frozenset[ContractState]) -> None:

@@ -221,7 +221,7 @@ def show_budget(values: dict[str, Any]) -> None:
         line(
             f"  Rényi sum at alpha {data_set['alpha']}: {_rounded(Decimal(data_set['charged']))} charged, "
             f"{_rounded(Decimal(data_set['committed']))} with what signed contracts may still charge, "
-            f"limit {_rounded(Decimal(data_set['limit']))}"
+            f"limit R {_rounded(Decimal(data_set['limit']))}; charged sum / R {_percent(data_set['sum_of_limit'])}"
         )
         line(
             f"  All contracts together cost at most epsilon {data_set['epsilon_gate']} "
@@ -256,7 +256,8 @@ def show_plan(values: dict[str, Any]) -> None:
     line(
         f"data set {values['data_set']}: Rényi sum at alpha {values['alpha']}: "
         f"{_rounded(Decimal(values['committed']))} charged or promised, {total} with this contract, "
-        f"limit {_rounded(Decimal(values['limit']))}"
+        f"limit R {_rounded(Decimal(values['limit']))}; sum / R {_percent(values['sum_of_limit'])}, "
+        f"epsilon_gate {values['epsilon_gate']}"
     )
     verdict = "It fits" if values["fits"] else "It does not fit"
     line(
@@ -318,6 +319,10 @@ def show_statement(values: dict[str, Any]) -> None:
 
 def _epsilon(value: Decimal) -> str:
     return decimal_text(value) if value.is_finite() else "more than 100"
+
+
+def _percent(share: str | None) -> str:
+    return "without bound" if share is None else f"{100 * Decimal(share):.1f} %"
 
 
 def _rounded(value: Decimal) -> str:

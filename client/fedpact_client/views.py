@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,7 @@ def budget(store: Store) -> list[dict[str, Any]]:
                 "limit": decimal_text(standing.limit),
                 "charged": decimal_text(standing.charged),
                 "committed": decimal_text(standing.committed),
+                "sum_of_limit": share_text(standing.charged, standing.limit),
                 "epsilon_gate": epsilon_text(epsilon_gate(standing.charged, data_set.delta, standing.alpha)),
                 "ledger_head": store.ledger_head(data_set.data_set),
                 "contracts": [
@@ -157,6 +159,13 @@ def budget(store: Store) -> list[dict[str, Any]]:
             }
         )
     return result
+
+
+def share_text(rdp_sum: Decimal, limit: Decimal) -> str | None:
+    """Sum / R, the meter of a data set's budget, rounded up to a thousandth; None where the sum has no bound."""
+    if not rdp_sum.is_finite():
+        return None
+    return decimal_text((rdp_sum / limit).quantize(Decimal("0.001"), ROUND_CEILING))
 
 
 def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[str, Any]:

@@ -8,6 +8,7 @@ factor of 1 - c_j along the j-th eigenvector of lr times the curvature. Of the e
 
 and for softmax c <= lr (1 - 1/K) feature_scale^2 / d: one example's curvature has the trace (1 - sum_k p_k^2) ||x||^2,
 which clipping only lowers. For an mlp this is no theorem; tests/benchmarks/test_bench_noise_floor.py measures both.
+(A pull towards an anchor, which no contract names yet, would add its strength to lr times the curvature.)
 
 The ratio ||D||^2 / (d T (lr sigma C / B)^2), a mean over k updates, v = k d, must not fall below
 

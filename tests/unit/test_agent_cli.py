@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -370,7 +371,9 @@ def test_head_budget_and_egress_as_text_and_json(call: Call, world: Lab, signed:
     assert signed in call("head", signed[:6]).out
     (data_set,) = call("budget", "--json").json["data_sets"]
     assert data_set["contracts"][0]["contract"] == signed
-    assert "epsilon_pld" in call("budget").out
+    assert data_set["sum_of_limit"] == "0"
+    shown = call("budget").out
+    assert all(name in shown for name in ("epsilon_pld", "epsilon_gate", "sum / R 0.0 %"))
     entries = call("egress", "--json").json["egress"]
     assert [e["kind"] for e in entries if e["contract"] == signed] == ["request", "signature"]
     assert len(entries) == len(world.store.egress()) == len(world.wire.sent)
@@ -388,6 +391,11 @@ def test_plan_says_what_a_contract_would_cost_and_changes_nothing(call: Call, wo
     assert (found.code, found.json["fits"]) == (0, True)
     assert 0.99 < float(found.json["epsilon_pld"]) <= 1
     assert found.json["committed"] == before[0]["committed"]
+    with_plan, limit = Decimal(found.json["with_plan"]), Decimal(found.json["limit"])
+    assert 0 <= Decimal(found.json["sum_of_limit"]) - with_plan / limit < Decimal("0.001")
+    assert float(found.json["epsilon_gate"]) > float(found.json["epsilon_pld"]), "all contracts of the data set"
+    shown = call(*PLAN, "3", "--epsilon", "1").out
+    assert all(name in shown for name in ("epsilon_pld", "sum / R", "epsilon_gate"))
     noise = found.json["noise_multiplier"]
     most = found.json["rounds_that_fit"]
     assert call(*PLAN, str(most), "--noise-multiplier", noise).code == 0
@@ -470,6 +478,19 @@ def test_a_restored_copy_counts_running_contracts_as_fully_spent(
     result = call("restore", "--yes", "--json")
     assert (result.code, [r["contract"] for r in result.json["written_off"]]) == (0, [signed])
     assert call("restore", "--yes", "--json").json == {"written_off": []}, "once is enough"
+
+
+def test_another_homes_store_is_refused_by_every_command(
+    call: Call, world: Lab, signed: str, tmp_path: Path, passphrase: Path
+) -> None:
+    """Somebody's fresh ledger would give this home its budget back."""
+    other = tmp_path / "another"
+    made = ("--home", other, "--name", "Other", "--entity-code", "91310000MA1OTHER09", "--sector", "medical")
+    assert call("init", *made, "--passphrase-file", passphrase).code == 0
+    (other / "agent.db").write_bytes((world.home.path / "agent.db").read_bytes())
+    for command in (("budget",), ("status", "--offline"), ("restore", "--yes"), ("start",)):
+        result = call(*command, "--home", other, "--json")
+        assert (result.code, result.error) == (5, "STORE_OF_ANOTHER"), command
 
 
 def test_a_statement_before_the_log_exists(call: Call, signed: str) -> None:

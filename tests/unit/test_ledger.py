@@ -28,6 +28,7 @@ from fedpact_contract.ledger import (
     next_spent,
     written_off,
 )
+from fedpact_contract.privacy import epsilon_pld
 from fedpact_contract.record import Envelope, open_signed, read_envelope, sign
 
 LIMIT = Decimal(5)
@@ -493,3 +494,25 @@ def test_refusals_say_where_and_what_to_do():
             next_reserved(rows, request(number, base), LIMIT)
         assert caught.value.field == f"round {number}"
         assert caught.value.exit_code == 5
+
+
+# Trap 10 of the privacy document: an accountant that begins anew each round
+
+
+def test_forty_rounds_cost_what_their_steps_cost_together():
+    """0.64 is what one round of ten steps costs, and what a fresh accountant reports in the fortieth: 4.25 is true.
+
+    Steps are counted from the rows, over all rounds and attempts, so a restart in between forgets none.
+    """
+    delta, step = Decimal("1e-4"), (Decimal(2), Decimal("0.1"))
+    long = {"rounds": 40, "spare_attempts": 1, "steps": 10, "noise_multiplier": step[0], "sample_rate": step[1]}
+    rows: list[LedgerRow] = []
+    for number in range(1, 41):
+        reserved(rows, number, limit="100", **long)
+        rows.append(next_spent(rows, rows[-1], "d" * 64))
+        again = [LedgerRow.from_bytes(row.to_bytes()) for row in rows]  # as after a restart
+        assert charged_steps(again, contract_id()) == 10 * number
+    one, all_of_them = (epsilon_pld([(*step, steps)], delta) for steps in (10, charged_steps(again, contract_id())))
+    assert float(one) == pytest.approx(0.64, abs=0.02)
+    assert float(all_of_them) == pytest.approx(4.24, abs=0.02)
+    assert charged(again) == 40 * terms(**long).rdp

@@ -31,7 +31,7 @@ from fedpact_client import store_witness
 from fedpact_client.store import EgressKind, HomeLock, Ready, SeenHead, Store
 from fedpact_contract.arrays import update_digest
 from fedpact_contract.errors import FailedError, FaultError, FedpactError, InputError, RefusedError
-from fedpact_contract.keys import public_hex
+from fedpact_contract.keys import fingerprint, public_hex
 from fedpact_contract.ledger import GENESIS, NO_CONTRACT, LedgerRow
 from fedpact_contract.record import open_signed, read_envelope
 
@@ -587,6 +587,42 @@ def test_a_row_signed_for_something_else_is_found(used: Path):
     raw.close()
     with pytest.raises(FaultError, match="SIGNATURE_INVALID"):
         Store(used)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """Two data sets of one enterprise, each with a contract that was charged."""
+    with new_store(tmp_path) as store:
+        complete(store, reserve(store))
+        store.declare(card("lungs"), Decimal(5))
+        other = terms("two", data_set="lungs")
+        store.add_contract(signed_contract("two"), other, "run.pem", public_hex(key("run")))
+        store.set_state(other.contract_id, "running")
+        complete(store, reserve(store, name="two"))
+    return tmp_path / "agent.db"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE ledger SET data_set = 'lungs', seq = seq + 2 WHERE data_set = 'heart'",
+        "UPDATE ledger SET envelope = "
+        "(SELECT envelope FROM ledger o WHERE o.seq = ledger.seq AND o.data_set <> ledger.data_set)",
+    ],
+)
+def test_a_ledger_from_another_data_set_is_refused(two: Path, sql: str):
+    """Its rows say of which data set they are, under the run key's signature."""
+    forge(two, sql)
+    with pytest.raises(FaultError) as caught:
+        Store(two)
+    assert (caught.value.code, caught.value.rule) == ("LEDGER_CHAIN", "the columns beside a row are the row's")
+
+
+def test_a_store_from_another_home_is_refused(used: Path):
+    with Store(used, participant=fingerprint(public_hex(key("contract")))) as store:
+        assert len(store.rows(DATA_SET)) == 4
+    refused = code_of(RefusedError, lambda: Store(used, participant=fingerprint(public_hex(key("somebody else")))))
+    assert refused == "STORE_OF_ANOTHER"
 
 
 def test_rows_cut_off_at_the_end_need_a_witness_or_the_log(used: Path):
