@@ -44,6 +44,7 @@ def ratios(connection: Connection, contract: Contract, arrays: Path, participant
     query = (
         sa.select(table.update_digest)
         .where(table.contract_id == contract.id, table.participant == participant, table.code.in_(KEPT))
+        .where(table.update_digest.is_not(None))  # a refusal's code is its sender's
         .order_by(table.round.desc())
         .limit(count)
     )

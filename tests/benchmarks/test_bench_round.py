@@ -107,10 +107,13 @@ def _policy_ms(federation: Federation) -> float:
     return since(begun)[0]
 
 
-def _untrained(_contract: Contract, _round: int, _attempt: int, base: bytes) -> Trained:
-    """In the place of training: small random numbers of the model's shape."""
-    update = np.random.default_rng().normal(scale=1e-3, size=len(base) // 8).astype("<f4")
-    return Trained(update=update.tobytes(), noise="test", rows_fingerprint="0" * 64)
+def _untrained(contract: Contract, _round: int, _attempt: int, base: bytes) -> Trained:
+    """In the place of training: the noise alone that it would add, of the model's shape, for the fewest rows."""
+    privacy, training = contract.privacy, contract.training
+    batch = privacy.sample_rate * min(p.num_examples for p in contract.participants)
+    scale = float(training.learning_rate * privacy.noise_multiplier * privacy.max_grad_norm / batch)
+    noise = np.random.default_rng().normal(scale=scale * training.local_steps**0.5, size=len(base) // 8)
+    return Trained(update=noise.astype("<f4").tobytes(), noise="test", rows_fingerprint="0" * 64)
 
 
 def _federation(

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tests.support import ledger_kit
 from tests.support.ledger_kit import BASE, DATA_SET, complete, contract_id, new_store, terms
-from tests.support.line_crash import Lines, in_a_child
+from tests.support.line_crash import Lines, in_a_child, in_memory
 from tests.support.required import lacking
 
 from fedpact_client.store import EgressKind, Ready, Reservation, Store
@@ -245,20 +245,25 @@ def remains(folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("outcome", "attempt"), [("spent", 1), ("failed", 1), ("spent", 2)])
-def test_a_death_at_every_line_of_both_transactions(tmp_path: Path, outcome: str, attempt: int):
+def test_a_death_at_every_line_of_both_transactions(outcome: str, attempt: int):
     """Each leaves one of a few folders, byte for byte, and what was said before; each of those is recovered once."""
-    pristine = tmp_path / "pristine"
+    with in_memory() as folder:
+        deaths_at_every_line(folder, outcome, attempt)
+
+
+def deaths_at_every_line(folder: Path, outcome: str, attempt: int) -> None:
+    pristine = folder / "pristine"
     home, witness = prepare(pristine, rounds=3, spares=2)
     if attempt == 2:  # the first one died while it trained
         with Store(home / "agent.db", witness=witness) as store:
             ledger_kit.reserve(store)
-    home, witness = fresh(pristine, tmp_path)
+    home, witness = fresh(pristine, folder)
     _, said = in_a_child(lambda say: answered(home, witness, 0, outcome, say))
     whole = int(said[-1][1])
     assert whole > 500, said
     seen: dict[tuple[str, str], str] = {}
     for deadly in range(1, whole + 1):
-        home, witness = fresh(pristine, tmp_path)
+        home, witness = fresh(pristine, folder)
         died, said = in_a_child(lambda say, d=deadly, h=home, w=witness: answered(h, w, d, outcome, say))
         assert died, f"line {deadly} of {whole} was not reached"
         out = "\n".join(" ".join(words) for words in said)

@@ -1,6 +1,5 @@
 """Laws of the budget ledger: on the pure function against a small model, and on real files that crashes leave."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -24,7 +23,7 @@ from tests.support.ledger_kit import (
     terms,
     train,
 )
-from tests.support.line_crash import Lines, in_a_child
+from tests.support.line_crash import Lines, in_a_child, in_memory
 
 from fedpact_client.store import Ready, Reservation, Store
 from fedpact_contract.canonical import sha256_hex
@@ -287,10 +286,6 @@ def test_any_changed_byte_of_a_row_that_has_a_successor_is_found(
 
 # Real files
 
-MEMORY = Path("/dev/shm")
-"""A process that dies loses nothing that it wrote, synced or not: files in memory are as real, and four times as fast.
-What syncing is for, tests/e2e/test_store_crash.py tries on the disk, system call by system call."""
-
 
 @dataclass(frozen=True)
 class FileOp:
@@ -401,8 +396,8 @@ def check_disk(world: World, before: Fraction) -> Fraction:
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(file_ops, min_size=1, max_size=6))
 def test_files_that_deaths_at_any_line_leave_over_count_and_send_the_same_bytes(script: list[FileOp]):
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        world = World(root=Path(folder))
+    with in_memory() as folder:
+        world = World(root=folder)
         (world.root / "away").mkdir()
         both = tuple(terms(name, rounds=4, spare_attempts=2) for name in NAMES[:2])
         with new_store(world.root, witness=world.root / "away" / "witness", contracts=both) as store:

@@ -2,8 +2,9 @@
 
 import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,17 @@ class Lines:
             if self.count == self.deadly:
                 os._exit(DEAD)
         return self._lined
+
+
+@contextmanager
+def in_memory() -> Iterator[Path]:
+    """A folder of its own, in memory where the machine has such: as real as others, and four times as fast.
+
+    A process that dies loses nothing that it wrote, synced or not. What syncing is for, the tests on the disk try.
+    """
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
 
 
 def in_a_child(work: Callable[[Callable[[str], None]], None]) -> tuple[bool, list[list[str]]]:

@@ -220,6 +220,19 @@ def test_a_participant_that_mends_its_noise_comes_back(tmp_path, monkeypatch) ->
     assert [federation.outcomes(n)["Enterprise 2"][1] for n in (1, 2, 3)] == [CODE, "ADMITTED", "ADMITTED"]
 
 
+def test_a_refusal_with_the_code_of_an_update_is_in_no_pool(tmp_path) -> None:
+    """Its code is whatever its sender writes."""
+    federation = small(tmp_path, {})
+    federation.run()
+    weak_one, arrays = federation.agent(2).desk.participant, federation.loop().context.arrays
+    with federation.database.write() as connection:
+        of_round = (db.outcomes.c.participant == weak_one, db.outcomes.c.round == 7)
+        connection.execute(db.outcomes.update().where(*of_round).values(kind="refused", update_digest=None))
+    with federation.database.read() as connection:
+        found = pool.ratios(connection, federation.contract, arrays, weak_one, 7)
+    assert len(found) == 6
+
+
 def test_lost_files_are_left_out_of_what_is_shown(tmp_path) -> None:
     federation = make_federation(tmp_path)
     federation.run()
