@@ -293,6 +293,11 @@ def measurement_taken(run: Run, place: Place, body: MeasurementTaken) -> Faults:
     if (body.participant, record.kind) in run.measured:
         message = f"The {record.kind} of one participant stand in the log twice."
         yield place.fault("MEASUREMENT_TWICE", message, field="measurement.kind", party=name)
+    heads = run.ledger_heads.setdefault(body.participant, [GENESIS])
+    if record.ledger_head in heads:
+        message = "The measurement names the ledger head of an earlier message: its charge is not in the ledger."
+        yield place.fault("MEASUREMENT_LEDGER_HEAD", message, field="measurement.ledger_head", party=name, rule=MOVES)
+    heads.append(record.ledger_head)
     array = sums_of(body)
     if record.kind == "statistics":
         cells = 0 if contract.statistics is None else sum(cell_count(contract, q) for q in contract.statistics.queries)

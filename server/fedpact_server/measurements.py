@@ -18,10 +18,10 @@ from fedpact_contract.record import Envelope, read_envelope
 from fedpact_contract.statistics import cell_count
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
-from fedpact_server import db, logbook, scoring
+from fedpact_server import db, logbook, mirror, scoring
 from fedpact_server.admission import norm_bound
 from fedpact_server.home import OperatorHome
-from fedpact_server.replies import load_update
+from fedpact_server.pool import load_update
 from fedpact_server.run_state import last_round, load_model, run_row, write_array
 
 BASELINE_PARAMETERS = 150_000
@@ -74,6 +74,8 @@ def take(
     if run is not None and run.phase != "running":
         raise RefusedError("RUN_ENDED", "The run has ended; nothing more is taken.")
     check(record, array, contract, participant)
+    if record.ledger_head in mirror.ledger_heads(connection, contract.id, participant):
+        raise _wrong("LEDGER_HEAD", "names the ledger head of an earlier message: its charge is not in the ledger")
     if record.kind == "baseline":
         write_array(_folder(home.path, contract) / f"{record.array_digest}.f4", array)
     text = base64.b64encode(array).decode() if record.kind == "statistics" else None

@@ -1,18 +1,15 @@
 """One reply: read, attributed, admitted or rejected, and entered in the log with the operator's receipt."""
 
-import json
-
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from fedpact_contract import merkle
 from fedpact_contract.errors import FaultError, InputError, RejectedError
-from fedpact_contract.ledger import GENESIS
 from fedpact_contract.log import Body, Countersignature, ReplyMissed, UpdateDecided, UpdateRefused
 from fedpact_contract.messages import Head, Receipt, Refusal, Reply, Update
 from fedpact_contract.parties import opened
-from fedpact_contract.record import Envelope, read_envelope, sign
-from fedpact_server import db, logbook, noise_floor, pool
+from fedpact_contract.record import Envelope, sign
+from fedpact_server import db, logbook, mirror, noise_floor, pool
 from fedpact_server.admission import Expected, admit, open_update
 from fedpact_server.run_state import RunContext, record_outcome, write_array
 
@@ -49,8 +46,8 @@ def take(
         head=head,
         parameters=parameters,
         known_digests=_known_digests(connection, context.contract_id),
-        spares_used=_spares_used(connection, context.contract_id, participant),
-        ledger_heads=_ledger_heads(connection, context.contract_id, participant),
+        spares_used=mirror.spares_used(connection, context.contract_id, participant),
+        ledger_heads=mirror.ledger_heads(connection, context.contract_id, participant),
         ratios=pool.ratios(connection, contract, context.arrays, participant, earlier),
         accept_test_noise=context.accept_test_noise,
     )
@@ -154,29 +151,3 @@ def _known_digests(connection: Connection, contract_id: str) -> frozenset[str]:
         sa.select(table.update_digest).where(table.contract_id == contract_id, table.update_digest.is_not(None))
     )
     return frozenset(str(digest) for digest in rows.scalars())
-
-
-def _ledger_heads(connection: Connection, contract_id: str, participant: str) -> frozenset[str]:
-    """The empty ledger's head, and those that this participant's logged replies name."""
-    outcome, entry = db.outcomes.c, db.entries.c
-    places = sa.select(outcome.position).where(
-        outcome.contract_id == contract_id, outcome.participant == participant, outcome.attempts.is_not(None)
-    )
-    query = sa.select(entry.data).where(entry.contract_id == contract_id, entry.position.in_(places))
-    return frozenset({GENESIS, *(_ledger_head(bytes(data)) for data in connection.execute(query).scalars())})
-
-
-def _ledger_head(entry: bytes) -> str:
-    """What a reply names, from its entry; written by ourselves, so that nothing is checked again."""
-    body = json.loads(entry)["body"]
-    envelope: Envelope[Update | Refusal] = read_envelope(body.get("update") or body["refusal"])
-    return str(json.loads(envelope.body)["ledger_head"])
-
-
-def _spares_used(connection: Connection, contract_id: str, participant: str) -> int:
-    """Attempts beyond the first, over all rounds, that this participant's logged replies name."""
-    table = db.outcomes.c
-    query = sa.select(sa.func.sum(table.attempts - 1)).where(
-        table.contract_id == contract_id, table.participant == participant, table.attempts > 1
-    )
-    return int(connection.execute(query).scalar() or 0)

@@ -24,7 +24,7 @@ from fedpact_contract.arrays import update_digest
 from fedpact_contract.contract import Contract, MeasurementKind
 from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.evidence import unpack
-from fedpact_contract.ledger import measured
+from fedpact_contract.ledger import GENESIS, measured
 from fedpact_contract.log import BaselinesScored, MeasurementTaken
 from fedpact_contract.messages import Measurement
 from fedpact_contract.privacy import check_plan, epsilon_pld, plan_groups
@@ -259,6 +259,7 @@ class TestOperator:
             ({"noise": "test"}, "MEASUREMENT_TEST_NOISE"),
             ({"array_digest": "f" * 64}, "MEASUREMENT_DIGEST"),
             ({"kind": "baseline"}, "MEASUREMENT_EVENT"),
+            ({"ledger_head": GENESIS}, "MEASUREMENT_LEDGER_HEAD"),
         ],
     )
     def test_other_words_are_refused(self, run: ClosedRun, honest: Any, change: dict[str, Any], code: str) -> None:
@@ -344,6 +345,23 @@ class TestVerifier:
             return [*bodies[:place], *bodies[place + 1 : -1], bodies[place], bodies[-1]]
 
         assert "MEASUREMENT_LATE" in self.faults(done, late)
+
+    def test_a_measurement_under_an_old_ledger_head(self, done: ClosedRun) -> None:
+        """The empty ledger's, and the one of the participant's other measurement: both were charged, both move it."""
+        taken = [body for body in (e.open() for e in done.federation.entries()) if isinstance(body, MeasurementTaken)]
+        desk = done.federation.agent(1).desk
+        taken = [body for body in taken if body.participant == desk.participant]
+        own = [Measurement.from_bytes(read_envelope(body.measurement).body) for body in taken]
+        assert len({record.ledger_head for record in own}) == len(own) == 2
+        for head in (GENESIS, own[0].ledger_head):
+            signed = sign(own[1].model_copy(update={"ledger_head": head}), desk.run_key).plain()
+
+            def old(bodies: list[Any], signed: dict[str, Any] = signed) -> list[Any]:
+                place = bodies.index(taken[1])
+                bodies[place] = taken[1].model_copy(update={"measurement": signed})
+                return bodies
+
+            assert "MEASUREMENT_LEDGER_HEAD" in self.faults(done, old)
 
     def test_the_operators_own_measurement(self, done: ClosedRun) -> None:
         def forged(bodies: list[Any]) -> list[Any]:
