@@ -50,23 +50,30 @@ NAMES = ("one", "two", "three")
 BASES = (BASE, OTHER_BASE)
 DIGEST = "d" * 64
 
+MEASUREMENT = {"kind": "statistics", "steps": 4, "sample_rate": 1, "noise_multiplier": 20, "max_grad_norm": 1}
+
 plans = st.builds(
-    lambda rounds, spares, rdp, steps: {
+    lambda rounds, spares, rdp, steps, measured: {
         "rounds": rounds,
         "spare_attempts": spares,
         "rdp": Decimal(rdp) / 1000,
         "steps": steps,
+        "measurements": [MEASUREMENT | {"rdp": Decimal(measured) / 1000}] if measured else [],
     },
     st.integers(1, 5),
     st.integers(0, 2),
     st.integers(1, 700),
     st.integers(1, 5),
+    st.one_of(st.just(0), st.integers(1, 300)),
 )
 
 
 @dataclass(frozen=True)
 class Op:
-    """Ask for a round; then, if it was reserved, what becomes of it. `late` ends the attempt before the last one."""
+    """Ask for a round, or as round 0 for the statistics; then, if it was reserved, what becomes of it.
+
+    `late` ends the attempt before the last one.
+    """
 
     contract: int
     round: int
@@ -77,7 +84,7 @@ class Op:
 ops = st.builds(
     Op,
     st.integers(0, 2),
-    st.integers(1, 6),
+    st.integers(0, 6),
     st.sampled_from([0, 0, 0, 1]),
     st.sampled_from(["spent", "spent", "spent", "failed", "crash", "crash", "late", "restore"]),
 )
@@ -108,18 +115,39 @@ class Model:
             ("ROUND_FAILED", "failed" in ends),
             ("ROUND_BACKWARDS", any(r > number for r in mine)),
             ("ATTEMPTS_EXHAUSTED", bool(ends) and spares_used >= of.spare_attempts),
-            ("BUDGET_EXCEEDED", self.charged + Fraction(of.rdp) > self.limit),
+            ("BUDGET_EXCEEDED", self.charged + cost(asked) > self.limit),
         )
+        if number == 0:
+            rules = (
+                ("LEDGER_RESTORED", of.contract_id in self.gone),
+                ("MEASUREMENT_NOT_PLANNED", not of.measurements),
+                ("MEASUREMENT_DONE", bool(ends)),
+                ("BUDGET_EXCEEDED", self.charged + cost(asked) > self.limit),
+            )
         return next((code for code, broken in rules if broken), None)
 
     def reserve(self, asked: Request) -> None:
         at = (asked.terms.contract_id, asked.round)
         self.tried.setdefault(at, []).append("open")
         self.base[at] = asked.base_digest
-        self.charged += Fraction(asked.terms.rdp)
+        self.charged += cost(asked)
 
     def end(self, row: LedgerRow) -> None:
         self.tried[(row.contract_id, row.round)][row.attempt - 1] = row.state
+
+
+def ask(op: Op, of: list[Terms]) -> Request:
+    kind = None if op.round else "statistics"
+    return Request(terms=of[op.contract % len(of)], round=op.round, base_digest=BASES[op.base], kind=kind)
+
+
+def cost(asked: Request) -> Fraction:
+    """What an attempt at it is charged; 0 for statistics that nobody planned."""
+    return (
+        Fraction(asked.terms.rdp)
+        if asked.round
+        else sum((Fraction(m.rdp) for m in asked.terms.measurements), Fraction(0))
+    )
 
 
 def play(of: list[Terms], script: list[Op], limit: Decimal) -> Iterator[tuple[list[LedgerRow], Model]]:
@@ -128,7 +156,7 @@ def play(of: list[Terms], script: list[Op], limit: Decimal) -> Iterator[tuple[li
     model = Model(limit=Fraction(limit))
     reservations: list[LedgerRow] = []
     for op in script:
-        asked = Request(terms=of[op.contract % len(of)], round=op.round, base_digest=BASES[op.base])
+        asked = ask(op, of)
         if op.end == "restore":
             restore(rows, model, asked.terms)
             yield rows, model
@@ -167,15 +195,17 @@ def restore(rows: list[LedgerRow], model: Model, of: Terms) -> None:
         with pytest.raises(RefusedError, match="LEDGER_RESTORED"):
             next_restored(rows, of)
         return
-    used = sum(len(ends) for (c, _), ends in model.tried.items() if c == of.contract_id)
+    used = sum(len(ends) for (c, number), ends in model.tried.items() if c == of.contract_id and number)
     rows.append(next_restored(rows, of))
     model.gone.add(of.contract_id)
     model.charged += (of.planned_attempts - used) * Fraction(of.rdp)
+    if (of.contract_id, 0) not in model.tried:
+        model.charged += sum(Fraction(m.rdp) for m in of.measurements)
 
 
 def late(rows: list[LedgerRow], row: LedgerRow, model: Model) -> None:
     """An attempt before the last one of all: it may end only if it is its contract's open one."""
-    mine = [r for r in rows if r.contract_id == row.contract_id]
+    mine = [r for r in rows if r.contract_id == row.contract_id and (r.kind == row.kind or r.state == "restored")]
     if mine[-1] == row:
         rows.append(next_spent(rows, row, DIGEST))
         model.end(rows[-1])
@@ -201,7 +231,7 @@ def test_the_ledger_obeys_its_laws(history: tuple[list[dict[str, Any]], list[Op]
     spent = [(r.contract_id, r.round) for r in rows if r.state == "spent"]
     assert len(set(spent)) == len(spent)
     for one in of:
-        tries = [r for r in rows if r.contract_id == one.contract_id and r.state == "reserved"]
+        tries = [r for r in rows if r.contract_id == one.contract_id and r.state == "reserved" and r.round]
         assert len(tries) <= one.planned_attempts
         assert len(tries) - len({r.round for r in tries}) <= one.spare_attempts
         assert len({(r.round, r.base_digest) for r in tries}) == len({r.round for r in tries})
@@ -219,7 +249,10 @@ def test_plans_that_fitted_at_signing_never_meet_the_wall(history: tuple[list[di
     for name, plan in zip(NAMES, history[0], strict=False):
         new = terms(name, **plan)
         refused = refused_or(lambda new=new: check_plans([], signed, new, limit))
-        too_much = sum(Fraction(t.rdp) * t.planned_attempts for t in [*signed, new]) > Fraction(limit)
+        costs = [
+            Fraction(t.rdp) * t.planned_attempts + sum(Fraction(m.rdp) for m in t.measurements) for t in [*signed, new]
+        ]
+        too_much = sum(costs) > Fraction(limit)
         assert refused == ("BUDGET_EXCEEDED" if too_much else None)
         if not refused:
             signed.append(new)
@@ -239,7 +272,7 @@ def test_a_crash_anywhere_over_counts(history: tuple[list[dict[str, Any]], list[
     rows: list[LedgerRow] = []
     truth, sent = Fraction(0), {}
     for op in history[1]:
-        asked = Request(terms=of[op.contract % len(of)], round=op.round, base_digest=BASES[op.base])
+        asked = ask(op, of)
         row = refused_or(lambda asked=asked: next_reserved(rows, asked, limit))
         if isinstance(row, str):
             continue

@@ -9,7 +9,7 @@ from fedpact_contract.errors import FailedError, FaultError
 from fedpact_contract.log import Checkpoint, Entry, RoundAbandoned, RoundAggregated
 from fedpact_contract.messages import Order, Reply, Update
 from fedpact_contract.record import read_envelope, sign
-from fedpact_server import db, logbook, replies
+from fedpact_server import db, logbook, mirror
 from fedpact_server.run_state import invited
 
 
@@ -156,7 +156,7 @@ def test_a_spare_attempt_is_there_once_in_the_whole_contract(tmp_path) -> None:
     assert federation.outcomes(2)["Enterprise 2"] == ("admitted", "ADMITTED")
     with federation.database.read() as connection:
         used = [
-            replies._spares_used(connection, federation.contract.id, federation.agent(number).desk.participant)
+            mirror.spares_used(connection, federation.contract.id, federation.agent(number).desk.participant)
             for number in (1, 2, 3, 4)
         ]
     assert used == [2, 1, 0, 0]
