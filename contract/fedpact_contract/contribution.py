@@ -47,6 +47,9 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
         if not 0 <= min(row) <= max(row) <= _LARGEST:
             message = f"Coalition {mask} has a loss that is negative or beyond reason."
             raise FaultError("SCORES_RANGE", message, field=field)
+    if contract.contribution.game == "unanimity" and len(set(scores.losses[:-1])) > 1:
+        message = "A smaller group than all who were admitted has a loss of its own: its updates were read."
+        raise FaultError("SCORES_GAME", message, field=field, rule="contribution.game: unanimity")
     if not 0 <= min(scores.correct) <= max(scores.correct) <= validation_rows(contract):
         raise FaultError("SCORES_CORRECT", "More rows are counted right than there are, or fewer than 0.", field=field)
 

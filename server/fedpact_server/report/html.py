@@ -15,7 +15,7 @@ from fedpact_contract.record import Hex32, Name, Part
 from fedpact_contract.request import instant, parse_instant
 from fedpact_contract.settlement import format_fen
 from fedpact_server.report.charts import COLOURS, INK, Bar, Series, bars, lines
-from fedpact_server.report.labels import NOT_STOPPED_ZH, Lang, said, words
+from fedpact_server.report.labels import CENTRAL, Lang, not_stopped_zh, said, words
 
 
 class LiftLine(Part):
@@ -76,10 +76,11 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
         w=words(lang),
         lang=lang,
         lift=lift,
+        central=report["privacy"]["trust_model"] == CENTRAL,
         opened=_opened(report),
         outcomes=_outcomes(report),
         charts=_charts(report, lift, lang),
-        not_stopped=NOT_STOPPED_ZH if lang == "zh" else report["not_stopped"],
+        not_stopped=not_stopped_zh(report) if lang == "zh" else report["not_stopped"],
     )
 
 
