@@ -44,7 +44,7 @@ def clipped(update: NDArray[np.floating], norm: float) -> Floats:
     exact = np.asarray(update, dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         length = float(np.linalg.norm(exact))
-    return exact * (norm / length) if length > norm else exact
+        return exact * (norm / length) if length > norm else exact
 
 
 def check_flat(flat: NDArray[np.floating], count: int) -> None:
