@@ -223,7 +223,7 @@ class Contribution(Part):
     """How contribution is measured (docs/adr/0004).
 
     `unanimity`: it is not. Only models that everybody gets are scored; the fall of the loss is that of all who were
-    admitted together, and a smaller group's is 0.
+    admitted together, and no smaller group is looked at.
     """
 
     game: Literal["fixed-weight", "unanimity"]
@@ -606,6 +606,10 @@ def check_participation(contract: Contract) -> None:
         )
 
 
+MAX_UNSCORED = 200
+"""Participants of the unanimity game, which looks at no group of them; their second moments stand in the log."""
+
+
 def check_contribution(contract: Contract) -> None:
     """Slices come from the operator or participants, each once; exact values need few participants."""
     sources = [s.source for s in contract.contribution.validation.slices]
@@ -622,10 +626,11 @@ def check_contribution(contract: Contract) -> None:
             "A participant's own slice cannot be the only one: it is scored on the others' rows.",
             field="contribution.validation.slices",
         )
-    if len(contract.participants) > 12:
+    most = 12 if contract.contribution.game == "fixed-weight" else MAX_UNSCORED
+    if len(contract.participants) > most:
         raise InputError(
             "CONTRACT_TOO_MANY_PLAYERS",
-            "Exact Shapley values are offered for at most 12 participants.",
+            f"Exact Shapley values of this game are offered for at most {most} participants.",
             field="contribution.estimator",
         )
 

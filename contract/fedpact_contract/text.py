@@ -295,7 +295,7 @@ def _participation(contract: Contract) -> Iterator[str]:
 
 def _contribution(contract: Contract) -> Iterator[str]:
     contribution, names = contract.contribution, {p.id: p.name for p in contract.participants}
-    validation = contribution.validation
+    validation, unmeasured = contribution.validation, contribution.game == "unanimity"
     yield _game(contribution)
     yield (
         "The validation rows are fixed before the first round and stay at the operator. Their salted Merkle root is: "
@@ -305,12 +305,13 @@ def _contribution(contract: Contract) -> Iterator[str]:
         f"\n    - {_source(s.source, names)}: {_count(s.count, 'row')}" for s in validation.slices
     )
     yield (
-        "A participant that gave validation rows is scored on the others' rows only. Scores are committed in each "
-        "round and opened to all signatories at the close of the period; that uses the validation rows up."
+        ("" if unmeasured else "A participant that gave validation rows is scored on the others' rows only. ")
+        + "Scores are committed in each round and opened to all signatories at the close of the period; that uses the "
+        "validation rows up."
     )
     yield (
         "Scores are the operator's statement, computed from "
-        + ("the released models" if contribution.game == "unanimity" else "the logged updates")
+        + ("the released models" if unmeasured else "the logged updates")
         + "; whoever holds them and the validation rows can compute the scores again."
     )
 

@@ -71,7 +71,7 @@ def score_released(
 ) -> tuple[RoundScores, FloatArray]:
     """As `score_round`, from the two released models alone: the unanimity game, in which no update is read.
 
-    Every coalition short of all has the base model's losses, so each player's value is the N-th part of the fall.
+    Each player's value is the N-th part of the fall; the losses are those of nobody and of all.
 
     Args:
         contract: The contract.
@@ -88,8 +88,7 @@ def score_released(
     (before, after), correct = result.losses, result.correct
     if previous is not None:
         before, correct = previous.losses[-1], (previous.correct[1], correct[1])
-    losses = (before,) * (2 ** len(players) - 1) + (after,)
-    scores = RoundScores(round=round_number, players=tuple(players), losses=losses, correct=correct)
+    scores = RoundScores(round=round_number, players=tuple(players), losses=(before, after), correct=correct)
     return scores, np.tile(result.values / len(players), (len(players), 1))
 
 

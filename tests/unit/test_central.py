@@ -2,6 +2,7 @@
 
 import math
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.nn import functional
 from fedpact_client.closing import close
 from fedpact_contract.arrays import SALT_BYTES, update_digest
 from fedpact_contract.contract import ClientPrivacy, Contract, RecordPrivacy
-from fedpact_contract.contribution import check_scores, period_values
+from fedpact_contract.contribution import check_scores, leave_one_out, period_values
 from fedpact_contract.errors import FailedError, FaultError, InputError
 from fedpact_contract.log import RoundAggregated, RoundScores, ScoresOpened
 from fedpact_contract.messages import Order, PrivacyEvent, Reply, Update, release_event, update_event
@@ -540,15 +541,30 @@ class TestRun:
 
 
 class TestScores:
-    def test_a_score_of_its_own_for_a_smaller_group_is_a_fault(self) -> None:
+    def test_a_score_of_a_smaller_group_is_a_fault(self) -> None:
+        """It would have been read off updates without noise."""
         found = contract()
         scores = linear_round(found, [[10], [20], [30]])
         with pytest.raises(FaultError) as caught:
             check_scores(scores, found)
-        assert caught.value.code == "SCORES_GAME"
-        same = RoundScores(round=1, players=scores.players, losses=((90,),) * 7 + ((60,),), correct=(0, 0))
-        check_scores(same, found)
-        assert len(set(period_values([same], found).values())) == 1
+        assert caught.value.code == "SCORES_SHAPE"
+        whole = RoundScores(round=1, players=scores.players, losses=((90,), (60,)), correct=(0, 0))
+        check_scores(whole, found)
+        assert set(period_values([whole], found).values()) == {Fraction(30, 3 * 50)}
+        assert set(leave_one_out([whole], found).values()) == {Fraction(30, 50)}
+
+    def test_there_may_be_many_of_whom_nobody_is_scored(self) -> None:
+        many = change(a_contract([100] * 12, rounds=3).plain(), CENTRAL | {"privacy__delta": DELTA}, "__")
+        keys = [f"{i:064x}" for i in range(201)]
+        many["participants"] = [
+            many["participants"][0] | {"key": key, "entity_code": f"{i:018d}", "data_set": f"set-{i}"}
+            for i, key in enumerate(keys)
+        ]
+        with pytest.raises(InputError) as caught:
+            Contract.parse(many)
+        assert caught.value.code == "CONTRACT_TOO_MANY_PLAYERS"
+        many["participants"].pop()
+        assert len(Contract.parse(many).participants) == 200
 
 
 @pytest.fixture
@@ -570,7 +586,7 @@ class TestClosed:
         assert (report.exit_code, report.status, report.faults) == (0, "closed", ())
         bodies = [entry.open() for entry in run.federation.entries()]
         scored = [body.scores for body in bodies if isinstance(body, ScoresOpened)]
-        assert [len(set(scores.losses[:-1])) for scores in scored] == [1, 1]
+        assert [len(scores.losses) for scores in scored] == [2, 2]
         assert scored[1].losses[0] == scored[0].losses[-1]
 
     def test_the_report_counts_the_released_models_and_says_what_is_not_protected(self, run: ClosedRun) -> None:
