@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,7 +133,7 @@ def _outcomes(report: dict[str, Any]) -> list[dict[str, str]]:
 
 def _charts(report: dict[str, Any], lift: dict[str, Any] | None, lang: Lang) -> dict[str, str]:
     """Every chart; a participant has one colour in all of them."""
-    w, colours = words(lang), dict(zip((p["id"] for p in report["participants"]), COLOURS, strict=False))
+    w, colours = words(lang), dict(zip((p["id"] for p in report["participants"]), cycle(COLOURS), strict=False))
     charts = {"privacy": bars(_epsilon(report, colours)), "metric": "", "cumulative": "", "shares": "", "lift": ""}
     scored = [line for line in report["rounds"] if "metric" in line]
     if scored:
@@ -147,7 +148,8 @@ def _charts(report: dict[str, Any], lift: dict[str, Any] | None, lang: Lang) -> 
             )
             for p in report["participants"]
         ]
-        charts["cumulative"] = lines(cumulative, w["round"], "nat")
+        if report["privacy"]["trust_model"] != CENTRAL:  # there everybody has the same
+            charts["cumulative"] = lines(cumulative, w["round"], "nat")
     if report["settlement"] is not None:
         charts["shares"] = bars(_shares(report, colours))
     if lift is not None:
