@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedpact_client import order as checks
 from fedpact_client.policy import Policy, check
 from fedpact_client.store import Ready, Reservation, SeenHead, Store
-from fedpact_contract.arrays import update_digest
+from fedpact_contract.arrays import update_digest, update_salt
 from fedpact_contract.canonical import parse_canonical
 from fedpact_contract.contract import Contract, Delegation, SignedContract
 from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError
 from fedpact_contract.log import Countersignature
-from fedpact_contract.messages import Head, Metering, Order, PrivacyEvent, Refusal, Reply, Update
+from fedpact_contract.messages import Head, Metering, Order, Refusal, Reply, Update, update_event
 from fedpact_contract.record import Envelope, open_signed, sign, signers
 
 log = structlog.get_logger()
@@ -215,8 +215,8 @@ def _train(desk: Desk, order: Order, model: bytes, head: Head) -> Ready | None:
 
 
 def _complete(desk: Desk, order: Order, reserved: Reservation, trained: Trained, head: Head) -> Ready:
-    digest = update_digest(trained.update)
-    privacy = desk.contract.privacy
+    array = trained.update + update_salt(desk.contract)
+    digest = update_digest(array)
 
     def build(ledger_head: str) -> tuple[bytes, bytes]:
         update = Update(
@@ -227,13 +227,7 @@ def _complete(desk: Desk, order: Order, reserved: Reservation, trained: Trained,
             base_digest=order.base_digest,
             update_digest=digest,
             num_examples=desk.contract.participant(desk.participant).num_examples,
-            privacy_event=PrivacyEvent(
-                sampling=privacy.sampling,
-                sample_rate=privacy.sample_rate,
-                noise_multiplier=privacy.noise_multiplier,
-                max_grad_norm=privacy.max_grad_norm,
-                steps=desk.contract.training.local_steps,
-            ),
+            privacy_event=update_event(desk.contract),
             noise="csprng" if trained.noise == "csprng" else "test",
             metering=Metering(
                 rows=desk.contract.participant(desk.participant).num_examples,
@@ -243,7 +237,7 @@ def _complete(desk: Desk, order: Order, reserved: Reservation, trained: Trained,
             head=head,
         )
         reply = Reply(update=sign(update, desk.run_key), countersignature=_countersignature(desk, head))
-        return reply.to_bytes(), trained.update
+        return reply.to_bytes(), array
 
     desk.store.countersign(desk.contract_id, head.size, head.root)
     return desk.store.complete(reserved, build, digest, desk.run_key)

@@ -29,12 +29,16 @@ def _instant(value: object) -> object:
     return value
 
 
+TrustModel = Literal["record-level-at-each-participant", "client-level-at-the-operator"]
+
+
 class Policy(Part):
     """The enterprise's own limits. None has a default: agent.toml states each one.
 
     `operators` are fingerprints of operators' keys, or "enrolled" for the one that `enrol` checked; `resolve` puts
     its fingerprint in place. `sectors` are those that the other participants may come from. `max_epsilon` holds for
-    one contract; the data set's own limit over all contracts stands on its card.
+    one contract; the data set's own limit over all contracts stands on its card. `trust_models` alone may be left out:
+    then no operator sees an update without noise.
     """
 
     purposes: tuple[Code, ...]
@@ -46,6 +50,7 @@ class Policy(Part):
     min_participants: Count
     max_rounds: Count
     not_after: Annotated[Instant, BeforeValidator(_instant)]
+    trust_models: tuple[TrustModel, ...] = ("record-level-at-each-participant",)
 
     def resolve(self, operator_id: str) -> "Policy":
         """This policy with the enrolled operator's fingerprint in the place of "enrolled"."""
@@ -125,6 +130,19 @@ def check_columns(contract: Contract, _me: str, policy: Policy, _now: datetime.d
             )
 
 
+def check_trust_model(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """Who adds the noise, and so who sees what, is allowed."""
+    if contract.privacy.trust_model not in policy.trust_models:
+        central = contract.privacy.trust_model == "client-level-at-the-operator"
+        raise _refused(
+            "POLICY_TRUST_MODEL",
+            "trust_models",
+            f"The contract's trust model is {contract.privacy.trust_model}"
+            + (": the operator would see our updates without noise" if central else "")
+            + f"; the policy allows {_list(policy.trust_models)}.",
+        )
+
+
 def check_epsilon(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
     """The contract's epsilon is within the limit for one contract."""
     if contract.privacy.epsilon > policy.max_epsilon:
@@ -183,6 +201,7 @@ CLAUSES: tuple[Callable[[Contract, str, Policy, datetime.datetime], None], ...] 
     check_sectors,
     check_model,
     check_columns,
+    check_trust_model,
     check_epsilon,
     check_minimum,
     check_rounds,

@@ -133,11 +133,10 @@ def make_terms(store: Store, contract: Contract, participant_id: str) -> Terms:
         InputError: DATA_SET_UNKNOWN, no card was signed for the data set.
         RefusedError: BUDGET_PLAN_EXCEEDED, one attempt alone has no bound.
     """
-    from fedpact_contract.privacy import rdp
+    from fedpact_contract.privacy import attempt_rdp, rdp
 
     alpha = store.data_set(contract.participant(participant_id).data_set).alpha
-    plan = contract.privacy
-    attempt = rdp(plan.noise_multiplier, plan.sample_rate, contract.training.local_steps, alpha)
+    attempt = attempt_rdp(contract, alpha)
     if not attempt.is_finite():
         raise RefusedError("BUDGET_PLAN_EXCEEDED", "One attempt has no bounded cost.", field="privacy.noise_multiplier")
     events = {kind: measurement_event(contract, kind) for kind in contract.measurements}

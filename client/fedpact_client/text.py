@@ -139,6 +139,11 @@ def show_review(review: "Review", offer: "Offer") -> None:
         line("Every party has signed and delegated its run key; every signature was verified here.")
     if review.cost is not None:
         _show_cost(review.cost)
+        if review.contract.privacy.unit == "participant":
+            line(
+                "  Epsilon is for all our updates together, the Rényi sum for any row. Both bound what released models"
+            )
+            line("  tell. The operator sees our updates without noise: nothing bounds what they tell it.")
     line("WHAT WAS CHECKED HERE")
     for check in review.checks:
         line(f"  {check.name}: {_verdict(check.error)}")

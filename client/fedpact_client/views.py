@@ -173,7 +173,7 @@ def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[s
     from fedpact_contract.privacy import epsilon_pld
 
     contract, terms = agreement.contract, agreement.terms
-    steps = ledger.charged_steps(rows, terms.contract_id)
+    steps = min(ledger.charged_steps(rows, terms.contract_id), contract.planned_steps)  # several attempts, one release
     releases = [(r.noise_multiplier, r.sample_rate, r.steps) for r in ledger.measured(rows, terms.contract_id)]
     spent = epsilon_pld([(terms.noise_multiplier, terms.sample_rate, steps), *releases], contract.privacy.delta)
     tried = {r.round for r in rows if r.contract_id == terms.contract_id and r.round}

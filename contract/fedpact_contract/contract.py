@@ -108,13 +108,17 @@ class Model(Part):
 
 
 class Training(Part):
-    """Rounds of `local_steps` DP-SGD steps at each participant; the server adds `server_rate` times the mean update."""
+    """Rounds of `local_steps` steps at each participant; the server adds `server_rate` times the mean update.
+
+    `weighted-mean`: weighted by contracted examples, over the admitted. `uniform-mean`: the sum, with the operator's
+    noise, over the number of participants in the contract; whoever is missing counts as zeros.
+    """
 
     rounds: Count
     local_steps: Count
     learning_rate: Dec
     server_rate: Dec
-    aggregation: Literal["weighted-mean"]
+    aggregation: Literal["weighted-mean", "uniform-mean"]
 
 
 class EntityUnit(Part):
@@ -133,8 +137,22 @@ class EntityUnit(Part):
     delta: Dec
 
 
-class Privacy(Part):
-    """Record-level differential privacy at each participant (docs/adr/0003).
+class _PrivacyTerms(Part):
+    """What both trust models state. Batches are Poisson-sampled at the participant."""
+
+    relation: Literal["zero-out"]
+    sampling: Literal["poisson"]
+    epsilon: Dec
+    delta: Dec
+    sample_rate: Dec
+    noise_multiplier: Dec
+    spare_attempts: Annotated[int, Field(ge=0, le=1000)]
+    accountant: Name
+    entity: EntityUnit | None = None
+
+
+class RecordPrivacy(_PrivacyTerms):
+    """Record-level differential privacy at each participant (docs/adr/0003), who adds the noise.
 
     One event is `local_steps` Poisson-sampled Gaussian steps. The plan that epsilon covers is
     rounds + spare_attempts such events; `noise_multiplier` is solved from it. `entity` adds a guarantee for whoever
@@ -143,16 +161,25 @@ class Privacy(Part):
 
     trust_model: Literal["record-level-at-each-participant"]
     unit: Literal["example"]
-    relation: Literal["zero-out"]
-    sampling: Literal["poisson"]
-    epsilon: Dec
-    delta: Dec
     max_grad_norm: Dec
-    sample_rate: Dec
-    noise_multiplier: Dec
-    spare_attempts: Annotated[int, Field(ge=0, le=1000)]
-    accountant: Name
-    entity: EntityUnit | None = None
+
+
+class ClientPrivacy(_PrivacyTerms):
+    """Client-level (central) differential privacy (docs/adr/0003): the operator sees the updates, and adds the noise.
+
+    What is protected is one participant's whole update of every round, towards everybody but the operator: it is
+    there, or zeros. A participant clips its update to the norm `max_update_norm`; the operator adds normal noise of
+    noise_multiplier * max_update_norm to the sum. The plan that epsilon covers is one such release a round, without
+    amplification: the operator knows who took part. `sample_rate` is of local batches and buys nothing.
+    """
+
+    trust_model: Literal["client-level-at-the-operator"]
+    unit: Literal["participant"]
+    max_update_norm: Dec
+
+
+Privacy = Annotated[RecordPrivacy | ClientPrivacy, Field(discriminator="trust_model")]
+"""One field of the contract: its trust model is that of every participant."""
 
 
 class Baseline(Part):
@@ -193,9 +220,13 @@ class Validation(Part):
 
 
 class Contribution(Part):
-    """How contribution is measured (docs/adr/0004)."""
+    """How contribution is measured (docs/adr/0004).
 
-    game: Literal["fixed-weight"]
+    `unanimity`: it is not. Only models that everybody gets are scored; the fall of the loss is that of all who were
+    admitted together, and no smaller group is looked at.
+    """
+
+    game: Literal["fixed-weight", "unanimity"]
     loss: Literal["cross-entropy"]
     estimator: Literal["exact"]
     validation: Validation
@@ -282,8 +313,18 @@ class Contract(Record):
 
     @property
     def planned_steps(self) -> int:
-        """DP-SGD steps that the plan covers: every round and every spare attempt."""
+        """Noised steps that the plan covers: every round and every spare attempt.
+
+        At client level one release a round: of several attempts at one, one enters it.
+        """
+        if isinstance(self.privacy, ClientPrivacy):
+            return self.training.rounds
         return (self.training.rounds + self.privacy.spare_attempts) * self.training.local_steps
+
+    @property
+    def noised_steps(self) -> int:
+        """Noised steps of one round: the local ones, or the operator's one release."""
+        return 1 if isinstance(self.privacy, ClientPrivacy) else self.training.local_steps
 
     @property
     def measurements(self) -> tuple[MeasurementKind, ...]:
@@ -434,22 +475,69 @@ def check_training(contract: Contract) -> None:
 
 
 def check_privacy(contract: Contract) -> None:
-    """Privacy quantities are in range; one delta for all, small enough for the largest data set."""
+    """Privacy quantities are in range; one delta for all, small enough for the largest data set, or for all clients."""
     privacy = contract.privacy
-    for name in ("epsilon", "delta", "max_grad_norm", "sample_rate", "noise_multiplier"):
+    clip = "max_grad_norm" if isinstance(privacy, RecordPrivacy) else "max_update_norm"
+    for name in ("epsilon", "delta", clip, "sample_rate", "noise_multiplier"):
         _positive(getattr(privacy, name), f"privacy.{name}")
     if privacy.sample_rate >= 1:
         raise InputError("CONTRACT_SAMPLE_RATE", "The sample rate must be below 1.", field="privacy.sample_rate")
-    limit = min(Decimal("1e-5"), 1 / (10 * Decimal(max(p.num_examples for p in contract.participants))))
+    units, words = max(p.num_examples for p in contract.participants), "max num_examples"
+    if isinstance(privacy, ClientPrivacy):
+        units, words = len(contract.participants), "participants"
+    limit = min(Decimal("1e-5"), 1 / (10 * Decimal(units)))
     if privacy.delta > limit:
         raise InputError(
             "CONTRACT_DELTA",
             f"delta must be at most {limit:.3g}.",
             field="privacy.delta",
-            rule="delta <= min(1e-5, 1/(10 max num_examples))",
+            rule=f"delta <= min(1e-5, 1/(10 {words}))",
         )
-    if privacy.entity is not None:
+    if isinstance(privacy, ClientPrivacy):
+        _check_central(contract)
+    elif privacy.entity is not None:
         _check_entity(contract, privacy.entity)
+
+
+def check_trust_model(contract: Contract) -> None:
+    """Mean and game are the trust model's."""
+    central = isinstance(contract.privacy, ClientPrivacy)
+    for field, value, due in (
+        ("training.aggregation", contract.training.aggregation, "uniform-mean" if central else "weighted-mean"),
+        ("contribution.game", contract.contribution.game, "unanimity" if central else "fixed-weight"),
+    ):
+        if value != due:
+            raise InputError(
+                "CONTRACT_TRUST_MODEL",
+                f'{field} must be "{due}" under the trust model "{contract.privacy.trust_model}".',
+                field=field,
+                rule="weights and scores that the trust model protects",
+            )
+
+
+def _check_central(contract: Contract) -> None:
+    """Nothing is paid by, or released besides, what only the operator may read."""
+    if contract.settlement.contribution_weight > 0:
+        raise InputError(
+            "CONTRACT_CENTRAL_PAYOUT",
+            "Contribution is measured on updates without noise, which client-level privacy shows to nobody but the "
+            "operator: nothing can be paid by it.",
+            field="settlement.contribution_weight",
+            rule="contribution_weight = 0 at client level",
+            remedy="Pay by data or equally, or take the trust model record-level-at-each-participant.",
+        )
+    for field, clause in (
+        ("privacy.entity", contract.privacy.entity),
+        ("statistics", contract.statistics),
+        ("baseline", contract.baseline),
+    ):
+        if clause is not None:
+            raise InputError(
+                "CONTRACT_CENTRAL_CLAUSE",
+                f"[{field}] rests on noise that each participant adds, and at client level the operator adds it.",
+                field=field,
+                remedy="Leave it out, or take the trust model record-level-at-each-participant.",
+            )
 
 
 def _check_entity(contract: Contract, entity: EntityUnit) -> None:
@@ -518,6 +606,10 @@ def check_participation(contract: Contract) -> None:
         )
 
 
+MAX_UNSCORED = 200
+"""Participants of the unanimity game, which looks at no group of them; their second moments stand in the log."""
+
+
 def check_contribution(contract: Contract) -> None:
     """Slices come from the operator or participants, each once; exact values need few participants."""
     sources = [s.source for s in contract.contribution.validation.slices]
@@ -534,10 +626,11 @@ def check_contribution(contract: Contract) -> None:
             "A participant's own slice cannot be the only one: it is scored on the others' rows.",
             field="contribution.validation.slices",
         )
-    if len(contract.participants) > 12:
+    most = 12 if contract.contribution.game == "fixed-weight" else MAX_UNSCORED
+    if len(contract.participants) > most:
         raise InputError(
             "CONTRACT_TOO_MANY_PLAYERS",
-            "Exact Shapley values are offered for at most 12 participants.",
+            f"Exact Shapley values of this game are offered for at most {most} participants.",
             field="contribution.estimator",
         )
 
@@ -566,6 +659,7 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_model,
     check_training,
     check_privacy,
+    check_trust_model,
     check_steps,
     check_statistics,
     check_participation,

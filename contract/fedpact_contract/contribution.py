@@ -2,7 +2,8 @@
 
 The game of one round: v(S) = mean loss of the round's base model minus mean loss of the base model plus the weighted
 updates of S. A participant that gave a validation slice is scored on the other slices only, by the mean over the
-rows that remain. Values are exact fractions in 1e-9 nat; whoever was not admitted in a round has 0 there.
+rows that remain. The unanimity game has two coalitions, nobody and all: each of all has the same part of the fall, on
+all rows. Values are exact fractions in 1e-9 nat; whoever was not admitted in a round has 0 there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,8 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
         if player not in known:
             raise FaultError("SCORES_PLAYERS", "A player is no participant.", field=field, party=player)
     coalitions, slices = 2 ** len(scores.players), len(contract.contribution.validation.slices)
+    if contract.contribution.game == "unanimity":
+        coalitions = 2  # nobody, and all together: no smaller group was looked at
     if len(scores.losses) != coalitions:
         message = f"The table has {len(scores.losses)} coalitions, not {coalitions}."
         raise FaultError("SCORES_SHAPE", message, field=field)
@@ -121,8 +124,11 @@ def leave_one_out(rounds: Sequence[RoundScores], contract: Contract) -> dict[str
 
 
 def _round_values(scores: RoundScores, contract: Contract) -> dict[str, Fraction]:
-    everywhere = shapley([sum(row) for row in scores.losses])
     result = dict.fromkeys(contract.by_id(), Fraction(0))
+    if contract.contribution.game == "unanimity":
+        part = Fraction(sum(scores.losses[0]) - sum(scores.losses[1]), len(scores.players))
+        return result | dict.fromkeys(scores.players, part / validation_rows(contract))
+    everywhere = shapley([sum(row) for row in scores.losses])
     for i, player, own, rows in _scored_on(scores, contract):
         rise = everywhere[i]
         if own is not None:
@@ -133,6 +139,9 @@ def _round_values(scores: RoundScores, contract: Contract) -> dict[str, Fraction
 
 def _round_without(scores: RoundScores, contract: Contract) -> dict[str, Fraction]:
     result = dict.fromkeys(contract.by_id(), Fraction(0))
+    if contract.contribution.game == "unanimity":
+        fall = Fraction(sum(scores.losses[0]) - sum(scores.losses[1]), validation_rows(contract))
+        return result | dict.fromkeys(scores.players, fall)
     full = len(scores.losses) - 1
     for i, player, own, rows in _scored_on(scores, contract):
         rises = [a - b for a, b in zip(scores.losses[full ^ (1 << i)], scores.losses[full], strict=True)]

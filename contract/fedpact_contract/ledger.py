@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.contract import Contract, Count, MeasurementKind
 from fedpact_contract.errors import FaultError, RefusedError
-from fedpact_contract.messages import measurement_event
+from fedpact_contract.messages import measurement_event, release_event
 from fedpact_contract.record import Code, Dec, Hex32, Part, Record
 
 GENESIS = sha256_hex(b"fedpact.ledger.v1")
@@ -51,8 +51,9 @@ class Terms(Part):
     """What a signed contract fixes for the attempts on one data set.
 
     At most `rounds` rounds with one attempt each and `spare_attempts` further ones over the whole contract; one
-    attempt is `steps` Poisson-sampled Gaussian steps and costs `rdp`, the Rényi divergence at the data set's alpha,
-    rounded up. Each of the `measurements` may be made once, in one attempt.
+    attempt is `steps` Poisson-sampled Gaussian steps (at client level, one release of the operator's) and costs `rdp`,
+    the Rényi divergence at the data set's alpha, rounded up. Each of the `measurements` may be made once, in one
+    attempt.
     """
 
     contract_id: Hex32
@@ -87,16 +88,12 @@ class Terms(Part):
         Raises:
             InputError: not a participant of the contract, or a quantity that is not positive.
         """
-        privacy, training = contract.privacy, contract.training
         values = {
             "contract_id": contract.id,
             "data_set": contract.participant(participant).data_set,
-            "rounds": training.rounds,
-            "spare_attempts": privacy.spare_attempts,
-            "steps": training.local_steps,
-            "sample_rate": privacy.sample_rate,
-            "noise_multiplier": privacy.noise_multiplier,
-            "max_grad_norm": privacy.max_grad_norm,
+            "rounds": contract.training.rounds,
+            "spare_attempts": contract.privacy.spare_attempts,
+            **release_event(contract).model_dump(exclude={"sampling"}),
             "rdp": rdp,
             "measurements": [
                 measurement_event(contract, kind).model_dump(exclude={"sampling"}) | {"kind": kind, "rdp": cost}

@@ -15,6 +15,9 @@ from fedpact_contract.contract import Count, Fen, SignedContract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.record import Big, Code, Hex32, Instant, Part, Record
 
+NoiseLabel = Literal["csprng", "test"]
+"""Where noise came from: the operating system, or a test."""
+
 
 class Checkpoint(Record):
     """The operator's signed word on its log: so many entries, this root (RFC 9162 tree)."""
@@ -186,12 +189,16 @@ class BaselinesScored(Body):
 
 
 class RoundAggregated(Body):
-    """The admitted updates, in the order of participants' ids, and the model they led to."""
+    """The admitted updates, in the order of participants' ids, and the model they led to.
+
+    `noise`: at client level, and only there, where the noise that the operator added came from.
+    """
 
     TYPE = "round-aggregated"
     round: Count
     admitted: tuple[Hex32, ...]
     model_digest: Hex32
+    noise: NoiseLabel | None = None
 
 
 class RoundAbandoned(Body):
@@ -206,7 +213,8 @@ class RoundAbandoned(Body):
 class RoundScores(Part):
     """Coalition losses of one round, as integers.
 
-    `players` are the admitted participants in the order of their ids. `losses[mask][k]` is the sum, in 1e-9 nat, of
+    `players` are the admitted participants in the order of their ids. (Of the unanimity game `losses` has two rows, the
+    base model's and the next one's.) `losses[mask][k]` is the sum, in 1e-9 nat, of
     the loss over validation slice k of the model with the updates of the coalition `mask` (bit i: players[i]).
     `correct` counts rightly classified validation rows before and after the round.
     """

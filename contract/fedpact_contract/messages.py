@@ -9,14 +9,17 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
-from fedpact_contract.contract import Contract, Count, EntityCode, MeasurementKind
+from fedpact_contract.contract import ClientPrivacy, Contract, Count, EntityCode, MeasurementKind
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import Checkpoint, Countersignature, Proved
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record
 
 
 class PrivacyEvent(Part):
-    """What one attempt costs: `steps` Gaussian steps, Poisson-sampled or (sample rate 1) over all rows."""
+    """What one attempt costs: `steps` Gaussian steps, Poisson-sampled or (sample rate 1) over all rows.
+
+    At client level an update is one step that is clipped as a whole, to `max_grad_norm`; the noise is the operator's.
+    """
 
     sampling: Literal["poisson", "none"]
     sample_rate: Dec
@@ -109,13 +112,40 @@ class Measurement(Record):
     ledger_head: Hex32
 
 
+def release_event(contract: Contract) -> PrivacyEvent:
+    """What one attempt is charged for: noised local steps, or the operator's noised sum of clipped updates."""
+    privacy = contract.privacy
+    if isinstance(privacy, ClientPrivacy):
+        return PrivacyEvent(
+            sampling="none",
+            sample_rate=Decimal(1),
+            noise_multiplier=privacy.noise_multiplier,
+            max_grad_norm=privacy.max_update_norm,
+            steps=contract.noised_steps,
+        )
+    return PrivacyEvent(
+        sampling=privacy.sampling,
+        sample_rate=privacy.sample_rate,
+        noise_multiplier=privacy.noise_multiplier,
+        max_grad_norm=privacy.max_grad_norm,
+        steps=contract.noised_steps,
+    )
+
+
+def update_event(contract: Contract) -> PrivacyEvent:
+    """What an update says of itself: at client level it is clipped and has no noise."""
+    event = release_event(contract)
+    central = isinstance(contract.privacy, ClientPrivacy)
+    return event.model_copy(update={"noise_multiplier": Decimal(0)}) if central else event
+
+
 def measurement_event(contract: Contract, kind: MeasurementKind) -> PrivacyEvent:
     """What one measurement costs, as the contract has it.
 
     Raises:
         InputError: MEASUREMENT_NOT_PLANNED.
     """
-    privacy, statistics, baseline = contract.privacy, contract.statistics, contract.baseline
+    statistics, baseline = contract.statistics, contract.baseline
     if kind == "statistics" and statistics is not None:
         return PrivacyEvent(
             sampling="none",
@@ -125,13 +155,7 @@ def measurement_event(contract: Contract, kind: MeasurementKind) -> PrivacyEvent
             steps=len(statistics.queries),
         )
     if kind == "baseline" and baseline is not None:
-        return PrivacyEvent(
-            sampling=privacy.sampling,
-            sample_rate=privacy.sample_rate,
-            noise_multiplier=privacy.noise_multiplier,
-            max_grad_norm=privacy.max_grad_norm,
-            steps=baseline.steps,
-        )
+        return release_event(contract).model_copy(update={"steps": baseline.steps})
     raise InputError("MEASUREMENT_NOT_PLANNED", f"The contract asks for no {kind}.", field=kind)
 
 

@@ -14,13 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
 
-from fedpact_contract.contract import Contract, EntityUnit, MeasurementKind
+from fedpact_contract.contract import ClientPrivacy, Contract, EntityUnit, MeasurementKind
 from fedpact_contract.errors import InputError
-from fedpact_contract.messages import measurement_event
+from fedpact_contract.messages import measurement_event, release_event
 from fedpact_contract.record import decimal_text
 
 ACCOUNTANT = "dp-accounting 0.6 PLD, zero-out (REPLACE_SPECIAL)"
 """What a contract's `privacy.accountant` must say: the accountant and version that this package recomputes with."""
+
+CENTRAL_ACCOUNTANT = "dp-accounting 0.6 RDP, zero-out, no amplification (flwr 1.41 RdpAccountant)"
+"""The same at client level, with the formula and the orders of Flower's own accountant, which must agree."""
 
 Group = tuple[Decimal, Decimal, int]
 """(noise multiplier, sample rate, steps): so many equal steps."""
@@ -166,12 +169,60 @@ def solve_noise_multiplier(
     for interval in (_COARSE, _MIDDLE, _FINE):
         found = _smallest(lambda k, i=interval: costs(k, i) <= epsilon, found or _NOISE_HIGH)  # type: ignore[misc]  # mypy cannot type a lambda's default
     if found is None:
-        raise InputError(
-            "PRIVACY_UNREACHABLE",
-            f"No noise multiplier up to {_NOISE_HIGH // 1000} keeps {steps} steps within epsilon {epsilon}.",
-            remedy="Plan fewer steps, a smaller sample rate, or a larger epsilon.",
-        )
+        raise _unreachable(steps, epsilon)
     return Decimal(found) * _NOISE_STEP
+
+
+def accountant(trust_model: object) -> str:
+    """What a contract of this trust model must name."""
+    return CENTRAL_ACCOUNTANT if trust_model == "client-level-at-the-operator" else ACCOUNTANT
+
+
+def epsilon_central(noise_multiplier: Decimal, delta: Decimal, releases: int) -> Decimal:
+    """Epsilon at `delta` of so many Gaussian releases without sampling, by Rényi divergence; rounded up to 1e-6.
+
+    The formula and the orders are those of Flower's `RdpAccountant`. By privacy loss distributions it is a few percent
+    less (`epsilon_pld`).
+
+    Raises:
+        InputError: PRIVACY_RANGE.
+    """
+    if not _merge([(noise_multiplier, Decimal(1), releases)], delta):
+        return Decimal(0)
+    import dp_accounting
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
+
+    accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+    accountant.compose(dp_accounting.GaussianDpEvent(float(noise_multiplier)), releases)
+    return _round_up(float(accountant.get_epsilon(float(delta))), _EPSILON_STEP)
+
+
+def solve_central_noise(epsilon: Decimal, delta: Decimal, releases: int) -> Decimal:
+    """The smallest noise multiplier, in thousandths, under which so many releases cost at most `epsilon`.
+
+    Raises:
+        InputError: PRIVACY_RANGE; PRIVACY_UNREACHABLE.
+    """
+    _require(0 < epsilon <= CEILING, "epsilon", f"above 0 and at most {CEILING}")
+    _require(1 <= releases <= _MAX_STEPS, "releases", f"between 1 and {_MAX_STEPS}")
+    found = _smallest(lambda k: epsilon_central(Decimal(k) * _NOISE_STEP, delta, releases) <= epsilon, 1000)
+    if found is None:
+        raise _unreachable(releases, epsilon)
+    return Decimal(found) * _NOISE_STEP
+
+
+def attempt_rdp(contract: Contract, alpha: Decimal) -> Decimal:
+    """What one attempt is charged to a data set: its Rényi divergence at `alpha`, for one row, rounded up to 1e-9.
+
+    At client level a row changes one clipped update into another one, which may lie twice max_update_norm away: the
+    divergence is that of half the noise, four times that of the update against zeros. It bounds what released models
+    tell of a row, and nothing bounds what the operator sees.
+
+    Raises:
+        InputError: PRIVACY_RANGE.
+    """
+    noise, rate, steps = _group(contract, contract.noised_steps)
+    return rdp(noise / 2 if isinstance(contract.privacy, ClientPrivacy) else noise, rate, steps, alpha)
 
 
 def rdp(noise_multiplier: Decimal, sample_rate: Decimal, steps: int, alpha: Decimal) -> Decimal:
@@ -269,20 +320,26 @@ def check_plan(contract: Contract) -> None:
         InputError: CONTRACT_ACCOUNTANT, another accountant is named; CONTRACT_NOISE_TOO_SMALL.
     """
     privacy = contract.privacy
-    if privacy.accountant != ACCOUNTANT:
+    if privacy.accountant != accountant(privacy.trust_model):
         raise InputError(
             "CONTRACT_ACCOUNTANT",
-            f"The contract names the accountant {privacy.accountant!r}; this version recomputes with {ACCOUNTANT!r}.",
+            f"The contract names the accountant {privacy.accountant!r}; this version recomputes with "
+            f"{accountant(privacy.trust_model)!r}.",
             field="privacy.accountant",
             remedy="Make the contract with this version, or verify with the version that made it.",
         )
-    costs = epsilon_pld(plan_groups(contract), privacy.delta)
+    central = isinstance(privacy, ClientPrivacy)
+    costs = (
+        epsilon_central(privacy.noise_multiplier, privacy.delta, contract.planned_steps)
+        if central
+        else epsilon_pld(plan_groups(contract), privacy.delta)
+    )
     if costs > privacy.epsilon:
         shown = f"{costs}" if costs.is_finite() else f"more than {CEILING}"
         raise InputError(
             "CONTRACT_NOISE_TOO_SMALL",
-            f"The plan of {contract.planned_steps} steps{_besides(contract)} costs epsilon {shown}; "
-            f"the contract promises {decimal_text(privacy.epsilon)}.",
+            f"The plan of {contract.planned_steps} {'releases' if central else 'steps'}{_besides(contract)} costs "
+            f"epsilon {shown}; the contract promises {decimal_text(privacy.epsilon)}.",
             field="privacy.noise_multiplier",
             rule="epsilon of the plan <= privacy.epsilon",
             remedy="Take the noise multiplier that `fedpact contract new` works out.",
@@ -313,7 +370,8 @@ def _check_entity(contract: Contract, entity: EntityUnit) -> None:
 def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]) -> dict[str, Any]:
     """What privacy was promised and what was spent, with the fields that NIST SP 800-226 asks for.
 
-    `charged_steps_by_participant` maps a participant's id to the DP-SGD steps charged to it (failed attempts too).
+    `charged_steps_by_participant` maps a participant's id to the DP-SGD steps charged to it (failed attempts too), at
+    client level to the released models that its updates entered.
     Quantities are decimal strings. `epsilon` is what the contract promises, `epsilon_pld` what the plan costs and what
     was spent, by privacy loss distributions; statistics and a baseline count as released by everybody. What all
     contracts together spent of a data set, `epsilon_gate` and the Rényi sum, only the agent that keeps its ledger
@@ -322,43 +380,58 @@ def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]
     Raises:
         InputError: CONTRACT_NOT_A_PARTY.
     """
-    privacy, local, entity = contract.privacy, contract.training.local_steps, contract.privacy.entity
+    privacy, entity, central = contract.privacy, contract.privacy.entity, isinstance(contract.privacy, ClientPrivacy)
     participants = []
     for party_id, steps in sorted(charged_steps_by_participant.items()):
         line = {
             "participant": party_id,
             "name": contract.participant(party_id).name,
             "steps": steps,
-            "releases": -(-steps // local),
+            "releases": -(-steps // contract.noised_steps),
             "epsilon_pld": _shown(epsilon_pld(plan_groups(contract, steps), privacy.delta)),
         }
         participants.append(line | ({} if entity is None else _entity_spent(contract, steps)))
     return {
         "standard": "NIST SP 800-226",
-        "mechanism": "dp-sgd",
         "epsilon": decimal_text(privacy.epsilon),
         "delta": decimal_text(privacy.delta),
         "privacy_unit": privacy.unit,
         "neighbours": privacy.relation,
         "trust_model": privacy.trust_model,
         "accountant": privacy.accountant,
-        "sampling": {"method": privacy.sampling, "rate": decimal_text(privacy.sample_rate)},
-        "clip": {"method": "flat", "max_grad_norm": decimal_text(privacy.max_grad_norm)},
+        **_mechanism(contract),
         "noise": {"distribution": "gaussian", "multiplier": decimal_text(privacy.noise_multiplier)},
         "randomness": "aes-256-ctr",
         "plan": {
             "steps": contract.planned_steps,
-            "releases": contract.training.rounds + privacy.spare_attempts,
+            "releases": contract.planned_steps // contract.noised_steps,
             "epsilon_pld": _shown(epsilon_pld(plan_groups(contract), privacy.delta)),
             **({"measurements": ", ".join(contract.measurements)} if contract.measurements else {}),
         },
         **({} if entity is None else {"entity": entity.plain()}),
         "composition": {
-            "within_contract": "pld-of-the-whole-plan",
+            "within_contract": "rdp-of-the-whole-plan" if central else "pld-of-the-whole-plan",
             "across_contracts": "renyi-filter-of-each-data-set",
         },
         "hyperparameters": "fixed-at-signature",
         "participants": participants,
+    }
+
+
+def _mechanism(contract: Contract) -> dict[str, Any]:
+    """The label's fields that say what is clipped, sampled and noised, and towards whom."""
+    privacy = contract.privacy
+    if isinstance(privacy, ClientPrivacy):
+        return {
+            "mechanism": "gaussian-sum-of-clipped-updates",
+            "not_protected_from": "the-operator",
+            "sampling": {"method": "no-amplification", "rate": "1"},
+            "clip": {"method": "whole-update", "max_update_norm": decimal_text(privacy.max_update_norm)},
+        }
+    return {
+        "mechanism": "dp-sgd",
+        "sampling": {"method": privacy.sampling, "rate": decimal_text(privacy.sample_rate)},
+        "clip": {"method": "flat", "max_grad_norm": decimal_text(privacy.max_grad_norm)},
     }
 
 
@@ -373,7 +446,8 @@ def _shown(epsilon: Decimal) -> str:
 
 
 def _group(contract: Contract, steps: int) -> Group:
-    return contract.privacy.noise_multiplier, contract.privacy.sample_rate, steps
+    event = release_event(contract)
+    return event.noise_multiplier, event.sample_rate, steps
 
 
 def _merge(groups: Sequence[Group], delta: Decimal) -> tuple[Group, ...]:
@@ -456,6 +530,14 @@ def _smallest(fits: Callable[[int], bool], start: int) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high
+
+
+def _unreachable(steps: int, epsilon: Decimal) -> InputError:
+    return InputError(
+        "PRIVACY_UNREACHABLE",
+        f"No noise multiplier up to {_NOISE_HIGH // 1000} keeps {steps} steps within epsilon {epsilon}.",
+        remedy="Plan fewer steps, a smaller sample rate, or a larger epsilon.",
+    )
 
 
 def _conversion(delta: Decimal, alpha: Decimal) -> Decimal:

@@ -289,7 +289,6 @@ _WORDS = {
     "model_type": "must be a table of keys and values",
     "dict_type": "must be a table of keys and values",
     "union_tag_invalid": "its key {discriminator} must be one of {expected_tags}",
-    "union_tag_not_found": "its key {discriminator} is missing",
 }
 """pydantic's kinds of faults, as people read them; none shows the value."""
 
@@ -301,12 +300,14 @@ def _input_error(err: ValidationError, model: type[BaseModel], code: str, file: 
     """
     faults = err.errors(include_url=False, include_input=False)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    path = ".".join(str(p) for p in first["loc"]) or "(whole)"
+    path = ".".join(str(p) for p in _place(model, first["loc"])) or "(whole)"
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _keys(model, first["loc"][:-1]), 1, 0.75)
         message = f"Unknown key {path}" + (f"; perhaps {near[0]} is meant." if near else ".")
         return InputError(code + "_UNKNOWN_KEY", message, file=file, field=path, rule="no key but the known ones")
-    if first["type"] == "missing":
+    if first["type"] == "union_tag_not_found":
+        path += "." + first["ctx"]["discriminator"].strip("'")
+    if first["type"] in ("missing", "union_tag_not_found"):
         message = f"The key {path} is missing."
         return InputError(code + "_MISSING_KEY", message, file=file, field=path, rule="no key is left out")
     words = _words(first["type"], first["msg"], first.get("ctx", {}))
@@ -326,10 +327,25 @@ def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
     """The keys that are known at a place; of a union, those of all its members."""
     models = {model}
     for step in path:
-        fields = [m.model_fields[step] for m in models if isinstance(step, str) and step in m.model_fields]
-        # The place in a list and the kind of a union's member lead to no other model.
-        models = {inner for field in fields for inner in _models(field.annotation)} or models
+        models = _below(models, step) or models
     return {key for m in models for key in m.model_fields}
+
+
+def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[int | str]:
+    """A place as people write it: pydantic also names the kind of a union's member, which is no key."""
+    models, place = {model}, []
+    for number, step in enumerate(path, start=1):
+        known = isinstance(step, int) or any(step in m.model_fields for m in models)
+        if known or number == len(path):
+            place.append(step)
+        models = _below(models, step) or models
+    return place
+
+
+def _below(models: set[type[BaseModel]], step: int | str) -> set[type[BaseModel]]:
+    """The models at a key of these; none where a step is a place in a list, or the kind of a union's member."""
+    fields = [m.model_fields[step] for m in models if isinstance(step, str) and step in m.model_fields]
+    return {inner for field in fields for inner in _models(field.annotation)}
 
 
 def _models(annotation: object) -> Iterator[type[BaseModel]]:

@@ -4,6 +4,7 @@ Each function yields what is wrong with its entry and then takes it into the sta
 """
 
 from fedpact_contract.arrays import update_digest
+from fedpact_contract.contract import ClientPrivacy
 from fedpact_contract.ledger import GENESIS
 from fedpact_contract.log import (
     MeasurementTaken,
@@ -19,11 +20,11 @@ from fedpact_contract.messages import (
     Head,
     Measurement,
     Metering,
-    PrivacyEvent,
     Receipt,
     Refusal,
     Update,
     measurement_event,
+    update_event,
 )
 from fedpact_contract.parties import Place
 from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
@@ -148,13 +149,7 @@ def _due(run: Run, body: UpdateDecided) -> dict[str, object]:
         "round": body.round,
         "participant": body.participant,
         "noise": "csprng",
-        "privacy_event": PrivacyEvent(
-            sampling=contract.privacy.sampling,
-            sample_rate=contract.privacy.sample_rate,
-            noise_multiplier=contract.privacy.noise_multiplier,
-            max_grad_norm=contract.privacy.max_grad_norm,
-            steps=contract.training.local_steps,
-        ),
+        "privacy_event": update_event(contract),
     }
     if body.participant in contract.by_id():
         rows = contract.participant(body.participant).num_examples
@@ -338,6 +333,10 @@ def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
     if len(body.admitted) < minimum:
         message = f"{len(body.admitted)} updates were aggregated; the contract's minimum is {minimum}."
         yield place.fault("ADMITTED_TOO_FEW", message, field="admitted", rule="participation.minimum")
+    due = "csprng" if isinstance(run.parties.contract.privacy, ClientPrivacy) else None
+    if body.noise != due:
+        message = f"The operator's own noise is said to be {body.noise or 'none'}; the contract has {due or 'none'}."
+        yield place.fault("MODEL_NOISE", message, field="noise", party=run.parties.contract.operator.name)
     run.aggregated[body.round] = tuple(body.admitted)
     run.model_digest = body.model_digest
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 from fedpact_contract import measured
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import ClientPrivacy, Contract
 from fedpact_contract.contribution import leave_one_out, own_slice_difference, round_values, validation_rows
 from fedpact_contract.errors import FaultError
 from fedpact_contract.log import (
@@ -50,7 +50,20 @@ NOT_STOPPED = (
 )
 """What nothing here stops (trust.md): said in every report and in the contract's text."""
 
+CENTRAL_NOT_STOPPED = (
+    "The operator: it sees each update without noise, and nothing bounds what it learns from them of rows.",
+    "An operator that adds less noise, or none: that it did is its own signed word.",
+)
+"""The same at client level, in place of the first line: there the noise is not the participants'."""
+
 B = TypeVar("B", bound=Body)
+
+
+def not_stopped(contract: Contract) -> tuple[str, ...]:
+    """What nothing stops under this contract."""
+    if isinstance(contract.privacy, ClientPrivacy):
+        return CENTRAL_NOT_STOPPED + NOT_STOPPED[1:]
+    return NOT_STOPPED
 
 
 def build(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -89,7 +102,7 @@ def build(entries: Sequence[Entry]) -> dict[str, Any]:
         "participants": _participants(contract, label, steps),
         "privacy": label,
         "utilities": "the operator's statement, not re-evaluated by an auditor",
-        "not_stopped": list(NOT_STOPPED),
+        "not_stopped": list(not_stopped(contract)),
         "metric": None,
         "settlement": None,
         "statistics": measured.statistics(bodies, contract),
@@ -106,7 +119,12 @@ def charged_steps(bodies: Sequence[Body], contract: Contract) -> dict[str, int]:
     knows whether it trained, and how often: it counts as one attempt, and every spare attempt that is left counts too.
     So this is an upper bound, the whole plan at most (no agent's ledger pays for more); an agent's own ledger has the
     exact figure.
+
+    At client level what counts are released models: those that an update of the participant's entered, exactly.
     """
+    if isinstance(contract.privacy, ClientPrivacy):
+        released = [party for body in _only(bodies, RoundAggregated) for party in body.admitted]
+        return {party: released.count(party) for party in contract.by_id()}
     attempts, spares_used, silent = dict.fromkeys(contract.by_id(), 0), dict.fromkeys(contract.by_id(), 0), set()
     for body in bodies:
         if isinstance(body, UpdateDecided):

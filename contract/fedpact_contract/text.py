@@ -7,10 +7,10 @@ the contract's id. Values come from several parties: characters that a terminal 
 from collections.abc import Iterable, Iterator
 from decimal import ROUND_CEILING, Context, Decimal
 
-from fedpact_contract.contract import Column, Contract, NumberColumn, Party
+from fedpact_contract.contract import ClientPrivacy, Column, Contract, Contribution, NumberColumn, Party, RecordPrivacy
 from fedpact_contract.output import visible
 from fedpact_contract.record import decimal_text
-from fedpact_contract.report import NOT_STOPPED
+from fedpact_contract.report import not_stopped
 from fedpact_contract.settlement import format_fen
 from fedpact_contract.statistics import CountQuery, MeanQuery, QuantileQuery, Query
 
@@ -32,7 +32,7 @@ def render(contract: Contract) -> str:
         ("Money", _money(contract)),
         ("Code", _code(contract)),
         ("Evidence", _evidence()),
-        ("What nothing here stops", NOT_STOPPED),
+        ("What nothing here stops", not_stopped(contract)),
     )
     lines = [
         f"FEDERATED LEARNING CONTRACT: {visible(contract.title)}",
@@ -114,7 +114,7 @@ def _data(contract: Contract) -> Iterator[str]:
 
 
 def _training(contract: Contract) -> Iterator[str]:
-    model, training = contract.model, contract.training
+    model, training, central = contract.model, contract.training, isinstance(contract.privacy, ClientPrivacy)
     hidden = f" with hidden layers of {_list(str(width) for width in model.hidden)} units" if model.hidden else ""
     yield (
         f'The model is of the kind "{model.kind}"{hidden}. The first round starts from the model with this digest: '
@@ -123,16 +123,70 @@ def _training(contract: Contract) -> Iterator[str]:
     yield (
         f"The run has {_count(training.rounds, 'round')}. In each, every participant makes "
         f"{_count(training.local_steps, 'training step')} at the learning rate {decimal_text(training.learning_rate)} "
-        "and sends the change of the model, with noise."
+        f"and sends the change of the model, {'clipped and without' if central else 'with'} noise."
     )
+    if central:
+        count = len(contract.participants)
+        mean = f"their sum with the operator's noise, divided by {count} (whoever is missing counts as 0)"
+    else:
+        mean = "the mean weighted by the contracted examples"
     yield (
-        f'The operator combines the admitted changes by the rule "{training.aggregation}": the mean weighted by the '
-        f"contracted examples, times {decimal_text(training.server_rate)}, is added to the model."
+        f'The operator combines the admitted changes by the rule "{training.aggregation}": {mean}, times '
+        f"{decimal_text(training.server_rate)}, is added to the model."
     )
 
 
 def _privacy(contract: Contract) -> Iterator[str]:
-    privacy, training = contract.privacy, contract.training
+    if isinstance(contract.privacy, ClientPrivacy):
+        yield from _central_privacy(contract, contract.privacy)
+    else:
+        yield from _record_privacy(contract, contract.privacy)
+    yield (
+        "Each participant's agent keeps its own ledger of what was spent on its data set over all contracts, and "
+        "refuses the step that would exceed the limit on the data set's card."
+    )
+
+
+def _central_privacy(contract: Contract, privacy: ClientPrivacy) -> Iterator[str]:
+    training, norm, delta = contract.training, decimal_text(privacy.max_update_norm), decimal_text(privacy.delta)
+    yield (
+        f'Trust model "{privacy.trust_model}", the same for every participant: THE OPERATOR SEES EACH PARTICIPANT\'S '
+        "CHANGE OF THE MODEL WITHOUT NOISE, and rows can be learned from such changes. Nothing here bounds what the "
+        "operator learns. It adds the noise before anybody else sees a model; that it does is its signed word alone."
+    )
+    yield (
+        f"Towards everybody else, the whole contract costs at most epsilon {decimal_text(privacy.epsilon)} at delta "
+        f"{delta} for each participant."
+    )
+    yield _meaning(privacy.epsilon, delta, "all changes of any one participant", "whether they were", "them")
+    yield (
+        f'What is protected (the unit) is one "{privacy.unit}": all that its changes of all rounds tell. Neighbouring '
+        f'runs are taken by "{privacy.relation}": its changes are there, or zeros stand in their place. Who takes '
+        "part, who is admitted, refuses or is missing, and the number of participants are public."
+    )
+    yield (
+        f"In each step a participant draws every row by itself with probability {decimal_text(privacy.sample_rate)} "
+        f'("{privacy.sampling}" sampling), which lessens no cost. It clips its change of a round as a whole to the '
+        f"norm {norm}; the operator checks that, and adds to the sum of the changes Gaussian noise of "
+        f"{decimal_text(privacy.noise_multiplier)} times that norm, once a round. The noise comes from the operating "
+        "system's random numbers and is never drawn from a fixed seed."
+    )
+    yield (
+        f"The plan is {_count(contract.planned_steps, 'released model')}, one a round, without amplification by "
+        f"sampling. Epsilon covers all of them, and was computed by {visible(privacy.accountant)}; before each round "
+        "Flower's own accountant must agree, or the run ends. A participant may repeat "
+        f"{_count(privacy.spare_attempts, 'attempt')} after a crash, of which one enters the model."
+    )
+    yield (
+        "The log shows digests of the changes with 32 random bytes behind each, so that nobody can try guesses on "
+        "them. A row changes a change by at most twice the norm: a data set's ledger is charged for that, for each of "
+        f"{_count(training.rounds + privacy.spare_attempts, 'attempt')}. It bounds what released models tell of a row, "
+        "never what the operator sees."
+    )
+
+
+def _record_privacy(contract: Contract, privacy: RecordPrivacy) -> Iterator[str]:
+    training = contract.training
     epsilon, delta = privacy.epsilon, decimal_text(privacy.delta)
     yield (
         f'Trust model "{privacy.trust_model}": the noise is added by the participant, before anything leaves. Neither '
@@ -168,10 +222,6 @@ def _privacy(contract: Contract) -> Iterator[str]:
         + f". Epsilon covers all of them, and was computed by {visible(privacy.accountant)}. An attempt is charged in "
         "full even where its result never arrived."
     )
-    yield (
-        "Each participant's agent keeps its own ledger of what was spent on its data set over all contracts, and "
-        "refuses the step that would exceed the limit on the data set's card."
-    )
 
 
 def _measured(contract: Contract) -> Iterator[str]:
@@ -203,17 +253,23 @@ def _query(query: Query) -> str:
     return f"the histogram of {column}" + ("" if query.bins is None else f" in {query.bins} parts")
 
 
-def _meaning(epsilon: Decimal, delta: str) -> str:
+def _meaning(
+    epsilon: Decimal,
+    delta: str,
+    what: str = "any one row",
+    whether: str = "whether a certain row was",
+    it: str = "the row",
+) -> str:
     if epsilon >= _FAR:
         return "In words: an epsilon of this size is no protection that words could describe."
     factor = _CONTEXT.exp(epsilon)
     guess = _CONTEXT.divide(factor, _CONTEXT.add(factor, Decimal(1))) * 100
     return (
         "In words: whatever anybody learns from this training, it is at most "
-        f"{_rounded(factor, '0.01')} times as likely (e^epsilon) as it would be without any one row, apart from a "
-        f"chance of {delta}. Someone who held it for even whether a certain row was used guesses right at most "
+        f"{_rounded(factor, '0.01')} times as likely (e^epsilon) as it would be without {what}, apart from a "
+        f"chance of {delta}. Someone who held it for even {whether} used guesses right at most "
         f"{_rounded(guess, '0.1')} % of the time instead of 50 %, apart from the same chance. What is true of people "
-        "in general, and would be learned without the row too, is not protected."
+        f"in general, and would be learned without {it} too, is not protected."
     )
 
 
@@ -239,13 +295,8 @@ def _participation(contract: Contract) -> Iterator[str]:
 
 def _contribution(contract: Contract) -> Iterator[str]:
     contribution, names = contract.contribution, {p.id: p.name for p in contract.participants}
-    validation = contribution.validation
-    yield (
-        f'Contribution is the Shapley value, estimator "{contribution.estimator}", of the game "{contribution.game}": '
-        f'for every group of participants, how much the loss "{contribution.loss}" on the validation rows falls when '
-        "only their updates of the round are added, with their weights unchanged. Whoever was not admitted in a round "
-        "has contributed 0 in it."
-    )
+    validation, unmeasured = contribution.validation, contribution.game == "unanimity"
+    yield _game(contribution)
     yield (
         "The validation rows are fixed before the first round and stay at the operator. Their salted Merkle root is: "
         f"{validation.root}"
@@ -254,12 +305,30 @@ def _contribution(contract: Contract) -> Iterator[str]:
         f"\n    - {_source(s.source, names)}: {_count(s.count, 'row')}" for s in validation.slices
     )
     yield (
-        "A participant that gave validation rows is scored on the others' rows only. Scores are committed in each "
-        "round and opened to all signatories at the close of the period; that uses the validation rows up."
+        ("" if unmeasured else "A participant that gave validation rows is scored on the others' rows only. ")
+        + "Scores are committed in each round and opened to all signatories at the close of the period; that uses the "
+        "validation rows up."
     )
     yield (
-        "Scores are the operator's statement, computed from the logged updates; whoever holds the updates and the "
-        "validation rows can compute them again."
+        "Scores are the operator's statement, computed from "
+        + ("the released models" if unmeasured else "the logged updates")
+        + "; whoever holds them and the validation rows can compute the scores again."
+    )
+
+
+def _game(contribution: Contribution) -> str:
+    if contribution.game == "unanimity":
+        return (
+            f'Contribution is not measured (game "{contribution.game}"): scoring single changes would show what only '
+            f'the operator may see. The loss "{contribution.loss}" on the validation rows is that of released models; '
+            "its fall in a round is of all who were admitted together, the same part for each (estimator "
+            f'"{contribution.estimator}"), and no money follows from it.'
+        )
+    return (
+        f'Contribution is the Shapley value, estimator "{contribution.estimator}", of the game "{contribution.game}": '
+        f'for every group of participants, how much the loss "{contribution.loss}" on the validation rows falls when '
+        "only their updates of the round are added, with their weights unchanged. Whoever was not admitted in a round "
+        "has contributed 0 in it."
     )
 
 

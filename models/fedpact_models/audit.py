@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import Contract, RecordPrivacy
+from fedpact_contract.errors import InputError
+from fedpact_contract.messages import release_event
 from fedpact_contract.privacy import check_plan, epsilon_pld, profile_pld
 from fedpact_models.audit_bounds import (
     Guesses,
@@ -108,7 +110,7 @@ class _Canaries:
     def __init__(self, contract: Contract, noise: Noise, places: Integers, included: Flags) -> None:
         self._noise, self._places, self._included = noise, places, included
         self._rate = float(contract.privacy.sample_rate)
-        self._norm = FAR * float(contract.privacy.max_grad_norm)
+        self._norm = FAR * float(release_event(contract).max_grad_norm)
         self.steps = self.rows = 0
 
     def __call__(self, optimizer: SecureDPOptimizer, rows: int) -> None:
@@ -146,8 +148,14 @@ def audit(contract: Contract, *, noise: Noise, coins: Noise, seconds: float, can
 
     Raises:
         InputError: CONTRACT_NOISE_TOO_SMALL, CONTRACT_ACCOUNTANT (the plan does not keep its own epsilon);
-            MODEL_UNKNOWN, MODEL_NOT_PRIVATE.
+            MODEL_UNKNOWN, MODEL_NOT_PRIVATE; AUDIT_TRUST_MODEL, at client level.
     """
+    if not isinstance(contract.privacy, RecordPrivacy):
+        raise InputError(
+            "AUDIT_TRUST_MODEL",
+            "At client level participants train without noise: there is none to audit.",
+            field="privacy.trust_model",
+        )
     check_plan(contract)
     begun = time.monotonic()
     privacy, rows = contract.privacy, min(p.num_examples for p in contract.participants)
@@ -205,7 +213,7 @@ def _largest_contribution(contract: Contract, module: nn.Module, examples: Examp
 
     Each is a data set of its own, drawn in (almost) every step; the network is left as it was.
     """
-    before, limit = flatten(module), float(contract.privacy.max_grad_norm)
+    before, limit = flatten(module), float(release_event(contract).max_grad_norm)
     norms = [0.0]
 
     def look(optimizer: SecureDPOptimizer, _: int) -> None:
@@ -241,7 +249,7 @@ def _scores(contract: Contract, rows: int, update: NDArray[np.float32]) -> Float
     """
     steps, rate = contract.training.local_steps, float(contract.privacy.sample_rate)
     values = -update.astype(np.float64) * (rate * rows)
-    values /= float(contract.training.learning_rate) * float(contract.privacy.max_grad_norm)
+    values /= float(contract.training.learning_rate) * float(release_event(contract).max_grad_norm)
     expected, below = float(contract.privacy.noise_multiplier) ** 2 * steps, values[values < 0]
     found = float(np.median(below**2)) / _MEDIAN if len(below) else 0.0
     variance = max(found, 1e-4 * expected) if len(values) >= _ENOUGH else expected

@@ -1,4 +1,4 @@
-"""Differentially private steps: noise, the check of a network, and DP-SGD. The one module that imports opacus.
+"""Differentially private steps: the check of a network, and DP-SGD. The one module that imports opacus.
 
 Opacus gives per-sample gradients and clipping (`GradSampleModule`, `DPOptimizer`). Not its engine: `make_private`
 derives the sampling rate and the denominator from the number of rows and so leaks it. Here both are public constants,
@@ -7,21 +7,21 @@ the number of steps is exact, and noise and sampling come from a source that is 
 
 import copy
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from torch import nn
 from torch.nn import functional
 
 from fedpact_contract.errors import InputError
 from fedpact_models.features import Floats
 from fedpact_models.imports import bare_package
+from fedpact_models.noise import Noise as Noise
+from fedpact_models.noise import SystemNoise as SystemNoise
 from fedpact_models.weights import load_flat
 
 with bare_package("opacus"):  # it would import accountants, and scipy for them: .7 s of each trainer's start
@@ -41,26 +41,6 @@ the batch, or a broadcast of [n, 1] against [n], would undo the clipping. The sh
 
 GHOST_PARAMETERS = 2_000
 """From here on ghost is faster where hooks would make whole gradients: of embeddings, and of layers on sequences."""
-
-NOISE_CHUNK = 2**16
-"""Numbers drawn at a time: bounds memory, and stays in a cache."""
-
-
-class Noise(Protocol):
-    """A source of randomness for sampling and noise. `label` goes into the signed update: csprng or test."""
-
-    @property
-    def label(self) -> str:
-        """What the update says of its noise."""
-        ...
-
-    def uniform(self, n: int) -> Floats:
-        """Draw n independent numbers, uniform in (0, 1), float64."""
-        ...
-
-    def normal(self, n: int) -> Floats:
-        """Draw n independent standard normal numbers, float64."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,57 +68,6 @@ def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Half the squared error of a single output [n, 1] against numbers [n]: the gradient by the output is the error."""
     return 0.5 * (outputs.squeeze(1) - targets).square()
-
-
-class SystemNoise:
-    """The only source in production: AES-256 in counter mode under a key from the operating system.
-
-    It cannot be seeded. A forked child takes a new key before its first number, so parent and child share none. A
-    normal number is half the sum of four Box-Muller draws, which hides the floating-point grid of a single one
-    (Holohan and Braghin 2021, "Secure random sampling in differential privacy", arXiv:2107.10138).
-    """
-
-    def __init__(self) -> None:
-        self._process = -1
-        self._stream: CipherContext
-
-    @property
-    def label(self) -> str:
-        """The label csprng."""
-        return "csprng"
-
-    def uniform(self, n: int) -> Floats:
-        """Draw n numbers, uniform on the odd multiples of 2^-53 in (0, 1)."""
-        out = np.empty(n)
-        for start in range(0, n, NOISE_CHUNK):
-            part = out[start : start + NOISE_CHUNK]
-            part[:] = self._uniform(len(part))
-        return out
-
-    def normal(self, n: int) -> Floats:
-        """Draw n standard normal numbers."""
-        out = np.empty(n)
-        for start in range(0, n, NOISE_CHUNK):
-            part = out[start : start + NOISE_CHUNK]
-            part[:] = self._normal(len(part))
-        return out
-
-    def _uniform(self, n: int) -> Floats:
-        if self._process != os.getpid():
-            self._stream = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
-            self._process = os.getpid()
-        words = np.frombuffer(self._stream.update(bytes(8 * n)), dtype="<u8")
-        return (words >> np.uint64(12)).astype(np.float64) * 2.0**-52 + 2.0**-53
-
-    def _normal(self, n: int) -> Floats:
-        half = (n + 1) // 2
-        out = np.zeros(2 * half)
-        for _ in range(4):
-            u = self._uniform(2 * half)
-            radius, angle = np.sqrt(-2.0 * np.log(u[:half])), (2.0 * math.pi) * u[half:]
-            out[:half] += radius * np.cos(angle)
-            out[half:] += radius * np.sin(angle)
-        return out[:n] * 0.5
 
 
 def validate(module: nn.Module) -> None:

@@ -3,13 +3,15 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
 
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import ClientPrivacy, Contract, RecordPrivacy
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_models.dp import BeforeNoise, Mode, Noise, dp_sgd
 from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import architecture, build
-from fedpact_models.weights import flatten, load_flat
+from fedpact_models.weights import clipped, flatten, load_flat
 
 GRADIENT_ELEMENTS = 2**21
 """Numbers (float64) of per-example gradients held at a time: 16 MiB. Above the allocator's 32 MiB each micro-batch pays
@@ -22,9 +24,10 @@ def physical_batch(contract: Contract) -> int:
 
 
 def local_update(contract: Contract, base: Floats, examples: Examples, noise: Noise) -> NDArray[np.float32]:
-    """Train `local_steps` private steps from `base`; local weights minus base, float32 [P].
+    """Train `local_steps` steps from `base`; local weights minus base, float32 [P].
 
-    The public denominator is sample_rate * n, n the contracted number of rows: the caller hands over exactly so many.
+    The steps are private ones, or at client level plain ones, and the update is clipped as a whole. The public
+    denominator is sample_rate * n, n the contracted number of rows: the caller hands over exactly so many.
 
     Raises:
         InputError: TRAINING_ROWS (a number of rows that no participant contracted), WEIGHTS_SHAPE,
@@ -50,9 +53,14 @@ def _trained(contract: Contract, base: Floats, examples: Examples, noise: Noise,
         )
     module = build(contract.model, contract.data)
     load_flat(module, base)
-    train(contract, module, examples, noise, steps)
+    if isinstance(contract.privacy, ClientPrivacy):
+        _sgd(contract, module, examples, noise, steps)
+        raw = clipped(flatten(module) - base, float(contract.privacy.max_update_norm))
+    else:
+        train(contract, module, examples, noise, steps)
+        raw = flatten(module) - base
     with np.errstate(over="ignore"):  # an overflow becomes infinite and is refused below
-        update = (flatten(module) - base).astype(np.float32)
+        update = raw.astype(np.float32)
     if not np.isfinite(update).all():
         raise FailedError(
             "TRAINING_NOT_FINITE",
@@ -75,9 +83,16 @@ def train(
     """Train the module in place by so many private steps, as the contract says; `dp_sgd` has mode and before_noise.
 
     Raises:
-        InputError: MODEL_NOT_PRIVATE.
+        InputError: MODEL_NOT_PRIVATE; TRAINING_NOT_PRIVATE, at client level.
     """
     privacy, sample_rate = contract.privacy, float(contract.privacy.sample_rate)
+    if not isinstance(privacy, RecordPrivacy):
+        raise InputError(
+            "TRAINING_NOT_PRIVATE",
+            "At client level participants train without noise.",
+            field="privacy.trust_model",
+            rule="noise at each participant",
+        )
     dp_sgd(
         module,
         torch.from_numpy(examples.x),
@@ -93,3 +108,16 @@ def train(
         mode=mode,
         before_noise=before_noise,
     )
+
+
+def _sgd(contract: Contract, module: nn.Module, examples: Examples, noise: Noise, steps: int) -> None:
+    """Plain steps on Poisson-sampled batches: what they yield has no noise, and a row's influence no bound."""
+    sample_rate = float(contract.privacy.sample_rate)
+    rate = float(contract.training.learning_rate) / (sample_rate * len(examples))
+    x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
+    optimizer = torch.optim.SGD(module.parameters(), lr=rate)
+    for _ in range(steps):
+        chosen = torch.from_numpy(np.flatnonzero(noise.uniform(len(x)) < sample_rate))
+        optimizer.zero_grad()
+        torch.autograd.backward(functional.cross_entropy(module(x[chosen]), y[chosen], reduction="sum"))
+        optimizer.step()

@@ -39,6 +39,14 @@ def load_flat(module: "torch.nn.Module", flat: NDArray[np.floating]) -> None:
             start += parameter.numel()
 
 
+def clipped(update: NDArray[np.floating], norm: float) -> Floats:
+    """The update, float64 [P], shortened to this Euclidean norm where it is longer; what is not finite stays so."""
+    exact = np.asarray(update, dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = float(np.linalg.norm(exact))
+        return exact * (norm / length) if length > norm else exact
+
+
 def check_flat(flat: NDArray[np.floating], count: int) -> None:
     """Raise unless the array is one flat array of `count` finite numbers.
 

@@ -10,13 +10,16 @@ from decimal import Decimal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpact_contract.arrays import update_digest
-from fedpact_contract.contract import Contract
+from fedpact_contract.arrays import salt_bytes, update_digest
+from fedpact_contract.contract import ClientPrivacy, Contract
 from fedpact_contract.errors import FaultError, InputError, RejectedError
-from fedpact_contract.messages import Head, Metering, PrivacyEvent, Update
+from fedpact_contract.messages import Head, Metering, Update, update_event
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope
 from fedpact_server import noise_floor
+
+ROUNDING = 1e-6
+"""How much a norm may grow, relatively, by rounding to float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,7 @@ def admit(update: Update, array: bytes, expected: Expected) -> None:
 
     Args:
         update: What the participant signed.
-        array: The update itself, little-endian float32.
+        array: The update itself, little-endian float32, and its salt.
         expected: The round's facts.
 
     Raises:
@@ -72,24 +75,15 @@ def admit(update: Update, array: bytes, expected: Expected) -> None:
     _check_noise(_checked_array(update, array, expected), expected)
 
 
-def contracted_event(contract: Contract) -> PrivacyEvent:
-    """The privacy event of one attempt, as the contract has it."""
-    privacy = contract.privacy
-    return PrivacyEvent(
-        sampling=privacy.sampling,
-        sample_rate=privacy.sample_rate,
-        noise_multiplier=privacy.noise_multiplier,
-        max_grad_norm=privacy.max_grad_norm,
-        steps=contract.training.local_steps,
-    )
-
-
 def norm_bound(contract: Contract, num_examples: int, parameters: int, *, steps: int | None = None) -> float:
     """The largest norm an honest update can have: every row in every batch, noise six deviations out.
 
-    `steps` are those of a round where nothing else is said.
+    `steps` are those of a round where nothing else is said. At client level the norm is the contracted one, and what
+    rounding to float32 adds.
     """
     privacy, training = contract.privacy, contract.training
+    if isinstance(privacy, ClientPrivacy):
+        return float(privacy.max_update_norm) * (1 + ROUNDING)
     signal = float(privacy.max_grad_norm) * num_examples
     noise = 6 * float(privacy.noise_multiplier * privacy.max_grad_norm) * math.sqrt(max(parameters, 36))
     scale = training.learning_rate / (privacy.sample_rate * Decimal(num_examples))
@@ -147,7 +141,7 @@ def _check_terms(update: Update, expected: Expected) -> None:
 
 
 def _check_privacy(update: Update, expected: Expected) -> None:
-    if update.privacy_event != contracted_event(expected.contract):
+    if update.privacy_event != update_event(expected.contract):
         raise RejectedError(
             "UPDATE_PRIVACY_EVENT",
             "The update claims another privacy event than contracted.",
@@ -161,7 +155,7 @@ def _check_privacy(update: Update, expected: Expected) -> None:
 
 
 def _checked_array(update: Update, array: bytes, expected: Expected) -> NDArray[np.float64]:
-    if len(array) != 4 * expected.parameters:
+    if len(array) != 4 * expected.parameters + salt_bytes(expected.contract):
         raise RejectedError(
             "UPDATE_SHAPE",
             f"The update has {len(array)} bytes, the model has {expected.parameters} parameters.",
@@ -171,7 +165,7 @@ def _checked_array(update: Update, array: bytes, expected: Expected) -> NDArray[
         raise RejectedError("UPDATE_DIGEST", "The update is not the one that was signed.", party=expected.participant)
     if update.update_digest in expected.known_digests:
         raise RejectedError("UPDATE_REPLAYED", "The same update was received before.", party=expected.participant)
-    values = np.frombuffer(array, "<f4").astype(np.float64)
+    values = np.frombuffer(array, "<f4", expected.parameters).astype(np.float64)
     if not np.isfinite(values).all():
         raise RejectedError("UPDATE_NOT_FINITE", "The update holds a NaN or an infinity.", party=expected.participant)
     bound = norm_bound(expected.contract, update.num_examples, expected.parameters)
@@ -185,6 +179,8 @@ def _checked_array(update: Update, array: bytes, expected: Expected) -> NDArray[
 
 
 def _check_noise(values: NDArray[np.float64], expected: Expected) -> None:
+    if isinstance(expected.contract.privacy, ClientPrivacy):  # an update has none
+        return
     rows = expected.contract.participant(expected.participant).num_examples
     ratio = noise_floor.energy_ratio(values, expected.contract, rows)
     found = noise_floor.pooled([*expected.ratios, ratio], expected.contract, expected.parameters)

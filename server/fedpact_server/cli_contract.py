@@ -114,8 +114,9 @@ def new_command(
         return
     line(f"contract {contract.id} (draft)")
     line(contract.title)
+    noised = "steps" if contract.privacy.unit == "example" else "released models"
     line(
-        f"noise multiplier {decimal_text(contract.privacy.noise_multiplier)} keeps {contract.planned_steps} steps "
+        f"noise multiplier {decimal_text(contract.privacy.noise_multiplier)} keeps {contract.planned_steps} {noised} "
         f"within epsilon {decimal_text(contract.privacy.epsilon)} at delta {decimal_text(contract.privacy.delta)}"
     )
     names = {party_id: party.name for party_id, party in contract.parties().items()} | {"operator": "the operator"}

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from fedpact_contract import privacy
-from fedpact_contract.contract import Contract, Software, load_toml, merge
+from fedpact_contract.contract import ClientPrivacy, Contract, Software, load_toml, merge
 from fedpact_contract.errors import InputError
 from fedpact_contract.messages import DataSetCard
 from fedpact_contract.record import read_envelope
@@ -85,7 +85,9 @@ def new(
         signatories, values = _participants(connection, values, file)
         tables = [*_own_rows(validation_file), *(_released_rows(connection, signatories) if released else ())]
     software = installed_code()
-    sketch = Contract.parse(merge(values, _derived(home, software, _SKETCH | _entity_sketch(values))), file=file)
+    given = values["privacy"] if isinstance(values.get("privacy"), dict) else {}
+    named = {"accountant": privacy.accountant(given.get("trust_model"))}
+    sketch = Contract.parse(merge(values, _derived(home, software, _SKETCH | named | _entity_sketch(given))), file=file)
     _check_cards(sketch, signatories)
     if sketch.term.not_after <= instant(now):
         raise InputError("CONTRACT_EXPIRED", "The term has ended already.", file=file, field="term.not_after")
@@ -94,6 +96,7 @@ def new(
     _check_baseline(sketch)
     noise = _noise(sketch)
     derived = {
+        **named,
         "noise_multiplier": noise,
         "entity": _entity(sketch, noise),
         "initial_digest": store_model(home.path, weights),
@@ -122,6 +125,8 @@ def _noise(sketch: Contract) -> Decimal:
     A baseline has training's own noise: its steps are training steps, as far as privacy goes.
     """
     plan = sketch.privacy
+    if isinstance(plan, ClientPrivacy):
+        return privacy.solve_central_noise(plan.epsilon, plan.delta, sketch.planned_steps)
     baseline = 0 if sketch.baseline is None else sketch.baseline.steps
     statistics = [] if sketch.statistics is None else [privacy.measured_group(sketch, "statistics")]
     steps = sketch.planned_steps + baseline
@@ -140,10 +145,9 @@ def _check_baseline(sketch: Contract) -> None:
         )
 
 
-def _entity_sketch(values: Mapping[str, Any]) -> dict[str, Any]:
+def _entity_sketch(given: Mapping[str, Any]) -> dict[str, Any]:
     """What stands for the entities' guarantee, where the template has one, until it is worked out."""
-    given = values.get("privacy")
-    if not isinstance(given, dict) or "entity" not in given:
+    if "entity" not in given:
         return {}
     return {"entity": {"epsilon": 1, "delta": given.get("delta")}}
 
@@ -172,7 +176,7 @@ def _derived(home: OperatorHome, software: Software, values: Mapping[str, Any]) 
     entity = {"entity": values["entity"]} if values.get("entity") else {}
     return {
         "operator": home.party.plain(),
-        "privacy": {"noise_multiplier": values["noise_multiplier"], "accountant": privacy.ACCOUNTANT, **entity},
+        "privacy": {"noise_multiplier": values["noise_multiplier"], "accountant": values["accountant"], **entity},
         "model": {"initial_digest": values["initial_digest"]},
         "contribution": {"validation": {"root": values["root"], "slices": values["slices"]}},
         "code": software.plain(),

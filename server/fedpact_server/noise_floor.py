@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpact_contract.contract import Contract
+from fedpact_contract.messages import release_event
 
 CODE = "UPDATE_NOISE_FLOOR"
 """The code of an update that is rejected here. Its array is kept: it is in the pool, and evidence in a dispute."""
@@ -95,7 +96,7 @@ def pool_size(contract: Contract, parameters: int) -> int:
 
 def energy_ratio(values: NDArray[np.float64], contract: Contract, num_examples: int) -> float:
     """||D||^2 / (d T (lr sigma C / B)^2) of one update [d]."""
-    privacy, training = contract.privacy, contract.training
+    privacy, training = release_event(contract), contract.training
     batch = float(privacy.sample_rate) * num_examples
     deviation = float(training.learning_rate * privacy.noise_multiplier * privacy.max_grad_norm) / batch
     scaled = float(np.linalg.norm(values)) / deviation

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
 from fedpact_contract.arrays import update_digest
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import ClientPrivacy, Contract
 from fedpact_contract.errors import FaultError
 from fedpact_models.registry import parameter_count
 from fedpact_server import db, noise_floor
@@ -19,7 +19,7 @@ KEPT = ("ADMITTED", noise_floor.CODE)
 
 
 def load_update(arrays: Path, digest: str) -> NDArray[np.float32]:
-    """An admitted update by its digest, float32 [P].
+    """An admitted update by its digest, float32 [P]; at client level its salt follows, as eight values more.
 
     Raises:
         FaultError: the file is missing or is not what its name says.
@@ -35,11 +35,13 @@ def load_update(arrays: Path, digest: str) -> NDArray[np.float32]:
 
 
 def ratios(connection: Connection, contract: Contract, arrays: Path, participant: str, count: int) -> tuple[float, ...]:
-    """The energy ratios of a participant's last `count` kept updates, newest first.
+    """The energy ratios of a participant's last `count` kept updates, newest first; none where updates have no noise.
 
     Raises:
         FaultError: a file is missing or is not what its name says.
     """
+    if isinstance(contract.privacy, ClientPrivacy):
+        return ()
     table = db.outcomes.c
     query = (
         sa.select(table.update_digest)

@@ -13,11 +13,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+import numpy as np
 import sqlalchemy as sa
 import structlog
+from numpy.typing import NDArray
 
+from fedpact_contract.canonical import sha256_hex
+from fedpact_contract.contract import ClientPrivacy
 from fedpact_contract.log import (
     BaselinesScored,
+    NoiseLabel,
     ReplyMissed,
     RoundAbandoned,
     RoundAggregated,
@@ -29,6 +34,7 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_models.features import Examples
+from fedpact_models.noise import Noise, SystemNoise
 from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, db, logbook, measurements, orders, replies, scoring
 from fedpact_server.pool import load_update
@@ -45,6 +51,7 @@ from fedpact_server.run_state import (
     run_row,
     set_phase,
     store_model,
+    write_array,
 )
 from fedpact_server.transport import Outgoing, Transport
 
@@ -60,6 +67,8 @@ UNREADABLE_REPLIES = 3
 """Replies without a valid signature that a participant has in one round: others can send such in its name."""
 STOPPED = "RUN_STOPPED"
 """The code of what a run leaves undone that its operator stops."""
+PRIVACY_EXHAUSTED = "RUN_PRIVACY_EXHAUSTED"
+"""The code of a run that ends because Flower's accountant does not agree to the next release."""
 BEFORE_AGGREGATION = ("opened", "sent", "admitted", "committed")
 """Phases in which a stop takes effect: a round that is aggregated is first scored and committed."""
 GATHER_SECONDS = 60.0
@@ -77,6 +86,7 @@ class Loop:
     now: Callable[[], datetime] = utc_now  # what the log says; waiting goes by the monotonic clock
     waiting: dict[str, str] = field(default_factory=dict)  # message id -> participant
     unreadable: dict[str, int] = field(default_factory=dict)  # participant -> replies that nobody signed
+    noise: Noise = field(default_factory=SystemNoise)  # the operator's own, at client level
     absent: set[str] = field(default_factory=set)  # who was not there when the last round opened: not waited for again
 
     def run(self) -> str:
@@ -108,7 +118,8 @@ class Loop:
         if run.wanted == "stop" and (current is None or current.phase in BEFORE_AGGREGATION):
             raise StopWantedError("RUN_STOPPED", "The operator stops the run.")
         if current is None or current.phase == "committed":
-            self._open(done + 1)
+            if self._within_budget():
+                self._open(done + 1)
         else:
             steps = {
                 "opened": self._send,
@@ -120,6 +131,19 @@ class Loop:
             }
             steps[str(current.phase)](current)
         return "running"
+
+    def _within_budget(self) -> bool:
+        """Whether Flower's accountant agrees that one more model may be released (client level); else the run ends."""
+        context = self.context
+        if isinstance(context.contract.privacy, ClientPrivacy):
+            from fedpact_server.flower_accountant import would_exceed
+
+            with context.write() as connection:
+                released = logbook.count_of(connection, context.contract_id, RoundAggregated.TYPE)
+                if would_exceed(context.contract, context.contract.privacy, released):
+                    self._end(connection, "stopped", PRIVACY_EXHAUSTED)
+                    return False
+        return True
 
     def _open(self, number: int) -> None:
         """Wait for enough participants, then log that the round is open, from which model, until when."""
@@ -321,13 +345,28 @@ class Loop:
             with context.write() as connection:
                 self._abandon(connection, number, "ROUND_TOO_FEW_UPDATES")
             return
-        base = load_model(context.home, str(current.base_digest))
-        digest = store_model(context.home, aggregation.apply(base, self._steps(admitted)))
+        digest, noise = self._next_model(str(current.base_digest), admitted)
         with context.write() as connection:
-            body_ = RoundAggregated(round=number, admitted=tuple(admitted), model_digest=digest)
+            body_ = RoundAggregated(round=number, admitted=tuple(admitted), model_digest=digest, noise=noise)
             logbook.append(connection, context.contract_id, [body_])
             set_phase(connection, context.contract_id, number, "aggregated")
             add_timing(connection, context.contract_id, number, "aggregation", time.perf_counter() - started)
+
+    def _next_model(self, base_digest: str, admitted: Mapping[str, str]) -> tuple[str, NoiseLabel | None]:
+        """Store the model that the admitted updates lead to: its digest, and where the operator's noise came from.
+
+        At client level the noise of one base and its updates is drawn once: what a crash left is taken up again.
+        """
+        context, privacy = self.context, self.context.contract.privacy
+        base = load_model(context.home, base_digest)
+        if not isinstance(privacy, ClientPrivacy):
+            return store_model(context.home, aggregation.apply(base, self._steps(admitted))), None
+        path = context.arrays / f"released-{sha256_hex(':'.join([base_digest, *admitted.values()]).encode())}.f8"
+        if not path.exists():
+            step = aggregation.noised_mean(self._updates(admitted), context.contract, privacy, self.noise)
+            write_array(path, (base + step).astype("<f8").tobytes())
+        label: NoiseLabel = "csprng" if self.noise.label == "csprng" else "test"
+        return store_model(context.home, np.frombuffer(path.read_bytes(), "<f8")), label
 
     def _evaluate(self, current: sa.Row[tuple[object, ...]]) -> None:
         """Coalition losses, kept as integers behind a commitment."""
@@ -336,8 +375,9 @@ class Loop:
         with context.database.read() as connection:
             admitted = self._admitted(connection, number)
             previous = scoring.opened_scores(connection, context.contract_id, number - 1)
+            led_to = self._led_to(connection, number)
         scores, values = self._scored(
-            number, str(current.base_digest), admitted, None if previous is None else previous[1]
+            number, str(current.base_digest), led_to, admitted, None if previous is None else previous[1]
         )
         evaluated = time.perf_counter()
         scoring.store_values(context.arrays, number, values)
@@ -431,7 +471,8 @@ class Loop:
                 table = db.rounds.c
                 where = (table.contract_id == context.contract_id, table.round == scores.round)
                 digest = str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one())
-                _, values = self._scored(scores.round, digest, self._admitted(connection, scores.round), None)
+                led_to, admitted = self._led_to(connection, scores.round), self._admitted(connection, scores.round)
+                _, values = self._scored(scores.round, digest, led_to, admitted, None)
                 scoring.store_values(context.arrays, scores.round, values)
         moments = scoring.moments(context.arrays, context.contract, rounds)
         return scoring.keep(connection, context.contract_id, "moments", moments)
@@ -441,17 +482,33 @@ class Loop:
         rows = outcomes(connection, self.context.contract_id, number)
         return {p: str(row.update_digest) for p, row in sorted(rows.items()) if row.kind == "admitted"}
 
+    def _led_to(self, connection: sa.Connection, number: int) -> str:
+        """The digest of the model that an aggregated round led to."""
+        table = db.rounds.c
+        where = (table.contract_id == self.context.contract_id, table.round == number + 1)
+        following = connection.execute(sa.select(table.base_digest).where(*where)).scalar()
+        return str(following or self._base_digest(connection, number + 1))
+
     def _scored(
-        self, number: int, base_digest: str, admitted: Mapping[str, str], previous: RoundScores | None
+        self, number: int, base_digest: str, led_to: str, admitted: Mapping[str, str], previous: RoundScores | None
     ) -> tuple[RoundScores, scoring.FloatArray]:
-        """A round's scores and per-example values, from its base model and its updates."""
-        context = self.context
-        base, steps = load_model(context.home, base_digest), self._steps(admitted)
-        return scoring.score_round(context.contract, number, list(admitted), base, steps, self.examples, previous)
+        """A round's scores and per-example values, from its base model and its updates, or from the model it led to."""
+        context, contract = self.context, self.context.contract
+        base = load_model(context.home, base_digest)
+        if contract.contribution.game == "unanimity":
+            model = load_model(context.home, led_to)
+            return scoring.score_released(contract, number, list(admitted), base, model, self.examples, previous)
+        steps = self._steps(admitted)
+        return scoring.score_round(contract, number, list(admitted), base, steps, self.examples, previous)
+
+    def _updates(self, admitted: Mapping[str, str]) -> list[NDArray[np.float32]]:
+        """The admitted updates, float32 [P] each, in the order of ids."""
+        arrays = self.context.arrays
+        return [load_update(arrays, admitted[p])[: self.parameters] for p in sorted(admitted)]
 
     def _steps(self, admitted: Mapping[str, str]) -> scoring.FloatArray:
         context = self.context
-        updates = {p: load_update(context.arrays, digest) for p, digest in admitted.items()}
+        updates = dict(zip(sorted(admitted), self._updates(admitted), strict=True))
         counts = {p: context.contract.participant(p).num_examples for p in admitted}
         return aggregation.weighted_steps(updates, counts, context.contract.training.server_rate)
 

@@ -60,6 +60,38 @@ def score_round(
     return scores, result.values
 
 
+def score_released(
+    contract: Contract,
+    round_number: int,
+    players: Sequence[str],
+    base: FloatArray,
+    model: FloatArray,
+    examples: Examples,
+    previous: RoundScores | None,
+) -> tuple[RoundScores, FloatArray]:
+    """As `score_round`, from the two released models alone: the unanimity game, in which no update is read.
+
+    Each player's value is the N-th part of the fall; the losses are those of nobody and of all.
+
+    Args:
+        contract: The contract.
+        round_number: The round.
+        players: Admitted participants in the order of their ids.
+        base: The round's base model, float64 [P].
+        model: The model that it led to, float64 [P].
+        examples: The validation set.
+        previous: The scores of the round before.
+    """
+    counts = [s.count for s in contract.contribution.validation.slices]
+    step = (model - base)[None]
+    result = evaluate_round(contract.model, contract.data, base, step, examples, counts, own_slice=[None])
+    (before, after), correct = result.losses, result.correct
+    if previous is not None:
+        before, correct = previous.losses[-1], (previous.correct[1], correct[1])
+    scores = RoundScores(round=round_number, players=tuple(players), losses=(before, after), correct=correct)
+    return scores, np.tile(result.values / len(players), (len(players), 1))
+
+
 def values_path(arrays: Path, round_number: int) -> Path:
     """Where a round's per-example values are kept."""
     return arrays / f"values-{round_number}.f8"

@@ -5,6 +5,9 @@ from typing import Any
 
 from fedpact_contract.privacy import ACCOUNTANT
 
+DROP = object()
+"""In the place of a value: the key is left out."""
+
 
 def party(name: str, entity_code: str, key: str, data_set: str, num_examples: int, **values: Any) -> dict[str, Any]:
     """A participant's entry."""
@@ -87,5 +90,8 @@ def change(values: dict[str, Any], changes: Mapping[str, Any], separator: str) -
         *parents, last = path.split(separator)
         for name in parents:
             target = target[int(name) if name.isdigit() else name]
-        target[last] = value
+        if value is DROP:
+            target.pop(last, None)
+        else:
+            target[last] = value
     return values

@@ -118,6 +118,7 @@ POLICY = {
     "min_participants": 2,
     "max_rounds": 100,
     "not_after": "2030-01-01T00:00:00Z",
+    "trust_models": ["record-level-at-each-participant", "client-level-at-the-operator"],
 }
 
 

@@ -15,11 +15,14 @@ import httpx
 import pytest
 import typer
 from tests.support.agent_world import ENTITY, PASSPHRASE, Lab, lab
+from tests.support.central import central_toml
+from tests.support.operator_world import TEMPLATE
 
 from fedpact_client import cli, guard, trial, views
 from fedpact_client.cli import app, main
 from fedpact_contract.errors import FaultError
 from fedpact_contract.files import replace_file
+from fedpact_contract.privacy import attempt_rdp
 
 HEAVY = {
     "torch",
@@ -332,6 +335,25 @@ def test_a_refused_contract_is_shown_and_not_signed(call: Call, ready: Lab, pass
     as_json = call("contract", "show", offered.id, "--json")
     assert as_json.code == 0
     assert [c["error"]["code"] for c in as_json.json["checks"] if not c["ok"]] == ["POLICY_PURPOSE_MISMATCH"]
+
+
+def test_who_lets_the_operator_see_updates_says_so_in_its_policy(call: Call, ready: Lab, passphrase: Path) -> None:
+    ready.declare()
+    terms = TEMPLATE[TEMPLATE.index("[training]") : TEMPLATE.index("[term]")]
+    offered = ready.offer(terms, central_toml(terms))
+    refused = call("sign", offered.id, "--yes", "--passphrase-file", passphrase)
+    assert (refused.code, "POLICY_TRUST_MODEL" in refused.err) == (5, True)
+    text = ready.home.config_path.read_text()
+    assert text.count("\n#trust_models = ") == 1
+    replace_file(ready.home.config_path, text.replace("\n#trust_models", "\ntrust_models").encode())
+    signed = call("sign", offered.id, "--yes", "--passphrase-file", passphrase)
+    assert signed.code == 0
+    for words in ("WITHOUT NOISE", "nothing bounds what they tell it", "the Rényi sum for any row"):
+        assert words in signed.out
+    (agreed,) = ready.store.contracts()
+    alpha = ready.store.data_set("set-1").alpha
+    assert agreed.terms.rdp == attempt_rdp(offered, alpha)
+    assert (agreed.terms.steps, agreed.terms.sample_rate, agreed.terms.planned_attempts) == (1, 1, 3)
 
 
 def test_signing_is_asked_after_everything_was_shown(

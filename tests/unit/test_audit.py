@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.central import CENTRAL
+from tests.support.contract_kit import change
 from tests.support.models_kit import a_model, plain_schema, training_contract
 from tests.support.noise import FixedNoise
 
@@ -73,6 +75,13 @@ def test_missing_noise_is_flagged(hidden: tuple[int, ...]) -> None:
     found = audited(Broken(0.0), *hidden)
     assert list(found.faults) == ["AUDIT_EPSILON"]
     assert found.f_dp > 1.5 * float(found.claimed)
+
+
+def test_where_participants_add_no_noise_there_is_none_to_audit() -> None:
+    plain = change(a_plan().plain(), CENTRAL, "__")
+    with pytest.raises(InputError) as caught:
+        audit(Contract.parse(plain), noise=FixedNoise(1), coins=FixedNoise(8), seconds=60)
+    assert caught.value.code == "AUDIT_TRUST_MODEL"
 
 
 def test_a_wrong_sample_rate_is_flagged() -> None:

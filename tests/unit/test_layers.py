@@ -35,6 +35,7 @@ ONLY_IN = {
     "flwr": {
         "client/fedpact_client/supernode.py",  # in the executor, which imports it once it is fenced
         "server/fedpact_server/app.py",  # in the ServerApp, a process of its own
+        "server/fedpact_server/flower_accountant.py",  # there too: client-level contracts ask it before each round
         "server/fedpact_server/superlink.py",  # in `serve`
         "server/fedpact_server/shell/",
     },

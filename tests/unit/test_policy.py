@@ -49,6 +49,8 @@ def test_a_policy_that_just_fits_allows() -> None:
         ({"columns": []}, "POLICY_COLUMN", "columns"),
         ({"columns": ["age", "sex"]}, "POLICY_COLUMN", "columns"),
         ({"columns": ["age", "ill"]}, "POLICY_COLUMN", "columns"),
+        ({"trust_models": []}, "POLICY_TRUST_MODEL", "trust_models"),
+        ({"trust_models": ["client-level-at-the-operator"]}, "POLICY_TRUST_MODEL", "trust_models"),
         ({"max_epsilon": "1.999999"}, "POLICY_EPSILON", "max_epsilon"),
         ({"max_epsilon": "0"}, "POLICY_EPSILON", "max_epsilon"),
         ({"min_participants": 4}, "POLICY_MIN_PARTICIPANTS", "min_participants"),
@@ -67,7 +69,7 @@ def test_each_clause_refuses(changes: dict[str, object], code: str, rule: str) -
 def test_every_setting_is_read_by_some_clause() -> None:
     """A setting that no clause reads would be a promise that nothing keeps."""
     refusing = {"purposes", "operators", "sectors", "model_kinds", "columns", "max_epsilon"}
-    refusing |= {"min_participants", "max_rounds", "not_after"}
+    refusing |= {"min_participants", "max_rounds", "not_after", "trust_models"}
     assert set(Policy.model_fields) == refusing
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedpact_contract.contract import Contract
+from fedpact_contract.messages import release_event
 from fedpact_contract.privacy import solve_noise_multiplier
 from fedpact_models.dp import SystemNoise, dp_sgd
 from fedpact_models.evaluate import evaluate
@@ -68,7 +69,7 @@ def _alone(
         steps=steps,
         sample_rate=sample_rate,
         noise_multiplier=float(noise_multiplier),
-        max_grad_norm=float(contract.privacy.max_grad_norm),
+        max_grad_norm=float(release_event(contract).max_grad_norm),
         denominator=sample_rate * len(own),
         learning_rate=float(contract.training.learning_rate),
         noise=SystemNoise(),

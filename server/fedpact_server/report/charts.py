@@ -10,7 +10,7 @@ COLOURS = (
     *("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#0e7490"),
     *("#975a16", "#4d7c0f", "#9f1239", "#4338ca", "#0f766e", "#78716c"),
 )
-"""One for each participant, in the contract's order; a contract has at most twelve."""
+"""One for each participant, in the contract's order; from the thirteenth on they come again (client level alone)."""
 
 INK = "#1a202c"
 """The colour of what belongs to no participant."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from fedpact_contract.record import Hex32, Name, Part
 from fedpact_contract.request import instant, parse_instant
 from fedpact_contract.settlement import format_fen
 from fedpact_server.report.charts import COLOURS, INK, Bar, Series, bars, lines
-from fedpact_server.report.labels import NOT_STOPPED_ZH, Lang, said, words
+from fedpact_server.report.labels import CENTRAL, Lang, not_stopped_zh, said, words
 
 
 class LiftLine(Part):
@@ -76,10 +77,11 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
         w=words(lang),
         lang=lang,
         lift=lift,
+        central=report["privacy"]["trust_model"] == CENTRAL,
         opened=_opened(report),
         outcomes=_outcomes(report),
         charts=_charts(report, lift, lang),
-        not_stopped=NOT_STOPPED_ZH if lang == "zh" else report["not_stopped"],
+        not_stopped=not_stopped_zh(report) if lang == "zh" else report["not_stopped"],
     )
 
 
@@ -131,7 +133,7 @@ def _outcomes(report: dict[str, Any]) -> list[dict[str, str]]:
 
 def _charts(report: dict[str, Any], lift: dict[str, Any] | None, lang: Lang) -> dict[str, str]:
     """Every chart; a participant has one colour in all of them."""
-    w, colours = words(lang), dict(zip((p["id"] for p in report["participants"]), COLOURS, strict=False))
+    w, colours = words(lang), dict(zip((p["id"] for p in report["participants"]), cycle(COLOURS), strict=False))
     charts = {"privacy": bars(_epsilon(report, colours)), "metric": "", "cumulative": "", "shares": "", "lift": ""}
     scored = [line for line in report["rounds"] if "metric" in line]
     if scored:
@@ -146,7 +148,8 @@ def _charts(report: dict[str, Any], lift: dict[str, Any] | None, lang: Lang) -> 
             )
             for p in report["participants"]
         ]
-        charts["cumulative"] = lines(cumulative, w["round"], "nat")
+        if report["privacy"]["trust_model"] != CENTRAL:  # there everybody has the same
+            charts["cumulative"] = lines(cumulative, w["round"], "nat")
     if report["settlement"] is not None:
         charts["shares"] = bars(_shares(report, colours))
     if lift is not None:

@@ -1,10 +1,13 @@
 """The words of the report, in English and Chinese."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from fedpact_contract.output import OUTWARD
 
 Lang = Literal["en", "zh"]
+
+CENTRAL = "client-level-at-the-operator"
+"""The trust model in which the operator adds the noise."""
 
 LABELS: dict[str, tuple[str, str]] = {
     "report": ("Contribution report", "贡献与收益报告"),
@@ -63,6 +66,16 @@ LABELS: dict[str, tuple[str, str]] = {
     ),
     "cumulative": ("Cumulative contribution by round (nat)", "各轮累计贡献（nat）"),
     "privacy": ("Privacy: epsilon spent against the contract's budget", "隐私：已用ε与合约预算"),
+    "privacy_note_central": (
+        "Client-level differential privacy by the operator's noise, towards everybody but the operator; red: the "
+        "contract's epsilon.",
+        "由运营方加噪的参与方级差分隐私，对运营方以外各方有效；红线为合约ε上限。",
+    ),
+    "cumulative_note_central": (
+        "Contribution was not measured: scoring single updates would show what only the operator may see. Each "
+        "admitted participant has the same part of what the released models gained.",
+        "未度量贡献：对单个更新评分会泄露仅运营方可见的内容。各被采纳参与方平分已发布模型的改进。",
+    ),
     "privacy_note": (
         "Record-level differential privacy at each participant; red: the contract's epsilon.",
         "各参与方本地记录级差分隐私；红线为合约ε上限。",
@@ -134,6 +147,8 @@ LABELS: dict[str, tuple[str, str]] = {
     "dp_hyperparameters": ("Hyperparameters", "超参数"),
     "dp_method": ("method", "方式"),
     "dp_rate": ("rate", "比率"),
+    "dp_not_protected_from": ("Not protected from", "不受保护的对象"),
+    "dp_max_update_norm": ("largest update norm", "更新范数上限"),
     "dp_max_grad_norm": ("largest gradient norm", "梯度范数上限"),
     "dp_distribution": ("distribution", "分布"),
     "dp_multiplier": ("multiplier", "倍数"),
@@ -166,6 +181,19 @@ SAID: dict[str, tuple[str, str]] = {
     "example": ("one example (row)", "单个样本（一行）"),
     "zero-out": ("one row set to zero", "将一行置零"),
     "record-level-at-each-participant": ("record level, at each participant", "各参与方本地，记录级"),
+    "participant": ("one participant: all its updates", "一个参与方：其全部更新"),
+    "client-level-at-the-operator": (
+        "client level, at the operator, who sees updates without noise",
+        "参与方级，由运营方加噪；运营方可见未加噪声的更新",
+    ),
+    "gaussian-sum-of-clipped-updates": (
+        "Gaussian noise on the sum of clipped updates",
+        "对裁剪后更新之和加高斯噪声",
+    ),
+    "the-operator": ("the operator, who sees updates without noise", "运营方，其可见未加噪声的更新"),
+    "no-amplification": ("none, no amplification", "无，不计抽样放大"),
+    "whole-update": ("whole update", "整个更新"),
+    "rdp-of-the-whole-plan": ("Rényi divergence of the whole plan", "整个计划的雷尼散度"),
     "poisson": ("Poisson", "泊松"),
     "flat": ("flat", "整体裁剪"),
     "gaussian": ("Gaussian", "高斯"),
@@ -198,6 +226,19 @@ NOT_STOPPED_ZH = (
     "被投毒的数据行，以及把改动过的副本申报为新数据集：由数据卡签署方负责。",
 )
 """`fedpact_contract.report.NOT_STOPPED`, line by line."""
+
+
+CENTRAL_NOT_STOPPED_ZH = (
+    "运营方：它看到每个未加噪声的更新，其由此获知数据行的程度不受任何限制。",
+    "少加或不加噪声的运营方：是否已加噪声，仅有其自己的签名陈述。",
+)
+"""`fedpact_contract.report.CENTRAL_NOT_STOPPED`, line by line."""
+
+
+def not_stopped_zh(report: dict[str, Any]) -> tuple[str, ...]:
+    """What a report says that nothing stops, in Chinese."""
+    central = report["privacy"]["trust_model"] == CENTRAL
+    return CENTRAL_NOT_STOPPED_ZH + NOT_STOPPED_ZH[1:] if central else NOT_STOPPED_ZH
 
 
 def words(lang: Lang) -> dict[str, str]:
