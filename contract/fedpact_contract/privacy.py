@@ -36,6 +36,7 @@ MAX_ENTITY_ROWS = 32
 """Rows of one entity for which a guarantee is worked out."""
 
 _EPSILON_STEP, _RDP_STEP, _NOISE_STEP, _ALPHA_STEP = Decimal("1e-6"), Decimal("1e-9"), Decimal("1e-3"), Decimal("0.1")
+_RDP_CEILING = 1e20  # of one step: no budget pays for it, and more has no place in the context's digits
 _DELTA_STEP = Decimal("1e-30")
 _NOISE_LOW, _NOISE_HIGH = 250, 1_000_000  # in thousandths: the noise multipliers that are computed at all
 _MAX_STEPS = 1_000_000
@@ -182,19 +183,22 @@ def epsilon_central(noise_multiplier: Decimal, delta: Decimal, releases: int) ->
     """Epsilon at `delta` of so many Gaussian releases without sampling, by Rényi divergence; rounded up to 1e-6.
 
     The formula and the orders are those of Flower's `RdpAccountant`. By privacy loss distributions it is a few percent
-    less (`epsilon_pld`).
+    less (`epsilon_pld`). `Infinity` as there.
 
     Raises:
         InputError: PRIVACY_RANGE.
     """
     if not _merge([(noise_multiplier, Decimal(1), releases)], delta):
         return Decimal(0)
+    if noise_multiplier < Decimal(_NOISE_LOW) * _NOISE_STEP or releases > _MAX_STEPS:
+        return INFINITE
     import dp_accounting
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
-    accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
-    accountant.compose(dp_accounting.GaussianDpEvent(float(noise_multiplier)), releases)
-    return _round_up(float(accountant.get_epsilon(float(delta))), _EPSILON_STEP)
+    flowers = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+    flowers.compose(dp_accounting.GaussianDpEvent(float(noise_multiplier)), releases)
+    value = float(flowers.get_epsilon(float(delta)))
+    return _round_up(value, _EPSILON_STEP) if value <= CEILING else INFINITE
 
 
 def solve_central_noise(epsilon: Decimal, delta: Decimal, releases: int) -> Decimal:
@@ -246,7 +250,7 @@ def rdp(noise_multiplier: Decimal, sample_rate: Decimal, steps: int, alpha: Deci
     chord = (1 - (order - below)) * (below - 1) * low + (order - below) * below * at[below + 1]
     high = chord / (order - 1) if alpha != below else low
     value = max(low, min(high, at[order])) if math.isfinite(at[order]) else high
-    if not math.isfinite(value):
+    if not value < _RDP_CEILING:
         return INFINITE
     return (Decimal(steps) * _decimal(value)).quantize(_RDP_STEP, ROUND_CEILING, _CONTEXT)
 

@@ -209,6 +209,20 @@ class TestCost:
             check_plan(contract(**changes))
         assert caught.value.code == code
 
+    @pytest.mark.parametrize("noise", ["0.249", "0." + "0" * 98 + "1", "0.3"])
+    def test_noise_that_protects_nobody_is_no_number(self, noise: str) -> None:
+        assert not epsilon_central(D(noise), DELTA, 1000).is_finite()
+        with pytest.raises(InputError, match="more than 100"):
+            check_plan(
+                contract(privacy__noise_multiplier=D(noise))
+                if noise != "0.3"
+                else contract(privacy__noise_multiplier=D(noise), training__rounds=1000)
+            )
+
+    def test_a_charge_beyond_all_digits_is_infinite(self) -> None:
+        hardly = "0." + "0" * 98 + "1"
+        assert not attempt_rdp(contract(privacy__noise_multiplier=D(hardly)), D(9)).is_finite()
+
     def test_each_trust_model_has_its_accountant(self) -> None:
         assert accountant("client-level-at-the-operator") == CENTRAL_ACCOUNTANT
         assert accountant("record-level-at-each-participant") == ACCOUNTANT
