@@ -232,6 +232,7 @@ def configure(world: World, index: int) -> None:
     share = world.shares[index]
     config = world.home(index) / "agent.toml"
     text = config.read_text("utf-8").replace("purposes = []", 'purposes = ["digit-recognition"]')
+    text = text.replace("#trust_models = ", "trust_models = ")  # both
     columns = ", ".join(f'"{name}"' for name in digits.PIXELS)
     table = f'table = "{share.table}"\n' if share.table else ""
     text += (
@@ -259,6 +260,21 @@ def terms(template: str, title: str, rounds: int) -> str:
     values["participants"] = [
         {"entity_code": code_of(i), "data_set": f"digits-{i}", "floor_fen": 0} for i in range(ENTERPRISES)
     ]
+    return tomli_w.dumps(values)
+
+
+def at_client_level(template: str) -> str:
+    """The same, with noise that the operator adds: nothing is paid by contribution, nothing measured besides."""
+    values = tomllib.loads(template)
+    del values["statistics"], values["baseline"], values["privacy"]["max_grad_norm"]
+    values["privacy"] |= {
+        "trust_model": "client-level-at-the-operator",
+        "unit": "participant",
+        "max_update_norm": 1,
+    }
+    values["training"]["aggregation"] = "uniform-mean"
+    values["contribution"]["game"] = "unanimity"
+    values["settlement"] |= {"contribution_weight": 0, "data_weight": 0.5, "equal_weight": 0.5}
     return tomli_w.dumps(values)
 
 
@@ -391,9 +407,9 @@ def look_at_home(world: World, contract_id: str) -> None:
 
 
 def stop_in_the_middle(world: World) -> None:
-    """A second contract, stopped after some of its forty rounds: it settles over those, and verifies."""
+    """A second contract, at client level, stopped after some of its forty rounds: it settles, and verifies."""
     template = world.desk / "second.toml"
-    template.write_text(terms((world.desk / "heart.toml").read_text("utf-8"), "Digits again", 40), "utf-8")
+    template.write_text(at_client_level(terms((world.desk / "heart.toml").read_text("utf-8"), "Digits again", 40)))
     secret = ("--yes", "--passphrase-file", str(world.passphrase))
     contract_id = world.fedpact("contract", "new", "second.toml", "--validation", "validation.csv")["contract_id"]
     world.fedpact("contract", "offer", contract_id)
