@@ -441,7 +441,8 @@ class Loop:
         rounds = logbook.count_of(connection, context.contract_id, RoundAggregated.TYPE)
         if rounds:
             unscored = run is not None and run.wanted == "unscored"
-            self._score_baselines(connection)
+            if not unscored:
+                self._score_baselines(connection)
             value = None if unscored else self._commit_to_moments(connection)
             digest = self._base_digest(connection, rounds + 1)
             body = RunCompleted(rounds=rounds, model_digest=digest, commitment=value)

@@ -26,7 +26,7 @@ from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.evidence import unpack
 from fedpact_contract.ledger import GENESIS, measured
 from fedpact_contract.log import BaselinesScored, MeasurementTaken
-from fedpact_contract.messages import Measurement
+from fedpact_contract.messages import Measurement, Order
 from fedpact_contract.privacy import check_plan, epsilon_pld, plan_groups
 from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.statistics import results
@@ -35,7 +35,7 @@ from fedpact_models.dp import SystemNoise
 from fedpact_models.features import Examples, encode
 from fedpact_models.statistics import noised_sums
 from fedpact_models.training import local_baseline
-from fedpact_server import measurements
+from fedpact_server import db, measurements
 
 D = Decimal
 STATISTICS = {
@@ -300,6 +300,25 @@ class TestOperator:
         with run.federation.database.write() as connection, pytest.raises(FedpactError) as err:
             measurements.take(home, connection, desk.contract, desk.participant, "0" * 64, value)
         assert err.value.exit_code == 2
+
+
+def test_a_run_without_scores_ends_without_the_baselines_too(run: ClosedRun) -> None:
+    """What makes the scores is lost, and with it a baseline's model: the run can still be ended."""
+    look(run, 1)
+    federation = run.federation
+
+    def stop(_node: str, order: bytes, model: bytes) -> tuple[bytes, bytes] | None:
+        if Order.from_bytes(read_envelope(order).body).round == 1:
+            return order, model
+        for path in (federation.home / "arrays").rglob("*.f4"):
+            path.unlink()
+        with federation.database.write() as connection:
+            connection.execute(db.runs.update().values(wanted="unscored"))
+        return None
+
+    federation.transport.before = stop
+    assert federation.run(accept_test_noise=False) == "stopped"
+    assert BaselinesScored.TYPE not in federation.kinds()
 
 
 class TestVerifier:
