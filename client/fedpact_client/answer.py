@@ -243,11 +243,15 @@ def _complete(desk: Desk, order: Order, reserved: Reservation, trained: Trained,
     return desk.store.complete(reserved, build, digest, desk.run_key)
 
 
+FAILED = "TRAINING_FAILED"
+"""The one code with which a failed attempt is refused: which fault it was may rest on a single row, and stays here."""
+
+
 def _fail(desk: Desk, order: Order, reserved: Reservation, err: FedpactError, head: Head) -> Ready:
     log.warning("training failed", round=order.round, code=err.code, reason=str(err))
     desk.store.add_alarm(err.code, desk.contract_id, str(err))
     desk.store.countersign(desk.contract_id, head.size, head.root)
-    return desk.store.fail(reserved, err.code, lambda row: _refusal(desk, order, err.code, row, head), desk.run_key)
+    return desk.store.fail(reserved, err.code, lambda row: _refusal(desk, order, FAILED, row, head), desk.run_key)
 
 
 def _refuse(desk: Desk, order: Order, err: FedpactError, *, head: Head | None, evidence: bytes) -> Ready | None:

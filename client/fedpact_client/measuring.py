@@ -23,6 +23,9 @@ from fedpact_contract.record import read_envelope, sign
 
 log = structlog.get_logger()
 
+LATER = ("POLICY_TERM", "CONTRACT_NOT_RUNNING")
+"""Refusals of what is only too early, or paused: it is tried again."""
+
 Measure = Callable[[Contract, MeasurementKind, bytes], Trained]
 """Measures once: the contract, what, and the initial model (empty for statistics), little-endian float64."""
 
@@ -43,13 +46,18 @@ def measure(desk: Desk, client: OperatorClient, run: Measure) -> bool:
     path = contract_path(desk.contract_id) + "/measurements"
     state = client.get(path, contract_id=desk.contract_id)
     taken = state.get("taken")
+    done = True
     for kind in kinds:
         if isinstance(taken, list) and kind in taken:
             continue
         try:
             ready = _ready(desk, client, kind, run)
         except (RefusedError, InputError) as err:
-            _alarm(desk, err)
+            if err.code in LATER:
+                log.info("measurement waits", contract=desk.contract_id, kind=kind, code=err.code)
+                done = False
+            else:
+                _alarm(desk, err)
             continue
         if ready is None:
             continue
@@ -57,7 +65,7 @@ def measure(desk: Desk, client: OperatorClient, run: Measure) -> bool:
         body = {"measurement": envelope.plain(), "array": base64.b64encode(ready.array).decode()}
         client.post(path, body, EgressKind.MEASUREMENT, contract_id=desk.contract_id)
         log.info("measurement sent", contract=desk.contract_id, kind=kind)
-    return True
+    return done
 
 
 def _ready(desk: Desk, client: OperatorClient, kind: MeasurementKind, run: Measure) -> Ready | None:

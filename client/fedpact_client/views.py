@@ -174,7 +174,11 @@ def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[s
 
     contract, terms = agreement.contract, agreement.terms
     steps = min(ledger.charged_steps(rows, terms.contract_id), contract.planned_steps)  # several attempts, one release
-    releases = [(r.noise_multiplier, r.sample_rate, r.steps) for r in ledger.measured(rows, terms.contract_id)]
+    whole = ledger.written_off(rows, terms.contract_id)  # then everything planned is charged
+    releases = [(m.noise_multiplier, m.sample_rate, m.steps) for m in terms.measurements] if whole else []
+    releases = releases or [
+        (r.noise_multiplier, r.sample_rate, r.steps) for r in ledger.measured(rows, terms.contract_id)
+    ]
     spent = epsilon_pld([(terms.noise_multiplier, terms.sample_rate, steps), *releases], contract.privacy.delta)
     tried = {r.round for r in rows if r.contract_id == terms.contract_id and r.round}
     over = agreement.state in ("withdrawn", "closed") or ledger.written_off(rows, terms.contract_id)

@@ -24,11 +24,12 @@ from fedpact_contract.arrays import update_digest
 from fedpact_contract.contract import Contract, MeasurementKind
 from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.evidence import unpack
-from fedpact_contract.ledger import GENESIS, measured
+from fedpact_contract.ledger import GENESIS, measured, next_restored
 from fedpact_contract.log import BaselinesScored, MeasurementTaken
 from fedpact_contract.messages import Measurement, Order
 from fedpact_contract.privacy import check_plan, epsilon_pld, plan_groups
 from fedpact_contract.record import read_envelope, sign
+from fedpact_contract.request import parse_instant
 from fedpact_contract.statistics import results
 from fedpact_contract.verify import verify
 from fedpact_models.dp import SystemNoise
@@ -163,8 +164,38 @@ class TestWhole:
         with pytest.raises(FedpactError, match="MEASUREMENT_NOT_PLANNED"):
             desk.store.reserve(desk.contract_id, 0, "a" * 64, desk.run_key, kind="statistics")
 
+    def test_each_query_is_charged_for_itself(self, run: ClosedRun) -> None:
+        """Five Gaussian releases of standard deviation 30 at order alpha: 5 alpha / (2 30^2), rounded up."""
+        look(run, 1)
+        desk = run.federation.agent(1).desk
+        alpha = desk.store.data_set(desk.data_set).alpha
+        first = rows(desk)[0]
+        assert (first.kind, first.steps, first.sample_rate, first.noise_multiplier) == ("statistics", 5, 1, 30)
+        assert abs(first.rdp - 5 * alpha / (2 * 30**2)) <= D("1e-8")
+        assert plan_groups(desk.contract, 0)[1] == (30, 1, 5)
+
+    def test_after_a_restore_epsilon_counts_the_whole_plan(self, run: ClosedRun) -> None:
+        desk = run.federation.agent(1).desk
+        agreement = desk.store.contract(desk.contract_id)
+        lost = [next_restored([], agreement.terms)]
+        whole = epsilon_pld(plan_groups(desk.contract), desk.contract.privacy.delta)
+        assert D(contract_budget(tuple(lost), agreement)["epsilon_pld"]) == whole
+
 
 class TestFailures:
+    def test_what_comes_too_early_is_tried_again(self, run: ClosedRun) -> None:
+        agent = run.federation.agent(1)
+        later, early = agent.desk, parse_instant("2025-01-01T00:00:00Z")
+        agent.desk = dataclasses.replace(agent.desk, now=lambda: early)
+        assert not look(run, 1)
+        agent.desk = later
+        later.store.set_state(later.contract_id, "paused")
+        assert not look(run, 1)
+        assert (taken(run), later.store.alarms()) == ([], [])
+        later.store.set_state(later.contract_id, "running")
+        assert look(run, 1)
+        assert len(taken(run)) == 2
+
     def test_the_same_bytes_are_sent_again_where_the_answer_was_lost(self, run: ClosedRun) -> None:
         run.wire.cut_after = "POST /contracts"
         with pytest.raises(FedpactError, match="OPERATOR_AWAY"):
@@ -481,6 +512,8 @@ class TestQueries:
         exact = noised_sums(contract, self.examples(), NoNoise())
         draws = np.array([noised_sums(contract, self.examples(), SystemNoise()) - exact for _ in range(300)])
         assert draws.std() == pytest.approx(7, rel=0.05)
+        between = np.corrcoef(draws.T) - np.eye(draws.shape[1])
+        assert np.abs(between).max() < 0.35  # 300 draws: standard deviation .058
 
     def test_quantiles_of_nothing_but_noise_are_within_the_bounds(self) -> None:
         contract = self.asked(self.QUERIES[5])

@@ -99,7 +99,15 @@ def comparison(report: dict[str, Any]) -> dict[str, Any]:
 ENTITY = (
     *("dp_entity", "dp_column", "dp_max_rows", "dp_measurements", "statistics", "statistics_note", "noise_error"),
     *("dp_not_protected_from", "dp_max_update_norm", "privacy_note_central", "cumulative_note_central"),
-    *("query_mean", "query_histogram", "query_count", "query_quantile", "baselines", "baselines_note"),
+    *(
+        "query_mean",
+        "query_histogram",
+        "query_count",
+        "query_quantile",
+        "baselines",
+        "baselines_note",
+        "accuracy_alone",
+    ),
 )
 """Labels of clauses that this contract does not have, and of another trust model."""
 

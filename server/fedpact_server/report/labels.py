@@ -114,6 +114,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "query_count": ("rows", "行数"),
     "query_quantile": ("quantiles", "分位数"),
     "noise_error": ("error by noise", "噪声误差"),
+    "accuracy_alone": ("alone, one model", "单独，一个模型"),
     "baselines": ("Trained alone", "单独训练"),
     "baselines_note": (
         "Each participant's own model, trained alone with the contract's noise and released once; accuracy on the "
