@@ -3,7 +3,8 @@
 Canaries stand beside made-up rows. Each is included by a fair coin; an included one is drawn in each step at the
 contract's rate, and its gradient, far above the clip, points along one coordinate of its own. It passes through the
 clip, the sum and the noise of `dp_sgd` as every record does. From the updates that a server would get it is guessed
-which were included; too many right guesses refute the contract's privacy (`audit_bounds`). No private data is needed.
+which were included; too many right guesses refute the contract's privacy (`audit_bounds`). The noise of each step is
+looked at itself (`audit_noise`). No private data is needed.
 """
 
 import time
@@ -27,6 +28,7 @@ from fedpact_models.audit_bounds import (
     inverse_blow_up,
     refuted,
 )
+from fedpact_models.audit_noise import NoiseSeen, NoiseTests
 from fedpact_models.dp import Mode, Noise, SecureDPOptimizer, dp_sgd, mode_of
 from fedpact_models.features import Examples, Flags, Floats, Integers, feature_count
 from fedpact_models.registry import build, initial_weights
@@ -76,6 +78,7 @@ class Audit:
     rows_expected: float
     rows_chance: float
     largest_contribution: float
+    noise_tests: NoiseTests
     seconds: float
 
     @property
@@ -88,6 +91,9 @@ class Audit:
             found["AUDIT_SAMPLING"] = "The batches are not drawn at the contract's sample rate."
         if self.largest_contribution > 1 + 1e-6:
             found["AUDIT_CLIP"] = "One record moves the sum of gradients by more than the contract's clip."
+        if self.noise_tests.failed:
+            worst = self.noise_tests
+            found["AUDIT_NOISE"] = f"The noise is not the contract's, or not independent: {worst.tensor}, {worst.test}."
         return found
 
 
@@ -168,10 +174,18 @@ def audit(contract: Contract, *, noise: Noise, coins: Noise, seconds: float, can
     places = np.linspace(0, max(size, canaries) - 1, canaries).astype(np.int64)
     included = coins.uniform(canaries) < 0.5
     hook = _Canaries(contract, noise, places, included)
+    names = [name.removeprefix("module.") for name, _ in carrier.named_parameters()]
+    scale = float(privacy.sample_rate) * rows / float(contract.training.learning_rate)
+    seen = NoiseSeen(names, deviation=float(privacy.noise_multiplier * privacy.max_grad_norm), scale=scale)
+
+    def look(optimizer: SecureDPOptimizer, drawn: int) -> None:
+        hook(optimizer, drawn)
+        seen(optimizer, drawn)
+
     scores = np.zeros(canaries)
     for _ in range(contract.training.rounds + privacy.spare_attempts):
         before = flatten(carrier)
-        train(contract, carrier, examples, noise, contract.training.local_steps, mode=mode, before_noise=hook)
+        train(contract, carrier, examples, noise, contract.training.local_steps, mode=mode, before_noise=look)
         update = (flatten(carrier) - before).astype(np.float32)[places]
         for part in (places < size, places >= size):
             scores[part] += _scores(contract, rows, update[part])
@@ -194,6 +208,7 @@ def audit(contract: Contract, *, noise: Noise, coins: Noise, seconds: float, can
         rows_expected=rows * hook.steps * float(privacy.sample_rate),
         rows_chance=binomial_chance(hook.rows, rows * hook.steps, float(privacy.sample_rate)),
         largest_contribution=largest,
+        noise_tests=seen.result(),
         seconds=0.0,
     )
     found = replace(found, f_dp=_f_dp_bound(contract, found))

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from fedpact_models.audit import Audit
 
 LIMITS = (
-    "no fault found is no proof of privacy: a lower bound stays far below a right claim, and noise that falls short by "
-    "less than about half may pass",
-    "it speaks of this program on this machine, not of what a party runs elsewhere",
+    "no fault found is no proof of privacy: a lower bound stays far below a right claim, and noise that is wrong by "
+    "little, or in a way that no test looks for, may pass",
+    "it sees the code that is installed here, its noise too, and not what a participant runs",
     "that rows are drawn independently does not show, only how many are",
     "it is of single rows in the rounds: several rows of one entity, statistics and a baseline are no part of it",
 )
@@ -38,7 +38,7 @@ def audit_privacy_command(
 ) -> None:
     """Audit the private training that a contract plans, in one run on made-up rows: lower bounds on its epsilon.
 
-    Exit code 1: a bound reaches the claimed epsilon, or sampling or clipping is wrong.
+    Exit code 1: a bound reaches the claimed epsilon, or sampling, clipping or the noise itself is wrong.
 
     Example: fedpact audit-privacy heart.json
     """
@@ -60,6 +60,7 @@ def audit_privacy_command(
 def _plain(contract: "Contract", result: "Audit") -> dict[str, Any]:
     from fedpact_contract.record import decimal_text
     from fedpact_models.audit import BATCH_ERROR, ERROR
+    from fedpact_models.audit_noise import NOISE_ERROR
 
     guesses = result.guesses
     return {
@@ -92,6 +93,12 @@ def _plain(contract: "Contract", result: "Audit") -> dict[str, Any]:
             "fault_below": BATCH_ERROR,
         },
         "clip": {"largest_contribution": round(result.largest_contribution, 6)},
+        "noise_itself": {
+            "tests": result.noise_tests.count,
+            "worst": {"tensor": result.noise_tests.tensor, "test": result.noise_tests.test},
+            "chance": result.noise_tests.chance,
+            "fault_below": NOISE_ERROR,
+        },
         "limits": list(LIMITS),
     }
 
@@ -99,6 +106,7 @@ def _plain(contract: "Contract", result: "Audit") -> dict[str, Any]:
 def _show(contract: "Contract", result: "Audit") -> None:
     from fedpact_contract.record import decimal_text
     from fedpact_models.audit import BATCH_ERROR, ERROR
+    from fedpact_models.audit_noise import NOISE_ERROR
 
     guesses = result.guesses
     line(f"contract {contract.id}")
@@ -122,6 +130,11 @@ def _show(contract: "Contract", result: "Audit") -> None:
         f"(chance {result.rows_chance:.2g}, a fault below {BATCH_ERROR:g})"
     )
     line(f"clip: one row far out of range moved the sum by {result.largest_contribution:.4f} of the clip")
+    worst = result.noise_tests
+    line(
+        f"noise itself: {worst.count} tests, the worst {worst.tensor}, {worst.test} "
+        f"(chance of one so bad among all {worst.chance:.2g}, a fault below {NOISE_ERROR:g})"
+    )
     for code, message in result.faults.items():
         line(f"{code}: {message}")
     line("A fault." if result.faults else "No fault found. But:")

@@ -41,6 +41,21 @@ class Broken:
         return self._noise.normal(n) * self._part
 
 
+class Uneven:
+    """Fixed noise of the right size on the whole, or nearly, that is broken within a step or over steps."""
+
+    label = "test"
+
+    def __init__(self, breaks: Callable[[Floats], Floats]) -> None:
+        self._noise, self._breaks = FixedNoise(3), breaks
+
+    def uniform(self, n: int) -> Floats:
+        return self._noise.uniform(n)
+
+    def normal(self, n: int) -> Floats:
+        return self._breaks(self._noise.normal(n))
+
+
 def a_plan(*hidden: int, **privacy: Any) -> Contract:
     """Twelve steps, in four rounds, of epsilon about 2."""
     settings = {"epsilon": 3, "delta": "0.00001", "noise_multiplier": NOISE} | privacy
@@ -73,8 +88,43 @@ def test_right_training_is_not_flagged(hidden: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("hidden", [(), (30, 60)], ids=["appended", "its own"])
 def test_missing_noise_is_flagged(hidden: tuple[int, ...]) -> None:
     found = audited(Broken(0.0), *hidden)
-    assert list(found.faults) == ["AUDIT_EPSILON"]
+    assert list(found.faults) == ["AUDIT_EPSILON", "AUDIT_NOISE"]
     assert found.f_dp > 1.5 * float(found.claimed)
+
+
+FIRST = 7 * 30
+"""Coordinates of the first layer of `audited(..., 30)`."""
+
+
+UNEVEN: dict[str, Callable[[Floats], Floats]] = {
+    "a layer without": lambda z: z * (len(z) != FIRST),
+    "a bias without": lambda z: z * (len(z) > 3),
+    "the same in every step": lambda z: FixedNoise(77).normal(len(z)),
+    "one number": lambda z: np.repeat(z[:1], len(z)),
+    "shared by pairs": lambda z: np.resize(z[: len(z) // 2], len(z)),
+    "shared, in another order": lambda z: np.sort(np.resize(z[: len(z) // 2], len(z))),
+    "half without": lambda z: np.where(np.arange(len(z)) < len(z) // 2, z, 0),
+    "every other without": lambda z: np.where(np.arange(len(z)) % 2, z, 0),
+    "half the size": lambda z: z * 0.5,
+    "twice the size": lambda z: z * 2,
+}
+
+
+@pytest.mark.parametrize("how", UNEVEN)
+def test_noise_that_is_broken_unevenly_is_flagged(how: str) -> None:
+    found = audited(Uneven(UNEVEN[how]), 30)
+    assert "AUDIT_NOISE" in found.faults
+
+
+def test_the_layer_without_noise_is_named() -> None:
+    assert audited(Uneven(UNEVEN["a layer without"]), 30).noise_tests.tensor == "0.weight"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_right_noise_passes_the_tests_of_the_noise(seed: int) -> None:
+    tests = audited(FixedNoise(seed), 30).noise_tests
+    assert tests.chance > 1e-3
+    assert tests.count > 25
 
 
 def test_where_participants_add_no_noise_there_is_none_to_audit() -> None:
@@ -179,7 +229,8 @@ def contract_file(tmp_path: Path) -> Path:
 def test_the_command_says_what_was_run_and_what_it_does_not_show(fedpact: Any, contract_file: Path) -> None:
     code, out, err = fedpact("audit-privacy", contract_file)
     assert (code, err) == (0, "")
-    for text in ("12 steps", "lower bound, f-DP", "95% confidence", "no proof of privacy", "fixed beforehand"):
+    words = ("12 steps", "lower bound, f-DP", "95% confidence", "no proof of privacy", "fixed beforehand")
+    for text in (*words, "noise itself:"):
         assert text in out, text
 
 
@@ -191,6 +242,7 @@ def test_the_command_as_json(fedpact: Any, contract_file: Path) -> None:
     assert value["canaries"]["guessed"] == 100
     epsilon = value["epsilon"]
     assert 0 <= epsilon["lower_bound_f_dp"] < float(epsilon["claimed_for_these_steps"]) <= float(epsilon["contract"])
+    assert value["noise_itself"]["chance"] > value["noise_itself"]["fault_below"]
     assert value["limits"]
 
 
@@ -202,6 +254,8 @@ def test_a_fault_ends_with_1(
     code, out, _ = fedpact("audit-privacy", contract_file, *form)
     assert code == 1
     assert "AUDIT_EPSILON" in out
+    assert "AUDIT_NOISE" in out
+    assert "energy" in out
 
 
 def test_what_is_no_contract_is_a_mistake_in_what_was_given(fedpact: Any, tmp_path: Path) -> None:
