@@ -291,7 +291,7 @@ class TestOrders:
         charged = world.store.budget(mine.data_set).charged
         (first, again) = world.play(order_frame(*world.order), order_frame(*world.order)).sent
         refusal = Refusal.from_bytes(Reply.from_bytes(first[1]["reply"].encode()).refusal.body)
-        assert (refusal.code, refusal.attempts) == ("TRAINING_TIME", 1)
+        assert (refusal.code, refusal.attempts) == ("TRAINING_FAILED", 1)
         assert first == again, "the same bytes; no second attempt"
         assert world.states() == ["reserved", "failed"]
         assert world.store.budget(mine.data_set).charged > charged
