@@ -7,7 +7,6 @@ contract's deviation it must be independent standard normal numbers: over steps,
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -60,8 +59,8 @@ class NoiseSeen:
         """Take in the step before, and keep what this one's noise will be told from."""
         self._take()
         self._open = optimizer
-        self._values = [_copy(p) for p in optimizer.params]
-        self._sums = [_copy(p.summed_grad) for p in optimizer.params]
+        self._values = [p.detach().double().numpy().flatten() for p in optimizer.params]  # copies
+        self._sums = [p.summed_grad.double().numpy().flatten() for p in optimizer.params]
 
     def result(self) -> NoiseTests:
         """The tests of every step so far."""
@@ -77,7 +76,7 @@ class NoiseSeen:
         if self._open is None:
             return
         step = [
-            ((value - _copy(p)) * self._scale - summed) / self._deviation
+            ((value - p.detach().double().numpy().flatten()) * self._scale - summed) / self._deviation
             for p, value, summed in zip(self._open.params, self._values, self._sums, strict=True)
         ]
         self._open = None
@@ -89,10 +88,6 @@ class NoiseSeen:
         self._repeated += len(together) - len(np.unique(together))
         self._expected += math.comb(len(together), 2) * _GRID / math.sqrt(math.pi)  # half-normal: density's square
         self._last = step
-
-
-def _copy(tensor: Any) -> Floats:  # noqa: ANN401 - a tensor; torch stands elsewhere
-    return np.asarray(tensor.detach().cpu().double().flatten().numpy()).copy()
 
 
 def _sums(noise: Floats, last: Floats | None) -> Iterator[tuple[str, Floats]]:

@@ -19,7 +19,7 @@ from fedpact_contract import cli
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError
 from fedpact_models import audit as module
-from fedpact_models import dp
+from fedpact_models import audit_noise, dp
 from fedpact_models.audit import Audit, audit
 from fedpact_models.features import Floats
 
@@ -93,38 +93,54 @@ def test_missing_noise_is_flagged(hidden: tuple[int, ...]) -> None:
 
 
 FIRST = 7 * 30
-"""Coordinates of the first layer of `audited(..., 30)`."""
+"""Coordinates of the first layer of `audited(..., 30)`; the second has 90 and a bias of 3, the canaries the rest."""
 
 
-UNEVEN: dict[str, Callable[[Floats], Floats]] = {
-    "a layer without": lambda z: z * (len(z) != FIRST),
-    "a bias without": lambda z: z * (len(z) > 3),
-    "the same in every step": lambda z: FixedNoise(77).normal(len(z)),
-    "one number": lambda z: np.repeat(z[:1], len(z)),
-    "shared by pairs": lambda z: np.resize(z[: len(z) // 2], len(z)),
-    "shared, in another order": lambda z: np.sort(np.resize(z[: len(z) // 2], len(z))),
-    "half without": lambda z: np.where(np.arange(len(z)) < len(z) // 2, z, 0),
-    "every other without": lambda z: np.where(np.arange(len(z)) % 2, z, 0),
-    "half the size": lambda z: z * 0.5,
-    "twice the size": lambda z: z * 2,
+def shared(z: Floats) -> Floats:
+    """Each number twice, half a tensor apart."""
+    return np.resize(z[: max(1, len(z) // 2)], len(z))
+
+
+UNEVEN: dict[str, tuple[Callable[[Floats], Floats], str, str]] = {
+    "a layer without": (lambda z: z * (len(z) != FIRST), "0.weight", "energy"),
+    "one vector for all steps": (
+        lambda z: FixedNoise(77).normal(len(z)),
+        "0.weight",
+        "correlation of consecutive steps",
+    ),
+    "one number for all": (lambda z: np.repeat(z[:1], len(z)), "0.weight", "correlation of neighbours"),
+    "pairs": (shared, "0.weight", "correlation of the halves"),
+    "half without": (lambda z: z * (np.arange(len(z)) < len(z) // 2), "0.weight", "energy of the second half"),
+    "every other without": (lambda z: z * (np.arange(len(z)) % 2), "0.weight", "energy of even coordinates"),
+    "half the size": (lambda z: z / 2, "0.weight", "energy"),
+    "twice the size": (lambda z: z * 2, "0.weight", "energy"),
+    "a bias without": (lambda z: z * (len(z) > 3), "all tensors together", "values that repeat within a step"),
+    "pairs anywhere": (
+        lambda z: np.random.default_rng(0).permutation(shared(z)),
+        "all tensors together",
+        "values that repeat within a step",
+    ),
+    "the canaries' own without": (lambda z: z * (len(z) != 800 - FIRST - 93), "appended.weight", "energy"),
 }
 
 
-@pytest.mark.parametrize("how", UNEVEN)
-def test_noise_that_is_broken_unevenly_is_flagged(how: str) -> None:
-    found = audited(Uneven(UNEVEN[how]), 30)
-    assert "AUDIT_NOISE" in found.faults
+@pytest.mark.parametrize(("breaks", "tensor", "test"), UNEVEN.values(), ids=list(UNEVEN))
+def test_noise_that_is_broken_unevenly_is_flagged(breaks: Callable[[Floats], Floats], tensor: str, test: str) -> None:
+    found = audited(Uneven(breaks), 30)
+    assert found.faults["AUDIT_NOISE"].endswith(f"{tensor}, {test}.")
+    assert (found.noise_tests.tensor, found.noise_tests.test) == (tensor, test)
 
 
-def test_the_layer_without_noise_is_named() -> None:
-    assert audited(Uneven(UNEVEN["a layer without"]), 30).noise_tests.tensor == "0.weight"
+def test_a_noise_that_is_no_number_is_a_fault() -> None:
+    assert audit_noise._chance(np.array([np.nan, 100.0])) == 0
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_right_noise_passes_the_tests_of_the_noise(seed: int) -> None:
     tests = audited(FixedNoise(seed), 30).noise_tests
-    assert tests.chance > 1e-3
-    assert tests.count > 25
+    assert not tests.failed
+    assert tests.chance > 1e-4
+    assert tests.count == 30
 
 
 def test_where_participants_add_no_noise_there_is_none_to_audit() -> None:
@@ -229,8 +245,14 @@ def contract_file(tmp_path: Path) -> Path:
 def test_the_command_says_what_was_run_and_what_it_does_not_show(fedpact: Any, contract_file: Path) -> None:
     code, out, err = fedpact("audit-privacy", contract_file)
     assert (code, err) == (0, "")
-    words = ("12 steps", "lower bound, f-DP", "95% confidence", "no proof of privacy", "fixed beforehand")
-    for text in (*words, "noise itself:"):
+    for text in (
+        "12 steps",
+        "lower bound, f-DP",
+        "95% confidence",
+        "no proof of privacy",
+        "fixed beforehand",
+        "noise itself:",
+    ):
         assert text in out, text
 
 
@@ -255,7 +277,7 @@ def test_a_fault_ends_with_1(
     assert code == 1
     assert "AUDIT_EPSILON" in out
     assert "AUDIT_NOISE" in out
-    assert "energy" in out
+    assert "weight, energy" in out
 
 
 def test_what_is_no_contract_is_a_mistake_in_what_was_given(fedpact: Any, tmp_path: Path) -> None:
