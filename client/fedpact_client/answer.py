@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedpact_client import order as checks
 from fedpact_client.policy import Policy, check
+from fedpact_client.review import check_code
 from fedpact_client.store import Ready, Reservation, SeenHead, Store
 from fedpact_contract.arrays import update_digest, update_salt
 from fedpact_contract.canonical import parse_canonical
@@ -190,6 +191,7 @@ def _check_terms(desk: Desk, order: Order, model: bytes, head: Head, bundle: str
     checks.check_order(order, model, head, known)
     if bundle != desk.contract.code.shell_digest:
         raise RefusedError("CODE_BUNDLE_MISMATCH", "The bundle that Flower carries is not the contracted one.")
+    check_code(desk.contract)
     check(desk.contract, desk.participant, desk.policy, desk.now())
 
 

@@ -13,6 +13,7 @@ import structlog
 from fedpact_client.answer import Desk, Trained, TrainerLostError, TrainingFailedError
 from fedpact_client.api import OperatorClient, contract_path
 from fedpact_client.policy import check
+from fedpact_client.review import check_code
 from fedpact_client.store import EgressKind, Ready
 from fedpact_contract.arrays import model_digest, update_digest
 from fedpact_contract.canonical import canonical_bytes
@@ -74,6 +75,7 @@ def _ready(desk: Desk, client: OperatorClient, kind: MeasurementKind, run: Measu
     Raises:
         RefusedError: the policy or the budget says no, or the one attempt was made and lost.
     """
+    check_code(desk.contract)
     check(desk.contract, desk.participant, desk.policy, desk.now())
     base = _initial_model(desk, client) if kind == "baseline" else b""
     digest = measurement_base(desk.contract, kind)

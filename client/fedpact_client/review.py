@@ -46,9 +46,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What the whole plan costs the data set. `epsilon` is the plan's own; the rest are Rényi sums at `alpha`.
+    """What the whole plan costs the data set. `epsilon` is the plan's own, by the contract's accountant.
 
-    `before` is charged or promised to other contracts, `after` with this plan added; `limit` is R.
+    The rest are Rényi sums at `alpha`: `before` is charged or promised to other contracts, `after` with this plan
+    added; `limit` is R.
     """
 
     epsilon: Decimal
@@ -148,12 +149,12 @@ def make_terms(store: Store, contract: Contract, participant_id: str) -> Terms:
 
 def cost(store: Store, contract: Contract, terms: Terms) -> Cost:
     """What the plan costs the data set."""
-    from fedpact_contract.privacy import epsilon_pld, plan_groups
+    from fedpact_contract.privacy import epsilon_plan
 
     budget, rows = store.budget(terms.data_set), store.rows(terms.data_set)
     others = _other_plans(store, terms)
     return Cost(
-        epsilon=epsilon_pld(plan_groups(contract), contract.privacy.delta),
+        epsilon=epsilon_plan(contract),
         alpha=budget.alpha,
         attempts=terms.planned_attempts,
         before=ledger.committed([r for r in rows if r.contract_id != terms.contract_id], others),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedpact_client.cards import Draft
     from fedpact_client.review import Cost, Review
     from fedpact_client.signing import Offer
+    from fedpact_contract.contract import Contract
     from fedpact_contract.errors import FedpactError
 
 SHOWN_ROWS = 5
@@ -138,7 +139,7 @@ def show_review(review: "Review", offer: "Offer") -> None:
     if offer.complete:
         line("Every party has signed and delegated its run key; every signature was verified here.")
     if review.cost is not None:
-        _show_cost(review.cost)
+        _show_cost(review.contract, review.cost)
         if review.contract.privacy.unit == "participant":
             line(
                 "  Epsilon is for all our updates together, the Rényi sum for any row. Both bound what released models"
@@ -157,12 +158,23 @@ def _verdict(error: "FedpactError | None") -> str:
     return f"REFUSED, {error.code}: {error.message}"
 
 
-def _show_cost(cost: "Cost") -> None:
+def _show_cost(contract: "Contract", cost: "Cost") -> None:
+    from fedpact_contract.privacy import plan_words
+
     line("PRIVACY COST FOR OUR DATA SET")
-    line(f"  epsilon of the whole plan ({cost.attempts} attempts): {_epsilon(cost.epsilon)}")
     line(
-        f"  Rényi sum at alpha {decimal_text(cost.alpha)}: {_rounded(cost.before)} charged or promised, "
-        f"{_rounded(cost.after)} with this contract, limit {_rounded(cost.limit)}"
+        f"  epsilon of the whole plan ({plan_words(contract)}): {_epsilon(cost.epsilon)} at delta "
+        f"{decimal_text(contract.privacy.delta)}"
+    )
+    if (entity := contract.privacy.entity) is not None:
+        line(
+            f"  for all rows of one entity, at most {entity.max_rows}: epsilon {decimal_text(entity.epsilon)} at delta "
+            f"{decimal_text(entity.delta)}"
+        )
+    line(
+        f"  {cost.attempts} attempts at most are charged; Rényi sum at alpha {decimal_text(cost.alpha)}: "
+        f"{_rounded(cost.before)} charged or promised, {_rounded(cost.after)} with this contract, limit "
+        f"{_rounded(cost.limit)}"
     )
 
 
@@ -238,14 +250,14 @@ def show_budget(values: dict[str, Any]) -> None:
                 c["title"],
                 c["state"],
                 f"{c['epsilon_pld']} of {c['epsilon']}",
-                f"{c['steps']} of {c['planned_steps']}",
+                " + ".join([f"{c['steps']} of {c['planned_steps']}", *c["measured"]]),
                 f"{c['rounds_left']} of {c['rounds']}",
                 str(c["attempts_left"]),
             ]
             for c in data_set["contracts"]
         ]
         if rows:
-            columns = ["contract", "title", "state", "epsilon_pld", "steps", "rounds left", "attempts left"]
+            columns = ["contract", "title", "state", "epsilon_pld", "steps charged", "rounds left", "attempts left"]
             output.table(output.console(), columns, rows, right=(3, 4, 5, 6))
     if not values["data_sets"]:
         line("No data set was declared here yet.")
@@ -269,6 +281,8 @@ def show_plan(values: dict[str, Any]) -> None:
         f"{verdict}: with this noise the budget pays for {values['rounds_that_fit']} rounds; "
         f"asked are {values['rounds']}."
     )
+    line("This is the budget for rounds at record level. It does not look at your policy, and knows no statistics,")
+    line("baseline, rows of one person or noise of the operator: `sign` shows what those cost.")
 
 
 def show_egress(values: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A contract as it lies in a file: complete TOML, canonical JSON, an envelope, or the signed contract."""
+"""A contract as it lies in a file: complete TOML, canonical JSON, an envelope, signed, or in evidence."""
 
 from pathlib import Path
 from typing import Any
@@ -6,21 +6,31 @@ from typing import Any
 from fedpact_contract.canonical import parse_canonical
 from fedpact_contract.contract import Contract, SignedContract
 from fedpact_contract.errors import FedpactError, InputError
+from fedpact_contract.evidence import LOG
+from fedpact_contract.log import ContractSigned, Entry
 from fedpact_contract.record import Envelope, read_envelope, signers
 
 
 def read_contract(path: Path) -> tuple[Contract, list[str]]:
-    """The contract in a file, and the ids of the parties whose valid signature is on it.
+    """The contract in a file or an evidence folder, and the ids of the parties whose valid signature is on it.
 
     Raises:
         InputError: no such file, or no contract in it.
         FaultError: a signature on it does not verify.
     """
+    evidence = path.is_dir()
     try:
-        data = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as err:
-        raise InputError("CONTRACT_FILE_MISSING", "There is no contract file here.", file=path) from err
+        data = (path / LOG if evidence else path).read_bytes()
+    except FileNotFoundError as err:
+        raise InputError(
+            "CONTRACT_FILE_MISSING",
+            "There is no contract file here, and no folder with evidence.",
+            file=path,
+            remedy="`fedpact contract new --out FILE` writes a contract, `fedpact evidence` the evidence of one.",
+        ) from err
     try:
+        if evidence:
+            return _in_log(data)
         return _json(data) if data.lstrip()[:1] == b"{" else (_toml(data, path), [])
     except FedpactError as err:
         err.file = err.file or str(path)
@@ -32,7 +42,20 @@ def _toml(data: bytes, path: Path) -> Contract:
         text = data.decode("utf-8")
     except UnicodeDecodeError as err:
         raise InputError("CONTRACT_ENCODING", "The contract file is not UTF-8 text.", file=path) from err
-    return Contract.from_toml(text, file=path)
+    try:
+        return Contract.from_toml(text, file=path)
+    except InputError as err:
+        if err.code == "CONTRACT_MISSING_KEY":
+            err.remedy = "If this is a template, `fedpact contract new` makes a contract of it."
+        raise
+
+
+def _in_log(data: bytes) -> tuple[Contract, list[str]]:
+    """Entry 0 of a log; the rest is not read (`verify` does)."""
+    body = Entry.from_bytes(data.partition(b"\n")[0]).open()
+    if not isinstance(body, ContractSigned):
+        raise InputError("CONTRACT_FILE_FORM", "The log does not begin with a signed contract.")
+    return _signed(body.signed.contract)
 
 
 def _json(data: bytes) -> tuple[Contract, list[str]]:
@@ -49,7 +72,7 @@ def _load(data: bytes) -> dict[str, Any]:
     try:
         value = parse_canonical(data.rstrip(b"\n"), what="contract")
     except InputError as err:
-        err.remedy = "Give the file as `fedpact contract` wrote it, or the contract as TOML."
+        err.remedy = "Give the file that `fedpact contract new --out FILE` wrote, an evidence folder, or complete TOML."
         raise
     if not isinstance(value, dict):
         raise InputError("CONTRACT_FILE_FORM", "The file holds no contract.")

@@ -154,9 +154,9 @@ def solve_noise_multiplier(
     if beside and epsilon_pld(beside, delta) > epsilon:
         raise InputError(
             "PRIVACY_UNREACHABLE",
-            f"What is released besides costs more than epsilon {epsilon} alone.",
+            f"The statistics alone cost epsilon {epsilon_pld(beside, delta)}; the contract allows {epsilon} in all.",
             field="statistics.noise_multiplier",
-            remedy="Give the statistics more noise, or ask fewer queries.",
+            remedy="Give the statistics more noise, ask fewer queries, or allow a larger epsilon.",
         )
 
     def costs(thousandths: int, interval: float) -> Decimal:
@@ -307,6 +307,30 @@ def plan_groups(contract: Contract, steps: int | None = None) -> list[Group]:
     return [_group(contract, contract.planned_steps if steps is None else steps), *measured]
 
 
+def epsilon_plan(contract: Contract) -> Decimal:
+    """What the whole plan costs by the contract's own accountant: Rényi at client level, else `epsilon_pld`.
+
+    Raises:
+        InputError: PRIVACY_RANGE.
+    """
+    privacy = contract.privacy
+    if isinstance(privacy, ClientPrivacy):
+        return epsilon_central(privacy.noise_multiplier, privacy.delta, contract.planned_steps)
+    return epsilon_pld(plan_groups(contract), privacy.delta)
+
+
+def plan_words(contract: Contract) -> str:
+    """What epsilon covers, in words: 6 steps, 4 statistics and a baseline of 5 steps."""
+    noised = "released model" if isinstance(contract.privacy, ClientPrivacy) else "step"
+    parts = [f"{contract.planned_steps} {noised}" + ("s" if contract.planned_steps != 1 else "")]
+    if contract.statistics is not None:
+        count = len(contract.statistics.queries)
+        parts.append(f"{count} statistic" + ("s" if count != 1 else ""))
+    if contract.baseline is not None:
+        parts.append(f"a baseline of {contract.baseline.steps} steps")
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
 def measured_group(contract: Contract, kind: MeasurementKind) -> Group:
     """What one measurement outside the rounds is, as steps.
 
@@ -332,28 +356,19 @@ def check_plan(contract: Contract) -> None:
             field="privacy.accountant",
             remedy="Make the contract with this version, or verify with the version that made it.",
         )
-    central = isinstance(privacy, ClientPrivacy)
-    costs = (
-        epsilon_central(privacy.noise_multiplier, privacy.delta, contract.planned_steps)
-        if central
-        else epsilon_pld(plan_groups(contract), privacy.delta)
-    )
+    costs = epsilon_plan(contract)
     if costs > privacy.epsilon:
         shown = f"{costs}" if costs.is_finite() else f"more than {CEILING}"
         raise InputError(
             "CONTRACT_NOISE_TOO_SMALL",
-            f"The plan of {contract.planned_steps} {'releases' if central else 'steps'}{_besides(contract)} costs "
-            f"epsilon {shown}; the contract promises {decimal_text(privacy.epsilon)}.",
+            f"The plan of {plan_words(contract)} costs epsilon {shown}; the contract promises "
+            f"{decimal_text(privacy.epsilon)}.",
             field="privacy.noise_multiplier",
             rule="epsilon of the plan <= privacy.epsilon",
             remedy="Take the noise multiplier that `fedpact contract new` works out.",
         )
     if privacy.entity is not None:
         _check_entity(contract, privacy.entity)
-
-
-def _besides(contract: Contract) -> str:
-    return "".join(f" and the {kind}" for kind in contract.measurements)
 
 
 def _check_entity(contract: Contract, entity: EntityUnit) -> None:

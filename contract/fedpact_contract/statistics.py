@@ -92,6 +92,11 @@ def cell_count(contract: "Contract", query: Query) -> int:
     return len(values_of(contract, query.column))
 
 
+def total_cells(contract: "Contract") -> int:
+    """How many sums answer all of a contract's queries; 0 where it asks none."""
+    return 0 if contract.statistics is None else sum(cell_count(contract, q) for q in contract.statistics.queries)
+
+
 def values_of(contract: "Contract", column: str) -> tuple[str, ...]:
     """The vocabulary of a category, or the classes of the label."""
     if column == contract.data.label.name:

@@ -388,7 +388,10 @@ def _backward_weighted(
     try:
         losses = _losses(loss, wrapped(x), y)
     except NotImplementedError as err:  # so opacus says that a layer is used twice
-        twice = next(name for name, p in wrapped.named_parameters() if getattr(p, "_forward_counter", 0) > 1)
+        counts = ((name, getattr(p, "_forward_counter", 0)) for name, p in wrapped.named_parameters())
+        twice = next((name for name, count in counts if count > 1), None)
+        if twice is None:
+            raise
         raise _not_private(twice.removeprefix("_module."), _TWICE) from err
     torch.autograd.backward(losses.sum(), retain_graph=True)
     wrapped.zero_grad(set_to_none=True)  # the plain gradient: nothing of it may stay

@@ -31,7 +31,8 @@ def register(app: typer.Typer) -> None:
 
 def audit_privacy_command(
     contract: Annotated[
-        Path, typer.Argument(help="A contract's file: JSON as written or signed, or TOML.", metavar="CONTRACT")
+        Path,
+        typer.Argument(help="A contract's file (JSON as written or signed, or TOML), or evidence.", metavar="CONTRACT"),
     ],
     seconds: Annotated[int, typer.Option("--seconds", min=1, help="Time for its rounds, one at least.")] = 40,
     as_json: Json = False,

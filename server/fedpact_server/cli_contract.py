@@ -91,6 +91,7 @@ def new_command(
 
     Example: fedpact contract new heart.toml --validation rows.csv
     """
+    from fedpact_contract.privacy import plan_words
     from fedpact_contract.record import decimal_text
     from fedpact_contract.request import utc_now
     from fedpact_server.drafting import new
@@ -114,11 +115,15 @@ def new_command(
         return
     line(f"contract {contract.id} (draft)")
     line(contract.title)
-    noised = "steps" if contract.privacy.unit == "example" else "released models"
     line(
-        f"noise multiplier {decimal_text(contract.privacy.noise_multiplier)} keeps {contract.planned_steps} {noised} "
-        f"within epsilon {decimal_text(contract.privacy.epsilon)} at delta {decimal_text(contract.privacy.delta)}"
+        f"noise multiplier {decimal_text(contract.privacy.noise_multiplier)} keeps {plan_words(contract)} within "
+        f"epsilon {decimal_text(contract.privacy.epsilon)} at delta {decimal_text(contract.privacy.delta)}"
     )
+    if (entity := contract.privacy.entity) is not None:
+        line(
+            f"all rows of one entity, at most {entity.max_rows}: epsilon {decimal_text(entity.epsilon)} at delta "
+            f"{decimal_text(entity.delta)}"
+        )
     names = {party_id: party.name for party_id, party in contract.parties().items()} | {"operator": "the operator"}
     slices = contract.contribution.validation.slices
     line(f"validation {', '.join(f'{s.count} rows of {names[s.source]}' for s in slices)}")

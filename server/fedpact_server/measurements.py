@@ -15,7 +15,7 @@ from fedpact_contract.log import BaselineLoss, MeasurementTaken
 from fedpact_contract.messages import Measurement, measurement_event
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope, read_envelope
-from fedpact_contract.statistics import cell_count
+from fedpact_contract.statistics import total_cells
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
 from fedpact_server import db, logbook, mirror, scoring
@@ -119,10 +119,7 @@ def check(record: Measurement, array: bytes, contract: Contract, participant: st
 
 def cells(contract: Contract, kind: MeasurementKind) -> int:
     """How many numbers a measurement has."""
-    if kind == "baseline":
-        return parameter_count(contract.model, contract.data)
-    assert contract.statistics is not None  # noqa: S101 - its event was found
-    return sum(cell_count(contract, query) for query in contract.statistics.queries)
+    return parameter_count(contract.model, contract.data) if kind == "baseline" else total_cells(contract)
 
 
 def baseline_losses(home: Path, connection: Connection, contract: Contract, examples: Examples) -> list[BaselineLoss]:

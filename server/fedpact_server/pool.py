@@ -13,6 +13,7 @@ from fedpact_contract.errors import FaultError
 from fedpact_models.registry import parameter_count
 from fedpact_server import db, noise_floor
 from fedpact_server.noise_floor import NoiseFloor
+from fedpact_server.run_state import read_array
 
 KEPT = ("ADMITTED", noise_floor.CODE)
 """Codes of the updates whose arrays are kept."""
@@ -24,14 +25,7 @@ def load_update(arrays: Path, digest: str) -> NDArray[np.float32]:
     Raises:
         FaultError: the file is missing or is not what its name says.
     """
-    path = arrays / f"{digest}.f4"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as err:
-        raise FaultError("UPDATE_MISSING", "An admitted update's file is missing.", file=path) from err
-    if update_digest(data) != digest:
-        raise FaultError("UPDATE_DIGEST", "An update's file is not what its digest says.", file=path)
-    return np.frombuffer(data, "<f4").copy()
+    return np.frombuffer(read_array(arrays / f"{digest}.f4", "update", update_digest), "<f4").copy()
 
 
 def ratios(connection: Connection, contract: Contract, arrays: Path, participant: str, count: int) -> tuple[float, ...]:

@@ -6,10 +6,11 @@ write; every write of another one is refused (fencing).
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import sqlalchemy as sa
@@ -177,19 +178,28 @@ def write_array(path: Path, data: bytes) -> None:
     part.replace(path)
 
 
+def read_array(path: Path, what: Literal["model", "update"], digest_of: Callable[[bytes], str]) -> bytes:
+    """An array's bytes; the file's stem is their digest.
+
+    Raises:
+        FaultError: MODEL_MISSING, UPDATE_MISSING; MODEL_DIGEST, UPDATE_DIGEST, it is not what its name says.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as err:
+        raise FaultError(f"{what.upper()}_MISSING", f"The file of a {what} is missing.", file=path) from err
+    if digest_of(data) != path.stem:
+        raise FaultError(f"{what.upper()}_DIGEST", f"The file of a {what} is not what its digest says.", file=path)
+    return data
+
+
 def load_model(home: Path, digest: str) -> FloatArray:
     """A model by its digest, float64 [P].
 
     Raises:
         FaultError: the file is missing or is not what its name says.
     """
-    path = home / "models" / f"{digest}.f8"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as err:
-        raise FaultError("MODEL_MISSING", "A model's file is missing.", file=path) from err
-    if model_digest(data) != digest:
-        raise FaultError("MODEL_DIGEST", "A model's file is not what its digest says.", file=path)
+    data = read_array(home / "models" / f"{digest}.f8", "model", model_digest)
     return np.frombuffer(data, "<f8").copy()
 
 

@@ -22,7 +22,7 @@ from fedpact_client import cli, guard, trial, views
 from fedpact_client.cli import app, main
 from fedpact_contract.errors import FaultError
 from fedpact_contract.files import replace_file
-from fedpact_contract.privacy import attempt_rdp
+from fedpact_contract.privacy import attempt_rdp, epsilon_plan
 
 HEAVY = {
     "torch",
@@ -348,7 +348,8 @@ def test_who_lets_the_operator_see_updates_says_so_in_its_policy(call: Call, rea
     replace_file(ready.home.config_path, text.replace("\n#trust_models", "\ntrust_models").encode())
     signed = call("sign", offered.id, "--yes", "--passphrase-file", passphrase)
     assert signed.code == 0
-    for words in ("WITHOUT NOISE", "nothing bounds what they tell it", "the Rényi sum for any row"):
+    plan = f"epsilon of the whole plan (2 released models): {epsilon_plan(offered)} at delta 0.00001"
+    for words in ("WITHOUT NOISE", "nothing bounds what they tell it", "the Rényi sum for any row", plan):
         assert words in signed.out
     (agreed,) = ready.store.contracts()
     alpha = ready.store.data_set("set-1").alpha

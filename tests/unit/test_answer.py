@@ -354,6 +354,15 @@ def test_without_a_spare_attempt_the_round_is_missed_and_stays_charged(tmp_path)
     assert charged(agent) == 3, "the crashed attempt of round 1 and those of rounds 2 and 3"
 
 
+def test_other_code_than_was_signed_trains_nothing(world, monkeypatch) -> None:
+    """An agent that was upgraded after it signed."""
+    _, _, agent, order, model = world
+    before = charged(agent)
+    monkeypatch.setattr("fedpact_models.code.models_digest", lambda: "e" * 64)
+    found = refusal(answer(agent.desk, order, model, BUNDLE))
+    assert (found.code, found.attempts, charged(agent)) == ("CODE_MODELS_MISMATCH", 0, before)
+
+
 def test_a_failure_of_the_data_is_charged_refused_and_never_retried(tmp_path) -> None:
     federation = make_federation(tmp_path)
     agent = federation.agent(2)

@@ -1,7 +1,6 @@
 """The one-run audit on few canaries, and its command. Broken training comes from the tests, never from an option."""
 
 import json
-import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -11,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from tests.support.central import CENTRAL
+from tests.support.command import Run, runner
 from tests.support.contract_kit import change
 from tests.support.models_kit import a_model, plain_schema, training_contract
 from tests.support.noise import FixedNoise
 
-from fedpact_contract import cli
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError
 from fedpact_models import audit as module
@@ -220,19 +219,11 @@ def test_a_plan_that_breaks_its_own_epsilon_is_refused() -> None:
 
 
 @pytest.fixture
-def fedpact(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedpact", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        captured = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return left.value.code, captured.out, captured.err
-
+def fedpact(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(module, "CANARIES", 800)
     monkeypatch.setattr(module.audit, "__kwdefaults__", {"canaries": 800})
-    return call
+    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture

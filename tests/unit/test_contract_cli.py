@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 import typer
+from tests.support.command import runner
 from tests.support.evidence_factory import contract_values, make_evidence
 
 from fedpact_contract import __version__, cli, output
@@ -27,16 +28,8 @@ from fedpact_contract.trust import Trust, TrustedParty, add_party, write
 def fedpact(monkeypatch, capsys):
     """Run a command line in this process; gives (exit code, stdout, stderr)."""
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedpact", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        captured = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return left.value.code, captured.out, captured.err
-
     monkeypatch.setenv("COLUMNS", "200")
-    return call
+    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -316,6 +309,28 @@ def test_what_is_no_contract_is_refused(fedpact, tmp_path, data, code) -> None:
     error = json.loads(out)["error"]
     assert exit_code in (1, 2)
     assert (error["code"], error["file"]) == (code, str(path))
+
+
+def test_the_contract_is_read_out_of_its_evidence(fedpact, evidence) -> None:
+    code, out, _ = fedpact("contract", "read", evidence.folder, "--json")
+    found = json.loads(out)
+    assert (code, found["contract_id"]) == (0, evidence.made.contract.id)
+
+
+@pytest.mark.parametrize("log", [None, b"", b"{}\n"])
+def test_a_folder_without_a_contract_is_refused(fedpact, tmp_path, log) -> None:
+    if log is not None:
+        (tmp_path / "log.jsonl").write_bytes(log)
+    code, out, _ = fedpact("contract", "read", tmp_path, "--json")
+    error = json.loads(out)["error"]
+    assert code in (1, 2)
+    assert error["file"] == str(tmp_path)
+
+
+def test_a_template_is_named_as_what_it_is(fedpact, tmp_path) -> None:
+    path = tmp_path / "template.toml"
+    path.write_text("title = 'x'")
+    assert "`fedpact contract new` makes a contract of it" in fedpact("contract", "read", path)[2]
 
 
 # Help, versions, server commands

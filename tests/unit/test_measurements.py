@@ -27,10 +27,10 @@ from fedpact_contract.evidence import unpack
 from fedpact_contract.ledger import GENESIS, measured, next_restored
 from fedpact_contract.log import BaselinesScored, MeasurementTaken
 from fedpact_contract.messages import Measurement, Order
-from fedpact_contract.privacy import check_plan, epsilon_pld, plan_groups
+from fedpact_contract.privacy import check_plan, epsilon_pld, plan_groups, plan_words
 from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.request import parse_instant
-from fedpact_contract.statistics import results
+from fedpact_contract.statistics import cell_count, results
 from fedpact_contract.verify import verify
 from fedpact_models.dp import SystemNoise
 from fedpact_models.features import Examples, encode
@@ -130,6 +130,9 @@ class TestWhole:
 
         assert "Trained alone" in render(built, "en")
         assert "单独训练" in render(built, "zh")
+
+    def test_people_are_told_all_that_epsilon_covers(self, run: ClosedRun) -> None:
+        assert plan_words(run.federation.contract) == "18 steps, 5 statistics and a baseline of 4 steps"
 
     def test_each_is_charged_once_before_it_leaves_and_counts_in_epsilon(self, run: ClosedRun) -> None:
         desk = run.federation.agent(1).desk
@@ -237,6 +240,13 @@ class TestFailures:
         assert look(run, 1)
         assert (rows(agent.desk), taken(run)) == ([], [])
         assert "POLICY_PURPOSE_MISMATCH" in {a.code for a in agent.desk.store.alarms()}
+
+    def test_other_code_than_was_signed_measures_nothing(self, run: ClosedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fedpact_models.code.models_digest", lambda: "e" * 64)
+        assert look(run, 1)
+        desk = run.federation.agent(1).desk
+        assert (rows(desk), taken(run)) == ([], [])
+        assert "CODE_MODELS_MISMATCH" in {a.code for a in desk.store.alarms()}
 
     def test_another_initial_model_is_refused_before_anything_is_charged(self, run: ClosedRun) -> None:
         other = base64.b64encode(np.ones(650).astype("<f8").tobytes()).decode()
@@ -471,7 +481,7 @@ class TestQueries:
 
     def split(self, contract: Contract, flat: Any) -> list[list[float]]:
         assert contract.statistics is not None
-        counts = [measurements.cell_count(contract, query) for query in contract.statistics.queries]
+        counts = [cell_count(contract, query) for query in contract.statistics.queries]
         edges = np.cumsum([0, *counts])
         return [list(flat[a:b]) for a, b in pairwise(edges)]
 

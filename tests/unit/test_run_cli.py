@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.closed_run import REVENUE, ClosedRun, closed_run, with_operator_home
+from tests.support.command import runner
 from tests.support.federation import Federation, make_federation
 
 from fedpact_client.closing import close
-from fedpact_contract import cli
 from fedpact_contract.report import ratio_text
 from fedpact_contract.trust import Trust, write
 from fedpact_server import db, logbook, runs
@@ -56,15 +55,13 @@ def fedpact(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.delenv("FEDPACT_HOME", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
 
+    run = runner(monkeypatch, capsys)
+
     def call(*args: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["fedpact", *args])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        shown = capsys.readouterr()
-        assert "Traceback" not in shown.out + shown.err
-        assert not re.search(r"\bINTERNAL\b", shown.out + shown.err)
-        return Result(int(left.value.code or 0), shown.out, shown.err)
+        result = Result(*run(*args))
+        assert "Traceback" not in result.out + result.err
+        assert not re.search(r"\bINTERNAL\b", result.out + result.err)
+        return result
 
     return call
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.command import runner
 from tests.support.operator_world import NOW, ROWS, TEMPLATE, enterprise
 
-from fedpact_contract import cli
 from fedpact_contract.contract import Contract, load_toml
 from fedpact_contract.keys import show_fingerprint
 from fedpact_contract.messages import Invitation
@@ -50,12 +50,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.delenv("FEDPACT_HOME", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
 
+    run = runner(monkeypatch, capsys)
+
     def call(*args: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["fedpact", *args])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        shown = capsys.readouterr()
-        return Result(int(left.value.code or 0), shown.out, shown.err)
+        return Result(*run(*args))
 
     return call
 
