@@ -21,7 +21,8 @@ if name == "shown":
 if name in ("stubborn", "parent"):
     line = [sys.executable, "-c", "import time; time.sleep(600)", str(folder)]
     child = subprocess.Popen(line, start_new_session=True)
-(folder / f"{{name}}.pid").write_text(str(os.getpid()))
+(folder / f"{{name}}.tmp").write_text(str(os.getpid()))
+(folder / f"{{name}}.tmp").rename(folder / f"{{name}}.pid")  # whoever sees the file can read it
 if name == "quick":
     sys.stdout.write('{{"said": "done"}}')
     sys.exit(0)
@@ -50,7 +51,8 @@ def main() -> None:
         try:
             for name in ("parent", "stubborn"):
                 made.start(name, ["stand-in", name], folder / "logs" / f"{name}.log")
-            made.wait_for(lambda: (folder / "stubborn.pid").exists(), "it", 30)
+            made.wait_for(lambda: all((folder / f"{name}.pid").exists() for name in ("parent", "stubborn")), "it", 30)
+            (folder / "both").touch()
             if what == "call":
                 made.call(["stand-in", "slow"])
             elif what == "shown":

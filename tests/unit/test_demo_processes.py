@@ -56,8 +56,8 @@ def finish(process: "subprocess.Popen[str]", folder: Path) -> tuple[int, str, fl
     return process.returncode, out, time.monotonic() - begun
 
 
-SEEN = {"call": "slow", "shown": "shown", "each": "slow2", "own-work": "stubborn"}
-"""What a stand-in's demo is doing, and the process that runs by then."""
+SEEN = {"call": "slow.pid", "shown": "shown.pid", "each": "slow2.pid", "own-work": "both"}
+"""What a stand-in's demo is doing, and the file that is there by then: both children that are waited for have theirs."""
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ SEEN = {"call": "slow", "shown": "shown", "each": "slow2", "own-work": "stubborn
 )
 def test_a_signal_ends_everything_like_ctrl_c(tmp_path, number, what) -> None:
     process = begin(tmp_path, what)
-    wait_for((tmp_path / f"{SEEN[what]}.pid").exists)
+    wait_for((tmp_path / SEEN[what]).exists)
     process.send_signal(number)
     assert process.stdout is not None
     said = process.stdout.readline()
@@ -103,7 +103,7 @@ def test_a_demo_that_is_killed_takes_its_processes_with_it(tmp_path) -> None:
 @pytest.mark.parametrize(("what", "killed"), [("call", "parent"), ("each", "stubborn"), ("own-work", "parent")])
 def test_a_process_that_is_killed_is_noticed_at_once_and_its_children_are_ended(tmp_path, what, killed) -> None:
     process = begin(tmp_path, what)
-    wait_for((tmp_path / f"{SEEN[what]}.pid").exists)
+    wait_for((tmp_path / SEEN[what]).exists)
     os.kill(int((tmp_path / f"{killed}.pid").read_text()), signal.SIGKILL)
     begun = time.monotonic()
     code, out, _ = finish(process, tmp_path)
