@@ -5,8 +5,9 @@ contract's deviation it must be independent standard normal numbers: over steps,
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -20,6 +21,8 @@ _ENOUGH = 30  # numbers, or pairs; of tensors with fewer the sums are added up
 _SMALL = "the small tensors together"
 _ALL = "all tensors together"
 _GRID = 1e-9  # in deviations; finer than that the noise is not always recovered
+_SKETCH = 256  # coordinates, evenly spread, by which every step is compared with every other
+_SKETCHES = 4096  # steps so compared, the first: 8 MB, and a quarter of a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,7 @@ class NoiseSeen:
         self._sums: list[Floats] = []
         self._last: list[Floats] = []
         self._found: dict[tuple[str, str], Floats] = {}
+        self._sketches: list[Floats] = []
         self._repeated, self._expected = 0, 0.0
 
     def __call__(self, optimizer: SecureDPOptimizer, _: int) -> None:
@@ -67,6 +71,7 @@ class NoiseSeen:
         self._take()
         chances = {key: _chance(sums) for key, sums in _pooled(self._found).items()}
         chances[_ALL, "values that repeat within a step"] = _poisson_tail(self._repeated, self._expected)
+        chances[_ALL, "correlation of any two steps"] = _closest_pair(self._sketches)
         worst = min(chances, key=lambda key: chances[key])
         return NoiseTests(
             count=len(chances), tensor=worst[0], test=worst[1], chance=min(1.0, chances[worst] * len(chances))
@@ -83,11 +88,20 @@ class NoiseSeen:
         before: Sequence[Floats | None] = self._last or [None] * len(step)
         for name, noise, last in zip(self._names, step, before, strict=True):
             for test, sums in _sums(noise, last):
-                self._found[name, test] = self._found.get((name, test), 0.0) + sums
-        together = np.rint(np.abs(np.concatenate(step)) / _GRID)
+                self._add(name, test, sums)
+        for (name, a), (other, b) in combinations(zip(self._names, step, strict=True), 2):
+            shared = min(len(a), len(b))
+            self._add(name, f"correlation with {other}", _pair(a[:shared], b[:shared]))
+        together = np.concatenate(step)
+        if len(self._sketches) < _SKETCHES:
+            self._sketches.append(together[:: math.ceil(len(together) / _SKETCH)])
+        together = np.rint(np.abs(together) / _GRID)
         self._repeated += len(together) - len(np.unique(together))
         self._expected += math.comb(len(together), 2) * _GRID / math.sqrt(math.pi)  # half-normal: density's square
         self._last = step
+
+    def _add(self, tensor: str, test: str, sums: Floats) -> None:
+        self._found[tensor, test] = self._found.get((tensor, test), 0.0) + sums
 
 
 def _sums(noise: Floats, last: Floats | None) -> Iterator[tuple[str, Floats]]:
@@ -110,10 +124,26 @@ def _sums(noise: Floats, last: Floats | None) -> Iterator[tuple[str, Floats]]:
     if last is not None:
         pairs["correlation of consecutive steps"] = (noise, last)
     for test, (a, b) in pairs.items():
-        yield test, np.array([a @ b, a @ a, b @ b, len(a)])
+        yield test, _pair(a, b)
 
 
-def _pooled(found: dict[tuple[str, str], Floats]) -> dict[tuple[str, str], Floats]:
+def _pair(a: Floats, b: Floats) -> Floats:
+    return np.array([a @ b, a @ a, b @ b, len(a)])
+
+
+def _closest_pair(sketches: Sequence[Floats]) -> float:
+    """The chance of the largest correlation of two of them, times the number of pairs: noise that comes again."""
+    if len(sketches) < 2:
+        return 1.0
+    steps = np.stack(sketches)
+    if not np.isfinite(steps).all():
+        return 0.0
+    steps /= np.maximum(1e-300, np.linalg.norm(steps, axis=1, keepdims=True))  # one of zeros resembles none
+    products = np.abs(np.tril(steps @ steps.T, -1))
+    return _chance(np.array([products.max(), 1.0, 1.0, steps.shape[1]])) * math.comb(len(steps), 2)
+
+
+def _pooled(found: Mapping[tuple[str, str], Floats]) -> dict[tuple[str, str], Floats]:
     """The sums of which a chance can be taken; those of too few numbers added up, each test by itself."""
     result = {key: sums for key, sums in found.items() if sums[-1] >= _ENOUGH}
     pool: dict[tuple[str, str], Floats] = {}

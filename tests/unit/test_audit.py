@@ -1,6 +1,7 @@
 """The one-run audit on few canaries, and its command. Broken training comes from the tests, never from an option."""
 
 import json
+import math
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -100,13 +101,46 @@ def shared(z: Floats) -> Floats:
     return np.resize(z[: max(1, len(z) // 2)], len(z))
 
 
+def by_step(breaks: Callable[[list[Floats]], Floats]) -> Callable[[Floats], Floats]:
+    """What becomes of a tensor's newest draw, given all of its draws: each tensor has its own size here."""
+    drawn: dict[int, list[Floats]] = {}
+
+    def broken(z: Floats) -> Floats:
+        drawn.setdefault(len(z), []).append(z)
+        return breaks(drawn[len(z)])
+
+    return broken
+
+
+def mixed() -> Callable[[Floats], Floats]:
+    """Noise of which a half comes from the tensor before, no number being another's."""
+    last = [np.zeros(1)]
+
+    def mix(z: Floats) -> Floats:
+        before, last[0] = np.resize(last[0], len(z)), z
+        return (z + before) / math.sqrt(2)
+
+    return mix
+
+
 UNEVEN: dict[str, tuple[Callable[[Floats], Floats], str, str]] = {
     "a layer without": (lambda z: z * (len(z) != FIRST), "0.weight", "energy"),
     "one vector for all steps": (
         lambda z: FixedNoise(77).normal(len(z)),
         "0.weight",
+        "correlation with 2.weight",
+    ),
+    "the step before with its sign turned": (
+        by_step(lambda z: (z[-1] - z[-2]) / math.sqrt(2) if len(z) % 2 == 0 else z[-1]),
+        "appended.weight",
         "correlation of consecutive steps",
     ),
+    "the same four steps in every round": (
+        by_step(lambda z: z[(len(z) - 1) % 4]),
+        "all tensors together",
+        "correlation of any two steps",
+    ),
+    "layers that share a part": (mixed(), "0.weight", "correlation with 2.weight"),
     "one number for all": (lambda z: np.repeat(z[:1], len(z)), "0.weight", "correlation of neighbours"),
     "pairs": (shared, "0.weight", "correlation of the halves"),
     "half without": (lambda z: z * (np.arange(len(z)) < len(z) // 2), "0.weight", "energy of the second half"),
@@ -139,7 +173,7 @@ def test_right_noise_passes_the_tests_of_the_noise(seed: int) -> None:
     tests = audited(FixedNoise(seed), 30).noise_tests
     assert not tests.failed
     assert tests.chance > 1e-4
-    assert tests.count == 30
+    assert tests.count == 37
 
 
 def test_where_participants_add_no_noise_there_is_none_to_audit() -> None:

@@ -57,7 +57,7 @@ def finish(process: "subprocess.Popen[str]", folder: Path) -> tuple[int, str, fl
 
 
 SEEN = {"call": "slow.pid", "shown": "shown.pid", "each": "slow2.pid", "own-work": "both"}
-"""What a stand-in's demo is doing, and the file that is there by then: both children that are waited for have theirs."""
+"""What a stand-in's demo is doing, and the file that is there by then; of both that are waited for."""
 
 
 @pytest.mark.parametrize(
