@@ -6,14 +6,15 @@ rows that remain. The unanimity game has two coalitions, nobody and all: each of
 all rows. Values are exact fractions in 1e-9 nat; whoever was not admitted in a round has 0 there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FaultError
+from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import RoundScores
-from fedpact_contract.shapley import shapley
+from fedpact_contract.shapley import banzhaf, shapley
 
 _LARGEST = 10**30
 
@@ -79,17 +80,24 @@ def round_values(scores: RoundScores, contract: Contract) -> dict[str, Fraction]
         FaultError: `check_scores`.
     """
     check_scores(scores, contract)
-    return _round_values(scores, contract)
+    return _round(scores, contract, _SHAPLEY)
 
 
-def period_values(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, Fraction]:
+def period_values(
+    rounds: Sequence[RoundScores], contract: Contract, *, without: int | None = None
+) -> dict[str, Fraction]:
     """Every participant's Phi: the sum of its round values, by id, in 1e-9 nat.
+
+    Args:
+        rounds: The scores of every round.
+        contract: The contract.
+        without: A slice to leave out, for whoever wants to see what hangs on its rows.
 
     Raises:
         FaultError: `check_rounds`.
+        InputError: SLICE_NEEDED: without that slice a participant would be scored on no row.
     """
-    check_rounds(rounds, contract)
-    return _summed((_round_values(scores, contract) for scores in rounds), contract)
+    return _period(rounds, contract, _SHAPLEY, without)
 
 
 def total_value(rounds: Sequence[RoundScores], contract: Contract) -> Fraction:
@@ -119,49 +127,75 @@ def leave_one_out(rounds: Sequence[RoundScores], contract: Contract) -> dict[str
     Raises:
         FaultError: `check_rounds`.
     """
+    return _period(rounds, contract, _LEAVE_ONE_OUT)
+
+
+def banzhaf_values(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, Fraction]:
+    """Diagnostic, never paid: the sum over rounds of Banzhaf values, by id, in 1e-9 nat, same rows as Phi.
+
+    Raises:
+        FaultError: `check_rounds`.
+    """
+    return _period(rounds, contract, _BANZHAF)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Index:
+    """What a table of 2^N values says of each player, linear in them; and its part where only all together count."""
+
+    of_table: Callable[[Sequence[int]], Sequence[Fraction]]
+    of_unanimity: Callable[[int], Fraction]
+
+
+def _last(values: Sequence[int]) -> tuple[Fraction, ...]:
+    """v(N) - v(N without i)."""
+    full = len(values) - 1
+    return tuple(Fraction(values[full] - values[full ^ 1 << i]) for i in range(full.bit_length()))
+
+
+_SHAPLEY = _Index(of_table=shapley, of_unanimity=lambda n: Fraction(1, n))
+_BANZHAF = _Index(of_table=banzhaf, of_unanimity=lambda n: Fraction(1, 2 ** (n - 1)))
+_LEAVE_ONE_OUT = _Index(of_table=_last, of_unanimity=lambda _: Fraction(1))
+
+
+def _period(
+    rounds: Sequence[RoundScores], contract: Contract, index: _Index, without: int | None = None
+) -> dict[str, Fraction]:
     check_rounds(rounds, contract)
-    return _summed((_round_without(scores, contract) for scores in rounds), contract)
-
-
-def _round_values(scores: RoundScores, contract: Contract) -> dict[str, Fraction]:
     result = dict.fromkeys(contract.by_id(), Fraction(0))
-    if contract.contribution.game == "unanimity":
-        part = Fraction(sum(scores.losses[0]) - sum(scores.losses[1]), len(scores.players))
-        return result | dict.fromkeys(scores.players, part / validation_rows(contract))
-    everywhere = shapley([sum(row) for row in scores.losses])
-    for i, player, own, rows in _scored_on(scores, contract):
-        rise = everywhere[i]
-        if own is not None:
-            rise -= shapley([row[own] for row in scores.losses])[i]
-        result[player] = -rise / rows
-    return result
-
-
-def _round_without(scores: RoundScores, contract: Contract) -> dict[str, Fraction]:
-    result = dict.fromkeys(contract.by_id(), Fraction(0))
-    if contract.contribution.game == "unanimity":
-        fall = Fraction(sum(scores.losses[0]) - sum(scores.losses[1]), validation_rows(contract))
-        return result | dict.fromkeys(scores.players, fall)
-    full = len(scores.losses) - 1
-    for i, player, own, rows in _scored_on(scores, contract):
-        rises = [a - b for a, b in zip(scores.losses[full ^ (1 << i)], scores.losses[full], strict=True)]
-        result[player] = Fraction(sum(rises) - (0 if own is None else rises[own]), rows)
-    return result
-
-
-def _scored_on(scores: RoundScores, contract: Contract) -> Iterator[tuple[int, str, int | None, int]]:
-    """For each player: its bit, its id, the slice that it gave (or None), and the number of rows of the others."""
-    slices = contract.contribution.validation.slices
-    given = {s.source: k for k, s in enumerate(slices)}
-    rows = validation_rows(contract)
-    for i, player in enumerate(scores.players):
-        own = given.get(player)
-        yield i, player, own, rows if own is None else rows - slices[own].count
-
-
-def _summed(parts: Iterator[dict[str, Fraction]], contract: Contract) -> dict[str, Fraction]:
-    result = dict.fromkeys(contract.by_id(), Fraction(0))
-    for part in parts:
-        for player, value in part.items():
+    for scores in rounds:
+        for player, value in _round(scores, contract, index, without).items():
             result[player] += value
     return result
+
+
+def _round(scores: RoundScores, contract: Contract, index: _Index, without: int | None = None) -> dict[str, Fraction]:
+    """One round's index by id, in 1e-9 nat: of the mean loss on every row that the participant did not give itself."""
+    slices = contract.contribution.validation.slices
+    kept = [k for k in range(len(slices)) if k != without]
+    everybody = dict.fromkeys(contract.by_id(), Fraction(0))
+    if contract.contribution.game == "unanimity":
+        fall = sum(scores.losses[0][k] - scores.losses[1][k] for k in kept)
+        rows = _rows(contract, kept, scores.players[0])
+        return everybody | dict.fromkeys(scores.players, index.of_unanimity(len(scores.players)) * fall / rows)
+    rises = index.of_table([sum(row[k] for k in kept) for row in scores.losses])
+    given = {slices[k].source: k for k in kept}
+    for i, player in enumerate(scores.players):
+        own, rise = given.get(player), rises[i]
+        if own is not None:
+            rise -= index.of_table([row[own] for row in scores.losses])[i]
+        everybody[player] = -rise / _rows(contract, [k for k in kept if k != own], player)
+    return everybody
+
+
+def _rows(contract: Contract, kept: Sequence[int], player: str) -> int:
+    """Number of rows in these slices.
+
+    Raises:
+        InputError: SLICE_NEEDED.
+    """
+    rows = sum(contract.contribution.validation.slices[k].count for k in kept)
+    if rows == 0:
+        message = "Without this slice there is no row left to score a participant on."
+        raise InputError("SLICE_NEEDED", message, field="contribution.validation.slices", party=player)
+    return rows

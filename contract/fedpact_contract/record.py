@@ -10,7 +10,8 @@ import binascii
 import difflib
 import unicodedata
 from collections.abc import Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -47,6 +48,12 @@ def decimal_text(value: Decimal) -> str:
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     return "0" if text in ("-0", "") else text
+
+
+def ratio_text(value: Fraction, places: int = 6) -> str:
+    """A fraction as a decimal string with this many places, half to even."""
+    number = Decimal(value.numerator) / Decimal(value.denominator)
+    return decimal_text(number.quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN))
 
 
 def _to_decimal(value: object) -> Decimal:

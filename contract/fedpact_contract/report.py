@@ -5,13 +5,12 @@ Everything is plain JSON: integers in a named unit, decimals and fractions as st
 """
 
 from collections.abc import Sequence
-from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 from typing import Any, TypeVar
 
 from fedpact_contract import measured
 from fedpact_contract.contract import ClientPrivacy, Contract
-from fedpact_contract.contribution import leave_one_out, own_slice_difference, round_values, validation_rows
+from fedpact_contract.contribution import own_slice_difference, round_values, validation_rows
 from fedpact_contract.errors import FaultError
 from fedpact_contract.log import (
     Body,
@@ -32,7 +31,8 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.messages import Receipt, Refusal, Update
 from fedpact_contract.privacy import dp_label
-from fedpact_contract.record import Envelope, decimal_text, read_envelope
+from fedpact_contract.record import Envelope, decimal_text, ratio_text, read_envelope
+from fedpact_contract.scorecard import nats, value_lines, without_slices
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
 
 VERSION = 1
@@ -161,12 +161,6 @@ def settled(bodies: Sequence[Body], contract: Contract) -> PeriodResult | None:
     return settle_period(contract, scores, moments[0].moments, *amounts)
 
 
-def ratio_text(value: Fraction, places: int = 6) -> str:
-    """A fraction as a decimal string with this many places, half to even."""
-    number = Decimal(value.numerator) / Decimal(value.denominator)
-    return decimal_text(number.quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN))
-
-
 def _only(bodies: Sequence[Body], kind: type[B]) -> list[B]:
     return [body for body in bodies if isinstance(body, kind)]
 
@@ -243,13 +237,12 @@ def _add_scores(report: dict[str, Any], bodies: Sequence[Body], contract: Contra
     result = settled(bodies, contract)
     if result is None:
         return
-    without = leave_one_out(scores, contract) if scores else None
+    values = value_lines(scores, contract) if scores else {}
     for line in report["participants"]:
         paid = statement(result, contract, line["id"])["line"]
         line |= {key: paid[key] for key in ("rounds_admitted", "share_low", "share_high", "fen")}
         line["share"] = ratio_text(Fraction(paid["share"]), 9)
-        line["value"] = _nats(Fraction(paid["value"])) if without else None
-        line["leave_one_out"] = _nats(without[line["id"]]) if without else None
+        line |= values.get(line["id"], {"value": None, "leave_one_out": None, "banzhaf": None})
     report["settlement"] = {
         "currency": contract.settlement.currency,
         "revenue_fen": result.revenue_fen,
@@ -259,7 +252,8 @@ def _add_scores(report: dict[str, Any], bodies: Sequence[Body], contract: Contra
         "reason": result.shares.reason,
         "interval": result.shares.covers,
         "method": result.shares.method,
-        "own_slice_difference": _nats(own_slice_difference(scores, contract)) if scores else None,
+        "own_slice_difference": nats(own_slice_difference(scores, contract)) if scores else None,
+        "without_slices": without_slices(scores, contract, result.shares) if scores else [],
     }
 
 
@@ -278,12 +272,7 @@ def _add_rounds(report: dict[str, Any], scores: Sequence[RoundScores], contract:
         for party_id in total:
             total[party_id] += values[party_id]
         line["metric"] = ratio_text(Fraction(score.correct[1], rows))
-        line["loss_before"] = _nats(Fraction(sum(score.losses[0]), rows))
-        line["loss_after"] = _nats(Fraction(sum(score.losses[-1]), rows))
-        line["values"] = {p: _nats(v) for p, v in values.items()}
-        line["cumulative"] = {p: _nats(v) for p, v in total.items()}
-
-
-def _nats(value: Fraction) -> str:
-    """A value in 1e-9 nat, shown in nat."""
-    return ratio_text(value / 10**9, 9)
+        line["loss_before"] = nats(Fraction(sum(score.losses[0]), rows))
+        line["loss_after"] = nats(Fraction(sum(score.losses[-1]), rows))
+        line["values"] = {p: nats(v) for p, v in values.items()}
+        line["cumulative"] = {p: nats(v) for p, v in total.items()}

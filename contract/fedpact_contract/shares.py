@@ -122,6 +122,24 @@ def shares(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) 
     )
 
 
+def shares_without(
+    contract: Contract, rounds: Sequence[RoundScores], paid: PeriodShares, index: int
+) -> dict[str, Fraction]:
+    """What the shares would be if a slice of the validation set had never been there: by the same weights, by id.
+
+    Raises:
+        InputError: SLICE_NEEDED: without it a participant would be scored on no row.
+        FaultError: scores that do not fit the contract or each other.
+    """
+    values = period_values(rounds, contract, without=index)
+    weights = paid.weights
+    if weights.contribution and not any(v > 0 for v in values.values()):
+        weights = _without_value(contract.settlement)
+    admitted = {line.participant: line.rounds_admitted for line in paid.lines}
+    parts = _parts(contract, values, admitted, weights)
+    return {player: part.total for player, part in zip(values, parts, strict=True)}
+
+
 def unopened_shares(contract: Contract, admitted: Sequence[Sequence[str]]) -> PeriodShares:
     """The shares where the operator cannot open what it committed to: the contract's fallback.
 

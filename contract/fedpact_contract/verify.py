@@ -23,10 +23,9 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.logcheck import Log, verify_log
 from fedpact_contract.parties import Place
-from fedpact_contract.record import decimal_text
+from fedpact_contract.record import decimal_text, ratio_text
 from fedpact_contract.replay import replay
 from fedpact_contract.replay_state import Run
-from fedpact_contract.report import ratio_text
 from fedpact_contract.settlement import format_fen
 from fedpact_contract.trust import Role, Trust
 

@@ -350,7 +350,7 @@ def _show_result(
     objected: tuple[str, ...] = (),
     closed: bool = False,
 ) -> None:
-    from fedpact_contract.report import ratio_text
+    from fedpact_contract.record import decimal_text, ratio_text
     from fedpact_contract.settlement import format_fen
 
     lines = [
@@ -358,8 +358,8 @@ def _show_result(
             "id": line.participant,
             "name": contract.participant(line.participant).name,
             "share": ratio_text(line.share.share, 9),
-            "share_low": str(line.share.low),
-            "share_high": str(line.share.high),
+            "share_low": decimal_text(line.share.low),
+            "share_high": decimal_text(line.share.high),
             "fen": line.fen,
             "held": line.participant in held,
             "objected": line.participant in objected,

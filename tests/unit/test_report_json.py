@@ -12,8 +12,8 @@ from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.errors import FaultError
 from fedpact_contract.log import Entry, UpdateDecided
 from fedpact_contract.messages import Update
-from fedpact_contract.record import read_envelope, sign
-from fedpact_contract.report import NOT_STOPPED, build, charged_steps, ratio_text, settled
+from fedpact_contract.record import ratio_text, read_envelope, sign
+from fedpact_contract.report import NOT_STOPPED, build, charged_steps, settled
 from fedpact_server.report.html import render
 
 

@@ -17,9 +17,9 @@ from tests.support.command import runner
 from tests.support.federation import Federation, make_federation
 
 from fedpact_client.closing import close
-from fedpact_contract.report import ratio_text
+from fedpact_contract.record import ratio_text
 from fedpact_contract.trust import Trust, write
-from fedpact_server import db, logbook, runs
+from fedpact_server import db, logbook, runs, scoring
 from fedpact_server.cli_run import FOLLOW_SECONDS
 from fedpact_server.home import OperatorHome
 
@@ -460,3 +460,67 @@ def validation_rows() -> tuple[Any, Any]:
     data, order = load_digits(), np.random.default_rng(0).permutation(1797)
     rows = order[sum(COUNTS) : sum(COUNTS) + 220]
     return data.data[rows], data.target[rows]
+
+
+class TestContribution:
+    def test_it_shows_what_will_be_paid_while_nobody_else_sees_it(self, fedpact: Fedpact, run: ClosedRun) -> None:
+        contract, home = run.federation.contract, ("--home", str(run.federation.home))
+        card = fedpact("contribution", "show", contract.id[:8], *home, "--json").json
+        assert card["live"] is True
+        paid = fedpact("settle", "preview", contract.id[:8], "--revenue", "100.00", *home, "--json").json
+        assert [line["id"] for line in card["participants"]] == [p.id for p in contract.participants]
+        for key in ("id", "share", "share_low", "share_high"):
+            assert [line[key] for line in card["participants"]] == [line[key] for line in paid["lines"]]
+        for line in card["participants"]:
+            by_round = [Fraction(scored["values"][line["id"]]) for scored in card["rounds"]]
+            assert abs(Fraction(line["value"]) - sum(by_round)) <= Fraction(2, 10**9)
+        text = fedpact("contribution", "show", contract.id[:8], *home).out
+        assert "round 2 of 2" in text
+        assert "alone until the period closes" in text
+        run.settle()
+        again = fedpact("contribution", "show", contract.id[:8], *home, "--json").json
+        assert again == card | {"live": False}
+        report = fedpact("report", contract.id[:8], "--format", "json", *home).json
+        for line, shown in zip(report["participants"], card["participants"], strict=True):
+            for key in ("value", "leave_one_out", "banzhaf", "share"):
+                assert line[key] == shown[key]
+
+    def test_a_rounds_game_is_recomputed_by_anybody(self, fedpact: Fedpact, run: ClosedRun) -> None:
+        contract, home = run.federation.contract, ("--home", str(run.federation.home))
+        card = fedpact("contribution", "show", contract.id[:8], *home, "--json").json
+        table = fedpact("contribution", "show", contract.id[:8], "--game", "2", *home)
+        Path("table.json").write_text(table.out)
+        found = fedpact("contribution", "recompute", "table.json", "--json").json
+        rows = card["validation_rows"]
+        for player, value in card["rounds"][1]["values"].items():
+            assert abs(Fraction(found["shapley"][player]) / rows / 10**9 - Fraction(value)) <= Fraction(1, 10**9)
+        unknown = fedpact("contribution", "show", contract.id[:8], "--game", "3", *home, "--json")
+        assert (unknown.code, unknown.error) == (2, "CONTRIBUTION_NO_ROUND")
+        assert unknown.json["error"]["remedy"] == "Scored so far: 1, 2."
+
+    def test_a_picture_is_a_file_of_its_own(self, fedpact: Fedpact, run: ClosedRun) -> None:
+        from xml.etree import ElementTree as Xml
+
+        contract, home = run.federation.contract, ("--home", str(run.federation.home), "--json")
+        assert fedpact("contribution", "show", contract.id[:8], "--plot", "a.svg", *home).code == 0
+        words = {element.text for element in Xml.fromstring(Path("a.svg").read_text()).iter() if element.text}
+        assert {p.name for p in contract.participants} <= words
+        kept = fedpact("contribution", "show", contract.id[:8], "--plot", "a.svg", *home)
+        assert kept.error == "FILE_EXISTS"
+        assert fedpact("contribution", "show", contract.id[:8], "--plot", "a.png", *home).error == "PLOT_FORM"
+
+    def test_before_the_first_round_it_says_so(self, fedpact: Fedpact, federation: Federation) -> None:
+        none = fedpact("contribution", "show", federation.contract.id[:8], "--home", str(federation.home), "--json")
+        assert (none.code, none.error) == (2, "CONTRIBUTION_NO_ROUND")
+
+    def test_values_that_are_lost_are_named(self, fedpact: Fedpact, run: ClosedRun) -> None:
+        contract, database = run.federation.contract, run.federation.database
+        with database.write() as connection:  # as it is while the run goes on
+            connection.execute(db.openings.delete().where(db.openings.c.name == "moments"))
+        show = ("contribution", "show", contract.id[:8], "--home", str(run.federation.home), "--json")
+        assert fedpact(*show).json["live"] is True
+        path = scoring.values_path(run.federation.home / "arrays" / contract.id, 2)
+        path.write_bytes(path.read_bytes()[:-8])
+        lost = fedpact(*show)
+        assert (lost.code, lost.error) == (1, "CONTRIBUTION_VALUES_LOST")
+        assert lost.json["error"]["file"] == str(path)

@@ -98,6 +98,21 @@ def bars(items: Sequence[Bar]) -> str:
     return _svg(ROW * len(items) + 16, parts)
 
 
+def stacked(drawings: Sequence[str]) -> str:
+    """One SVG file of several of these drawings, one below the other; a font of its own, as nothing is around it."""
+    parts, top = [], 0.0
+    for drawing in drawings:
+        parts.append(f'<svg y="{top:g}" width="{WIDTH}" height="{_height(drawing):g}"{drawing.removeprefix("<svg")}')
+        top += _height(drawing) + TOP
+    style = 'font-family="sans-serif" font-size="12"'
+    return f'<svg viewBox="0 0 {WIDTH} {top:g}" {style} xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>\n'
+
+
+def _height(drawing: str) -> float:
+    """Of what `_svg` made."""
+    return float(drawing.split('"', 2)[1].split()[3])
+
+
 def width(text: str) -> float:
     """About how wide a text is drawn, in units of the picture: rather too wide than too narrow."""
     return sum(11.0 if unicodedata.east_asian_width(c) in "WF" else 6.8 for c in text)

@@ -1,0 +1,190 @@
+"""The command `fedpact contribution show`: what the operator knows of contributions while a period runs, and after."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedpact_contract import output
+from fedpact_contract.cli import group
+from fedpact_contract.files import refuse_existing, write_new
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
+from fedpact_server.cli_run import RUN, Opened, open_contract
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the group that the base has."""
+    group(app, "contribution").command("show")(show_command)
+
+
+def show_command(
+    run: RUN,
+    game: Annotated[
+        int | None, typer.Option("--game", min=1, help="Print this round's game, for `fedpact contribution recompute`.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Also write a picture; a new .svg file.")] = None,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Show each participant's contribution and share over the rounds so far, with intervals and diagnostics.
+
+    Until the close only the operator sees it: whoever reads scores early can train for them.
+
+    Example: fedpact contribution show 3f2a91 --plot contribution.svg
+    """
+    from fedpact_contract.errors import InputError
+    from fedpact_contract.scorecard import game_table, scorecard
+    from fedpact_server import scoring
+
+    if plot is not None:
+        if plot.suffix != ".svg":
+            raise InputError(
+                "PLOT_FORM",
+                "A picture is written as SVG.",
+                file=plot,
+                field="--plot",
+                remedy="Name a file that ends in .svg.",
+            )
+        refuse_existing(plot)
+    at = open_contract(home, run)
+    with at.database.read() as connection:
+        rounds = [scores for _, scores in scoring.all_scores(connection, at.contract.id)]
+    if game is not None:
+        output.emit_json(game_table(_round(rounds, game), at.contract))
+        return
+    if not rounds:
+        raise InputError(
+            "CONTRIBUTION_NO_ROUND",
+            "No round of this run has been scored yet.",
+            remedy="`fedpact run status` says where it stands.",
+        )
+    card = scorecard(at.contract, rounds, _moments(at, rounds))
+    if plot is not None:
+        write_new(plot, _picture(card).encode())
+    if as_json:
+        output.emit_json(card | {"live": _live(at)})
+    else:
+        _show(card, at, plot)
+
+
+def _round(rounds: list[Any], number: int) -> Any:  # noqa: ANN401 - RoundScores
+    from fedpact_contract.errors import InputError
+
+    for scores in rounds:
+        if scores.round == number:
+            return scores
+    known = ", ".join(str(scores.round) for scores in rounds) or "none"
+    raise InputError(
+        "CONTRIBUTION_NO_ROUND",
+        f"Round {number} has not been scored.",
+        field="--game",
+        remedy=f"Scored so far: {known}.",
+    )
+
+
+def _moments(at: Opened, rounds: list[Any]) -> Any:  # noqa: ANN401 - log.Moments
+    """Second moments over these rounds: those that were committed to, or from what is kept of each round.
+
+    Raises:
+        FailedError: CONTRIBUTION_VALUES_LOST.
+    """
+    from fedpact_contract.errors import FailedError
+    from fedpact_server import scoring
+
+    with at.database.read() as connection:
+        kept = scoring.opened_moments(connection, at.contract.id)
+    if kept is not None:
+        return kept[1]
+    folder = at.operator.path / "arrays" / at.contract.id
+    for scores in rounds:
+        if not scoring.values_kept(folder, at.contract, scores):
+            raise FailedError(
+                "CONTRIBUTION_VALUES_LOST",
+                f"The per-example values of round {scores.round} are lost; without them no interval can be given.",
+                file=scoring.values_path(folder, scores.round),
+                remedy="They are made again when the run ends; `--game` shows the game of each round.",
+            )
+    return scoring.moments(folder, at.contract, rounds)
+
+
+def _live(at: Opened) -> bool:
+    """Whether the scores are not opened yet."""
+    return at.status().phase not in ("closing", "closed")
+
+
+def _show(card: dict[str, Any], at: Opened, plot: Path | None) -> None:
+    console = output.console()
+    console.print(
+        f"{card['game']} game, {card['loss']} on {card['validation_rows']} validation rows, "
+        f"{card['estimator']} values; round {card['rounds'][-1]['round']} of {at.contract.training.rounds}"
+    )
+    console.print(
+        f"loss {_short(card['rounds'][0]['loss_before'])} -> {_short(card['rounds'][-1]['loss_after'])} nat: "
+        f"a value of {_short(card['total_value'])} ± {_short(card['total_value_se'])} (SE), "
+        f"split by {card['basis']} ({card['reason']})"
+    )
+    heads = ["participant", "rounds", "value", "SE", "leave-one-out", "Banzhaf", "share", "95 % interval"]
+    rows = [
+        [
+            line["name"],
+            str(line["rounds_admitted"]),
+            *(_short(line[key]) for key in ("value", "value_se", "leave_one_out", "banzhaf")),
+            output.format_share(line["share"]),
+            output.format_interval(line["share_low"], line["share_high"]),
+        ]
+        for line in card["participants"]
+    ]
+    output.table(console, heads, rows, right=tuple(range(1, len(heads))))
+    console.print(f"interval: {card['interval']['covers']}; {output.OUTWARD}")
+    if card["without_slices"]:
+        _show_slices(card, at)
+    if _live(at):
+        console.print("These scores are the operator's alone until the period closes.")
+    if plot is not None:
+        console.print(output.visible(str(plot)), soft_wrap=True)
+
+
+def _show_slices(card: dict[str, Any], at: Opened) -> None:
+    """The shares without each slice, a column a slice."""
+    console, slices = output.console(), card["without_slices"]
+    names = {party.id: party.name for party in at.contract.participants}
+    console.print("Shares if a slice of the validation set had never been there:")
+    heads = ["participant", *(f"without {names.get(part['source'], part['source'])}" for part in slices)]
+    rows = [
+        [
+            line["name"],
+            *("-" if part["shares"] is None else output.format_share(part["shares"][line["id"]]) for part in slices),
+        ]
+        for line in card["participants"]
+    ]
+    output.table(console, heads, rows, right=tuple(range(1, len(heads))))
+
+
+def _short(value: str) -> str:
+    """Nats for people."""
+    return f"{float(value):.5f}"
+
+
+def _picture(card: dict[str, Any]) -> str:
+    """Values over rounds, and the shares with their intervals."""
+    from itertools import cycle
+
+    from fedpact_server.report.charts import COLOURS, Bar, Series, bars, lines, stacked
+
+    series, shares = [], []
+    for line, colour in zip(card["participants"], cycle(COLOURS), strict=False):
+        values = [0.0]
+        for scored in card["rounds"]:
+            values.append(values[-1] + float(scored["values"][line["id"]]))
+        series.append(Series(name=line["name"], colour=colour, values=values))
+        shares.append(
+            Bar(
+                name=line["name"],
+                colour=colour,
+                value=float(line["share"]),
+                low=float(line["share_low"]),
+                high=float(line["share_high"]),
+                label=output.format_share(line["share"]),
+            )
+        )
+    return stacked([lines(series, "round", "nat"), bars(shares)])
