@@ -107,11 +107,27 @@ class Model(Part):
     initial_digest: Hex32
 
 
+class ServerOptimizer(Part):
+    """How the server steps by the mean updates of all rounds so far (Reddi et al. 2021, arXiv:2003.00295).
+
+    With the round's weighted mean update Delta, element by element: m <- beta_1 m + (1 - beta_1) Delta; v <- beta_2 v +
+    (1 - beta_2) Delta^2 (adam), v - (1 - beta_2) Delta^2 sign(v - Delta^2) (yogi), v + Delta^2 (adagrad, whose betas
+    are 0); the model moves by lr m / (sqrt v + tau). lr is `server_rate`; for adam times sqrt(1 - beta_2^(t+1)) /
+    (1 - beta_1^(t+1)) in round t, as Flower's FedAdam has it.
+    """
+
+    kind: Literal["adam", "yogi", "adagrad"]
+    beta_1: Dec
+    beta_2: Dec
+    tau: Dec
+
+
 class Training(Part):
     """Rounds of `local_steps` steps at each participant; the server adds `server_rate` times the mean update.
 
     `weighted-mean`: weighted by contracted examples, over the admitted. `uniform-mean`: the sum, with the operator's
-    noise, over the number of participants in the contract; whoever is missing counts as zeros.
+    noise, over the number of participants in the contract; whoever is missing counts as zeros. With a
+    `server_optimizer` the mean is not added as it is.
     """
 
     rounds: Count
@@ -119,6 +135,7 @@ class Training(Part):
     learning_rate: Dec
     server_rate: Dec
     aggregation: Literal["weighted-mean", "uniform-mean"]
+    server_optimizer: ServerOptimizer | None = None
 
 
 class EntityUnit(Part):
@@ -327,6 +344,12 @@ class Contract(Record):
         return 1 if isinstance(self.privacy, ClientPrivacy) else self.training.local_steps
 
     @property
+    def keeps_momentum(self) -> bool:
+        """Whether an update moves the model in later rounds too, so that its participant is a player there."""
+        optimizer = self.training.server_optimizer
+        return optimizer is not None and optimizer.beta_1 > 0
+
+    @property
     def measurements(self) -> tuple[MeasurementKind, ...]:
         """What each participant releases once besides its updates."""
         asked: dict[MeasurementKind, Statistics | Baseline | None] = {
@@ -469,9 +492,28 @@ def check_model(contract: Contract) -> None:
 
 
 def check_training(contract: Contract) -> None:
-    """Rates are positive."""
+    """Rates are positive, and a server's optimizer has a memory that fades."""
     _positive(contract.training.learning_rate, "training.learning_rate")
     _positive(contract.training.server_rate, "training.server_rate")
+    optimizer, field = contract.training.server_optimizer, "training.server_optimizer"
+    if optimizer is None:
+        return
+    if isinstance(contract.privacy, ClientPrivacy):
+        raise InputError(
+            "CONTRACT_SERVER_OPTIMIZER",
+            "A server's optimizer is offered with record-level privacy; at client level the noised mean is added.",
+            field=field,
+            remedy="Leave it out, or take the trust model record-level-at-each-participant.",
+        )
+    _positive(optimizer.tau, f"{field}.tau")
+    for name in ("beta_1", "beta_2"):
+        beta = getattr(optimizer, name)
+        if not 0 <= beta < 1 or (optimizer.kind == "adagrad" and beta != 0):
+            raise InputError(
+                "CONTRACT_BETA",
+                f"{name} is {beta}; it must be 0 for adagrad, and at least 0 and below 1 for adam and yogi.",
+                field=f"{field}.{name}",
+            )
 
 
 def check_privacy(contract: Contract) -> None:

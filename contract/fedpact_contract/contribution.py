@@ -2,8 +2,9 @@
 
 The game of one round: v(S) = mean loss of the round's base model minus mean loss of the base model plus the weighted
 updates of S. A participant that gave a validation slice is scored on the other slices only, by the mean over the
-rows that remain. The unanimity game has two coalitions, nobody and all: each of all has the same part of the fall, on
-all rows. Values are exact fractions in 1e-9 nat; whoever was not admitted in a round has 0 there.
+rows that remain. Where the server's optimizer keeps momentum, a player's part of the step is its own momentum's, and
+whoever was admitted before is a player still. The unanimity game has two coalitions, nobody and all: each of all has
+the same part of the fall, on all rows. Values are exact fractions in 1e-9 nat; who is no player in a round has 0 there.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,22 @@ def validation_rows(contract: Contract) -> int:
     return sum(s.count for s in contract.contribution.validation.slices)
 
 
+def players_of(contract: Contract, admitted: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Whose updates move the model in the last of these rounds, in the order of ids: the players of its game.
+
+    Args:
+        contract: The contract.
+        admitted: Whose updates were admitted, for every round so far.
+    """
+    moving = [p for names in admitted for p in names] if contract.keeps_momentum else admitted[-1]
+    return tuple(sorted(set(moving)))
+
+
+def admitted_in(scores: RoundScores) -> tuple[str, ...]:
+    """Whose updates were admitted in the round."""
+    return scores.players if scores.admitted is None else scores.admitted
+
+
 def check_scores(scores: RoundScores, contract: Contract) -> None:
     """The scores of a round are a complete loss table over known players and all slices.
 
@@ -38,6 +55,9 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
     for player in scores.players:
         if player not in known:
             raise FaultError("SCORES_PLAYERS", "A player is no participant.", field=field, party=player)
+    if (scores.admitted is not None) != contract.keeps_momentum or not {*admitted_in(scores)} <= {*scores.players}:
+        message = "Who was admitted is named beside the players where the server's optimizer keeps momentum, else not."
+        raise FaultError("SCORES_PLAYERS", message, field=field)
     coalitions, slices = 2 ** len(scores.players), len(contract.contribution.validation.slices)
     if contract.contribution.game == "unanimity":
         coalitions = 2  # nobody, and all together: no smaller group was looked at

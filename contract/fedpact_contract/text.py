@@ -130,10 +130,16 @@ def _training(contract: Contract) -> Iterator[str]:
         mean = f"their sum with the operator's noise, divided by {count} (whoever is missing counts as 0)"
     else:
         mean = "the mean weighted by the contracted examples"
-    yield (
-        f'The operator combines the admitted changes by the rule "{training.aggregation}": {mean}, times '
-        f"{decimal_text(training.server_rate)}, is added to the model."
-    )
+    optimizer = training.server_optimizer
+    if optimizer is None:
+        added = f"times {decimal_text(training.server_rate)}, is added to the model."
+    else:
+        added = (
+            f'is what the server\'s optimizer "{optimizer.kind}" steps by (rate {decimal_text(training.server_rate)}, '
+            f"beta_1 {decimal_text(optimizer.beta_1)}, beta_2 {decimal_text(optimizer.beta_2)}, tau "
+            f"{decimal_text(optimizer.tau)}); it remembers the changes of earlier rounds."
+        )
+    yield f'The operator combines the admitted changes by the rule "{training.aggregation}": {mean}, {added}'
 
 
 def _privacy(contract: Contract) -> Iterator[str]:
@@ -296,7 +302,7 @@ def _participation(contract: Contract) -> Iterator[str]:
 def _contribution(contract: Contract) -> Iterator[str]:
     contribution, names = contract.contribution, {p.id: p.name for p in contract.participants}
     validation, unmeasured = contribution.validation, contribution.game == "unanimity"
-    yield _game(contribution)
+    yield _game(contribution, momentum=contract.keeps_momentum)
     yield (
         "The validation rows are fixed before the first round and stay at the operator. Their salted Merkle root is: "
         f"{validation.root}"
@@ -316,7 +322,7 @@ def _contribution(contract: Contract) -> Iterator[str]:
     )
 
 
-def _game(contribution: Contribution) -> str:
+def _game(contribution: Contribution, *, momentum: bool) -> str:
     if contribution.game == "unanimity":
         return (
             f'Contribution is not measured (game "{contribution.game}"): scoring single changes would show what only '
@@ -324,11 +330,20 @@ def _game(contribution: Contribution) -> str:
             "its fall in a round is of all who were admitted together, the same part for each (estimator "
             f'"{contribution.estimator}"), and no money follows from it.'
         )
+    if momentum:
+        moved = (
+            "only their parts of the server's momentum move the model. Whoever was admitted has a part in all later "
+            "rounds too; before that it has contributed 0."
+        )
+    else:
+        moved = (
+            "only their updates of the round are added, with their weights unchanged. Whoever was not admitted in a "
+            "round has contributed 0 in it."
+        )
     return (
         f'Contribution is the Shapley value, estimator "{contribution.estimator}", of the game "{contribution.game}": '
         f'for every group of participants, how much the loss "{contribution.loss}" on the validation rows falls when '
-        "only their updates of the round are added, with their weights unchanged. Whoever was not admitted in a round "
-        "has contributed 0 in it."
+        + moved
     )
 
 

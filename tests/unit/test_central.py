@@ -424,9 +424,9 @@ class TestRun:
         reference, terms = FixedNoise(7), central(federation.contract)
         for number, body in enumerate(found, start=1):
             after = load_model(federation.home, body.model_digest)
-            updates = loop._updates(
-                {p: row.update_digest for p, row in self.outcomes(federation, number).items() if row.kind == "admitted"}
-            )
+            outcomes = self.outcomes(federation, number).items()
+            admitted = {p: row.update_digest for p, row in outcomes if row.kind == "admitted"}
+            updates = list(loop._updates(admitted).values())
             assert len(updates) == 4
             assert all(np.linalg.norm(u.astype(float)) <= float(NORM) * (1 + 1e-6) for u in updates)
             np.testing.assert_array_equal(
