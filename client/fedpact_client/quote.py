@@ -5,12 +5,14 @@ bytes are counted from records of the same form, hours and shares are estimates 
 """
 
 import base64
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fedpact_client.review import check_budget, cost, make_terms
 from fedpact_client.store import Store
@@ -18,7 +20,7 @@ from fedpact_client.views import epsilon_text, share_text
 from fedpact_contract.arrays import salt_bytes
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract, Delegation, MeasurementKind, Participant
-from fedpact_contract.errors import RefusedError
+from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.log import Countersignature
 from fedpact_contract.messages import Head, Measurement, Metering, Reply, Update, measurement_event, update_event
@@ -26,6 +28,9 @@ from fedpact_contract.record import decimal_text, ratio_text, sign
 from fedpact_contract.settlement import largest_remainder, water_fill
 from fedpact_contract.shares import Parts, fallback_shares, projected
 from fedpact_contract.statistics import total_cells
+
+if TYPE_CHECKING:
+    from fedpact_client.cli import Desk
 
 NO_PROMISE = (
     "This is an estimate and no promise: nobody owes what it says. Epsilon and bytes follow from the contract; hours "
@@ -36,13 +41,16 @@ MIN_DRAWS, MAX_DRAWS = 3, 20
 ROUND_SECONDS = 2.0
 """Assumed of each round beside training and transfer: waiting for the order, checks, ledgers, the operator's work."""
 
+MIN_ID, MAX_MBIT = 4, 1_000_000
+"""Characters that name a contract, as in `views.resolve_id`."""
+
 _ZERO = Fraction(0)
 _HASH = "0" * 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What one simulated run pays this enterprise; `fen` where a revenue is given; `paid_by` why, as `shares.Reason`."""
+    """What one run would pay this enterprise; `fen` where a pool is given; `reason` as `shares.Reason`."""
 
     share: Fraction
     fen: int | None
@@ -55,6 +63,55 @@ class Simulated:
 
     by_label_noise: Mapping[float, Sequence[Share]]
     why_not: str = ""
+
+
+def from_file(path: Path) -> Contract:
+    """The contract in a file or in evidence; a signature on it that does not hold is a fault.
+
+    Raises:
+        InputError, FaultError: as `read_contract`.
+    """
+    from fedpact_contract.contract_file import read_contract
+
+    return read_contract(path)[0]
+
+
+def here_or_offered(at: "Desk", text: str) -> Contract:
+    """The contract of this id, or its beginning: one that was signed here, without a question; else one offered.
+
+    Raises:
+        InputError: CONTRACT_UNKNOWN, CONTRACT_AMBIGUOUS.
+        FaultError, ServiceError: as `fetch_offer`.
+    """
+    from fedpact_client.signing import fetch_offer
+
+    beginning = text.strip().lower()
+    here = [a for a in at.store.contracts() if len(beginning) >= MIN_ID and a.contract_id.startswith(beginning)]
+    if len(here) == 1:
+        return here[0].contract
+    with at.client() as client:
+        return fetch_offer(client, at.resolve(text, client)).contract
+
+
+def transfer_rate(text: str) -> Decimal:
+    """Mbit/s.
+
+    Raises:
+        InputError: QUOTE_RATE.
+    """
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal(0)
+    if not (value.is_finite() and 0 < value <= MAX_MBIT):
+        raise InputError(
+            "QUOTE_RATE",
+            f"{text[:40]} is no transfer rate.",
+            field="--mbit",
+            rule=f"above 0, at most {MAX_MBIT}",
+            remedy="Give Mbit/s, such as 10.",
+        )
+    return value
 
 
 def quote(
@@ -82,11 +139,13 @@ def quote(
         InputError: CONTRACT_NOT_A_PARTY; DATA_SET_UNKNOWN, no card was signed; PRIVACY_RANGE.
         RefusedError: BUDGET_PLAN_EXCEEDED, one attempt alone has no bound.
     """
+    me = contract.participant(participant)
+    privacy, moved = privacy_cost(store, contract, participant), traffic(contract, me)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is loaded, below
+
     from fedpact_client.simulation import seconds_a_step
     from fedpact_models.dp import SystemNoise
 
-    me = contract.participant(participant)
-    privacy, moved = privacy_cost(store, contract, participant), traffic(contract, me)
     step = seconds_a_step(contract, participant, SystemNoise())
     return {
         "contract": contract.id,
@@ -266,7 +325,7 @@ def plausible_share(contract: Contract, me: Participant, simulated: Simulated, p
         "exact_parts": {"data": ratio_text(own.data, 9), "equal": ratio_text(own.equal, 9)},
         "contribution_by_rows": ratio_text(own.contribution, 9),
         "share_by_rows": _money(_share(contract, me.id, by_rows, "", pool_fen)),
-        "simulated": None if simulated.why_not else _ranges(simulated),
+        "simulated": None if simulated.why_not else _ranges(simulated, contract),
         "not_simulated": simulated.why_not or None,
         "bounds": {
             "low": ratio_text(own.data + own.equal, 9),
@@ -279,9 +338,11 @@ def plausible_share(contract: Contract, me: Participant, simulated: Simulated, p
     }
 
 
-def _ranges(simulated: Simulated) -> dict[str, Any]:
+def _ranges(simulated: Simulated, contract: Contract) -> dict[str, Any]:
+    optimizer = contract.training.server_optimizer
     return {
-        "model": "what parties with like data would get, on a made-up task, with the contract's rows, noise and rounds",
+        "model": "what parties with like data would get, on a made-up task, with the contract's rows, noise and rounds"
+        + ("" if optimizer is None else f"; the server adds the mean update in place of its {optimizer.kind}"),
         "draws": len(simulated.by_label_noise[LABEL_NOISE[0]]),
         "by_own_label_noise": [
             {
@@ -394,10 +455,10 @@ def _evidence_bytes(contract: Contract) -> int:
     coalitions = 2**parties if contract.contribution.game == "fixed-weight" else 2
     table = coalitions * len(contract.contribution.validation.slices) * 16
     opened = 2_000 + 22 * parties**2 + 800 * parties
-    return len(contract.to_bytes()) * 4 // 3 + 2_000 + 900 * parties + opened + rounds * (1_850 + 2_980 * parties + table)
+    return (
+        len(contract.to_bytes()) * 4 // 3 + 2_000 + 900 * parties + opened + rounds * (1_850 + 2_980 * parties + table)
+    )
 
 
 def _log_size(contract: Contract) -> int:
     return 1 + contract.training.rounds * (4 + len(contract.participants))
-
-

@@ -84,6 +84,8 @@ def simulated_run(
 ) -> Draw | None:
     """One run of the contract in which everybody has like data, and the participant part of its labels wrong.
 
+    A server's optimizer is not simulated: the mean update is added as it is.
+
     Args:
         contract: The contract; its participants add the noise themselves.
         participant: Whose labels are changed.
@@ -102,6 +104,8 @@ def simulated_run(
     def losses(model: Floats) -> Floats:
         return cross_entropy(logits(contract.model, contract.data, model, validation.x), validation.y)
 
+    plain = contract.training.server_optimizer is None
+    rate = float(contract.training.server_rate) if plain else 1.0  # an optimizer's rate is of another measure
     base = initial_weights(contract.model, contract.data, rng)
     begun = before = losses(base)
     values = dict.fromkeys(counts, 0.0)
@@ -109,7 +113,7 @@ def simulated_run(
         if not in_time():
             return None
         updates = {i: local_update(contract, base, rows, noise) for i, rows in parts.items()}
-        steps = weighted_steps(updates, counts, float(contract.training.server_rate))
+        steps = weighted_steps(updates, counts, rate)
         order = [list(counts)[k] for k in rng.permutation(len(counts))]
         for direction in (order, order[::-1]):
             model, loss = base, float(before.mean())
@@ -129,7 +133,7 @@ def simulated_run(
 
 
 def weighted_steps(updates: Updates, counts: Mapping[str, int], server_rate: float) -> dict[str, Floats]:
-    """eta w_i D_i of each participant, w_i = n_i / sum n: what the operator adds to the model."""
+    """What the operator adds to the model for each participant: eta w_i D_i, w_i = n_i / sum n."""
     total = sum(counts.values())
     return {i: update.astype(np.float64) * (server_rate * counts[i] / total) for i, update in updates.items()}
 
