@@ -259,7 +259,8 @@ def duration(
         "longest_rounds_seconds": training.rounds * contract.participation.deadline_seconds,
         "close_days": contract.settlement.close_days,
         "assumptions": [
-            f"a step was timed on made-up rows on this machine, with {threads} threads and whatever else runs on it",
+            f"a step was timed on made-up rows on this machine, in {threads} of its threads (`limits.threads`) "
+            "and beside whatever else runs on it",
             f"the others' machines are like this one; a round waits for the largest data set ({most} rows)",
             f"{mbit} Mbit/s each way, one way after the other, and {ROUND_SECONDS:g} s a round for everything else",
             "no participant is away; a round ends at its deadline at the latest",

@@ -1,5 +1,6 @@
 """`fedpact contribution`: `show`, what the operator knows while a period runs and after; `retrain`, an audit of it."""
 
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,8 @@ RETRAIN_LIMITS = (
     "standard errors are over batches and noise alone: the same rows, the same validation rows, few draws",
     "everybody is scored on all validation rows, its own slice too, and nobody is ever absent",
 )
+SMALL = 100_000
+"""Parameters of a model whose threads would only wait for each other: 20 times slower where others use the machine."""
 LEFT_OUT = (
     "of more than 5 participants it retrains leave-one-out values, which do not add up to the whole and say nothing of "
     "participants that could stand for each other"
@@ -248,6 +251,8 @@ def retrain_command(
         )
     found, initial, whose = _contract_and_model(contract, home)
     rows, validation = _rows(found, data)
+    if len(initial) < SMALL:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, below
 
     from fedpact_server import retraining
 

@@ -208,7 +208,7 @@ def test_each_agent_shows_what_left_and_what_was_spent(demo) -> None:
 def test_a_quote_says_what_left_and_what_was_charged(demo) -> None:
     """Bytes within 1 % of the egress ledger of a run over the wire, all that is of the contract but questions."""
     result, folder = demo
-    home = ("--home", str(folder / "agents" / "1"))
+    home = ("--home", str(folder / "enterprise-1" / "agent"))
     quoted = fedpact("fedpact-agent", "quote", result["evidence"], "--seconds", "0", *home, "--json")
     assert quoted.returncode == 0, quoted.stderr
     egress = json.loads(fedpact("fedpact-agent", "egress", *home, "--json").stdout)["egress"]
