@@ -554,6 +554,14 @@ class TestQueries:
             self.asked(query)
         assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.0")
 
+    def test_the_same_query_twice_is_refused_and_another_value_of_the_column_is_not(self) -> None:
+        count = {"kind": "count", "column": "age", "at_least": "50"}
+        with pytest.raises(InputError, match=r"The count of age is asked twice, in queries\.0 too") as err:
+            self.asked(count, {"kind": "mean", "column": "age"}, dict(count))
+        assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.2")
+        assert err.value.remedy
+        self.asked(count, count | {"at_least": "51"})
+
     def test_without_noise_nothing_is_asked(self) -> None:
         with pytest.raises(InputError, match="CONTRACT_STATISTICS"):
             self.asked(self.QUERIES[0], noise=0)
