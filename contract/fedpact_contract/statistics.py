@@ -85,7 +85,7 @@ def check_statistics(contract: "Contract") -> None:
         if first < index:
             raise _wrong(
                 f"queries.{index}",
-                f"The {query.kind} of {query.column} is asked twice, in queries.{first} too, and would be charged twice.",
+                f"The {query.kind} of {query.column} is asked twice, in queries.{first} too, and would cost twice.",
                 remedy="Leave one of them out; for a sharper answer take a smaller noise_multiplier.",
             )
 
