@@ -241,6 +241,13 @@ class TestFailures:
         assert (rows(agent.desk), taken(run)) == ([], [])
         assert "POLICY_PURPOSE_MISMATCH" in {a.code for a in agent.desk.store.alarms()}
 
+    def test_an_entity_that_agent_toml_no_longer_declares_as_the_card_does_stops_it(self, run: ClosedRun) -> None:
+        agent = run.federation.agent(1)
+        agent.desk = dataclasses.replace(agent.desk, entity="writer")
+        assert look(run, 1)
+        assert (rows(agent.desk), taken(run)) == ([], [])
+        assert "CARD_ENTITY_CHANGED" in {a.code for a in agent.desk.store.alarms()}
+
     def test_other_code_than_was_signed_measures_nothing(self, run: ClosedRun, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("fedpact_models.code.models_digest", lambda: "e" * 64)
         assert look(run, 1)
