@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from fedpact_contract.contract import Contract, Count
+from fedpact_contract.contract import ClientPrivacy, Contract, Count
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.record import Code, Dec, Hex32, Instant, Name, Part
 from fedpact_contract.request import instant, parse_instant
@@ -33,12 +33,13 @@ TrustModel = Literal["record-level-at-each-participant", "client-level-at-the-op
 
 
 class Policy(Part):
-    """The enterprise's own limits. None has a default: agent.toml states each one.
+    """The enterprise's own limits. But for the last three none has a default: agent.toml states each one.
 
     `operators` are fingerprints of operators' keys, or "enrolled" for the one that `enrol` checked; `resolve` puts
     its fingerprint in place. `sectors` are those that the other participants may come from. `max_epsilon` holds for
-    one contract; the data set's own limit over all contracts stands on its card. `trust_models` alone may be left out:
-    then no operator sees an update without noise.
+    one contract; the data set's own limit over all contracts stands on its card. Where the last three are left out, no
+    operator sees an update without noise, and a data set whose card says whose a row is takes part only where the
+    contract protects all rows of one entity together, at whatever epsilon.
     """
 
     purposes: tuple[Code, ...]
@@ -51,6 +52,8 @@ class Policy(Part):
     max_rounds: Count
     not_after: Annotated[Instant, BeforeValidator(_instant)]
     trust_models: tuple[TrustModel, ...] = ("record-level-at-each-participant",)
+    require_entity: bool = True
+    max_entity_epsilon: Dec | None = None
 
     def resolve(self, operator_id: str) -> "Policy":
         """This policy with the enrolled operator's fingerprint in the place of "enrolled"."""
@@ -153,6 +156,18 @@ def check_epsilon(contract: Contract, _me: str, policy: Policy, _now: datetime.d
         )
 
 
+def check_entity_epsilon(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """What protects all rows of one entity together is within its limit, where there is one."""
+    entity = contract.privacy.entity
+    if entity is not None and policy.max_entity_epsilon is not None and entity.epsilon > policy.max_entity_epsilon:
+        raise _refused(
+            "POLICY_ENTITY_EPSILON",
+            "max_entity_epsilon",
+            f"All rows of one entity cost epsilon {entity.epsilon} in the contract; the policy allows "
+            f"{policy.max_entity_epsilon} for one contract.",
+        )
+
+
 def check_minimum(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
     """Enough participants must be admitted in each round."""
     if contract.participation.minimum < policy.min_participants:
@@ -203,11 +218,62 @@ CLAUSES: tuple[Callable[[Contract, str, Policy, datetime.datetime], None], ...] 
     check_columns,
     check_trust_model,
     check_epsilon,
+    check_entity_epsilon,
     check_minimum,
     check_rounds,
     check_expiry,
     check_term,
 )
+
+
+def check_entities(contract: Contract, policy: Policy, data_set: str, declared: str | None, card: str | None) -> None:
+    """What tells a data set's entities apart: agent.toml says what the card says, and the contract protects them.
+
+    Under client-level privacy the contract's unit is a participant's whole update, every entity's rows in it: no
+    clause is wanted there.
+
+    Args:
+        contract: The contract.
+        policy: This enterprise's.
+        data_set: The id of its data set in the contract.
+        declared: The column that agent.toml declares for it now, if any.
+        card: The one on its signed card, if any.
+
+    Raises:
+        RefusedError: CARD_ENTITY_CHANGED, SIGN_ENTITY_COLUMN, POLICY_ENTITY.
+    """
+    if declared != card:
+        raise RefusedError(
+            "CARD_ENTITY_CHANGED",
+            f"Whose a row of {data_set} is, agent.toml tells by {declared or 'no column'}, its signed card by "
+            f"{card or 'no column'}.",
+            file="agent.toml",
+            field="data_sets.entity",
+            rule="what was signed is what is declared",
+            remedy=f"Put `entity` back in agent.toml, or sign a new card: fedpact-agent card {data_set}.",
+        )
+    entity = contract.privacy.entity
+    if entity is not None and entity.column != card:
+        raise RefusedError(
+            "SIGN_ENTITY_COLUMN",
+            f"The contract tells entities apart by {entity.column}, the signed card declares {card or 'none'}.",
+            field="privacy.entity.column",
+            remedy="Do not take part. Ask the operator for a contract that names the card's column.",
+        )
+    if (
+        entity is None
+        and card is not None
+        and policy.require_entity
+        and not isinstance(contract.privacy, ClientPrivacy)
+    ):
+        raise RefusedError(
+            "POLICY_ENTITY",
+            f"The card of {data_set} says whose a row is ({card}), and the contract protects single rows only.",
+            field="privacy.entity",
+            rule="require_entity",
+            remedy="Ask the operator for a contract with [privacy.entity], or write require_entity = false under "
+            "[policy] in agent.toml if you mean to allow it.",
+        )
 
 
 def _moment(text: str) -> datetime.datetime:

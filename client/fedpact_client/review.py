@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedpact_client import policy
 from fedpact_client.api import printable
-from fedpact_client.cards import check_known_elsewhere
+from fedpact_client.cards import check_known_elsewhere, check_own_file
 from fedpact_client.config import AgentConfig
 from fedpact_client.home import AgentHome
 from fedpact_client.store import Agreement, Store
@@ -20,8 +20,7 @@ from fedpact_contract import ledger
 from fedpact_contract.contract import Contract, Participant, Party
 from fedpact_contract.errors import FedpactError, InputError, RefusedError
 from fedpact_contract.ledger import Terms
-from fedpact_contract.messages import DataSetCard, measurement_event
-from fedpact_contract.record import read_envelope
+from fedpact_contract.messages import measurement_event
 from fedpact_contract.request import parse_instant
 from fedpact_contract.trust import Trust, TrustedParty
 
@@ -106,7 +105,7 @@ def review(
     checks = [
         _check("enrolled operator", lambda: check_operator(home, contract)),
         _check("fingerprints", lambda: check_trust(contract, trust, home.trust_path)),
-        _check("own data", lambda: check_own(config, store, contract, me)),
+        _check("own data", lambda: check_own(home, config, store, contract, me)),
         _check("installed code", lambda: check_code(contract)),
         _check("noise covers the plan", lambda: check_noise(contract)),
         budget,
@@ -179,15 +178,16 @@ def check_operator(home: AgentHome, contract: Contract) -> None:
         )
 
 
-def check_own(config: AgentConfig, store: Store, contract: Contract, me: Participant) -> None:
-    """What the contract says of this enterprise is what it declared itself.
+def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Contract, me: Participant) -> None:
+    """What the contract says of this enterprise is what it declared itself, and the data set's file is its own.
 
     Raises:
-        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_COLUMNS, SIGN_LABEL, SIGN_ENTITY_COLUMN, SIGN_SLICE.
+        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE, DATA_SET_KNOWN_ELSEWHERE,
+            or what `policy.check_entities` refuses.
         InputError: CONFIG_DATA_SET, DATA_SET_UNKNOWN.
     """
     data_set = config.data_set(me.data_set)
-    card = DataSetCard.from_bytes(read_envelope(store.data_set(me.data_set).card).body)
+    card = store.data_set(me.data_set).declaration
     slices = {s.source: s.count for s in contract.contribution.validation.slices}
     names = {c.name for c in contract.data.columns}
     if me.entity_code != config.agent.entity_code:
@@ -208,13 +208,8 @@ def check_own(config: AgentConfig, store: Store, contract: Contract, me: Partici
             f"The contract predicts {contract.data.label.name}, the signed card declares {card.label}.",
             "label",
         )
-    if contract.privacy.entity is not None and contract.privacy.entity.column != card.entity:
-        raise _own(
-            "SIGN_ENTITY_COLUMN",
-            f"The contract tells entities apart by {contract.privacy.entity.column}, the signed card declares "
-            f"{card.entity or 'none'}.",
-            "privacy.entity.column",
-        )
+    check_own_file(home, config, store, me.data_set)
+    policy.check_entities(contract, config.policy, me.data_set, data_set.entity, card.entity)
     if slices.get(me.id, 0) > card.released_rows:
         raise _own(
             "SIGN_SLICE",

@@ -56,6 +56,11 @@ class DataSet:
     limit: Decimal
     card: bytes
 
+    @property
+    def declaration(self) -> DataSetCard:
+        """What the newest card says."""
+        return DataSetCard.from_bytes(read_envelope(self.card).body)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:

@@ -56,6 +56,11 @@ def show_card(draft: "Draft") -> None:
     line("This card leaves your premises, signed by the contract key:")
     output.table(output.console(), ["item", "value", "where it comes from"], draft.items())
     line(f"It stays here: {draft.source} has {draft.available} rows for training beside the released ones.")
+    if draft.capped:
+        line("Rows left where a contract caps those of one entity (computed from the data; stays here):")
+        enough = {True: "enough", False: "too few"}
+        rows = [[str(cap), str(left), enough[left >= draft.card.num_examples]] for cap, left in draft.capped.items()]
+        output.table(output.console(), ["at most", "rows left", "for the examples on the card"], rows)
     line(f"Rényi limit of the data set over all contracts: {decimal_text(draft.limit)} at alpha {draft.card.alpha}.")
 
 

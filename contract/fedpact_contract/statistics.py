@@ -68,7 +68,7 @@ class Statistics(Part):
 
 
 def check_statistics(contract: "Contract") -> None:
-    """Each query asks something of a column that training reads, in the column's own terms.
+    """Each query asks something of a column that training reads, in the column's own terms, and none asks it again.
 
     Raises:
         InputError: CONTRACT_STATISTICS, naming the query.
@@ -81,6 +81,13 @@ def check_statistics(contract: "Contract") -> None:
         problem = _problem(contract, query)
         if problem:
             raise _wrong(f"queries.{index}", f"The {query.kind} of {query.column}: {problem}.")
+        first = contract.statistics.queries.index(query)
+        if first < index:
+            raise _wrong(
+                f"queries.{index}",
+                f"The {query.kind} of {query.column} is asked twice, in queries.{first} too, and would cost twice.",
+                remedy="Leave one of them out; for a sharper answer take a smaller noise_multiplier.",
+            )
 
 
 def cell_count(contract: "Contract", query: Query) -> int:
@@ -209,5 +216,5 @@ def _problem(contract: "Contract", query: Query) -> str | None:
     return None
 
 
-def _wrong(field: str, message: str) -> InputError:
-    return InputError("CONTRACT_STATISTICS", message, field=f"statistics.{field}")
+def _wrong(field: str, message: str, remedy: str = "") -> InputError:
+    return InputError("CONTRACT_STATISTICS", message, field=f"statistics.{field}", remedy=remedy)

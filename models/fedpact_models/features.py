@@ -123,6 +123,17 @@ def encode_features(
     return _features(data, columns)[keep], keep
 
 
+def entity_numbers(name: str, table: pl.DataFrame, *, file: str, first_line: int | None = None) -> Integers:
+    """Whose each row of a table is, as numbers [n]: what `encode` finds, before there is a schema.
+
+    Raises:
+        InputError: DATA_COLUMN_MISSING, DATA_ENTITY_MISSING, DATA_MISSING_VALUE.
+    """
+    cells = _parse_entity(name, table, file)
+    _refuse_faults(cells, np.ones(table.height, dtype=np.bool_), file, first_line)
+    return cells.values.astype(np.int64)
+
+
 def select_rows(examples: Examples, n: int, key: bytes, max_rows: int | None = None) -> Examples:
     """Exactly n rows: the first n by HMAC-SHA-256 under `key` of the row's bytes and its occurrence number.
 
@@ -265,6 +276,8 @@ def _parse_entity(name: str, table: pl.DataFrame, file: str) -> _Cells:
         )
     series = _stripped(table[name])
     strange = np.full(len(series), series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object))
+    if series.dtype.is_float():
+        strange |= series.is_nan().fill_null(value=False).to_numpy()
     text = series.cast(pl.String, strict=False) if not strange.any() else pl.Series(name, [""] * len(series))
     return _Cells(
         name=name,

@@ -94,7 +94,7 @@ def new_command(
     from fedpact_contract.privacy import plan_words
     from fedpact_contract.record import decimal_text
     from fedpact_contract.request import utc_now
-    from fedpact_server.drafting import new
+    from fedpact_server.drafting import new, without_entities
 
     operator, database = open_home(home)
     if out is not None:
@@ -129,6 +129,12 @@ def new_command(
     line(f"validation {', '.join(f'{s.count} rows of {names[s.source]}' for s in slices)}")
     line(f"term {contract.term.not_before} to {contract.term.not_after}")
     _warn_of_term(contract)
+    for name, column in without_entities(database, contract):
+        typer.echo(
+            f"Note: the card of {output.visible(name)} says whose a row is ({output.visible(column)}): its agent signs "
+            "nothing without [privacy.entity] unless its policy says require_entity = false.",
+            err=True,
+        )
     line(f"Read it: fedpact contract show {contract.id[:8]}; then: fedpact contract offer {contract.id[:8]}")
 
 

@@ -222,12 +222,8 @@ def _signatory(connection: Connection, item: Mapping[str, Any], field: str, file
             party=item["entity_code"],
             remedy="`fedpact participant list` shows who is approved.",
         )
-    stored = connection.execute(
-        sa.select(db.cards.c.envelope).where(
-            db.cards.c.participant == member.id, db.cards.c.data_set == item["data_set"]
-        )
-    ).scalar()
-    if stored is None:
+    card = _card(connection, member.id, item["data_set"])
+    if card is None:
         raise InputError(
             "TEMPLATE_NO_CARD",
             f"{member.name} has sent no card for this data set.",
@@ -236,7 +232,7 @@ def _signatory(connection: Connection, item: Mapping[str, Any], field: str, file
             party=member.name,
             remedy="Ask the enterprise to sign and send the card of its data set.",
         )
-    return _Signatory(member=member, card=DataSetCard.from_bytes(read_envelope(bytes(stored)).body))
+    return _Signatory(member=member, card=card)
 
 
 def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
@@ -266,6 +262,26 @@ def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
                 party=party,
                 remedy="Name the column that all cards declare as `entity`, or leave [privacy.entity] out.",
             )
+
+
+def without_entities(database: Database, contract: Contract) -> list[tuple[str, str]]:
+    """Whom the contract leaves without a clause though their cards tell entities apart: names and columns.
+
+    None at client level, where a participant's whole update is the unit.
+    """
+    if contract.privacy.entity is not None or isinstance(contract.privacy, ClientPrivacy):
+        return []
+    with database.read() as connection:
+        cards = [(p.name, _card(connection, p.id, p.data_set)) for p in contract.participants]
+    return [(name, card.entity) for name, card in cards if card is not None and card.entity is not None]
+
+
+def _card(connection: Connection, participant: str, data_set: str) -> DataSetCard | None:
+    """The newest card of a participant's data set."""
+    stored = connection.execute(
+        sa.select(db.cards.c.envelope).where(db.cards.c.participant == participant, db.cards.c.data_set == data_set)
+    ).scalar()
+    return None if stored is None else DataSetCard.from_bytes(read_envelope(bytes(stored)).body)
 
 
 def _own_rows(given: ValidationFile | None) -> list[validation.Source]:

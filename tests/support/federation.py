@@ -320,6 +320,7 @@ def _agent(folder, contract, signed, index, key, run_key, examples, noise, polic
         num_examples=participant.num_examples,
         columns=tuple(PIXELS),
         label="digit",
+        entity=None if privacy.entity is None else privacy.entity.column,
         epsilon=Decimal(8),
         delta=privacy.delta,
         alpha=alpha,
@@ -352,6 +353,7 @@ def _agent(folder, contract, signed, index, key, run_key, examples, noise, polic
         run_keys=run_keys,
         run_key=run_key,
         policy=own_policy,
+        entity=card.entity,
         train=train,
         now=lambda: NOW + timedelta(minutes=1),
     )

@@ -197,6 +197,8 @@ class TestRows:
 
     def test_cells_that_name_nobody_are_refused(self) -> None:
         assert code_of(self.encoded, [b"\x00", b"\x01"]) == "DATA_ENTITY_MISSING"
+        assert code_of(self.encoded, [1.0, math.nan]) == "DATA_ENTITY_MISSING"
+        assert code_of(self.encoded, [1.0, None]) == "DATA_MISSING_VALUE"
 
     def test_a_table_without_the_column_is_refused(self) -> None:
         schema = a_schema(number("age"), label={"name": "y", "classes": ["no", "yes"], "rule": "value"})

@@ -241,6 +241,13 @@ class TestFailures:
         assert (rows(agent.desk), taken(run)) == ([], [])
         assert "POLICY_PURPOSE_MISMATCH" in {a.code for a in agent.desk.store.alarms()}
 
+    def test_an_entity_that_agent_toml_no_longer_declares_as_the_card_does_stops_it(self, run: ClosedRun) -> None:
+        agent = run.federation.agent(1)
+        agent.desk = dataclasses.replace(agent.desk, entity="writer")
+        assert look(run, 1)
+        assert (rows(agent.desk), taken(run)) == ([], [])
+        assert "CARD_ENTITY_CHANGED" in {a.code for a in agent.desk.store.alarms()}
+
     def test_other_code_than_was_signed_measures_nothing(self, run: ClosedRun, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("fedpact_models.code.models_digest", lambda: "e" * 64)
         assert look(run, 1)
@@ -553,6 +560,14 @@ class TestQueries:
         with pytest.raises(InputError) as err:
             self.asked(query)
         assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.0")
+
+    def test_the_same_query_twice_is_refused_and_another_value_of_the_column_is_not(self) -> None:
+        count = {"kind": "count", "column": "age", "at_least": "50"}
+        with pytest.raises(InputError, match=r"The count of age is asked twice, in queries\.0 too") as err:
+            self.asked(count, {"kind": "mean", "column": "age"}, dict(count))
+        assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.2")
+        assert err.value.remedy
+        self.asked(count, count | {"at_least": "51"})
 
     def test_without_noise_nothing_is_asked(self) -> None:
         with pytest.raises(InputError, match="CONTRACT_STATISTICS"):

@@ -5,9 +5,10 @@ from decimal import Decimal
 
 import pytest
 from tests.support.agent_world import NOW, contract, key
+from tests.support.contract_kit import change
 
 from fedpact_client import policy
-from fedpact_client.policy import Policy, check
+from fedpact_client.policy import Policy, check, check_entities
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.keys import fingerprint, public_hex
@@ -70,14 +71,80 @@ def test_every_setting_is_read_by_some_clause() -> None:
     """A setting that no clause reads would be a promise that nothing keeps."""
     refusing = {"purposes", "operators", "sectors", "model_kinds", "columns", "max_epsilon"}
     refusing |= {"min_participants", "max_rounds", "not_after", "trust_models"}
+    refusing |= {"require_entity", "max_entity_epsilon"}  # below
     assert set(Policy.model_fields) == refusing
 
 
-def test_the_column_that_tells_entities_apart_must_be_allowed_too() -> None:
-    clause = {"column": "who", "max_rows": 2, "method": "mixture-of-gaussians", "epsilon": 9, "delta": "0.00001"}
+def told_apart_by(column: str) -> Contract:
+    clause = {"column": column, "max_rows": 2, "method": "mixture-of-gaussians", "epsilon": 9, "delta": "0.00001"}
     values = contract().plain()
     values["privacy"]["entity"] = clause
-    told_apart = Contract.parse(values)
+    return Contract.parse(values)
+
+
+def test_all_rows_of_an_entity_may_cost_so_much_and_no_more() -> None:
+    told_apart = told_apart_by("who")
+    for limit in (None, "9"):
+        allowed = parsed(columns="*", **({} if limit is None else {"max_entity_epsilon": limit}))
+        assert check(told_apart, ME, allowed, NOW) is None
+    with pytest.raises(RefusedError, match=r"epsilon 9 in the contract; the policy allows 8\.9") as caught:
+        check(told_apart, ME, parsed(columns="*", max_entity_epsilon="8.9"), NOW)
+    assert (caught.value.code, caught.value.rule) == ("POLICY_ENTITY_EPSILON", "max_entity_epsilon")
+    assert check(contract(), ME, parsed(max_entity_epsilon="0.1"), NOW) is None
+
+
+def test_a_card_that_says_whose_a_row_is_wants_the_clause_unless_agent_toml_says_otherwise() -> None:
+    with pytest.raises(RefusedError, match="set-own says whose a row is") as caught:
+        check_entities(contract(), parsed(), "set-own", "who", "who")
+    assert (caught.value.code, caught.value.field, caught.value.rule) == (
+        "POLICY_ENTITY",
+        "privacy.entity",
+        "require_entity",
+    )
+    assert "require_entity = false" in caught.value.remedy
+    assert check_entities(contract(), parsed(require_entity=False), "set-own", "who", "who") is None
+    assert check_entities(told_apart_by("who"), parsed(), "set-own", "who", "who") is None
+    assert check_entities(contract(), parsed(), "set-own", None, None) is None
+
+
+@pytest.mark.parametrize("card", [None, "whose"])
+def test_a_clause_on_another_column_than_the_cards_is_refused_whatever_the_policy_says(card: str | None) -> None:
+    with pytest.raises(RefusedError, match="SIGN_ENTITY_COLUMN"):
+        check_entities(told_apart_by("who"), parsed(require_entity=False), "set-own", card, card)
+
+
+@pytest.mark.parametrize(("declared", "card"), [(None, "who"), ("who", None), ("whose", "who")])
+def test_agent_toml_must_still_say_what_the_card_says(declared: str | None, card: str | None) -> None:
+    for offered in (contract(), told_apart_by("who")):
+        with pytest.raises(RefusedError) as caught:
+            check_entities(offered, parsed(require_entity=False), "set-own", declared, card)
+        assert (caught.value.code, caught.value.file) == ("CARD_ENTITY_CHANGED", "agent.toml")
+        assert caught.value.field == "data_sets.entity"
+        assert "fedpact-agent card set-own" in caught.value.remedy
+
+
+def test_at_client_level_a_participants_whole_update_is_the_unit_and_no_clause_is_wanted() -> None:
+    privacy = {name: value for name, value in contract().plain()["privacy"].items() if name != "max_grad_norm"}
+    central = Contract.parse(
+        change(
+            contract().plain(),
+            {
+                "privacy": privacy
+                | {"trust_model": "client-level-at-the-operator", "unit": "participant", "max_update_norm": "1"},
+                "training.aggregation": "uniform-mean",
+                "contribution.game": "unanimity",
+                "settlement.contribution_weight": "0",
+                "settlement.equal_weight": "1",
+                "settlement.data_weight": "0",
+            },
+            ".",
+        )
+    )
+    assert check_entities(central, parsed(), "set-own", "who", "who") is None
+
+
+def test_the_column_that_tells_entities_apart_must_be_allowed_too() -> None:
+    told_apart = told_apart_by("who")
     with pytest.raises(RefusedError, match="POLICY_COLUMN"):
         check(told_apart, ME, parsed(), NOW)
     assert check(told_apart, ME, parsed(columns=["age", "sex", "ill", "who"]), NOW) is None
