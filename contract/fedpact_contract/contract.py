@@ -353,11 +353,11 @@ class Contract(Record):
         raise InputError("CONTRACT_NOT_A_PARTY", "This key is not a participant's in the contract.", party=party_id)
 
     def by_id(self) -> dict[str, Participant]:
-        """Participants by id, in the order of ids (the order of aggregation)."""
+        """Participants by id, in the order of ids: that of aggregation, not that in which people see them."""
         return dict(sorted((p.id, p) for p in self.participants))
 
     def parties(self) -> dict[str, Party]:
-        """Everybody who signs, by id."""
+        """Everybody who signs, by id: the operator, then the participants in the contract's order."""
         return {self.operator.id: self.operator, **{p.id: p for p in self.participants}}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from fedpact_contract.contract import ClientPrivacy, Contract, EntityUnit, MeasurementKind
 from fedpact_contract.errors import InputError
 from fedpact_contract.messages import measurement_event, release_event
+from fedpact_contract.output import counted
 from fedpact_contract.record import decimal_text
 
 ACCOUNTANT = "dp-accounting 0.6 PLD, zero-out (REPLACE_SPECIAL)"
@@ -322,12 +323,11 @@ def epsilon_plan(contract: Contract) -> Decimal:
 def plan_words(contract: Contract) -> str:
     """What epsilon covers, in words: 6 steps, 4 statistics and a baseline of 5 steps."""
     noised = "released model" if isinstance(contract.privacy, ClientPrivacy) else "step"
-    parts = [f"{contract.planned_steps} {noised}" + ("s" if contract.planned_steps != 1 else "")]
+    parts = [counted(contract.planned_steps, noised)]
     if contract.statistics is not None:
-        count = len(contract.statistics.queries)
-        parts.append(f"{count} statistic" + ("s" if count != 1 else ""))
+        parts.append(counted(len(contract.statistics.queries), "statistic"))
     if contract.baseline is not None:
-        parts.append(f"a baseline of {contract.baseline.steps} steps")
+        parts.append(f"a baseline of {counted(contract.baseline.steps, 'step')}")
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
@@ -378,7 +378,7 @@ def _check_entity(contract: Contract, entity: EntityUnit) -> None:
         shown = f"epsilon {epsilon} at delta {delta:.3g}" if epsilon.is_finite() else f"epsilon above {CEILING}"
         raise InputError(
             "CONTRACT_ENTITY_EPSILON",
-            f"For {entity.max_rows} rows of one entity the plan costs {shown}; the contract promises "
+            f"For {counted(entity.max_rows, 'row')} of one entity the plan costs {shown}; the contract promises "
             f"{decimal_text(entity.epsilon)} at {entity.delta:.3g}.",
             field="privacy.entity.epsilon",
             rule="the guarantee for entities is the one that the plan keeps",
@@ -554,7 +554,7 @@ def _smallest(fits: Callable[[int], bool], start: int) -> int | None:
 def _unreachable(steps: int, epsilon: Decimal) -> InputError:
     return InputError(
         "PRIVACY_UNREACHABLE",
-        f"No noise multiplier up to {_NOISE_HIGH // 1000} keeps {steps} steps within epsilon {epsilon}.",
+        f"No noise multiplier up to {_NOISE_HIGH // 1000} keeps {counted(steps, 'step')} within epsilon {epsilon}.",
         remedy="Plan fewer steps, a smaller sample rate, or a larger epsilon.",
     )
 

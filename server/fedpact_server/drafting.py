@@ -20,6 +20,7 @@ from fedpact_contract import privacy
 from fedpact_contract.contract import ClientPrivacy, Contract, Software, load_toml, merge
 from fedpact_contract.errors import InputError
 from fedpact_contract.messages import DataSetCard
+from fedpact_contract.output import counted
 from fedpact_contract.record import read_envelope
 from fedpact_contract.request import instant
 from fedpact_models.registry import initial_weights, parameter_count
@@ -165,7 +166,8 @@ def _entity(sketch: Contract, noise: Decimal) -> dict[str, Any]:
     if not epsilon.is_finite():
         raise InputError(
             "TEMPLATE_ENTITY_UNPROTECTED",
-            f"{sketch.privacy.entity.max_rows} rows of one entity would cost an epsilon above {privacy.CEILING}.",
+            f"{counted(sketch.privacy.entity.max_rows, 'row')} of one entity would cost an epsilon above "
+            f"{privacy.CEILING}.",
             field="privacy.entity.max_rows",
             remedy="Allow fewer rows of one entity, or plan for a smaller epsilon.",
         )

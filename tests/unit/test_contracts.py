@@ -205,7 +205,7 @@ class TestNew:
 class TestSigning:
     def test_all_sign_and_entry_0_is_what_everybody_signed(self, world: Operator) -> None:
         contract = offered(world)
-        assert operator_signs(world, contract).missing == tuple(sorted(who.id for who in PARTIES))
+        assert operator_signs(world, contract).missing == tuple(who.id for who in PARTIES)
         for who in PARTIES:
             status = take(world, contract, who)
         assert (status.state, status.missing) == ("signed", ())
@@ -242,7 +242,8 @@ class TestSigning:
         with world.database.read() as connection:
             plain = contracts.status(connection, contracts.find(connection, contract.id)).plain()
         assert plain["signed"] == [PARTIES[1].id]
-        assert plain["missing"] == sorted([world.home.fingerprint, PARTIES[0].id, PARTIES[2].id])
+        assert plain["missing"] == [world.home.fingerprint, PARTIES[0].id, PARTIES[2].id], "the contract's order"
+        assert [p["id"] for p in plain["parties"]] == [world.home.fingerprint, *(p.id for p in contract.participants)]
         assert {p["name"]: p["signed"] for p in plain["parties"]} == {
             "City Data": False,
             "Hospital 1": False,
