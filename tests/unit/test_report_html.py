@@ -137,6 +137,7 @@ class TestContent:
         for moment in (contract.term.not_before, contract.term.not_after):
             assert f"{moment[:10]} {moment[11:-1]} UTC" in text
         assert f"within {contract.settlement.close_days} days after the term" in text
+        assert "within 1 day after the term" in page(report | {"close_days": 1}).text
         for line, what in zip(report["rounds"], ("First", "Last"), strict=True):
             opened = parse_instant(line["deadline"]) - timedelta(seconds=contract.participation.deadline_seconds)
             assert f"{what} round opened {opened:%Y-%m-%d %H:%M:%S} UTC" in text
@@ -179,7 +180,16 @@ class TestContent:
         assert "CNY" not in found.text
         assert "95%区间" in found.text
         shown = words("zh")
-        for key in LABELS.keys() - {"unsettled", "fallback", "unopened", "before", "alone", "round", *ENTITY}:
+        for key in LABELS.keys() - {
+            "unsettled",
+            "fallback",
+            "unopened",
+            "before",
+            "alone",
+            "round",
+            "close_day",
+            *ENTITY,
+        }:
             assert shown[key].replace("{}", str(report["close_days"])) in found.text, key
         english = words("en")
         for key in ("report", "statement", "shares", "lift", "privacy", "outcomes", "not_stopped"):

@@ -22,6 +22,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "to": ("to", "至"),
     "close_by": ("Settlement due", "结算期限"),
     "close_days": ("within {} days after the term", "合约期限届满后{}天内"),
+    "close_day": ("within {} day after the term", "合约期限届满后{}天内"),
     "first_opened": ("First round opened", "首轮开启"),
     "last_opened": ("Last round opened", "末轮开启"),
     "times_note": (
@@ -105,15 +106,18 @@ LABELS: dict[str, tuple[str, str]] = {
     "fees": ("Fees", "费用"),
     "statistics": ("Statistics", "统计量"),
     "statistics_note": (
-        "Each sum has noise of {} rows (standard deviation), added by the participant and charged to the contract's "
-        "epsilon.",
-        "每个求和项由参与方添加标准差为{}行的噪声，并计入合约的ε。",
+        "The participant adds noise to each sum (its standard deviation, in rows: {}), charged to the contract's "
+        "epsilon. Under each value stands its 95 % interval, of the noise only, not of sampling, and of each value by "
+        "itself: where the same answer without noise lies. A quantile's ends are edges of its histogram's parts. "
+        "Digits finer than the noise are left out.",
+        "每个求和项由参与方添加噪声（标准差，以行计：{}），并计入合约的ε。各值之下为其95%区间，仅反映噪声，不含抽样误差，且各值单独计：即无噪声时同一结果所在的范围。"
+        "分位数区间的两端为其直方图分段的边界。小于噪声精度的位数不予显示。",
     ),
     "query_mean": ("mean", "均值"),
     "query_histogram": ("rows", "行数"),
     "query_count": ("rows", "行数"),
     "query_quantile": ("quantiles", "分位数"),
-    "noise_error": ("error by noise", "噪声误差"),
+    "noise_error": ("standard deviation of the noise", "噪声标准差"),
     "accuracy_alone": ("alone, one model", "单独，一个模型"),
     "baselines": ("Trained alone", "单独训练"),
     "baselines_note": (
