@@ -42,12 +42,18 @@ class Party(Part):
 
 
 class Participant(Party):
-    """A party that trains: its sector, data set, contracted number of examples and payment floor."""
+    """A party that trains: its sector, data set, contracted number of examples and payment floor.
+
+    `gate_order` is the one Rényi order at which the data set's ledger is kept, as its card declares it (contracts that
+    were made before reports named it have none). It tells the signatories about how large the data set's whole budget
+    is, and nothing of what is left of it.
+    """
 
     sector: Code
     data_set: Code
     num_examples: Count
     floor_fen: Fen
+    gate_order: Dec | None = None
 
 
 class NumberColumn(Part):
@@ -430,6 +436,20 @@ def check_parties(contract: Contract) -> None:
         )
 
 
+def check_gate_orders(contract: Contract) -> None:
+    """Each data set's gate has an order at which there is a Rényi divergence."""
+    for index, participant in enumerate(contract.participants):
+        if participant.gate_order is not None and participant.gate_order <= 1:
+            raise InputError(
+                "CONTRACT_GATE_ORDER",
+                f"The Rényi order of {participant.name}'s gate must be above 1.",
+                field=f"participants.{index}.gate_order",
+                party=participant.name,
+                rule="above 1",
+                remedy="Take `alpha` of the data set's card, as `fedpact contract new` does.",
+            )
+
+
 def check_data(contract: Contract) -> None:
     """Bounds are ordered, names unique, fill values allowed, the label rule complete."""
     data = contract.data
@@ -655,6 +675,7 @@ def check_term(contract: Contract) -> None:
 
 CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_parties,
+    check_gate_orders,
     check_data,
     check_model,
     check_training,

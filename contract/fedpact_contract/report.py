@@ -13,6 +13,7 @@ from fedpact_contract import measured
 from fedpact_contract.contract import ClientPrivacy, Contract
 from fedpact_contract.contribution import leave_one_out, own_slice_difference, round_values, validation_rows
 from fedpact_contract.errors import FaultError
+from fedpact_contract.label import dp_label
 from fedpact_contract.log import (
     Body,
     ContractSigned,
@@ -31,7 +32,6 @@ from fedpact_contract.log import (
     UpdateRefused,
 )
 from fedpact_contract.messages import Receipt, Refusal, Update
-from fedpact_contract.privacy import dp_label
 from fedpact_contract.record import Envelope, decimal_text, read_envelope
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
 

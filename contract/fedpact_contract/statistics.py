@@ -234,7 +234,7 @@ def _labels(contract: "Contract", query: Query) -> list[str]:
         return list(values_of(contract, query.column))
     low, high = bounds_of(contract, query.column)
     edges = [low + (high - low) * place / query.bins for place in range(query.bins + 1)]
-    return [f"{a:.6g} to {b:.6g}" for a, b in pairwise(edges)]
+    return [f"{a:.6g} – {b:.6g}" for a, b in pairwise(edges)]
 
 
 def _problem(contract: "Contract", query: Query) -> str | None:

@@ -66,6 +66,7 @@ def _parties(contract: Contract) -> Iterator[str]:
             f"\n    - {_party(p)}"
             f"\n      Sector: {visible(p.sector)}. Data set: {visible(p.data_set)}. "
             f"Contracted examples: {p.num_examples}. Payment floor: {_fen(p.floor_fen)}."
+            + ("" if p.gate_order is None else f" Rényi order of its ledger: {decimal_text(p.gate_order)}.")
             for p in contract.participants
         )
     )
@@ -152,7 +153,8 @@ def _privacy(contract: Contract) -> Iterator[str]:
         yield from _record_privacy(contract, contract.privacy)
     yield (
         "Each participant's agent keeps its own ledger of what was spent on its data set over all contracts, and "
-        "refuses the step that would exceed the limit on the data set's card."
+        "refuses the step that would exceed the limit on the data set's card. The ledger adds Rényi divergences at the "
+        "one order that the card declares."
     )
 
 

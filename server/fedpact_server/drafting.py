@@ -1,8 +1,9 @@
 """`contract new`: from a template to a draft contract, with everything filled in that is derived, not chosen.
 
 The template gives what people decide. Derived are: the operator, the participants' names, keys and sectors (from
-their enrolment), their numbers of examples (from their signed cards), the noise multiplier (from the whole plan), the
-accountant, the initial model, the validation set's root and slices, and the digests of the installed code.
+their enrolment), their numbers of examples and gate orders (from their signed cards), the noise multiplier (from the
+whole plan), the accountant, the initial model, the validation set's root and slices, and the digests of the installed
+code.
 """
 
 import datetime
@@ -203,7 +204,7 @@ def _participants(
         signatory = _signatory(connection, item, f"participants.{index}", file)
         member, card = signatory.member, signatory.card
         derived = {"name": member.name, "key": member.contract_key, "sector": member.sector}
-        filled.append(merge(item, {**derived, "num_examples": card.num_examples}))
+        filled.append(merge(item, {**derived, "num_examples": card.num_examples, "gate_order": card.alpha}))
         signatories.append(signatory)
     return signatories, values | {"participants": filled}
 

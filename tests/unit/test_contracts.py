@@ -93,6 +93,7 @@ class TestNew:
         assert [(p.id, p.name, p.sector, p.num_examples, p.floor_fen) for p in contract.participants] == [
             (who.id, who.name, "medical", 100 + who.number, 100 if who.number == 1 else 0) for who in PARTIES
         ]
+        assert [p.gate_order for p in contract.participants] == [Decimal("4.3")] * 3, "their cards' alpha"
         assert contract.privacy.accountant == ACCOUNTANT
         group = (contract.privacy.noise_multiplier, contract.privacy.sample_rate, contract.planned_steps)
         assert Decimal("1.95") < epsilon_pld([group], contract.privacy.delta) <= 2

@@ -18,10 +18,10 @@ from tests.support.operator_world import enterprise as an_enterprise
 from fedpact_contract import text
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FedpactError, InputError
+from fedpact_contract.label import dp_label
 from fedpact_contract.privacy import (
     INFINITE,
     check_plan,
-    dp_label,
     entity_guarantee,
     epsilon_entity,
     epsilon_pld,

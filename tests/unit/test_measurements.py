@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from itertools import pairwise
@@ -50,6 +51,9 @@ STATISTICS = {
         {"kind": "count", "column": "digit", "value": "7"},
     ],
 }
+KNOWN = ("fedpact verify EVIDENCE --trust FILE", "NIST SP 800-226", "SHA-256", "UTC", "nat", "DP", "gt", "ADMITTED")
+KNOWN = (*KNOWN, "dp-accounting", "PLD", "REPLACE_SPECIAL", "epsilon_pld", "epsilon_gate", "AES-256-CTR")
+"""What a page in Chinese says in Latin letters: names of things."""
 CLAUSES = {"statistics": STATISTICS, "baseline": {"steps": 4}, "privacy__epsilon": D(3), "training__rounds": 2}
 
 
@@ -126,11 +130,25 @@ class TestWhole:
         assert [q["kind"] for q in built["statistics"]["queries"]] == [q["kind"] for q in STATISTICS["queries"]]
         assert [p["name"] for p in built["baselines"]] == ["Enterprise 1", "Enterprise 2", "Enterprise 3"]
         assert all(0 <= float(p["metric"]) <= 1 for p in built["baselines"])
-        assert "measurements" in built["privacy"]["plan"]
+        assert [line["kind"] for line in built["privacy"]["measurements"]] == [
+            *(q["kind"] for q in STATISTICS["queries"]),
+            "baseline",
+        ]
         from fedpact_server.report.html import render
 
-        assert "Trained alone" in render(built, "en")
-        assert "单独训练" in render(built, "zh")
+        english, chinese = render(built, "en"), render(built, "zh")
+        assert "Trained alone" in english
+        assert "query: quantile; column: pixel_20; noise multiplier: 30; releases: 1; " in english
+        assert "of the noise only, not of sampling" in english
+        low, high = (built["statistics"]["queries"][1]["answers"]["together"][key][3] for key in ("low", "high"))
+        assert f"<small>{low} to {high}</small>" in english
+        assert f"<small>{low} 至 {high}</small>" in chinese
+        for words in ("单独训练", "查询：分位数；列：pixel_20；噪声倍数：30", "仅反映噪声，不含抽样误差"):
+            assert words in chinese
+        shown = re.sub("<style>.*</style>|<[^>]*>|[0-9a-f]{64}", " ", chinese, flags=re.DOTALL)
+        for known in ("Enterprise", "finance", "pixel_20", "digit-recognition", "digit", "Digits", "Operator", *KNOWN):
+            shown = shown.replace(known, "")
+        assert re.findall("[A-Za-z]+", shown) == []
 
     def test_people_are_told_all_that_epsilon_covers(self, run: ClosedRun) -> None:
         assert plan_words(run.federation.contract) == "18 steps, 5 statistics and a baseline of 4 steps"
@@ -499,7 +517,7 @@ class TestQueries:
         assert answers[0] == [pytest.approx((0 + 10 + 25 + 50 + 50 + 75 + 100 + 100) / 8)]
         assert answers[5][0] == pytest.approx(11, abs=1)
         assert answers[5][1] == pytest.approx(51, abs=1)
-        assert found[2]["labels"][0] == "0 to 25"
+        assert found[2]["labels"][0] == "0 – 25"
         assert [query["answers"].keys() for query in found] == [{me: 0}.keys()] * 6
 
     def test_together_the_noise_is_that_of_all(self) -> None:
