@@ -215,7 +215,7 @@ def _record_privacy(contract: Contract, privacy: RecordPrivacy) -> Iterator[str]
         + (
             "A person with k rows has less: k times epsilon, and delta times (e^(k epsilon) - 1) / (e^epsilon - 1)."
             if entity is None
-            else "That is of one row by itself; the next clause says what holds for all rows of one entity together."
+            else "This and the two clauses before are of one row by itself; the next is of all rows of one entity."
         )
     )
     if entity is not None:
@@ -245,7 +245,7 @@ def _entity_privacy(entity: EntityUnit) -> Iterator[str]:
         f'"{entity.method}"); neighbouring data sets have them, or zeros in their place. That covers all that the '
         "whole contract releases of one data set. For an entity with rows in several data sets the epsilons add up, "
         "and the deltas. Rows that the column does not give to it are not counted with it. "
-        + _meaning(entity.epsilon, delta, "all rows of any one entity", "whether they were", "them")
+        + _meaning(entity.epsilon, delta, "any rows of one entity", "whether they were", "them")
     )
 
 

@@ -141,9 +141,9 @@ class TestContract:
         assert "at most 4 by the column patient, are protected by epsilon 99 at delta 0.00001" in shown
         assert "training takes at most 4 rows of one entity" in shown
         assert "A person with k rows has less" not in shown, "one clause says what holds for several rows"
-        assert "what holds for all rows of one entity together" in shown
+        assert "are of one row by itself; the next is of all rows of one entity." in shown
         assert "no protection that words could describe" in shown, "epsilon 99, in words"
-        assert "without all rows of any one entity" in text.render(contract(epsilon="11"))
+        assert "without any rows of one entity" in text.render(contract(epsilon="11"))
         first, second, *_ = made.by_id()
         label = dp_label(made, {first: 6, second: 0})
         assert label["entity"]["max_rows"] == 4

@@ -241,7 +241,7 @@ class TestShown:
         shown = dict(label_rows(whole(with_all()), "en"))
         assert shown["Standard"] == ["NIST SP 800-226"]
         assert shown["Released once besides"][0].startswith(
-            "query: mean; column: age; noise multiplier: 30; releases: 1; "
+            "what: mean; column: age; noise multiplier: 30; releases: 1; "
         )
         assert "Rényi orders: 4.3, 9.1, 25" in shown["Accounting"][1]
         assert re.match(r"kit company \d: steps: 9; releases: 8; ", shown["Charged"][0])

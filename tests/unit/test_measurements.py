@@ -138,12 +138,12 @@ class TestWhole:
 
         english, chinese = render(built, "en"), render(built, "zh")
         assert "Trained alone" in english
-        assert "query: quantile; column: pixel_20; noise multiplier: 30; releases: 1; " in english
+        assert "what: quantile; column: pixel_20; noise multiplier: 30; releases: 1; " in english
         assert "of the noise only, not of sampling" in english
         low, high = (built["statistics"]["queries"][1]["answers"]["together"][key][3] for key in ("low", "high"))
         assert f"<small>{low} to {high}</small>" in english
         assert f"<small>{low} 至 {high}</small>" in chinese
-        for words in ("单独训练", "查询：分位数；列：pixel_20；噪声倍数：30", "仅反映噪声，不含抽样误差"):
+        for words in ("单独训练", "内容：分位数；列：pixel_20；噪声倍数：30", "仅反映噪声，不含抽样误差"):
             assert words in chinese
         shown = re.sub("<style>.*</style>|<[^>]*>|[0-9a-f]{64}", " ", chinese, flags=re.DOTALL)
         for known in ("Enterprise", "finance", "pixel_20", "digit-recognition", "digit", "Digits", "Operator", *KNOWN):

@@ -166,7 +166,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "dp_participants": ("Charged", "已计入"),
     "dp_source": ("source", "来源"),
     "dp_arithmetic": ("arithmetic", "运算"),
-    "dp_kind": ("query", "查询"),
+    "dp_kind": ("what", "内容"),
     "dp_value": ("value", "取值"),
     "dp_noise_multiplier": ("noise multiplier", "噪声倍数"),
     "dp_sample_rate": ("sample rate", "抽样率"),
