@@ -185,8 +185,10 @@ class TestSettle:
         preview = fedpact("settle", "preview", run.contract_id, *money, *at)
         assert (preview.code, preview.json["pool_fen"]) == (0, REVENUE - 1)
         assert run.phase() == "completed"
-        held = fedpact("settle", "close", run.contract_id, *money, "--wait", "0", *at)
+        held = fedpact("settle", "close", run.contract_id, *money, "--wait", "0.1", *at)
         assert (held.code, held.json["final"]) == (4, False)
+        everybody = ", ".join(p.name for p in run.federation.contract.participants)
+        assert held.err.endswith(f"countersignatures of {everybody}.\n"), "in the contract's order"
         assert all(line["held"] and not line["objected"] for line in held.json["lines"])
         assert [line["fen"] for line in held.json["lines"]] == [line["fen"] for line in preview.json["lines"]]
         assert sum(line["fen"] for line in held.json["lines"]) == REVENUE - 1
