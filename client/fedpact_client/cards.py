@@ -19,6 +19,7 @@ from fedpact_client.store import Store
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.messages import DataSetCard
+from fedpact_contract.output import counted
 from fedpact_contract.record import decimal_text, sign
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") 
     if (size := len(canonical_bytes(rows))) > MAX_RELEASE_BYTES:
         raise InputError(
             "RELEASE_TOO_LARGE",
-            f"{len(rows)} rows of {size} bytes would be released; one request carries {MAX_RELEASE_BYTES} bytes.",
+            f"{counted(len(rows), 'row')} of {size} bytes would be released; "
+            f"one request carries {MAX_RELEASE_BYTES} bytes.",
             field="release_fraction",
             remedy="Release fewer rows.",
         )
@@ -266,7 +268,7 @@ def _check_fixed_budget(store: Store, card: DataSetCard) -> None:
 def _too_few(found: int, wanted: int, file: Path) -> InputError:
     return InputError(
         "DATA_TOO_FEW_ROWS",
-        f"{wanted} rows are declared for training, and {found} are left beside the released ones.",
+        f"For training {counted(wanted, 'row')} declared, {found} left beside the released ones.",
         file=file,
         field="num_examples",
         rule="train on exactly the contracted number of rows",

@@ -155,7 +155,7 @@ def card(
         if draft.rows:
             if not as_json:
                 show_released(draft)
-            output.confirm(f"These {len(draft.rows)} rows leave your premises as they are. Send them?", yes=yes)
+            output.confirm(f"Rows that leave your premises as they are: {len(draft.rows)}. Send them?", yes=yes)
         cards.declare(at.home, at.store, client, draft, _passphrase(passphrase_file))
     result = draft.card.plain() | {"limit": decimal_text(draft.limit), "sent": True}
     _show(result, as_json, lambda _: output.console().print("The card is signed, kept here and sent."))
@@ -449,7 +449,11 @@ def restore(
         }
         rows = store.write_off(keys)
     values = {"written_off": [{"contract": r.contract_id, "rdp": str(r.rdp)} for r in rows]}
-    _show(values, as_json, lambda v: output.console().print(f"{len(v['written_off'])} contracts written off."))
+    _show(
+        values,
+        as_json,
+        lambda v: output.console().print(f"{output.counted(len(v['written_off']), 'contract')} written off."),
+    )
 
 
 def _move(contract: str, home: Path, state: "ContractState", *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator
 
 from fedpact_contract.contract import ClientPrivacy, Contract, Count
 from fedpact_contract.errors import InputError, RefusedError
+from fedpact_contract.output import counted
 from fedpact_contract.record import Code, Dec, Hex32, Instant, Name, Part
 from fedpact_contract.request import instant, parse_instant
 
@@ -185,7 +186,7 @@ def check_rounds(contract: Contract, _me: str, policy: Policy, _now: datetime.da
         raise _refused(
             "POLICY_ROUNDS",
             "max_rounds",
-            f"The contract has {contract.training.rounds} rounds; the policy allows {policy.max_rounds}.",
+            f"The contract has {counted(contract.training.rounds, 'round')}; the policy allows {policy.max_rounds}.",
         )
 
 

@@ -21,6 +21,7 @@ from fedpact_contract.contract import Contract, Participant, Party
 from fedpact_contract.errors import FedpactError, InputError, RefusedError
 from fedpact_contract.ledger import Terms
 from fedpact_contract.messages import measurement_event
+from fedpact_contract.record import decimal_text
 from fedpact_contract.request import parse_instant
 from fedpact_contract.trust import Trust, TrustedParty
 
@@ -182,8 +183,8 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
     """What the contract says of this enterprise is what it declared itself, and the data set's file is its own.
 
     Raises:
-        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE, DATA_SET_KNOWN_ELSEWHERE,
-            or what `policy.check_entities` refuses.
+        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_GATE_ORDER, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE,
+            DATA_SET_KNOWN_ELSEWHERE, or what `policy.check_entities` refuses.
         InputError: CONFIG_DATA_SET, DATA_SET_UNKNOWN.
     """
     data_set = config.data_set(me.data_set)
@@ -198,6 +199,13 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
             f"The contract says {me.num_examples} examples, the signed card {card.num_examples}, "
             f"agent.toml {data_set.num_examples}.",
             "num_examples",
+        )
+    if me.gate_order != card.alpha:
+        raise _own(
+            "SIGN_GATE_ORDER",
+            f"Our ledger's Rényi order is {decimal_text(card.alpha)} by the signed card, and "
+            f"{'none' if me.gate_order is None else decimal_text(me.gate_order)} by the contract.",
+            "gate_order",
         )
     if not names <= set(card.columns):
         missing = sorted(names - set(card.columns))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpact_contract import output
 from fedpact_contract.keys import show_fingerprint
-from fedpact_contract.output import line
+from fedpact_contract.output import counted, line
 from fedpact_contract.record import decimal_text
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def show_card(draft: "Draft") -> None:
     """A card, item by item, before it is signed."""
     line("This card leaves your premises, signed by the contract key:")
     output.table(output.console(), ["item", "value", "where it comes from"], draft.items())
-    line(f"It stays here: {draft.source} has {draft.available} rows for training beside the released ones.")
+    line(f"It stays here: {draft.source} has {counted(draft.available, 'row')} for training beside the released ones.")
     if draft.capped:
         line("Rows left where a contract caps those of one entity (computed from the data; stays here):")
         enough = {True: "enough", False: "too few"}
@@ -67,7 +67,7 @@ def show_card(draft: "Draft") -> None:
 def show_released(draft: "Draft") -> None:
     """The rows that would leave: their number, and the first of them."""
     names = [*draft.card.columns, draft.card.label]
-    line(f"These {len(draft.rows)} rows leave your premises, as they are; the first {SHOWN_ROWS}:")
+    line(f"Rows that leave your premises, as they are: {len(draft.rows)}; the first {SHOWN_ROWS}:")
     rows = [["" if row[name] is None else str(row[name]) for name in names] for row in draft.rows[:SHOWN_ROWS]]
     output.table(output.console(), names, rows)
     line("They are outside every privacy guarantee, and training leaves them out from now on.")
@@ -177,7 +177,7 @@ def _show_cost(contract: "Contract", cost: "Cost") -> None:
             f"{decimal_text(entity.delta)}"
         )
     line(
-        f"  {cost.attempts} attempts at most are charged; Rényi sum at alpha {decimal_text(cost.alpha)}: "
+        f"  At most {counted(cost.attempts, 'attempt')} charged; Rényi sum at alpha {decimal_text(cost.alpha)}: "
         f"{_rounded(cost.before)} charged or promised, {_rounded(cost.after)} with this contract, limit "
         f"{_rounded(cost.limit)}"
     )
@@ -271,7 +271,8 @@ def show_budget(values: dict[str, Any]) -> None:
 def show_plan(values: dict[str, Any]) -> None:
     """What a contract would cost."""
     line(
-        f"{values['attempts']} attempts, {values['steps']} steps with noise multiplier {values['noise_multiplier']}: "
+        f"{counted(values['attempts'], 'attempt')}, {counted(values['steps'], 'step')} with noise multiplier "
+        f"{values['noise_multiplier']}: "
         f"epsilon {values['epsilon_pld']} at delta {values['delta']} (epsilon_pld, of this contract alone)"
     )
     total = "without bound" if values["with_plan"] is None else _rounded(Decimal(values["with_plan"]))
@@ -283,7 +284,7 @@ def show_plan(values: dict[str, Any]) -> None:
     )
     verdict = "It fits" if values["fits"] else "It does not fit"
     line(
-        f"{verdict}: with this noise the budget pays for {values['rounds_that_fit']} rounds; "
+        f"{verdict}: with this noise the budget pays for {counted(values['rounds_that_fit'], 'round')}; "
         f"asked are {values['rounds']}."
     )
     line("This is the budget for rounds at record level. It does not look at your policy, and knows no statistics,")
@@ -317,7 +318,8 @@ def show_statement(values: dict[str, Any]) -> None:
     line(f"contract {values['contract']}")
     line(values["title"])
     line(
-        f"{own['name']} ({own['entity_code']}): {own['rounds_admitted']} rounds admitted; the run is {values['status']}"
+        f"{own['name']} ({own['entity_code']}): admitted in {counted(own['rounds_admitted'], 'round')}; "
+        f"the run is {values['status']}"
     )
     for entry in values["rounds"]:
         if entry["outcome"] != "admitted":

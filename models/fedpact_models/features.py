@@ -20,6 +20,7 @@ from fedpact_contract import merkle
 from fedpact_contract.contract import Column, Data, Label, NumberColumn
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import validation_leaf
+from fedpact_contract.output import counted
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
@@ -157,7 +158,7 @@ def select_rows(examples: Examples, n: int, key: bytes, max_rows: int | None = N
         capped = "" if max_rows is None else f", at most {max_rows} of each entity,"
         raise InputError(
             "DATA_TOO_FEW_ROWS",
-            f"The contract needs {n} rows{capped} and the data has {len(order)}.",
+            f"The contract needs {counted(n, 'row')}{capped} and the data has {len(order)}.",
             rule="train on exactly the contracted number of rows",
             remedy="Restore the rows, or agree on an amendment of the contract."
             if max_rows is None
@@ -377,7 +378,8 @@ def _refuse_faults(cells: _Cells, keep: Flags, file: str, first_line: int | None
             first = f"row {wrong[0] + 1} (without header)" if first_line is None else f"line {wrong[0] + first_line}"
             raise InputError(
                 code,
-                f"The column {cells.name} holds {what} in {len(wrong)} of {len(rows)} rows; the first is {first}.",
+                f"The column {cells.name} holds {what} in {len(wrong)} of {counted(len(rows), 'row')}; "
+                f"the first is {first}.",
                 file=file,
                 field=cells.name,
                 rule=cells.rule,

@@ -10,7 +10,7 @@ import typer
 from fedpact_contract import output
 from fedpact_contract.cli import group
 from fedpact_contract.files import refuse_existing, write_new
-from fedpact_contract.output import line
+from fedpact_contract.output import counted, line
 from fedpact_server.cli_common import (
     DEFAULT_HOME,
     ColumnNames,
@@ -126,7 +126,7 @@ def new_command(
         )
     names = {party_id: party.name for party_id, party in contract.parties().items()} | {"operator": "the operator"}
     slices = contract.contribution.validation.slices
-    line(f"validation {', '.join(f'{s.count} rows of {names[s.source]}' for s in slices)}")
+    line("validation " + ", ".join(f"{counted(s.count, 'row')} of {names[s.source]}" for s in slices))
     line(f"term {contract.term.not_before} to {contract.term.not_after}")
     _warn_of_term(contract)
     for name, column in without_entities(database, contract):

@@ -1,8 +1,9 @@
 """`contract new`: from a template to a draft contract, with everything filled in that is derived, not chosen.
 
 The template gives what people decide. Derived are: the operator, the participants' names, keys and sectors (from
-their enrolment), their numbers of examples (from their signed cards), the noise multiplier (from the whole plan), the
-accountant, the initial model, the validation set's root and slices, and the digests of the installed code.
+their enrolment), their numbers of examples and gate orders (from their signed cards), the noise multiplier (from the
+whole plan), the accountant, the initial model, the validation set's root and slices, and the digests of the installed
+code.
 """
 
 import datetime
@@ -20,6 +21,7 @@ from fedpact_contract import privacy
 from fedpact_contract.contract import ClientPrivacy, Contract, Software, load_toml, merge
 from fedpact_contract.errors import InputError
 from fedpact_contract.messages import DataSetCard
+from fedpact_contract.output import counted
 from fedpact_contract.record import read_envelope
 from fedpact_contract.request import instant
 from fedpact_models.registry import initial_weights, parameter_count
@@ -165,7 +167,8 @@ def _entity(sketch: Contract, noise: Decimal) -> dict[str, Any]:
     if not epsilon.is_finite():
         raise InputError(
             "TEMPLATE_ENTITY_UNPROTECTED",
-            f"{sketch.privacy.entity.max_rows} rows of one entity would cost an epsilon above {privacy.CEILING}.",
+            f"{counted(sketch.privacy.entity.max_rows, 'row')} of one entity would cost an epsilon above "
+            f"{privacy.CEILING}.",
             field="privacy.entity.max_rows",
             remedy="Allow fewer rows of one entity, or plan for a smaller epsilon.",
         )
@@ -201,7 +204,7 @@ def _participants(
         signatory = _signatory(connection, item, f"participants.{index}", file)
         member, card = signatory.member, signatory.card
         derived = {"name": member.name, "key": member.contract_key, "sector": member.sector}
-        filled.append(merge(item, {**derived, "num_examples": card.num_examples}))
+        filled.append(merge(item, {**derived, "num_examples": card.num_examples, "gate_order": card.alpha}))
         signatories.append(signatory)
     return signatories, values | {"participants": filled}
 

@@ -103,6 +103,7 @@ def contract_values(
     }
     entries = [
         party(f"Enterprise {i + 1}", f"{i + 1:018d}", public_hex(key), f"digits-{i + 1}", counts[i], sector="finance")
+        | {"gate_order": "4.3"}
         for i, key in enumerate(keys)
     ]
     return plain_contract(entries, public_hex(operator), **(base | changes))

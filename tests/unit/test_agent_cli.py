@@ -318,7 +318,7 @@ def test_released_rows_are_shown_and_asked_for_by_themselves(
     assert result.code == 5
     assert len(asked) == 2
     assert "leave your premises" in asked[1]
-    assert "rows leave your premises, as they are" in result.out
+    assert "leave your premises, as they are" in result.out
     assert ready.wire.sent == []
     assert not ready.home.released_path("set-1").exists()
 

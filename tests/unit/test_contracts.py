@@ -93,6 +93,7 @@ class TestNew:
         assert [(p.id, p.name, p.sector, p.num_examples, p.floor_fen) for p in contract.participants] == [
             (who.id, who.name, "medical", 100 + who.number, 100 if who.number == 1 else 0) for who in PARTIES
         ]
+        assert [p.gate_order for p in contract.participants] == [Decimal("4.3")] * 3, "their cards' alpha"
         assert contract.privacy.accountant == ACCOUNTANT
         group = (contract.privacy.noise_multiplier, contract.privacy.sample_rate, contract.planned_steps)
         assert Decimal("1.95") < epsilon_pld([group], contract.privacy.delta) <= 2
@@ -205,7 +206,7 @@ class TestNew:
 class TestSigning:
     def test_all_sign_and_entry_0_is_what_everybody_signed(self, world: Operator) -> None:
         contract = offered(world)
-        assert operator_signs(world, contract).missing == tuple(sorted(who.id for who in PARTIES))
+        assert operator_signs(world, contract).missing == tuple(who.id for who in PARTIES)
         for who in PARTIES:
             status = take(world, contract, who)
         assert (status.state, status.missing) == ("signed", ())
@@ -242,7 +243,8 @@ class TestSigning:
         with world.database.read() as connection:
             plain = contracts.status(connection, contracts.find(connection, contract.id)).plain()
         assert plain["signed"] == [PARTIES[1].id]
-        assert plain["missing"] == sorted([world.home.fingerprint, PARTIES[0].id, PARTIES[2].id])
+        assert plain["missing"] == [world.home.fingerprint, PARTIES[0].id, PARTIES[2].id], "the contract's order"
+        assert [p["id"] for p in plain["parties"]] == [world.home.fingerprint, *(p.id for p in contract.participants)]
         assert {p["name"]: p["signed"] for p in plain["parties"]} == {
             "City Data": False,
             "Hospital 1": False,

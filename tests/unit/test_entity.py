@@ -18,10 +18,10 @@ from tests.support.operator_world import enterprise as an_enterprise
 from fedpact_contract import text
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FedpactError, InputError
+from fedpact_contract.label import dp_label
 from fedpact_contract.privacy import (
     INFINITE,
     check_plan,
-    dp_label,
     entity_guarantee,
     epsilon_entity,
     epsilon_pld,
@@ -139,6 +139,11 @@ class TestContract:
         shown = text.render(made)
         assert "The column patient says whose a row is." in shown
         assert "at most 4 by the column patient, are protected by epsilon 99 at delta 0.00001" in shown
+        assert "training takes at most 4 rows of one entity" in shown
+        assert "A person with k rows has less" not in shown, "one clause says what holds for several rows"
+        assert "are of one row by itself; the next is of all rows of one entity." in shown
+        assert "no protection that words could describe" in shown, "epsilon 99, in words"
+        assert "without any rows of one entity" in text.render(contract(epsilon="11"))
         first, second, *_ = made.by_id()
         label = dp_label(made, {first: 6, second: 0})
         assert label["entity"]["max_rows"] == 4
@@ -151,6 +156,8 @@ class TestContract:
         assert "entity" not in plain.privacy.plain()
         assert code_of(entity_guarantee, plain, 3) == "PRIVACY_NO_ENTITY"
         assert "entity" not in dp_label(plain, {})
+        assert "A person with k rows has less: k times epsilon" in text.render(plain)
+        assert "one entity" not in text.render(plain)
 
 
 class TestRows:

@@ -11,7 +11,6 @@ from fedpact_contract.privacy import (
     ACCOUNTANT,
     INFINITE,
     check_plan,
-    dp_label,
     epsilon_gate,
     epsilon_pld,
     filter_alpha,
@@ -247,23 +246,3 @@ def test_the_accountant_that_is_named_is_the_one_installed() -> None:
     name, version, method, *_ = ACCOUNTANT.split()
     assert importlib.metadata.version(name).startswith(f"{version}.")
     assert method == "PLD,"
-
-
-def test_the_label_has_the_fields_of_the_standard() -> None:
-    contract = Contract.parse(contract_values())
-    first, second, third = contract.by_id()
-    label = dp_label(contract, {first: 6, second: 7, third: 0})
-    for field in ("epsilon", "delta", "privacy_unit", "trust_model", "accountant", "sampling", "clip", "noise"):
-        assert label[field]
-    planned = epsilon_pld([(D("1.25"), D("0.1"), 9)], D("0.00001"))
-    assert label["plan"] == {"steps": 9, "releases": 3, "epsilon_pld": str(planned)}
-    assert [line["releases"] for line in label["participants"]] == [2, 3, 0]
-    spent = [D(line["epsilon_pld"]) for line in label["participants"]]
-    assert spent[0] == epsilon_pld([(D("1.25"), D("0.1"), 6)], D("0.00001"))
-    assert spent[2] == 0 < spent[0] < spent[1] <= contract.privacy.epsilon
-
-
-def test_a_label_knows_only_participants() -> None:
-    contract = Contract.parse(contract_values())
-    with pytest.raises(InputError):
-        dp_label(contract, {contract.operator.id: 3})

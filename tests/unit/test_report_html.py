@@ -97,6 +97,7 @@ def comparison(report: dict[str, Any]) -> dict[str, Any]:
 
 
 ENTITY = (
+    *("dp_kind", "dp_value", "dp_noise_multiplier", "dp_sample_rate", "dp_entity_epsilon", "dp_entity_delta"),
     *("dp_entity", "dp_column", "dp_max_rows", "dp_measurements", "statistics", "statistics_note", "noise_error"),
     *("dp_not_protected_from", "dp_max_update_norm", "privacy_note_central", "cumulative_note_central"),
     *(
@@ -137,6 +138,7 @@ class TestContent:
         for moment in (contract.term.not_before, contract.term.not_after):
             assert f"{moment[:10]} {moment[11:-1]} UTC" in text
         assert f"within {contract.settlement.close_days} days after the term" in text
+        assert "within 1 day after the term" in page(report | {"close_days": 1}).text
         for line, what in zip(report["rounds"], ("First", "Last"), strict=True):
             opened = parse_instant(line["deadline"]) - timedelta(seconds=contract.participation.deadline_seconds)
             assert f"{what} round opened {opened:%Y-%m-%d %H:%M:%S} UTC" in text
@@ -179,7 +181,8 @@ class TestContent:
         assert "CNY" not in found.text
         assert "95%区间" in found.text
         shown = words("zh")
-        for key in LABELS.keys() - {"unsettled", "fallback", "unopened", "before", "alone", "round", *ENTITY}:
+        elsewhere = {"unsettled", "fallback", "unopened", "before", "alone", "round", "close_day", *ENTITY}
+        for key in LABELS.keys() - elsewhere:
             assert shown[key].replace("{}", str(report["close_days"])) in found.text, key
         english = words("en")
         for key in ("report", "statement", "shares", "lift", "privacy", "outcomes", "not_stopped"):
@@ -191,9 +194,10 @@ class TestContent:
 
     def test_no_english_is_left_in_the_chinese_page(self, report: dict[str, Any]) -> None:
         text = page(report, "zh", comparison(report)).text.rpartition("}")[2]  # what follows the style sheet
-        chosen = [report["title"], report["purpose"], report["privacy"]["accountant"], report["operator"]["name"]]
+        chosen = [report["title"], report["purpose"], report["operator"]["name"]]
         chosen += [p[key] for p in report["participants"] for key in ("name", "sector")]
         ours = ["fedpact verify EVIDENCE --trust FILE", "NIST SP 800-226", "SHA-256", "ADMITTED", "UTC", "nat", "DP"]
+        ours += ["dp-accounting", "PLD", "REPLACE_SPECIAL", "epsilon_pld", "epsilon_gate", "AES-256-CTR"]
         for known in [*chosen, *ours, *re.findall("[0-9a-f]{64}", text)]:
             text = text.replace(known, "")
         assert re.findall(r"[A-Za-z]+", text) == []

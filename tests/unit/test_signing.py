@@ -198,6 +198,8 @@ def test_a_contract_without_this_enterprise_is_no_offer(world: Lab) -> None:
         ("participants.OWN.entity_code", "91310000MA1K000009", "TRUST_CONTRADICTION"),
         ("participants.OWN.data_set", "set-9", "CONFIG_DATA_SET"),
         ("participants.OWN.num_examples", 41, "SIGN_NUM_EXAMPLES"),
+        ("participants.OWN.gate_order", "4.4", "SIGN_GATE_ORDER"),
+        ("participants.OWN.gate_order", None, "SIGN_GATE_ORDER"),
         ("data.columns.0.name", "income", "SIGN_COLUMNS"),
         ("data.label.name", "dead", "SIGN_LABEL"),
         ("privacy.entity", ENTITY, "SIGN_ENTITY_COLUMN"),
