@@ -70,7 +70,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     data_set = config.data_set(data_set_id)
     fingerprint = sources.content_fingerprint(data_set.source, home.path)
     check_known_elsewhere(store, data_set_id, fingerprint)
-    alpha, limit = _budget(data_set)
+    alpha, limit = limits(data_set)
     table = sources.read(data_set.source, home.path)
     source = sources.file_path(data_set.source, home.path)
     _check_columns(data_set, table, source)
@@ -152,8 +152,12 @@ def _check_columns(data_set: DataSet, table: "pl.DataFrame", file: Path) -> None
             )
 
 
-def _budget(data_set: DataSet) -> tuple[Decimal, Decimal]:
-    """Alpha and the limit R that follow from epsilon and delta."""
+def limits(data_set: DataSet) -> tuple[Decimal, Decimal]:
+    """Alpha and the limit R that follow from epsilon and delta.
+
+    Raises:
+        InputError: CARD_BUDGET, nothing would fit.
+    """
     from fedpact_contract.privacy import filter_alpha, filter_limit
 
     alpha = filter_alpha(data_set.epsilon, data_set.delta)
