@@ -359,17 +359,21 @@ def _number(text: str, option: str) -> "Decimal | None":
 def egress(
     home: HomeOption = HOME,
     contract: Annotated[str, typer.Option("--contract", help="One contract's only; its id, or its beginning.")] = "",
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="One kind's only, such as update; repeat it for several.")
+    ] = None,
     last: Annotated[int | None, typer.Option("--last", min=1, help="The last entries only.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show each request, not one line for those in a row.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Everything that left this enterprise: kind, bytes, digest."""
+    """Everything that left this enterprise: kind, bytes, digest. Requests in a row are one line; --json has each."""
     from fedpact_client import views
     from fedpact_client.text import show_egress
 
     with desk(home, read_only=True) as at:
         contract_id = at.resolve(contract) if contract else None
-        values = {"egress": views.egress(at.store, contract_id, last)}
-    _show(values, as_json, show_egress)
+        values = {"egress": views.egress(at.store, contract_id, last, kind or ())}
+    _show(values, as_json, lambda v: show_egress(v, fold=not every))
 
 
 @app.command()

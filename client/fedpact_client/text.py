@@ -1,5 +1,6 @@
 """The agent's results as text for people. Names and texts of other parties are made visible, never obeyed."""
 
+import itertools
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -321,23 +322,33 @@ def show_plan(plan: "Plan") -> None:
     line("It would be refused." if plan.refused else "It fits.")
 
 
-def show_egress(values: dict[str, Any]) -> None:
-    """The egress ledger."""
-    rows = [
-        [
-            str(e["seq"]),
-            e["at"],
-            e["kind"],
-            (e["contract"] or "-")[:SHORT],
-            "-" if e["round"] is None else str(e["round"]),
-            str(e["bytes"]),
-            e["sha256"][:SHORT],
-            e["detail"],
-        ]
-        for e in values["egress"]
-    ]
+def show_egress(values: dict[str, Any], *, fold: bool) -> None:
+    """The egress ledger; `fold`: requests that follow each other are one line."""
+    entries: list[dict[str, Any]] = values["egress"]
+
+    def one_line(entry: dict[str, Any]) -> object:
+        return "requests" if fold and entry["kind"] == "request" else entry["seq"]
+
+    rows = [_egress_row(list(run)) for _, run in itertools.groupby(entries, one_line)]
     columns = ["no.", "time (UTC)", "kind", "contract", "round", "bytes", "sha256", "detail"]
     output.table(output.console(), columns, rows, right=(0, 4, 5))
+    line(f"{len(entries)} messages, {sum(e['bytes'] for e in entries)} bytes")
+
+
+def _egress_row(run: list[dict[str, Any]]) -> list[str]:
+    """One message, or several requests: how many, when the last one left, whose contracts, all of their bytes."""
+    first, last = run[0], run[-1]
+    single, contracts = len(run) == 1, {e["contract"] for e in run}
+    return [
+        str(first["seq"]) if single else f"{first['seq']}-{last['seq']}",
+        last["at"],
+        first["kind"],
+        "several" if len(contracts) > 1 else (first["contract"] or "-")[:SHORT],
+        "-" if first["round"] is None else str(first["round"]),
+        str(sum(e["bytes"] for e in run)),
+        first["sha256"][:SHORT] if single else "-",
+        first["detail"] if single else f"{len(run)} requests since {first['at']}",
+    ]
 
 
 def show_statement(values: dict[str, Any]) -> None:

@@ -405,6 +405,40 @@ def test_head_budget_and_egress_as_text_and_json(call: Call, world: Lab, signed:
     assert "POST" in call("egress").out
 
 
+def test_requests_in_a_row_are_one_line_and_nothing_is_lost(call: Call, world: Lab, signed: str) -> None:
+    before = len(world.store.egress())
+    for number in range(40):
+        world.store.record_egress("request", signed if number % 2 else None, None, 3, "ab" * 32, detail="GET /heads")
+    world.store.record_egress("update", signed, 1, 1000, "cd" * 32)
+    world.store.record_egress("request", signed, None, 3, "ab" * 32, detail="GET /last")
+    entries = call("egress", "--json").json["egress"]
+    assert len(entries) == before + 42
+    total = f"{len(entries)} messages, {sum(e['bytes'] for e in entries)} bytes"
+    folded, whole = call("egress").out, call("egress", "--all").out
+    (row,) = [words for words in folded.splitlines() if "40 requests since" in words]
+    assert row.split()[0] == f"{before + 1}-{before + 40}"
+    assert " 120 " in row
+    assert "several" in row
+    assert folded.count("GET /heads") == 0
+    assert "GET /last" in folded, "one alone is shown as it is"
+    assert whole.count("GET /heads") == 40
+    assert total in folded
+    assert total in whole
+    updates = call("egress", "--kind", "update", "--kind", "card")
+    assert "2 messages" in updates.out
+    assert "request" not in updates.out
+    assert [e["kind"] for e in call("egress", "--kind", "update", "--json").json["egress"]] == ["update"]
+    unknown = call("egress", "--kind", "poll", "--json")
+    assert (unknown.code, unknown.error) == (2, "EGRESS_KIND")
+
+
+def test_what_is_no_request_is_in_no_run(call: Call, world: Lab) -> None:
+    for kind in ("card", "request", "request"):
+        world.store.record_egress(kind, None, None, 1, "ab" * 32)
+    shown = call("egress").out
+    assert [words.split()[0] for words in shown.splitlines()[2:4]] == ["1", "2-3"]
+
+
 PLAN = ("plan", "set-1", "--local-steps", "5", "--sample-rate", "0.10", "--rounds")
 
 
@@ -576,7 +610,7 @@ def test_at_80_columns_each_item_is_a_block_of_its_own(
     call: Call, world: Lab, signed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    contracts, egress = call("contract", "list"), call("egress")
+    contracts, egress = call("contract", "list"), call("egress", "--all")
     for result in (egress, contracts):
         assert max(map(len, result.out.splitlines())) <= 80
     for entry in call("egress", "--json").json["egress"]:
