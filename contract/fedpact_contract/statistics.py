@@ -5,7 +5,7 @@ normal noise of the contract's `noise_multiplier` is added to each sum. So each 
 sampling, charged like training. Everything computed from the noised sums is free.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedpact_contract.contract import CategoryColumn, Contract, NumberColumn
 
 Bins = Annotated[int, Field(ge=2, le=1000)]
+_SHOWN = 12  # names in a message
 
 
 class MeanQuery(Part):
@@ -193,21 +194,35 @@ def _problem(contract: "Contract", query: Query) -> str | None:
     kinds = {c.name: c.kind for c in contract.data.columns} | {contract.data.label.name: "category"}
     kind = kinds.get(query.column)
     if kind is None:
-        return "the contract reads no such column"
+        return f"the contract reads no such column; it reads {_some(kinds)}"
     number = kind == "number"
     if isinstance(query, MeanQuery | QuantileQuery) and not number:
-        return "it is no number"
+        return f"it is no number; the contract's numbers are {_some(n for n, k in kinds.items() if k == 'number')}"
     if isinstance(query, HistogramQuery) and (query.bins is not None) != number:
         return "`bins` goes with a number, and only with it"
     if isinstance(query, CountQuery):
         if (query.at_least is not None) != number or (query.value is None) != number:
             return "a number needs `at_least`, a category or the label `value`"
-        if query.value is not None and query.value not in values_of(contract, query.column):
-            return "it has no such value"
+        values = values_of(contract, query.column)
+        if query.value is not None and query.value not in values:
+            return f"it has no such value; its values are {_some(values)}"
     if isinstance(query, QuantileQuery) and not all(0 < p < 1 for p in query.probabilities):
         return "`probabilities` lie between 0 and 1"
     return None
 
 
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    known = list(names)
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return (", ".join(known[:_SHOWN]) or "none") + more
+
+
 def _wrong(field: str, message: str) -> InputError:
-    return InputError("CONTRACT_STATISTICS", message, field=f"statistics.{field}")
+    return InputError(
+        "CONTRACT_STATISTICS",
+        message,
+        field=f"statistics.{field}",
+        rule="a query asks of a column that training reads, in the column's own terms",
+        remedy="Correct the query in the template; each kind is explained there (`fedpact contract template`).",
+    )

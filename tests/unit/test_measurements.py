@@ -553,6 +553,21 @@ class TestQueries:
         with pytest.raises(InputError) as err:
             self.asked(query)
         assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.0")
+        assert "contract template" in err.value.remedy
+
+    @pytest.mark.parametrize(
+        ("query", "allowed"),
+        [
+            ({"kind": "mean", "column": "nobody"}, "it reads age, sex, ill."),
+            ({"kind": "mean", "column": "sex"}, "the contract's numbers are age."),
+            ({"kind": "count", "column": "sex", "value": "x"}, "its values are f, m."),
+            ({"kind": "count", "column": "ill", "value": "x"}, "its values are no, yes."),
+        ],
+    )
+    def test_what_may_be_asked_is_listed(self, query: dict[str, Any], allowed: str) -> None:
+        with pytest.raises(InputError) as err:
+            self.asked(query)
+        assert err.value.message.endswith(allowed)
 
     def test_without_noise_nothing_is_asked(self) -> None:
         with pytest.raises(InputError, match="CONTRACT_STATISTICS"):
