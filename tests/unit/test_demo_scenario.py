@@ -1,18 +1,21 @@
 """federation.toml: nothing that decides about training or privacy has a default, and each fault is named."""
 
+import dataclasses
 import re
 import shutil
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.support.demo_kit import own_data
 from tests.support.federation import NOW
 
 from fedpact_contract.contract import Baseline, Contract, Party, Software, load_toml
-from fedpact_contract.errors import InputError
+from fedpact_contract.errors import FailedError, InputError
 from fedpact_contract.sketch import sketch
+from fedpact_server.demo.run import Demo
 from fedpact_server.demo.scenario import (
     MAX_EPSILON,
     MAX_ROUNDS,
@@ -237,3 +240,12 @@ def test_a_row_at_fault_is_named_by_its_line(folder) -> None:
     err = fault(folder)
     assert (err.code, err.file, err.field) == ("DATA_NOT_A_NUMBER", str(path), "height")
     assert err.message.endswith("the first is line 7.")
+
+
+def test_an_agents_configuration_of_another_form_is_not_written_over(folder, tmp_path) -> None:
+    (tmp_path / "agent.toml").write_text("# somebody's own\n")
+    scenario = of_folder(folder)
+    three = dataclasses.replace(scenario, enterprises=(*scenario.enterprises, scenario.enterprises[0]))
+    with pytest.raises(FailedError, match="DEMO_CONFIG"):
+        Demo._configure(cast("Demo", SimpleNamespace(scenario=three)), tmp_path, three.enterprises[0])
+    assert (tmp_path / "agent.toml").read_text() == "# somebody's own\n"

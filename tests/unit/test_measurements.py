@@ -406,6 +406,19 @@ class TestVerifier:
 
         assert "MEASUREMENT_LATE" in self.faults(done, late)
 
+    def test_a_measurement_of_other_terms_than_the_contracts(self, done: ClosedRun) -> None:
+        def other(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, MeasurementTaken)
+            record = Measurement.from_bytes(read_envelope(bodies[place].measurement).body)
+            numbers = range(1, 1 + len(done.federation.contract.participants))
+            desks = (done.federation.agent(number).desk for number in numbers)
+            desk = next(desk for desk in desks if desk.participant == record.participant)
+            fewer = record.model_copy(update={"num_examples": record.num_examples - 1})
+            bodies[place] = bodies[place].model_copy(update={"measurement": sign(fewer, desk.run_key).plain()})
+            return bodies
+
+        assert "MEASUREMENT_MISMATCH" in self.faults(done, other)
+
     def test_a_measurement_under_an_old_ledger_head(self, done: ClosedRun) -> None:
         """The empty ledger's, and the one of the participant's other measurement: both were charged, both move it."""
         taken = [body for body in (e.open() for e in done.federation.entries()) if isinstance(body, MeasurementTaken)]
@@ -442,6 +455,11 @@ class TestVerifier:
         def none(bodies: list[Any]) -> list[Any]:
             return [body for body in bodies if not isinstance(body, BaselinesScored)]
 
+        def twice(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, BaselinesScored)
+            return [*bodies[:place], bodies[place], *bodies[place:]]
+
+        assert "BASELINES_TIME" in self.faults(done, twice)
         assert "BASELINES_LINES" in self.faults(done, fewer)
         assert "BASELINES_MISSING" in self.faults(done, none)
 
