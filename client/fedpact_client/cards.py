@@ -77,7 +77,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     place = check_own_file(home, config, store, data_set_id)
     content = sources.content_fingerprint(data_set.source, home.path)
     check_known_elsewhere(store, data_set_id, content)
-    alpha, limit = _budget(data_set)
+    alpha, limit = limits(data_set)
     table = sources.read(data_set.source, home.path)
     source = sources.file_path(data_set.source, home.path)
     _check_columns(data_set, table, source)
@@ -196,8 +196,12 @@ def _capped(data_set: DataSet, table: "pl.DataFrame", file: Path) -> dict[int, i
     return {cap: sum(min(count, cap) for count in each) for cap in CAPS}
 
 
-def _budget(data_set: DataSet) -> tuple[Decimal, Decimal]:
-    """Alpha and the limit R that follow from epsilon and delta."""
+def limits(data_set: DataSet) -> tuple[Decimal, Decimal]:
+    """Alpha and the limit R that follow from epsilon and delta.
+
+    Raises:
+        InputError: CARD_BUDGET, nothing would fit.
+    """
     from fedpact_contract.privacy import filter_alpha, filter_limit
 
     alpha = filter_alpha(data_set.epsilon, data_set.delta)

@@ -281,6 +281,13 @@ class Term(Part):
     not_after: Instant
 
 
+_CLIPS = {
+    "privacy.max_grad_norm": "At client level each update is clipped as a whole: give max_update_norm in its place.",
+    "privacy.max_update_norm": "At record level each row's gradient is clipped: give max_grad_norm in its place.",
+}
+"""What to do where the other trust model's clip is given."""
+
+
 class Contract(Record):
     """The contract. `parties` are the operator and the participants; a participant's id is its key's fingerprint."""
 
@@ -309,7 +316,12 @@ class Contract(Record):
         Raises:
             InputError: an unknown, missing or ill-typed key, or a broken rule, by name.
         """
-        contract = super().parse(value, code=code, file=file)
+        try:
+            contract = super().parse(value, code=code, file=file)
+        except InputError as err:
+            if err.code == f"{code}_UNKNOWN_KEY":
+                err.remedy = _CLIPS.get(err.field or "", "")
+            raise
         for check in CHECKS:
             try:
                 check(contract)

@@ -163,6 +163,7 @@ def solve_noise_multiplier(
             "PRIVACY_UNREACHABLE",
             f"The statistics alone cost epsilon {epsilon_pld(beside, delta)}; the contract allows {epsilon} in all.",
             field="statistics.noise_multiplier",
+            rule="epsilon of the statistics alone <= privacy.epsilon",
             remedy="Give the statistics more noise, ask fewer queries, or allow a larger epsilon.",
         )
 
@@ -177,7 +178,11 @@ def solve_noise_multiplier(
     for interval in (_COARSE, _MIDDLE, _FINE):
         found = _smallest(lambda k, i=interval: costs(k, i) <= epsilon, found or _NOISE_HIGH)  # type: ignore[misc]  # mypy cannot type a lambda's default
     if found is None:
-        raise _unreachable(steps, epsilon)
+        raise _unreachable(
+            f"{steps} steps" + (" and what is measured" if beside else ""),
+            epsilon,
+            "Plan fewer training.rounds or training.local_steps, a smaller privacy.sample_rate, or a larger epsilon.",
+        )
     return Decimal(found) * _NOISE_STEP
 
 
@@ -219,7 +224,9 @@ def solve_central_noise(epsilon: Decimal, delta: Decimal, releases: int) -> Deci
     _require(1 <= releases <= _MAX_STEPS, "releases", f"between 1 and {_MAX_STEPS}")
     found = _smallest(lambda k: epsilon_central(Decimal(k) * _NOISE_STEP, delta, releases) <= epsilon, 1000)
     if found is None:
-        raise _unreachable(releases, epsilon)
+        raise _unreachable(
+            f"{releases} released models", epsilon, "Plan fewer training.rounds, or a larger privacy.epsilon."
+        )
     return Decimal(found) * _NOISE_STEP
 
 
@@ -491,11 +498,14 @@ def _smallest(fits: Callable[[int], bool], start: int) -> int | None:
     return high
 
 
-def _unreachable(steps: int, epsilon: Decimal) -> InputError:
+def _unreachable(planned: str, epsilon: Decimal, remedy: str) -> InputError:
+    most = _NOISE_HIGH // 1000
     return InputError(
         "PRIVACY_UNREACHABLE",
-        f"No noise multiplier up to {_NOISE_HIGH // 1000} keeps {counted(steps, 'step')} within epsilon {epsilon}.",
-        remedy="Plan fewer steps, a smaller sample rate, or a larger epsilon.",
+        f"No noise multiplier up to {most} keeps {planned} within epsilon {epsilon}.",
+        field="privacy.epsilon",
+        rule=f"noise_multiplier <= {most}",
+        remedy=remedy,
     )
 
 

@@ -5,7 +5,7 @@ normal noise of the contract's `noise_multiplier` is added to each sum. So each 
 sampling, charged like training. Everything computed from the noised sums is free.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
 from statistics import NormalDist
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedpact_contract.contract import CategoryColumn, Contract, NumberColumn
 
 Bins = Annotated[int, Field(ge=2, le=1000)]
+_SHOWN = 12  # names in a message
 
 DEVIATIONS = NormalDist().inv_cdf(0.975)
 """So many standard deviations to both sides hold 95 % of the noise."""
@@ -91,6 +92,7 @@ def check_statistics(contract: "Contract") -> None:
                 f"queries.{index}",
                 f"The {query.kind} of {query.column} is asked twice, in queries.{first} too, and would cost twice.",
                 remedy="Leave one of them out; for a sharper answer take a smaller noise_multiplier.",
+                rule="each query is asked once",
             )
 
 
@@ -249,21 +251,40 @@ def _problem(contract: "Contract", query: Query) -> str | None:
     kinds = {c.name: c.kind for c in contract.data.columns} | {contract.data.label.name: "category"}
     kind = kinds.get(query.column)
     if kind is None:
-        return "the contract reads no such column"
+        return f"the contract reads no such column; it reads {_some(kinds)}"
     number = kind == "number"
     if isinstance(query, MeanQuery | QuantileQuery) and not number:
-        return "it is no number"
+        return f"it is no number; the contract's numbers are {_some(n for n, k in kinds.items() if k == 'number')}"
     if isinstance(query, HistogramQuery) and (query.bins is not None) != number:
         return "`bins` goes with a number, and only with it"
     if isinstance(query, CountQuery):
         if (query.at_least is not None) != number or (query.value is None) != number:
             return "a number needs `at_least`, a category or the label `value`"
-        if query.value is not None and query.value not in values_of(contract, query.column):
-            return "it has no such value"
+        values = values_of(contract, query.column)
+        if query.value is not None and query.value not in values:
+            return f"it has no such value; its values are {_some(values)}"
     if isinstance(query, QuantileQuery) and not all(0 < p < 1 for p in query.probabilities):
         return "`probabilities` lie between 0 and 1"
     return None
 
 
-def _wrong(field: str, message: str, remedy: str = "") -> InputError:
-    return InputError("CONTRACT_STATISTICS", message, field=f"statistics.{field}", remedy=remedy)
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    known = list(names)
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return (", ".join(known[:_SHOWN]) or "none") + more
+
+
+def _wrong(
+    field: str,
+    message: str,
+    remedy: str = "Correct the query in the template; each kind is explained there (`fedpact contract template`).",
+    rule: str = "a query asks of a column that training reads, in the column's own terms",
+) -> InputError:
+    return InputError(
+        "CONTRACT_STATISTICS",
+        message,
+        field=f"statistics.{field}",
+        rule=rule,
+        remedy=remedy,
+    )

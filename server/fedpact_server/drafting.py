@@ -9,7 +9,6 @@ code.
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +17,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from fedpact_contract import privacy
-from fedpact_contract.contract import ClientPrivacy, Contract, Software, load_toml, merge
+from fedpact_contract import sketch as sketches
+from fedpact_contract.contract import ClientPrivacy, Contract, load_toml, merge
 from fedpact_contract.errors import InputError
 from fedpact_contract.messages import DataSetCard
-from fedpact_contract.output import counted
 from fedpact_contract.record import read_envelope
 from fedpact_contract.request import instant
 from fedpact_models.registry import initial_weights, parameter_count
@@ -32,9 +31,6 @@ from fedpact_server.home import OperatorHome
 from fedpact_server.installed import installed_code
 from fedpact_server.measurements import BASELINE_PARAMETERS
 from fedpact_server.run_state import store_model
-
-_DIGEST = "0" * 64
-"""Stands for a digest while the template is checked, before anything expensive is worked out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,52 +83,22 @@ def new(
         signatories, values = _participants(connection, values, file)
         tables = [*_own_rows(validation_file), *(_released_rows(connection, signatories) if released else ())]
     software = installed_code()
-    given = values["privacy"] if isinstance(values.get("privacy"), dict) else {}
-    named = {"accountant": privacy.accountant(given.get("trust_model"))}
-    sketch = Contract.parse(merge(values, _derived(home, software, _SKETCH | named | _entity_sketch(given))), file=file)
+    sketch = sketches.sketch(values, home.party, software, file=file)
     _check_cards(sketch, signatories)
     if sketch.term.not_after <= instant(now):
         raise InputError("CONTRACT_EXPIRED", "The term has ended already.", file=file, field="term.not_after")
     rows = validation.build(sketch.data, tables)
     weights = initial_weights(sketch.model, sketch.data, np.random.default_rng())
     _check_baseline(sketch)
-    noise = _noise(sketch)
-    derived = {
-        **named,
-        "noise_multiplier": noise,
-        "entity": _entity(sketch, noise),
-        "initial_digest": store_model(home.path, weights),
-        "root": rows.root,
-        "slices": [s.plain() for s in rows.slices],
-    }
-    contract = Contract.parse(merge(values, _derived(home, software, derived)), file=file)
+    derived = sketches.solve(sketch, file=file).plain()
+    derived["model"]["initial_digest"] = store_model(home.path, weights)
+    derived["contribution"]["validation"] = {"root": rows.root, "slices": [s.plain() for s in rows.slices]}
+    contract = Contract.parse(derived, file=file)
     privacy.check_plan(contract)
     validation.save(home.path, rows)
     with database.write() as connection:
         connection.execute(db.contracts.insert().values(id=contract.id, payload=contract.to_bytes(), state="draft"))
     return contract
-
-
-_SKETCH: dict[str, Any] = {
-    "noise_multiplier": 1,
-    "initial_digest": _DIGEST,
-    "root": _DIGEST,
-    "slices": [{"source": "operator", "count": 1}],
-}
-
-
-def _noise(sketch: Contract) -> Decimal:
-    """The smallest noise of training that keeps the contract's epsilon, beside what is measured.
-
-    A baseline has training's own noise: its steps are training steps, as far as privacy goes.
-    """
-    plan = sketch.privacy
-    if isinstance(plan, ClientPrivacy):
-        return privacy.solve_central_noise(plan.epsilon, plan.delta, sketch.planned_steps)
-    baseline = 0 if sketch.baseline is None else sketch.baseline.steps
-    statistics = [] if sketch.statistics is None else [privacy.measured_group(sketch, "statistics")]
-    steps = sketch.planned_steps + baseline
-    return privacy.solve_noise_multiplier(plan.epsilon, plan.delta, plan.sample_rate, steps, statistics)
 
 
 def _check_baseline(sketch: Contract) -> None:
@@ -145,45 +111,6 @@ def _check_baseline(sketch: Contract) -> None:
             field="baseline",
             remedy="Leave [baseline] out, or take a smaller model.",
         )
-
-
-def _entity_sketch(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands for the entities' guarantee, where the template has one, until it is worked out."""
-    if "entity" not in given:
-        return {}
-    return {"entity": {"epsilon": 1, "delta": given.get("delta")}}
-
-
-def _entity(sketch: Contract, noise: Decimal) -> dict[str, Any]:
-    """The entities' guarantee under this noise.
-
-    Raises:
-        InputError: TEMPLATE_ENTITY_UNPROTECTED.
-    """
-    if sketch.privacy.entity is None:
-        return {}
-    plan = sketch.model_copy(update={"privacy": sketch.privacy.model_copy(update={"noise_multiplier": noise})})
-    epsilon, delta = privacy.entity_guarantee(plan, plan.planned_steps)
-    if not epsilon.is_finite():
-        raise InputError(
-            "TEMPLATE_ENTITY_UNPROTECTED",
-            f"{counted(sketch.privacy.entity.max_rows, 'row')} of one entity would cost an epsilon above "
-            f"{privacy.CEILING}.",
-            field="privacy.entity.max_rows",
-            remedy="Allow fewer rows of one entity, or plan for a smaller epsilon.",
-        )
-    return {"epsilon": epsilon, "delta": delta}
-
-
-def _derived(home: OperatorHome, software: Software, values: Mapping[str, Any]) -> dict[str, Any]:
-    entity = {"entity": values["entity"]} if values.get("entity") else {}
-    return {
-        "operator": home.party.plain(),
-        "privacy": {"noise_multiplier": values["noise_multiplier"], "accountant": values["accountant"], **entity},
-        "model": {"initial_digest": values["initial_digest"]},
-        "contribution": {"validation": {"root": values["root"], "slices": values["slices"]}},
-        "code": software.plain(),
-    }
 
 
 def _participants(

@@ -328,7 +328,7 @@ def _agent(folder, contract, signed, index, key, run_key, examples, noise, polic
         released_rows=0,
     )
     store.declare(sign(card, key).to_bytes(), filter_limit(Decimal(8), privacy.delta, alpha))
-    terms = make_terms(store, contract, participant.id)
+    terms = make_terms(contract, participant.id, alpha)
     store.add_contract(canonical_bytes(signed.plain()), terms, "run", public_hex(run_key))
     store.set_state(contract.id, "running")
     opened, run_keys = open_contract(signed, participant.id)

@@ -257,7 +257,12 @@ class TestDrafting:
 
     def test_so_many_rows_that_nothing_is_protected_are_refused(self, tmp_path: Path) -> None:
         many = self.ADDED.replace("max_rows = 3", "max_rows = 32")
-        assert code_of(self.draft, tmp_path, many) == "TEMPLATE_ENTITY_UNPROTECTED"
+        with pytest.raises(InputError) as caught:
+            self.draft(tmp_path, many)
+        found = caught.value
+        assert (found.code, found.field) == ("TEMPLATE_ENTITY_UNPROTECTED", "privacy.entity.max_rows")
+        assert found.rule == "the entities' epsilon is at most 100"
+        assert "max_rows" in found.remedy
 
     def test_the_formula_is_refused_where_its_delta_is_too_large(self, tmp_path: Path) -> None:
         formula = self.ADDED.replace("mixture-of-gaussians", "group-formula").replace("max_rows = 3", "max_rows = 4")

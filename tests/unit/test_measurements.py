@@ -435,6 +435,19 @@ class TestVerifier:
 
         assert "MEASUREMENT_LATE" in self.faults(done, late)
 
+    def test_a_measurement_of_other_terms_than_the_contracts(self, done: ClosedRun) -> None:
+        def other(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, MeasurementTaken)
+            record = Measurement.from_bytes(read_envelope(bodies[place].measurement).body)
+            numbers = range(1, 1 + len(done.federation.contract.participants))
+            desks = (done.federation.agent(number).desk for number in numbers)
+            desk = next(desk for desk in desks if desk.participant == record.participant)
+            fewer = record.model_copy(update={"num_examples": record.num_examples - 1})
+            bodies[place] = bodies[place].model_copy(update={"measurement": sign(fewer, desk.run_key).plain()})
+            return bodies
+
+        assert "MEASUREMENT_MISMATCH" in self.faults(done, other)
+
     def test_a_measurement_under_an_old_ledger_head(self, done: ClosedRun) -> None:
         """The empty ledger's, and the one of the participant's other measurement: both were charged, both move it."""
         taken = [body for body in (e.open() for e in done.federation.entries()) if isinstance(body, MeasurementTaken)]
@@ -471,6 +484,11 @@ class TestVerifier:
         def none(bodies: list[Any]) -> list[Any]:
             return [body for body in bodies if not isinstance(body, BaselinesScored)]
 
+        def twice(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, BaselinesScored)
+            return [*bodies[:place], bodies[place], *bodies[place:]]
+
+        assert "BASELINES_TIME" in self.faults(done, twice)
         assert "BASELINES_LINES" in self.faults(done, fewer)
         assert "BASELINES_MISSING" in self.faults(done, none)
 
@@ -648,6 +666,21 @@ class TestQueries:
         with pytest.raises(InputError) as err:
             self.asked(query)
         assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.0")
+        assert "contract template" in err.value.remedy
+
+    @pytest.mark.parametrize(
+        ("query", "allowed"),
+        [
+            ({"kind": "mean", "column": "nobody"}, "it reads age, sex, ill."),
+            ({"kind": "mean", "column": "sex"}, "the contract's numbers are age."),
+            ({"kind": "count", "column": "sex", "value": "x"}, "its values are f, m."),
+            ({"kind": "count", "column": "ill", "value": "x"}, "its values are no, yes."),
+        ],
+    )
+    def test_what_may_be_asked_is_listed(self, query: dict[str, Any], allowed: str) -> None:
+        with pytest.raises(InputError) as err:
+            self.asked(query)
+        assert err.value.message.endswith(allowed)
 
     def test_the_same_query_twice_is_refused_and_another_value_of_the_column_is_not(self) -> None:
         count = {"kind": "count", "column": "age", "at_least": "50"}

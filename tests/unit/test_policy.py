@@ -36,35 +36,59 @@ def test_a_policy_that_just_fits_allows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "rule"),
+    ("changes", "code", "rule", "field"),
     [
-        ({"purposes": []}, "POLICY_PURPOSE_MISMATCH", "purposes"),
-        ({"purposes": ["Disease-prediction", "disease"]}, "POLICY_PURPOSE_MISMATCH", "purposes"),
-        ({"operators": []}, "POLICY_OPERATOR", "operators"),
-        ({"operators": "enrolled"}, "POLICY_OPERATOR", "operators"),
-        ({"operators": ["a" * 64]}, "POLICY_OPERATOR", "operators"),
-        ({"sectors": []}, "POLICY_SECTOR", "sectors"),
-        ({"sectors": ["medical"]}, "POLICY_SECTOR", "sectors"),
-        ({"model_kinds": []}, "POLICY_MODEL", "model_kinds"),
-        ({"model_kinds": ["mlp"]}, "POLICY_MODEL", "model_kinds"),
-        ({"columns": []}, "POLICY_COLUMN", "columns"),
-        ({"columns": ["age", "sex"]}, "POLICY_COLUMN", "columns"),
-        ({"columns": ["age", "ill"]}, "POLICY_COLUMN", "columns"),
-        ({"trust_models": []}, "POLICY_TRUST_MODEL", "trust_models"),
-        ({"trust_models": ["client-level-at-the-operator"]}, "POLICY_TRUST_MODEL", "trust_models"),
-        ({"max_epsilon": "1.999999"}, "POLICY_EPSILON", "max_epsilon"),
-        ({"max_epsilon": "0"}, "POLICY_EPSILON", "max_epsilon"),
-        ({"min_participants": 4}, "POLICY_MIN_PARTICIPANTS", "min_participants"),
-        ({"max_rounds": 3}, "POLICY_ROUNDS", "max_rounds"),
-        ({"not_after": "2026-12-30T23:59:59Z"}, "POLICY_EXPIRED", "not_after"),
+        ({"purposes": []}, "POLICY_PURPOSE_MISMATCH", "purposes", "purpose"),
+        ({"purposes": ["Disease-prediction", "disease"]}, "POLICY_PURPOSE_MISMATCH", "purposes", "purpose"),
+        ({"operators": []}, "POLICY_OPERATOR", "operators", "operator.key"),
+        ({"operators": "enrolled"}, "POLICY_OPERATOR", "operators", "operator.key"),
+        ({"operators": ["a" * 64]}, "POLICY_OPERATOR", "operators", "operator.key"),
+        ({"sectors": []}, "POLICY_SECTOR", "sectors", "participants.1.sector"),
+        ({"sectors": ["medical"]}, "POLICY_SECTOR", "sectors", "participants.2.sector"),
+        ({"model_kinds": []}, "POLICY_MODEL", "model_kinds", "model.kind"),
+        ({"model_kinds": ["mlp"]}, "POLICY_MODEL", "model_kinds", "model.kind"),
+        ({"columns": []}, "POLICY_COLUMN", "columns", "data.columns.age"),
+        ({"columns": ["age", "sex"]}, "POLICY_COLUMN", "columns", "data.label.name"),
+        ({"columns": ["age", "ill"]}, "POLICY_COLUMN", "columns", "data.columns.sex"),
+        ({"trust_models": []}, "POLICY_TRUST_MODEL", "trust_models", "privacy.trust_model"),
+        (
+            {"trust_models": ["client-level-at-the-operator"]},
+            "POLICY_TRUST_MODEL",
+            "trust_models",
+            "privacy.trust_model",
+        ),
+        ({"max_epsilon": "1.999999"}, "POLICY_EPSILON", "max_epsilon", "privacy.epsilon"),
+        ({"max_epsilon": "0"}, "POLICY_EPSILON", "max_epsilon", "privacy.epsilon"),
+        ({"min_participants": 4}, "POLICY_MIN_PARTICIPANTS", "min_participants", "participation.minimum"),
+        ({"max_rounds": 3}, "POLICY_ROUNDS", "max_rounds", "training.rounds"),
+        ({"not_after": "2026-12-30T23:59:59Z"}, "POLICY_EXPIRED", "not_after", "term.not_after"),
     ],
 )
-def test_each_clause_refuses(changes: dict[str, object], code: str, rule: str) -> None:
+def test_each_clause_refuses(changes: dict[str, object], code: str, rule: str, field: str) -> None:
     with pytest.raises(RefusedError) as caught:
         check(contract(), ME, parsed(**changes), NOW)
-    assert (caught.value.code, caught.value.rule) == (code, rule)
-    assert caught.value.remedy
+    assert (caught.value.code, caught.value.rule, caught.value.field) == (code, f"policy.{rule} in agent.toml", field)
+    assert "[policy] in agent.toml" in caught.value.remedy
     assert caught.value.exit_code == 5
+
+
+def test_all_clauses_that_refuse_are_told_at_once_under_the_first_ones_code() -> None:
+    with pytest.raises(RefusedError) as caught:
+        check(contract(), ME, parsed(max_epsilon="1", min_participants=9, max_rounds=3), NOW)
+    found = caught.value
+    assert found.code == "POLICY_EPSILON"
+    for words in ("epsilon 2; the policy allows 1", "POLICY_MIN_PARTICIPANTS: A round counts from 3", "has 4 rounds"):
+        assert words in found.message
+    assert found.field == "privacy.epsilon, participation.minimum, training.rounds"
+    assert found.rule is not None
+    assert all(f"policy.{key} in" in found.rule for key in ("max_epsilon", "min_participants", "max_rounds"))
+
+
+def test_only_the_clauses_that_are_named_are_asked() -> None:
+    policy_of_nothing = parsed(purposes=[], max_epsilon="1")
+    with pytest.raises(RefusedError, match="POLICY_EPSILON"):
+        check(contract(), ME, policy_of_nothing, NOW, [policy.check_epsilon])
+    assert check(contract(), ME, policy_of_nothing, NOW, [policy.check_rounds]) is None
 
 
 def test_every_setting_is_read_by_some_clause() -> None:
@@ -191,7 +215,7 @@ def test_the_term_has_sharp_ends(moment: str, allowed: bool) -> None:
         return
     with pytest.raises(RefusedError) as caught:
         check(contract(), ME, endless, now)
-    assert (caught.value.code, caught.value.rule) == ("POLICY_TERM", "term")
+    assert (caught.value.code, caught.value.rule, caught.value.field) == ("POLICY_TERM", None, "term")
 
 
 def test_a_term_that_names_no_moment_is_refused() -> None:

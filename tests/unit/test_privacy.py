@@ -16,6 +16,7 @@ from fedpact_contract.privacy import (
     filter_alpha,
     filter_limit,
     rdp,
+    solve_central_noise,
     solve_noise_multiplier,
 )
 
@@ -123,7 +124,14 @@ def test_the_solved_noise_is_the_smallest_that_fits(epsilon, delta, rate, steps)
 def test_no_noise_multiplier_is_large_enough() -> None:
     with pytest.raises(InputError) as refused:
         solve_noise_multiplier(D("0.001"), D("1e-5"), D("0.9"), 1000)
-    assert refused.value.code == "PRIVACY_UNREACHABLE"
+    assert (refused.value.code, refused.value.field) == ("PRIVACY_UNREACHABLE", "privacy.epsilon")
+    assert refused.value.rule == "noise_multiplier <= 1000"
+    for words in ("training.rounds", "training.local_steps", "privacy.sample_rate"):
+        assert words in refused.value.remedy
+    with pytest.raises(InputError) as central:
+        solve_central_noise(D("0.001"), D("1e-5"), 1000)
+    assert (central.value.code, central.value.field) == ("PRIVACY_UNREACHABLE", "privacy.epsilon")
+    assert "sample_rate" not in central.value.remedy, "at client level it buys nothing"
 
 
 def test_a_budget_that_anything_meets_gives_the_least_noise_that_is_computed() -> None:

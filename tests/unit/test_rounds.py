@@ -505,7 +505,7 @@ def test_a_replaced_flower_run_is_fenced_off(federation) -> None:
     federation.take_over("2")
     assert loop.run() == "superseded"
     assert federation.kinds() == ["contract-signed"]
-    with pytest.raises(SupersededError), loop.context.write():
+    with pytest.raises(SupersededError, match="RUN_SUPERSEDED"), loop.context.write():
         raise AssertionError("never reached")
 
 

@@ -250,9 +250,10 @@ def test_without_a_card_nothing_is_signed(world: Lab) -> None:
     world.configure(data_set=DATA_SET.replace("set-1", "set-8"))
     offered = world.offer()
     other = changed(offered, f"participants.{own_place(world, offered)}.data_set", "set-8")
-    codes = {check.error.code for check in look(world, other).checks if check.error}
-    assert codes == {"DATA_SET_UNKNOWN"}
-    assert look(world, other).cost is None
+    found = look(world, other)
+    assert [(c.name, c.error.code) for c in found.checks if c.error] == [("own data", "DATA_SET_UNKNOWN")]
+    assert found.cost is not None, "what it would cost is told all the same"
+    assert found.cost.before == 0
 
 
 def test_a_card_and_agent_toml_that_differ_are_refused(world: Lab) -> None:
