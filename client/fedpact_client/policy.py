@@ -307,7 +307,7 @@ def check_entities(contract: Contract, policy: Policy, data_set: str, declared: 
             "POLICY_ENTITY",
             f"The card of {data_set} says whose a row is ({card}), and the contract protects single rows only.",
             field="privacy.entity",
-            rule="require_entity",
+            rule="policy.require_entity in agent.toml",
             remedy="Ask the operator for a contract with [privacy.entity], or write require_entity = false under "
             "[policy] in agent.toml if you mean to allow it.",
         )

@@ -71,8 +71,8 @@ def _guarantee(noised: Contract, entity: EntityUnit) -> EntityUnit:
     if not epsilon.is_finite():
         raise InputError(
             "TEMPLATE_ENTITY_UNPROTECTED",
-            f"{counted(entity.max_rows, 'row')} of one entity would cost an epsilon above {privacy.CEILING}, where one row "
-            f"costs {privacy.epsilon_plan(noised)}.",
+            f"{counted(entity.max_rows, 'row')} of one entity would cost an epsilon above {privacy.CEILING}, where one "
+            f"row costs {privacy.epsilon_plan(noised)}.",
             field="privacy.entity.max_rows",
             rule=f"the entities' epsilon is at most {privacy.CEILING}",
             remedy="Allow fewer rows of one entity (max_rows), or take a smaller privacy.epsilon, which brings noise.",
