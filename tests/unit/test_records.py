@@ -225,6 +225,13 @@ def test_an_instant_has_one_form(text: str) -> None:
     assert code_of(err) == "INSTANT_FORM"
 
 
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_commitments_salt_has_its_length(length: int) -> None:
+    with pytest.raises(InputError) as err:
+        commitment(Checkpoint, bytes(length), checkpoint())
+    assert code_of(err) == "COMMITMENT_SALT"
+
+
 class TestLog:
     def test_entries_carry_fresh_random_bytes_and_one_spelling(self) -> None:
         first, second = Entry.of(PeriodClosing(period=1)), Entry.of(PeriodClosing(period=1))
