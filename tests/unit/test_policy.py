@@ -113,7 +113,10 @@ def test_all_rows_of_an_entity_may_cost_so_much_and_no_more() -> None:
         assert check(told_apart, ME, allowed, NOW) is None
     with pytest.raises(RefusedError, match=r"epsilon 9 in the contract; the policy allows 8\.9") as caught:
         check(told_apart, ME, parsed(columns="*", max_entity_epsilon="8.9"), NOW)
-    assert (caught.value.code, caught.value.rule) == ("POLICY_ENTITY_EPSILON", "max_entity_epsilon")
+    assert (caught.value.code, caught.value.rule) == (
+        "POLICY_ENTITY_EPSILON",
+        "policy.max_entity_epsilon in agent.toml",
+    )
     assert check(contract(), ME, parsed(max_entity_epsilon="0.1"), NOW) is None
 
 
@@ -123,7 +126,7 @@ def test_a_card_that_says_whose_a_row_is_wants_the_clause_unless_agent_toml_says
     assert (caught.value.code, caught.value.field, caught.value.rule) == (
         "POLICY_ENTITY",
         "privacy.entity",
-        "require_entity",
+        "policy.require_entity in agent.toml",
     )
     assert "require_entity = false" in caught.value.remedy
     assert check_entities(contract(), parsed(require_entity=False), "set-own", "who", "who") is None
