@@ -109,11 +109,26 @@ ENTITY = (
         "baselines_note",
         "accuracy_alone",
     ),
+    *("without_slices", "without", "without_slices_note"),
 )
 """Labels of clauses that this contract does not have, and of another trust model."""
 
 
 class TestContent:
+    @pytest.mark.parametrize(("lang", "heads"), [("en", "without Operator (50)"), ("zh", "去除 运营方 (50)")])
+    def test_what_hangs_on_each_slice_is_a_table(self, report: dict[str, Any], lang: str, heads: str) -> None:
+        first, *others = report["participants"]
+        shares = {p["id"]: "0.25" for p in report["participants"]}
+        parts = [
+            {"source": "operator", "rows": 50, "shares": shares},
+            {"source": first["id"], "rows": 170, "shares": None},
+        ]
+        text = page(report | {"settlement": report["settlement"] | {"without_slices": parts}}, lang).text
+        assert heads in text
+        assert f"{first['name']} (170)" in text
+        assert text.count(" 25.00 % –") == 1 + len(others)
+        assert heads not in page(report, lang).text
+
     def test_it_says_what_the_log_says(self, report: dict[str, Any]) -> None:
         text = page(report).text
         assert report["contract_id"] in text

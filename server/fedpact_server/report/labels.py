@@ -99,6 +99,12 @@ LABELS: dict[str, tuple[str, str]] = {
     "value": ("Contribution (nat)", "贡献值（nat）"),
     "loo": ("Leave-one-out (nat)", "留一法（nat）"),
     "share": ("Share", "份额"),
+    "without_slices": ("What hangs on each part of the validation set", "验证集各部分的影响"),
+    "without": ("without", "去除"),
+    "without_slices_note": (
+        "Shares if that part of the validation rows (their number in brackets) had never been there. Never paid by.",
+        "若从无该部分验证样本（括号内为条数）时的份额；不用于分配。",
+    ),
     "interval": ("95 % interval", "95%区间"),
     "paid": ("Paid", "金额"),
     "total": ("Total", "合计"),
