@@ -1,6 +1,6 @@
 """`fedpact-agent quote`: what joining a contract would cost this enterprise, and what it might bring. No promise.
 
-From the signed card, the budget ledger and the contract alone: no row is read and nothing leaves. Epsilon is exact,
+From the data set's card, the budget ledger and the contract alone: no row is read and nothing leaves. Epsilon is exact,
 bytes are counted from records of the same form, hours and shares are estimates whose assumptions stand beside them.
 """
 
@@ -14,13 +14,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpact_client.review import check_budget, cost, make_terms
+from fedpact_client.config import AgentConfig
+from fedpact_client.review import limits, price
 from fedpact_client.store import Store
 from fedpact_client.views import epsilon_text, share_text
 from fedpact_contract.arrays import salt_bytes
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract, Delegation, MeasurementKind, Participant
-from fedpact_contract.errors import InputError, RefusedError
+from fedpact_contract.errors import InputError
 from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.log import Countersignature
 from fedpact_contract.messages import Head, Measurement, Metering, Reply, Update, measurement_event, update_event
@@ -115,6 +116,7 @@ def transfer_rate(text: str) -> Decimal:
 
 
 def quote(
+    config: AgentConfig,
     store: Store,
     contract: Contract,
     participant: str,
@@ -122,25 +124,24 @@ def quote(
     seconds: int,
     mbit: Decimal,
     pool_fen: int | None,
-    threads: int,
 ) -> dict[str, Any]:
     """The whole quote as plain values: quantities are decimal strings, bytes and fen integers.
 
     Args:
+        config: The agent's settings: its data sets, and how many threads training may use.
         store: The agent's ledgers; only read.
         contract: A contract that names this enterprise.
         participant: Its id.
         seconds: How long the simulation may take; 0: none.
         mbit: Assumed transfer rate, Mbit/s.
         pool_fen: What would be shared, if somebody says it.
-        threads: What training may use here; told beside the time.
 
     Raises:
-        InputError: CONTRACT_NOT_A_PARTY; DATA_SET_UNKNOWN, no card was signed; PRIVACY_RANGE.
+        InputError: CONTRACT_NOT_A_PARTY; CONFIG_DATA_SET, CARD_BUDGET, PRIVACY_RANGE.
         RefusedError: BUDGET_PLAN_EXCEEDED, one attempt alone has no bound.
     """
-    me = contract.participant(participant)
-    privacy, moved = privacy_cost(store, contract, participant), traffic(contract, me)
+    me, threads = contract.participant(participant), config.limits.threads
+    privacy, moved = privacy_cost(config, store, contract, participant), traffic(contract, me)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is loaded, below
 
     from fedpact_client.simulation import seconds_a_step
@@ -160,7 +161,7 @@ def quote(
     }
 
 
-def privacy_cost(store: Store, contract: Contract, participant: str) -> dict[str, Any]:
+def privacy_cost(config: AgentConfig, store: Store, contract: Contract, participant: str) -> dict[str, Any]:
     """What the plan costs the data set, and what would be left of its budget; `fits` is the check of `sign`.
 
     Raises:
@@ -168,13 +169,11 @@ def privacy_cost(store: Store, contract: Contract, participant: str) -> dict[str
     """
     from fedpact_contract.privacy import entity_guarantee, epsilon_gate, epsilon_pld, plan_groups
 
-    terms = make_terms(store, contract, participant)
-    found, declared = cost(store, contract, terms), store.data_set(terms.data_set)
-    try:
-        check_budget(store, terms)
-        fits = True
-    except RefusedError:
-        fits = False
+    _, found, budget = price(config, store, contract, participant)
+    if found is None:
+        assert budget.error is not None  # noqa: S101 - why there is no cost
+        raise budget.error
+    declared = limits(config, store, contract.participant(participant).data_set)
     entity = contract.privacy.entity
     protected = None if entity is None else entity_guarantee(contract, contract.planned_steps)
     return {
@@ -197,9 +196,8 @@ def privacy_cost(store: Store, contract: Contract, participant: str) -> dict[str
         "left": decimal_text(max(Decimal(0), found.limit - found.after)),
         "sum_of_limit": share_text(found.after, found.limit),
         "epsilon_gate": epsilon_text(epsilon_gate(found.after, declared.delta, found.alpha)),
-        "data_set_epsilon": decimal_text(declared.epsilon),
         "data_set_delta": decimal_text(declared.delta),
-        "fits": fits,
+        "fits": budget.error is None,
     }
 
 

@@ -45,7 +45,7 @@ def _privacy(values: dict[str, Any]) -> Iterator[str]:
         f"limit {_short(cost['limit'])}, {_short(cost['left'])} left"
     )
     yield (
-        f"epsilon_gate {cost['epsilon_gate']} of {cost['data_set_epsilon']} at delta {cost['data_set_delta']}: "
+        f"epsilon_gate {cost['epsilon_gate']} at the data set's delta {cost['data_set_delta']}: "
         "a coarse bound for all contracts together"
     )
     yield "The budget pays for it." if cost["fits"] else "The budget does not pay for it: `sign` would refuse."

@@ -42,12 +42,18 @@ class Party(Part):
 
 
 class Participant(Party):
-    """A party that trains: its sector, data set, contracted number of examples and payment floor."""
+    """A party that trains: its sector, data set, contracted number of examples and payment floor.
+
+    `gate_order` is the one Rényi order at which the data set's ledger is kept, as its card declares it (contracts that
+    were made before reports named it have none). It tells the signatories about how large the data set's whole budget
+    is, and nothing of what is left of it.
+    """
 
     sector: Code
     data_set: Code
     num_examples: Count
     floor_fen: Fen
+    gate_order: Dec | None = None
 
 
 class NumberColumn(Part):
@@ -275,6 +281,13 @@ class Term(Part):
     not_after: Instant
 
 
+_CLIPS = {
+    "privacy.max_grad_norm": "At client level each update is clipped as a whole: give max_update_norm in its place.",
+    "privacy.max_update_norm": "At record level each row's gradient is clipped: give max_grad_norm in its place.",
+}
+"""What to do where the other trust model's clip is given."""
+
+
 class Contract(Record):
     """The contract. `parties` are the operator and the participants; a participant's id is its key's fingerprint."""
 
@@ -303,7 +316,12 @@ class Contract(Record):
         Raises:
             InputError: an unknown, missing or ill-typed key, or a broken rule, by name.
         """
-        contract = super().parse(value, code=code, file=file)
+        try:
+            contract = super().parse(value, code=code, file=file)
+        except InputError as err:
+            if err.code == f"{code}_UNKNOWN_KEY":
+                err.remedy = _CLIPS.get(err.field or "", "")
+            raise
         for check in CHECKS:
             try:
                 check(contract)
@@ -376,11 +394,11 @@ class Contract(Record):
         raise InputError("CONTRACT_NOT_A_PARTY", "This key is not a participant's in the contract.", party=party_id)
 
     def by_id(self) -> dict[str, Participant]:
-        """Participants by id, in the order of ids (the order of aggregation)."""
+        """Participants by id, in the order of ids: that of aggregation, not that in which people see them."""
         return dict(sorted((p.id, p) for p in self.participants))
 
     def parties(self) -> dict[str, Party]:
-        """Everybody who signs, by id."""
+        """Everybody who signs, by id: the operator, then the participants in the contract's order."""
         return {self.operator.id: self.operator, **{p.id: p for p in self.participants}}
 
 
@@ -451,6 +469,20 @@ def check_parties(contract: Contract) -> None:
         raise InputError(
             "CONTRACT_DATA_SET_TWICE", "Two participants name one data set.", field="participants.data_set"
         )
+
+
+def check_gate_orders(contract: Contract) -> None:
+    """Each data set's gate has an order at which there is a Rényi divergence."""
+    for index, participant in enumerate(contract.participants):
+        if participant.gate_order is not None and participant.gate_order <= 1:
+            raise InputError(
+                "CONTRACT_GATE_ORDER",
+                f"The Rényi order of {participant.name}'s gate must be above 1.",
+                field=f"participants.{index}.gate_order",
+                party=participant.name,
+                rule="above 1",
+                remedy="Take `alpha` of the data set's card, as `fedpact contract new` does.",
+            )
 
 
 def check_data(contract: Contract) -> None:
@@ -697,6 +729,7 @@ def check_term(contract: Contract) -> None:
 
 CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_parties,
+    check_gate_orders,
     check_data,
     check_model,
     check_training,

@@ -15,6 +15,7 @@ from itertools import pairwise
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import RoundScores
+from fedpact_contract.output import counted
 from fedpact_contract.shapley import banzhaf, shapley
 
 _LARGEST = 10**30
@@ -49,7 +50,7 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
     """
     field, known = f"round {scores.round}", contract.by_id()
     if scores.round > contract.training.rounds:
-        raise FaultError("SCORES_ROUND", f"The contract has {contract.training.rounds} rounds.", field=field)
+        raise FaultError("SCORES_ROUND", f"The contract has {counted(contract.training.rounds, 'round')}.", field=field)
     if not scores.players or list(scores.players) != sorted(set(scores.players)):
         raise FaultError("SCORES_PLAYERS", "The players are not at least one, each once, in order.", field=field)
     for player in scores.players:

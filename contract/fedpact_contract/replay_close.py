@@ -18,6 +18,7 @@ from fedpact_contract.log import (
     ScoresOpened,
     commitment,
 )
+from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
 from fedpact_contract.replay_state import Faults, Period, Run
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened
@@ -67,7 +68,7 @@ def run_completed(run: Run, place: Place, body: RunCompleted) -> Faults:
         message = f"The scores of round {missing[0]} are not committed to."
         yield place.fault("SCORES_NOT_COMMITTED", message, field="rounds", party=operator)
     if body.rounds != len(run.aggregated):
-        message = f"The run is said to have {body.rounds} rounds; {len(run.aggregated)} are aggregated."
+        message = f"The run is said to have {counted(body.rounds, 'round')}; aggregated: {len(run.aggregated)}."
         yield place.fault("RUN_ROUNDS", message, field="rounds")
     if body.model_digest != run.model_digest:
         message = "The delivered model is not the one that the last round led to."

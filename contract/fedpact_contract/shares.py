@@ -21,8 +21,9 @@ from typing import Literal
 from fedpact_contract.contract import Contract, Settlement
 from fedpact_contract.contribution import admitted_in, period_values, total_value
 from fedpact_contract.errors import InputError
-from fedpact_contract.intervals import Bounds, Matrix, Method, Rule, covariance, intervals, outward, standard_error
+from fedpact_contract.intervals import Bounds, Matrix, Method, Rule, covariance, intervals, outward
 from fedpact_contract.log import Moments, RoundScores
+from fedpact_contract.sampling import standard_error
 
 COVERS = "validation sampling only"
 """What the interval covers; it stands beside every interval that is shown."""

@@ -33,7 +33,6 @@ from fedpact_contract.privacy import (
     accountant,
     attempt_rdp,
     check_plan,
-    dp_label,
     epsilon_central,
     epsilon_pld,
     solve_central_noise,
@@ -232,19 +231,6 @@ class TestCost:
         for alpha in (D("4.3"), D(9)):
             exact = 4 * alpha / (2 * D("3.723") ** 2)
             assert 0 <= attempt_rdp(contract(), alpha) - exact < D("1e-8")
-
-    def test_the_label_says_who_is_not_kept_out(self) -> None:
-        found = contract()
-        label = dp_label(found, dict.fromkeys(found.by_id(), 2))
-        assert label["trust_model"] == "client-level-at-the-operator"
-        assert (label["privacy_unit"], label["neighbours"]) == ("participant", "zero-out")
-        assert label["not_protected_from"] == "the-operator"
-        assert label["clip"] == {"method": "whole-update", "max_update_norm": "0.5"}
-        assert label["sampling"] == {"method": "no-amplification", "rate": "1"}
-        assert (label["plan"]["releases"], label["accountant"]) == (3, CENTRAL_ACCOUNTANT)
-        two = epsilon_pld([(D("3.723"), D(1), 2)], DELTA)
-        assert {(line["releases"], D(line["epsilon_pld"])) for line in label["participants"]} == {(2, two)}
-        assert "not_protected_from" not in dp_label(a_contract(), {})
 
 
 class TestDraft:

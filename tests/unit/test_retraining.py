@@ -16,7 +16,7 @@ from tests.support.closed_run import closed_run
 from tests.support.command import Run, runner
 from tests.support.contract_kit import party, plain_contract
 from tests.support.demo_kit import delivered, demo_setup, one_thread, own_data
-from tests.support.federation import Federation, digits, make_federation
+from tests.support.federation import Federation, digits, fixed_keys, make_federation
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError
@@ -100,7 +100,7 @@ def test_values_are_the_mean_over_all_orders_of_joining(tmp_path: Path) -> None:
 
 def test_wrong_labels_are_last_in_both_columns(tmp_path: Path) -> None:
     data = digits([150, 150, 150], flip={0: 0.9, 1: 0.4})
-    federation = make_federation(tmp_path, [150, 150, 150], data=data)
+    federation = make_federation(tmp_path, [150, 150, 150], data=data, keys=fixed_keys(3))
     found = audited(federation)
     names = {p.id: p.name for p in federation.contract.participants}
     for draw in found.draws:
