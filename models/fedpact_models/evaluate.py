@@ -17,9 +17,8 @@ set: on another kind of processor a loss integer may now and then move by one.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -45,8 +44,8 @@ MAX_LISTED_PLAYERS = 128
 LARGEST_LOSS = 2.0**30
 """Nat: a loss from here on is refused like one that is not finite."""
 
-CHUNK_ELEMENTS = 2**17
-"""Activations (float64) of one layer that a chunk of coalitions may take: 1 MiB, near the size of a cache."""
+CHUNK_ELEMENTS = 2**15
+"""Activations (float64) of one layer that are worked on at a time: 256 KiB, so that a core's cache holds a few."""
 
 PART_ELEMENTS = 10 * 2**20
 """First-layer outputs (float64) of all players on one block of examples: 80 MiB. More players, fewer examples."""
@@ -71,13 +70,13 @@ class CoalitionLosses:
     """The losses of a list of coalitions.
 
     `losses[m][k]`: the sum over slice k of the loss of the m-th coalition, in 1e-9 nat. `by_example`: float64 [M, V] in
-    nat, from which any estimator that is linear in the losses can be carried example by example. `correct[m]`: rightly
-    classified rows.
+    nat, from which any estimator that is linear in the losses can be carried example by example. `correct`: rightly
+    classified rows of nobody's model and of everybody's, by mask, where these are in the list.
     """
 
     losses: tuple[tuple[int, ...], ...]
     by_example: Floats
-    correct: tuple[int, ...]
+    correct: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,13 +125,13 @@ def evaluate_round(
     if not 1 <= len(steps) <= MAX_PLAYERS:
         raise _input_error(f"There are {len(steps)} steps; all coalitions are evaluated of 1 to {MAX_PLAYERS} players.")
     _check_own(slices, own_slice, len(steps))
-    found = evaluate_coalitions(
-        model, data, base, steps, examples, slices, range(2 ** len(steps)), chunk=chunk, block=block
-    )
+    masks = [place ^ place >> 1 for place in range(2 ** len(steps))]  # Gray code: neighbours differ in one player
+    found = evaluate_coalitions(model, data, base, steps, examples, slices, masks, chunk=chunk, block=block)
+    places = np.argsort(masks)
     return RoundEvaluation(
-        losses=found.losses,
-        values=_without_own(shapley_by_example(found.by_example), np.cumsum([0, *slices]), own_slice),
-        correct=(found.correct[0], found.correct[-1]),
+        losses=tuple(found.losses[place] for place in places),
+        values=_without_own(shapley_by_example(found.by_example[places]), np.cumsum([0, *slices]), own_slice),
+        correct=(found.correct[0], found.correct[len(masks) - 1]),
     )
 
 
@@ -175,13 +174,13 @@ def evaluate_coalitions(
     _check(len(steps), examples, slices, masks, chunk, block)
     game = _game(model, data, base, steps, examples.x)
     by_example = np.empty((len(masks), len(examples)))
-    right = [0] * len(masks)
+    right = dict.fromkeys({0, 2 ** len(steps) - 1} & set(masks), 0)
+    places = {masks.index(mask): mask for mask in right}
     for which, rows, scores in _logits(game, examples.x, masks, chunk, block):
-        y = examples.y[rows]
-        by_example[which, rows] = cross_entropy(scores, y)
-        for mask, count in enumerate((scores.argmax(axis=-1) == y).sum(axis=-1), start=which.start):
-            right[mask] += int(count)
-    return CoalitionLosses(losses=_unit_sums(by_example, slices), by_example=by_example, correct=tuple(right))
+        by_example[which, rows] = cross_entropy(scores, examples.y[rows])
+        for place in places.keys() & set(range(which.start, which.stop)):
+            right[places[place]] += correct(scores[place - which.start], examples.y[rows])
+    return CoalitionLosses(losses=_unit_sums(by_example, slices), by_example=by_example, correct=right)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -206,32 +205,28 @@ def logits(model: Model, data: Data, flat: NDArray[np.floating], x: Floats) -> F
         InputError: EVALUATION_INPUT, WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
     """
     game = _game(model, data, flat, np.empty((0, 0)), x)
-    return np.vstack([scores[0] for _, _, scores in _logits(game, x, [0], None, None)])
+    return np.vstack([scores[0].copy() for _, _, scores in _logits(game, x, [0], None, None)])
 
 
 def shapley_by_example(losses: Floats) -> Floats:
     """Exact Shapley values of the drop of each example's loss: losses [2^N, V] by mask -> values [N, V].
 
-    phi_i = sum over S without i of |S|! (N - |S| - 1)! / N! (loss(S) - loss(S + i)). The sums over the coalitions of
-    one size are exact (on a grid of 2^-(61 - N) of the example's largest loss), so that a player that changes nothing
-    gets exactly 0, and players that change the same get the same.
+    phi_i = sum over S without i of |S|! (N - |S| - 1)! / N! (loss(S) - loss(S + i)), as an exact product: so a player
+    that changes nothing gets exactly 0, and players that change the same get the same.
     """
-    players = len(losses).bit_length() - 1
-    scale = scale_above(largest(losses, 0)) * 2.0 ** (players - 61)
-    masks = np.arange(len(losses))
-    sizes = np.array([int(mask).bit_count() for mask in masks])
-    without, with_player = np.zeros((2, players, players + 1, losses.shape[1]), dtype=np.int64)
-    for size in range(players + 1):
-        of_size = masks[sizes == size]
-        units = np.rint(losses[of_size] / scale).astype(np.int64)
-        total = units.sum(axis=0)
-        for player in range(players):
-            with_player[player, size] = units[of_size >> player & 1 == 1].sum(axis=0)
-            without[player, size] = total - with_player[player, size]
-    values = np.zeros((players, losses.shape[1]))
-    for size in range(players):
-        values += (without[:, size] - with_player[:, size + 1]) * (scale / (players * math.comb(players - 1, size)))
-    return values
+    count = len(losses)
+    players = count.bit_length() - 1
+    factors = np.array([1 / (players * math.comb(players - 1, size)) for size in range(players)])
+    masks = np.arange(count)
+    sizes = np.array([mask.bit_count() for mask in range(count)])
+    coefficients = np.empty((players, count))
+    for player in range(players):
+        inside = masks >> player & 1
+        coefficients[player] = factors[sizes - inside] * (1 - 2 * inside)
+    cut = rounded_halves(coefficients, (0, 1), count)
+    step = max(1, 2 * CHUNK_ELEMENTS // count)
+    blocks = [losses[:, at : at + step] for at in range(0, losses.shape[1], step)]
+    return np.hstack([product(cut, rounded_halves(block, 0, count)) for block in blocks])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -246,7 +241,7 @@ class _Game:
     count: int
     weights: Callable[[int], Halves]
     tail: Callable[[int], Floats]
-    scales: tuple[Floats, ...]
+    scales: tuple[float, ...]
 
 
 def _game(model: Model, data: Data, base: NDArray[np.floating], steps: Rows, x: Floats) -> _Game:
@@ -293,19 +288,24 @@ def _scale_of_sums(bounds: Floats) -> Floats:
 def _logits(
     game: _Game, x: Floats, masks: Sequence[int], chunk: int | None, block: int | None
 ) -> Iterator[tuple[slice, slice, Floats]]:
-    """Logits chunk by chunk: which coalitions, which examples, and float64 [coalitions, examples, classes]."""
-    outputs, width = game.shape.widths[1], max(game.shape.widths[1:])
-    block = min(len(x), block or max(1, PART_ELEMENTS // (game.count * outputs)))
-    chunk = chunk or max(1, CHUNK_ELEMENTS // (block * width))
-    members = np.array([[1, *(mask >> i & 1 for i in range(game.count - 1))] for mask in masks], dtype=np.uint8)
+    """Logits chunk by chunk: which coalitions, which examples, and float64 [coalitions, examples, classes].
+
+    The classes lie before the examples in memory, and each chunk overwrites the one before.
+    """
+    widths = game.shape.widths[1:]
+    wanted = max(CHUNK_ELEMENTS, 2 * len(game.tail(0))) // max(widths)
+    block = min(len(x), block or max(1, min(wanted, PART_ELEMENTS // (game.count * widths[0]))))
+    chunk = min(len(masks), chunk or max(1, CHUNK_ELEMENTS // (block * widths[-1])))
     for begin in range(0, len(x), block):
         parts, scale = _first_layer(game, x[begin : begin + block])
-        tails = _tails(game, masks)
-        for start in range(0, len(masks), chunk):
-            chosen = members[start : start + chunk].astype(np.float64)
-            first = (chosen @ parts.reshape(game.count, -1)).reshape(len(chosen), outputs, -1)
-            scores = _behind_first(game, first, scale, tails)
-            yield slice(start, start + chunk), slice(begin, begin + block), scores.swapaxes(-2, -1)
+        models, done = _walk(game, parts, masks), 0
+        scores = np.empty((chunk, widths[-1], parts.shape[-1]))
+        while done < len(masks):
+            size = min(chunk, len(masks) - done)
+            for place, (first, tail) in zip(range(size), models, strict=False):
+                scores[place] = _behind_first(game, first, scale, tail)
+            yield slice(done, done + size), slice(begin, begin + block), scores[:size].swapaxes(-2, -1)
+            done += size
 
 
 def _first_layer(game: _Game, x: Floats) -> tuple[Floats, Floats]:
@@ -315,68 +315,70 @@ def _first_layer(game: _Game, x: Floats) -> tuple[Floats, Floats]:
     for index in range(game.count):
         parts[index] = product(game.weights(index), features)
     scale = _scale_of_sums(np.array([largest(part, 0)[0] for part in parts]))
+    bits = half_bits(game.shape.widths[1] if len(game.shape.layers) > 1 else 1)
     for part in parts:
-        to_grid(part, scale, _first_bits(game))
+        to_grid(part, scale, bits)
     return parts, scale
 
 
-def _first_bits(game: _Game) -> int:
-    """The bits of a half of the first layer's outputs: they go into the next layer's products, where there is one."""
-    return half_bits(game.shape.widths[1] if len(game.shape.layers) > 1 else 1)
-
-
-def _tails(game: _Game, masks: Sequence[int]) -> Iterator[Floats]:
-    """Each coalition's parameters behind the first layer, [T], from those of the one before; the array is reused."""
-    current, before = game.tail(0).copy(), 0
+def _walk(game: _Game, parts: Floats, masks: Sequence[int]) -> Iterator[tuple[Floats, Floats]]:
+    """Each coalition's first-layer outputs and tail, from those of the one before; both arrays are reused."""
+    first, tail, before = parts[0].copy(), game.tail(0).copy(), 0
     for mask in masks:
-        for player in range((mask ^ before).bit_length()):
-            if (mask ^ before) >> player & 1:
-                step = game.tail(player + 1)
-                if mask >> player & 1:
-                    current += step
-                else:
-                    current -= step
+        changed = mask ^ before
+        while changed:
+            player = changed.bit_length() - 1
+            changed ^= 1 << player
+            combine = np.add if mask >> player & 1 else np.subtract
+            combine(first, parts[player + 1], out=first)
+            combine(tail, game.tail(player + 1), out=tail)
         before = mask
-        yield current
+        yield first, tail
 
 
-def _behind_first(game: _Game, first: Floats, scale: Floats, tails: Iterator[Floats]) -> Floats:
-    """From first-layer outputs [B, h, V] (overwritten) to logits, [B, classes, V]."""
-    if len(game.shape.layers) == 1:
-        return first
-    rest = np.stack([tail.copy() for tail in islice(tails, len(first))])
+def _behind_first(game: _Game, first: Floats, scale: Floats, tail: Floats) -> Floats:
+    """From one model's first-layer outputs [h, V] and tail [T] to its logits, [classes, V]."""
     hidden, start = first, 0
     for index, (inputs, outputs) in enumerate(game.shape.layers[1:]):
-        np.maximum(hidden, 0.0, out=hidden)
-        bits = half_bits(inputs)
-        cut = halves(hidden, scale, bits) if index == 0 else rounded_halves(hidden, -2, inputs)
-        weight = rest[:, start : start + inputs * outputs].reshape(-1, outputs, inputs)
+        hidden, bits = np.maximum(hidden, 0.0), half_bits(inputs)
+        cut = halves(hidden, scale, bits) if index == 0 else rounded_halves(hidden, 0, inputs)
+        weight = tail[start : start + inputs * outputs].reshape(outputs, inputs)
         start += inputs * outputs
         hidden = product(halves(weight, game.scales[2 * index], bits), cut)
-        hidden += rest[:, start : start + outputs, None]
+        hidden += tail[start : start + outputs, None]
         start += outputs
     return hidden
 
 
 def _unit_sums(losses: Floats, slices: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Each slice's sum, [M, V] -> [M][slices]: of the losses to 2^-52 nat, exactly; then half-even to 1e-9 nat.
+    """Each slice's sum, [M, V] -> [M][slices]: of the losses cut to 2^-52 nat, exactly; then half-even to 1e-9 nat.
 
     Raises:
         FailedError: EVALUATION_NOT_FINITE.
     """
     starts = np.cumsum([0, *slices[:-1]])
-    result = []
-    for row in losses:
-        if not (np.abs(row) < LARGEST_LOSS).all():
+    result: list[tuple[int, ...]] = []
+    for at in range(0, len(losses), 32):
+        units = losses[at : at + 32] * 2.0**10
+        if not -LARGEST_LOSS < units.min() * 2.0**-10 <= units.max() * 2.0**-10 < LARGEST_LOSS:
             raise FailedError(
                 "EVALUATION_NOT_FINITE",
                 "A coalition's loss on an example of the validation set is not a finite number below 2^30 nat.",
             )
-        high = np.rint(row * 2.0**10)
-        low = np.rint((row * 2.0**10 - high) * 2.0**42)
-        sums = (np.add.reduceat(part.astype(np.int64), starts).tolist() for part in (high, low))
-        result.append(tuple(round(Fraction(((a << 42) + b) * UNIT, 2**52)) for a, b in zip(*sums, strict=True)))
+        high = units.astype(np.int64)
+        units -= high
+        units *= 2.0**42
+        sums = [np.add.reduceat(part, starts, axis=1).tolist() for part in (high, units.astype(np.int64))]
+        result += (tuple(map(_nanonats, *pair)) for pair in zip(*sums, strict=True))
     return tuple(result)
+
+
+def _nanonats(high: int, low: int) -> int:
+    """A sum in 2^-10 and 2^-52 nat, in 1e-9 nat, half-even."""
+    exact, half = ((high << 42) + low) * UNIT, 1 << 51
+    floor = exact >> 52
+    rest = exact - (floor << 52)
+    return floor + (rest > half or (rest == half and floor & 1))
 
 
 def _without_own(values: Floats, edges: NDArray[np.int64], own_slice: Sequence[int | None]) -> Floats:

@@ -45,7 +45,7 @@ def largest(a: Floats, axis: int | tuple[int, ...]) -> Floats:
     return np.asarray(np.maximum(a.max(axis=axis, keepdims=True), -a.min(axis=axis, keepdims=True)))
 
 
-def to_grid(a: Floats, scale: Floats, bits: int) -> Floats:
+def to_grid(a: Floats, scale: Floats | float, bits: int) -> Floats:
     """Round `a` in place to multiples of scale 2^-(2 bits + 1): half-even, by the rounding of the addition itself."""
     grid = scale * (1.5 * 2.0 ** (51 - 2 * bits))
     a += grid
@@ -53,7 +53,7 @@ def to_grid(a: Floats, scale: Floats, bits: int) -> Floats:
     return a
 
 
-def halves(a: Floats, scale: Floats, bits: int) -> Halves:
+def halves(a: Floats, scale: Floats | float, bits: int) -> Halves:
     """Cut numbers of a grid, exactly."""
     grid = scale * (1.5 * 2.0 ** (52 - bits))
     high = a + grid
