@@ -47,6 +47,9 @@ LARGEST_LOSS = 2.0**30
 CHUNK_ELEMENTS = 2**15
 """Activations (float64) of one layer that are worked on at a time: 256 KiB, so that a core's cache holds a few."""
 
+NARROWEST = 64
+"""Examples that are worked on at a time, at least, where a layer is so wide that the cache would hold fewer."""
+
 PART_ELEMENTS = 10 * 2**20
 """First-layer outputs (float64) of all players on one block of examples: 80 MiB. More players, fewer examples."""
 
@@ -293,19 +296,22 @@ def _logits(
     The classes lie before the examples in memory, and each chunk overwrites the one before.
     """
     widths = game.shape.widths[1:]
+    held = min(len(x), block or max(1, PART_ELEMENTS // (game.count * widths[0])))
     wanted = max(CHUNK_ELEMENTS, 2 * len(game.tail(0))) // max(widths)
-    block = min(len(x), block or max(1, min(wanted, PART_ELEMENTS // (game.count * widths[0]))))
+    block = min(held, block or max(NARROWEST, wanted))
     chunk = min(len(masks), chunk or max(1, CHUNK_ELEMENTS // (block * widths[-1])))
-    for begin in range(0, len(x), block):
-        parts, scale = _first_layer(game, x[begin : begin + block])
-        models, done = _walk(game, parts, masks), 0
-        scores = np.empty((chunk, widths[-1], parts.shape[-1]))
-        while done < len(masks):
-            size = min(chunk, len(masks) - done)
-            for place, (first, tail) in zip(range(size), models, strict=False):
-                scores[place] = _behind_first(game, first, scale, tail)
-            yield slice(done, done + size), slice(begin, begin + block), scores[:size].swapaxes(-2, -1)
-            done += size
+    for begin in range(0, len(x), held):
+        parts, scale = _first_layer(game, x[begin : begin + held])
+        for left in range(0, parts.shape[-1], block):
+            inside = slice(left, left + block)
+            rows = slice(begin + left, begin + left + parts[..., inside].shape[-1])
+            models = _walk(game, parts[..., inside], masks)
+            scores = np.empty((chunk, widths[-1], rows.stop - rows.start))
+            for done in range(0, len(masks), chunk):
+                which = slice(done, min(done + chunk, len(masks)))
+                for place, (first, tail) in zip(range(which.stop - done), models, strict=False):
+                    scores[place] = _behind_first(game, first, scale[inside], tail)
+                yield which, rows, scores[: which.stop - done].swapaxes(-2, -1)
 
 
 def _first_layer(game: _Game, x: Floats) -> tuple[Floats, Floats]:
