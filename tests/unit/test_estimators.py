@@ -341,6 +341,24 @@ def test_the_half_width_is_students_over_the_pairs():
     assert np.allclose(found, expected, rtol=1e-4, atol=2e-3)
 
 
+def test_the_stratified_half_width_is_a_jackknife_of_twenty_groups():
+    from scipy.stats import t
+
+    players, values = 9, renormalised(9, 4)
+    plan = stratified_plan(players, 47)
+    masks = coalitions(plan)
+    utility = list(map(Fraction, values(masks)))
+    ends, estimates = 2 + 2 * players, []
+    for group in range(20):
+        kept = [k for k in range(len(masks)) if k < ends or (k - ends) // 2 % 20 != group]
+        estimates.append(stratified.estimate(players, [masks[k] for k in kept], [utility[k] for k in kept])[0])
+    column = np.array(estimates, dtype=np.float64)
+    expected = t.ppf(0.975, 19) * np.sqrt(19 / 20 * ((column - column.mean(axis=0)) ** 2).sum(axis=0))
+    found = np.array(list(map(float, estimate(plan, utility).half_widths)))
+    assert (expected > 1000).all()
+    assert np.allclose(found, expected, rtol=1e-4)
+
+
 def test_intervals_cover():
     """60 draws of 16 players, each estimator on its game; 500 in tests/benchmarks."""
     game, means = FederatedGame.drawn(16, 0), renormalised(16, 0)
