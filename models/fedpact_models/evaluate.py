@@ -15,8 +15,9 @@ set: on another kind of processor a loss integer may now and then move by one.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol
@@ -80,6 +81,14 @@ class CoalitionLosses:
     losses: tuple[tuple[int, ...], ...]
     by_example: Floats
     correct: dict[int, int]
+
+    def joined(self, more: "CoalitionLosses") -> "CoalitionLosses":
+        """This list and then another one."""
+        return CoalitionLosses(
+            losses=self.losses + more.losses,
+            by_example=np.concatenate([self.by_example, more.by_example]),
+            correct=self.correct | more.correct,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -230,6 +239,30 @@ def shapley_by_example(losses: Floats) -> Floats:
     step = max(1, 2 * CHUNK_ELEMENTS // count)
     blocks = [losses[:, at : at + step] for at in range(0, losses.shape[1], step)]
     return np.hstack([product(cut, rounded_halves(block, 0, count)) for block in blocks])
+
+
+def estimated_by_example(
+    found: CoalitionLosses,
+    masks: Sequence[int],
+    factors: Sequence[Mapping[int, Fraction]],
+    slices: Sequence[int],
+    own_slice: Sequence[int | None],
+) -> Floats:
+    """Each player's estimated value on each example, as `RoundEvaluation.values`: an estimator is linear in the losses.
+
+    Args:
+        found: The losses of coalitions.
+        masks: Which they are.
+        factors: For each player the factor of each coalition's utility in its value (`estimators.coefficients`).
+        slices: Rows of each slice.
+        own_slice: For each player the slice that it gave, or None.
+
+    Returns:
+        float64 [N, V].
+    """
+    _check_own(slices, own_slice, len(factors))
+    matrix = np.array([[float(of.get(mask, 0)) for mask in masks] for of in factors])
+    return _without_own(-(matrix @ found.by_example), np.cumsum([0, *slices]), own_slice)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
