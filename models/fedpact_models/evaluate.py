@@ -1,37 +1,27 @@
 """Validation: the losses of coalitions in one round, each player's value on each example, and plain evaluation.
 
-theta_S = base + the sum of the steps of the players in S, a step being eta w_i D_i, with no re-normalisation: the
-fixed-weight game. The first layer, which has no bias, is linear in the weights, so its outputs are computed once a
-player and then added up for each coalition; only the layers behind the first ReLU are computed coalition by coalition.
-
-One canonical path. What is added up over players (the outputs of the first layer, example by example; the parameters of
-the others, tensor by tensor) is first rounded to a grid wide enough for the sum of all players' magnitudes: no sum over
-players is rounded then, so that a coalition has the same bits in whatever order it is built, by a walk that adds and
-takes away players as by BLAS. Matrix products are those of `exact`; everything else is element by element, each example
-on its own, in a fixed order. So the result has the same bits whatever the list of coalitions, the blocks of examples,
-the chunk size, the threads or the BLAS; a player whose step is zero has the value zero, and players with equal steps
-have equal values, exactly. What remains is numpy's exp and log, whose last bit depends on the processor's instruction
-set: on another kind of processor a loss integer may now and then move by one.
+The fixed-weight game: theta_S = base + the sum of the steps of the players in S, a step being eta w_i D_i. `coalitions`
+computes the models' outputs on one canonical path, `tasks` the losses, example by example. So the result has the same
+bits whatever the list of coalitions, the blocks of examples, the chunk size, the threads or the BLAS; a player whose
+step is zero has the value zero, and players with equal steps have equal values, exactly. What remains is numpy's exp
+and log, whose last bit depends on the processor's instruction set: on another kind of processor a loss integer may now
+and then move by one.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
-from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpact_contract.contract import Data, Model
-from fedpact_contract.errors import FailedError, InputError
-from fedpact_models.exact import Halves, half_bits, halves, largest, product, rounded_halves, scale_above, to_grid
+from fedpact_contract.errors import FailedError
+from fedpact_models.coalitions import Rows, coalition_logits, input_error, prepare
+from fedpact_models.exact import product, rounded_halves
 from fedpact_models.features import Examples, Floats
-from fedpact_models.registry import Dense, architecture, parameter_count, parameter_shapes
 from fedpact_models.tasks import correct, cross_entropy
-from fedpact_models.weights import check_flat
 
 UNIT = 10**9
 """Losses are kept as integers of 1e-9 nat."""
@@ -44,29 +34,6 @@ MAX_LISTED_PLAYERS = 128
 
 LARGEST_LOSS = 2.0**30
 """Nat: a loss from here on is refused like one that is not finite."""
-
-CHUNK_ELEMENTS = 2**15
-"""Activations (float64) of one layer that are worked on at a time: 256 KiB, so that a core's cache holds a few."""
-
-NARROWEST = 64
-"""Examples that are worked on at a time, at least, where a layer is so wide that the cache would hold fewer."""
-
-PART_ELEMENTS = 10 * 2**20
-"""First-layer outputs (float64) of all players on one block of examples: 80 MiB. More players, fewer examples."""
-
-TAIL_ELEMENTS = 6 * 2**20
-"""Parameters (float64) behind the first layer that are kept, of players, and as many of a chunk's coalitions."""
-
-
-class Rows(Protocol):
-    """One row of float32 or float64 a player: an array [N, P] in memory or mapped, or something that reads on demand.
-
-    Rows are read one at a time, some more than once.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, player: int, /) -> NDArray[np.floating]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -135,14 +102,14 @@ def evaluate_round(
         FailedError: EVALUATION_NOT_FINITE.
     """
     if not 1 <= len(steps) <= MAX_PLAYERS:
-        raise _input_error(f"There are {len(steps)} steps; all coalitions are evaluated of 1 to {MAX_PLAYERS} players.")
+        raise input_error(f"There are {len(steps)} steps; all coalitions are evaluated of 1 to {MAX_PLAYERS} players.")
     _check_own(slices, own_slice, len(steps))
     masks = [place ^ place >> 1 for place in range(2 ** len(steps))]  # Gray code: neighbours differ in one player
     found = evaluate_coalitions(model, data, base, steps, examples, slices, masks, chunk=chunk, block=block)
-    places = np.argsort(masks)
+    values = shapley_by_example(found.by_example, masks)
     return RoundEvaluation(
-        losses=tuple(found.losses[place] for place in places),
-        values=_without_own(shapley_by_example(found.by_example[places]), np.cumsum([0, *slices]), own_slice),
+        losses=tuple(found.losses[place] for place in np.argsort(masks)),
+        values=_without_own(values, np.cumsum([0, *slices]), own_slice),
         correct=(found.correct[0], found.correct[len(masks) - 1]),
     )
 
@@ -164,9 +131,9 @@ def evaluate_coalitions(
 
     A coalition's integers are those of `evaluate_round`, which is this function on the list of all.
 
-    Memory beside the losses [M, V]: PART_ELEMENTS, twice TAIL_ELEMENTS (one model where that is more), and a few chunks
-    of activations. `steps` is read row by row, so that it may lie on a disk. Consecutive coalitions that differ in few
-    players are faster where the layers behind the first have many parameters.
+    Memory beside the losses [M, V], see `coalitions`: PART_ELEMENTS, twice TAIL_ELEMENTS (one model where that is
+    more), and a few chunks of activations. `steps` is read row by row, so that it may lie on a disk. Consecutive
+    coalitions that differ in few players are faster, most where the layers behind the first have many parameters.
 
     Args:
         model: The contract's model.
@@ -184,11 +151,11 @@ def evaluate_coalitions(
         FailedError: EVALUATION_NOT_FINITE.
     """
     _check(len(steps), examples, slices, masks, chunk, block)
-    game = _game(model, data, base, steps, examples.x)
+    game = prepare(model, data, base, steps, examples.x)
     by_example = np.empty((len(masks), len(examples)))
     right = dict.fromkeys({0, 2 ** len(steps) - 1} & set(masks), 0)
     places = {masks.index(mask): mask for mask in right}
-    for which, rows, scores in _logits(game, examples.x, masks, chunk, block):
+    for which, rows, scores in coalition_logits(game, examples.x, masks, chunk, block):
         by_example[which, rows] = cross_entropy(scores, examples.y[rows])
         for place in places.keys() & set(range(which.start, which.stop)):
             right[places[place]] += correct(scores[place - which.start], examples.y[rows])
@@ -216,12 +183,14 @@ def logits(model: Model, data: Data, flat: NDArray[np.floating], x: Floats) -> F
     Raises:
         InputError: EVALUATION_INPUT, WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
     """
-    game = _game(model, data, flat, np.empty((0, 0)), x)
-    return np.vstack([scores[0].copy() for _, _, scores in _logits(game, x, [0], None, None)])
+    game = prepare(model, data, flat, np.empty((0, 0)), x)
+    return np.vstack([scores[0].copy() for _, _, scores in coalition_logits(game, x, [0], None, None)])
 
 
-def shapley_by_example(losses: Floats) -> Floats:
-    """Exact Shapley values of the drop of each example's loss: losses [2^N, V] by mask -> values [N, V].
+def shapley_by_example(losses: Floats, masks: Sequence[int] | None = None) -> Floats:
+    """Exact Shapley values of the drop of each example's loss: losses [2^N, V] -> values [N, V].
+
+    The losses are in the order of `masks`, which are all; by default of rising masks.
 
     phi_i = sum over S without i of |S|! (N - |S| - 1)! / N! (loss(S) - loss(S + i)), as an exact product: so a player
     that changes nothing gets exactly 0, and players that change the same get the same.
@@ -229,164 +198,15 @@ def shapley_by_example(losses: Floats) -> Floats:
     count = len(losses)
     players = count.bit_length() - 1
     factors = np.array([1 / (players * math.comb(players - 1, size)) for size in range(players)])
-    masks = np.arange(count)
-    sizes = np.array([mask.bit_count() for mask in range(count)])
+    order = np.arange(count) if masks is None else np.array(masks)
+    sizes = np.array([mask.bit_count() for mask in order.tolist()])
     coefficients = np.empty((players, count))
     for player in range(players):
-        inside = masks >> player & 1
+        inside = order >> player & 1
         coefficients[player] = factors[sizes - inside] * (1 - 2 * inside)
     cut = rounded_halves(coefficients, (0, 1), count)
-    step = max(1, 2 * CHUNK_ELEMENTS // count)
-    blocks = [losses[:, at : at + step] for at in range(0, losses.shape[1], step)]
+    blocks = [losses[:, at : at + 64] for at in range(0, losses.shape[1], 64)]  # that a few fit a core's cache
     return np.hstack([product(cut, rounded_halves(block, 0, count)) for block in blocks])
-
-
-def estimated_by_example(
-    found: CoalitionLosses,
-    masks: Sequence[int],
-    factors: Sequence[Mapping[int, Fraction]],
-    slices: Sequence[int],
-    own_slice: Sequence[int | None],
-) -> Floats:
-    """Each player's estimated value on each example, as `RoundEvaluation.values`: an estimator is linear in the losses.
-
-    Args:
-        found: The losses of coalitions.
-        masks: Which they are.
-        factors: For each player the factor of each coalition's utility in its value (`estimators.coefficients`).
-        slices: Rows of each slice.
-        own_slice: For each player the slice that it gave, or None.
-
-    Returns:
-        float64 [N, V].
-    """
-    _check_own(slices, own_slice, len(factors))
-    matrix = np.array([[float(of.get(mask, 0)) for mask in masks] for of in factors])
-    return _without_own(-(matrix @ found.by_example), np.cumsum([0, *slices]), own_slice)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Game:
-    """A model and its players: row 0 of what is added up is the base, row i + 1 the step of player i.
-
-    `weights(row)`: the first layer's, cut in halves; `tail(row)`: the other layers' parameters [T], on their grid;
-    `scales`: the grid's scale for each of their tensors.
-    """
-
-    shape: Dense
-    count: int
-    weights: Callable[[int], Halves]
-    tail: Callable[[int], Floats]
-    scales: tuple[float, ...]
-
-
-def _game(model: Model, data: Data, base: NDArray[np.floating], steps: Rows, x: Floats) -> _Game:
-    """Check and prepare; reads every row twice."""
-    shape, size = architecture(model, data), parameter_count(model, data)
-    if x.ndim != 2 or 0 in x.shape or x.shape[1] != shape.widths[0]:
-        raise _input_error(f"The features have the shape {x.shape}, which does not fit the model.")
-    (inputs, outputs), count = shape.layers[0], len(steps) + 1
-    edges = np.cumsum([math.prod(tensor) for tensor in parameter_shapes(model, data).values()])  # ends; the first: 0
-
-    def row(index: int) -> NDArray[np.floating]:
-        return base if index == 0 else steps[index - 1]
-
-    bounds = np.empty((count, len(edges) - 1))
-    for index in range(count):
-        flat = np.asarray(row(index))
-        check_flat(flat, size)
-        bounds[index] = [largest(flat[a:b], 0)[0] for a, b in pairwise(edges)]
-    scales = tuple(_scale_of_sums(bounds).tolist())
-    bits = [half_bits(terms) for width, _ in shape.layers[1:] for terms in (width, 1)]
-
-    def weights(index: int) -> Halves:
-        matrix = np.array(row(index)[: edges[0]], dtype=np.float64).reshape(outputs, inputs)
-        return rounded_halves(matrix, (0, 1), inputs)
-
-    @lru_cache(maxsize=TAIL_ELEMENTS // max(1, size - int(edges[0])))
-    def tail(index: int) -> Floats:
-        values = np.array(row(index)[edges[0] :], dtype=np.float64)
-        for (a, b), scale, half in zip(pairwise(edges - edges[0]), scales, bits, strict=True):
-            to_grid(values[a:b], scale, half)
-        return values
-
-    return _Game(shape=shape, count=count, weights=weights, tail=tail, scales=scales)
-
-
-def _scale_of_sums(bounds: Floats) -> Floats:
-    """Scales above the sum of what the rows are bounded by, [N + 1, ...] -> [...]; the players' order moves nothing."""
-    total = np.zeros(bounds.shape[1:])
-    for bound in np.sort(bounds, axis=0):
-        total += bound
-    return scale_above(total)
-
-
-def _logits(
-    game: _Game, x: Floats, masks: Sequence[int], chunk: int | None, block: int | None
-) -> Iterator[tuple[slice, slice, Floats]]:
-    """Logits chunk by chunk: which coalitions, which examples, and float64 [coalitions, examples, classes].
-
-    The classes lie before the examples in memory, and each chunk overwrites the one before.
-    """
-    widths = game.shape.widths[1:]
-    held = min(len(x), block or max(1, PART_ELEMENTS // (game.count * widths[0])))
-    wanted = max(CHUNK_ELEMENTS, 2 * len(game.tail(0))) // max(widths)
-    block = min(held, block or max(NARROWEST, wanted))
-    chunk = min(len(masks), chunk or max(1, CHUNK_ELEMENTS // (block * widths[-1])))
-    for begin in range(0, len(x), held):
-        parts, scale = _first_layer(game, x[begin : begin + held])
-        for left in range(0, parts.shape[-1], block):
-            inside = slice(left, left + block)
-            rows = slice(begin + left, begin + left + parts[..., inside].shape[-1])
-            models = _walk(game, parts[..., inside], masks)
-            scores = np.empty((chunk, widths[-1], rows.stop - rows.start))
-            for done in range(0, len(masks), chunk):
-                which = slice(done, min(done + chunk, len(masks)))
-                for place, (first, tail) in zip(range(which.stop - done), models, strict=False):
-                    scores[place] = _behind_first(game, first, scale[inside], tail)
-                yield which, rows, scores[: which.stop - done].swapaxes(-2, -1)
-
-
-def _first_layer(game: _Game, x: Floats) -> tuple[Floats, Floats]:
-    """The first layer's outputs for the base and each step, [N + 1, outputs, examples], on a grid; its scale."""
-    features = rounded_halves(np.ascontiguousarray(x.T), 0, x.shape[1])
-    parts = np.empty((game.count, game.shape.widths[1], len(x)))
-    for index in range(game.count):
-        parts[index] = product(game.weights(index), features)
-    scale = _scale_of_sums(np.array([largest(part, 0)[0] for part in parts]))
-    bits = half_bits(game.shape.widths[1] if len(game.shape.layers) > 1 else 1)
-    for part in parts:
-        to_grid(part, scale, bits)
-    return parts, scale
-
-
-def _walk(game: _Game, parts: Floats, masks: Sequence[int]) -> Iterator[tuple[Floats, Floats]]:
-    """Each coalition's first-layer outputs and tail, from those of the one before; both arrays are reused."""
-    first, tail, before = parts[0].copy(), game.tail(0).copy(), 0
-    for mask in masks:
-        changed = mask ^ before
-        while changed:
-            player = changed.bit_length() - 1
-            changed ^= 1 << player
-            combine = np.add if mask >> player & 1 else np.subtract
-            combine(first, parts[player + 1], out=first)
-            combine(tail, game.tail(player + 1), out=tail)
-        before = mask
-        yield first, tail
-
-
-def _behind_first(game: _Game, first: Floats, scale: Floats, tail: Floats) -> Floats:
-    """From one model's first-layer outputs [h, V] and tail [T] to its logits, [classes, V]."""
-    hidden, start = first, 0
-    for index, (inputs, outputs) in enumerate(game.shape.layers[1:]):
-        hidden, bits = np.maximum(hidden, 0.0), half_bits(inputs)
-        cut = halves(hidden, scale, bits) if index == 0 else rounded_halves(hidden, 0, inputs)
-        weight = tail[start : start + inputs * outputs].reshape(outputs, inputs)
-        start += inputs * outputs
-        hidden = product(halves(weight, game.scales[2 * index], bits), cut)
-        hidden += tail[start : start + outputs, None]
-        start += outputs
-    return hidden
 
 
 def _unit_sums(losses: Floats, slices: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -418,6 +238,30 @@ def _nanonats(high: int, low: int) -> int:
     floor = exact >> 52
     rest = exact - (floor << 52)
     return floor + (rest > half or (rest == half and floor & 1))
+
+
+def estimated_by_example(
+    found: CoalitionLosses,
+    masks: Sequence[int],
+    factors: Sequence[Mapping[int, Fraction]],
+    slices: Sequence[int],
+    own_slice: Sequence[int | None],
+) -> Floats:
+    """Each player's estimated value on each example, as `RoundEvaluation.values`: an estimator is linear in the losses.
+
+    Args:
+        found: The losses of coalitions.
+        masks: Which they are.
+        factors: For each player the factor of each coalition's utility in its value (`estimators.coefficients`).
+        slices: Rows of each slice.
+        own_slice: For each player the slice that it gave, or None.
+
+    Returns:
+        float64 [N, V].
+    """
+    _check_own(slices, own_slice, len(factors))
+    matrix = np.array([[float(of.get(mask, 0)) for mask in masks] for of in factors])
+    return _without_own(-(matrix @ found.by_example), np.cumsum([0, *slices]), own_slice)
 
 
 def _without_own(values: Floats, edges: NDArray[np.int64], own_slice: Sequence[int | None]) -> Floats:
@@ -453,7 +297,7 @@ def _check(
     elif any(size is not None and size < 1 for size in (chunk, block)):
         problem = "A chunk or a block is not at least 1."
     if problem:
-        raise _input_error(problem)
+        raise input_error(problem)
 
 
 def _check_own(slices: Sequence[int], own_slice: Sequence[int | None], players: int) -> None:
@@ -465,8 +309,4 @@ def _check_own(slices: Sequence[int], own_slice: Sequence[int | None], players: 
     elif any(own is not None and slices[own] == sum(slices) for own in own_slice):
         problem = "A player's own slice is the whole validation set: there is nothing to score it on."
     if problem:
-        raise _input_error(problem)
-
-
-def _input_error(message: str) -> InputError:
-    return InputError("EVALUATION_INPUT", message, remedy="Check the contract's validation slices and its schema.")
+        raise input_error(problem)
