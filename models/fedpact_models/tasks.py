@@ -25,6 +25,13 @@ def cross_entropy(logits: Floats, y: Integers) -> Floats:
     return np.asarray(np.log(total) + (largest - chosen))
 
 
+def loss_gradient(logits: Floats, y: Integers) -> Floats:
+    """Each example's loss by its logits: float64 [V, classes], y int64 [V] -> float64 [V, classes]."""
+    slope = probabilities(logits)
+    slope[np.arange(len(y)), y] -= 1.0
+    return slope
+
+
 def probabilities(logits: Floats) -> Floats:
     """Softmax: logits float64 [..., classes] -> float64 [..., classes]."""
     scores = np.exp(logits - logits.max(axis=-1, keepdims=True))

@@ -27,7 +27,7 @@ from fedpact_models.evaluate import (
     evaluate_round,
 )
 from fedpact_models.features import Examples
-from fedpact_models.gradient import first_order
+from fedpact_models.gradient import first_order_values
 from fedpact_server import db
 from fedpact_server.run_state import write_array
 
@@ -120,7 +120,7 @@ def _draw(
         Losses as in `RoundScores`, the counts of right answers before and after, per-example values, the draw.
     """
     model, data, counts = contract.model, contract.data, [s.count for s in contract.contribution.validation.slices]
-    first = first_order(model, data, base, steps, examples)
+    first = tuple(round(value * UNIT) for value in first_order_values(model, data, base, steps, examples))
     plan: Plan | None = estimator_plan(contract, len(steps), seed)
     found: CoalitionLosses | None = None
     errors: list[tuple[int, ...]] = []

@@ -109,19 +109,24 @@ def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 @pytest.mark.parametrize(
     ("hidden", "sample", "ours", "least"),
     [
-        pytest.param((), 256, 1024, 0, id="linear-7.8k"),
-        pytest.param((128,), 64, 1024, 0, id="mlp-102k"),
-        pytest.param((1280,), 16, 256, 0, id="mlp-1.0M-one-hidden-layer"),
-        pytest.param((768, 512), 16, 64, 0, id="mlp-1.0M-two-hidden-layers"),
+        pytest.param((), 256, 1024, 6, id="linear-7.8k"),
+        pytest.param((128,), 64, 1024, 2.8, id="mlp-102k"),
+        pytest.param((1280,), 16, 128, 2.2, id="mlp-1.0M-one-hidden-layer"),
+        pytest.param((768, 512), 16, 32, 0.5, id="mlp-1.0M-two-hidden-layers"),
     ],
 )
 def test_ten_players_beside_a_loop_that_loads_each_model(
     benchmark, one_thread, hidden: tuple[int, ...], sample: int, ours: int, least: float
 ) -> None:
-    """784 features, ten classes, 1,000 rows, float64, 1,024 coalitions; see the README of the figures in ADR 0004.
+    """784 features, ten classes, 1,000 rows, float64, 1,024 coalitions, one thread; two cores busy with other work.
+
+    Seen: linear 10.4x, 102k 5.3x, a million parameters 3.9x with one hidden layer and 0.80x with two. Aimed at: 25x,
+    2.2x and 7x. Of a linear model's tenth of a millisecond a quarter is exp and log, which the loop pays too. With two
+    wide layers it is the price of the same bits everywhere: behind the first a product is three products (ADR 0004).
+    The registry has no convolutional network to compare.
 
     Both are timed per coalition. The loop runs a random sample, and for the models of a million parameters so do we:
-    the round's fixed part (the first layer of ten steps) is timed apart, and counted for 1,024.
+    the round's fixed part (the first layer of ten steps) is timed apart, and shared by 1,024.
     """
     setting = _setting(hidden, 783, 10)
     draw = np.random.default_rng(1).permutation(1024)[:sample].tolist()
@@ -140,9 +145,8 @@ def test_ten_players_beside_a_loop_that_loads_each_model(
     known = dict(zip(gray, found, strict=True))
     for mask, loss in zip(draw, expected, strict=True):
         assert mask not in known or abs(known[mask][0] - loss) <= 20
-    benchmark.extra_info.update(ratio=statistics.median(ratios))
+    benchmark.extra_info.update(ratio=statistics.median(ratios), milliseconds=each * 1e3)
     benchmark.pedantic(evaluate, args=(gray[:64],), rounds=1)
-    print(f"\n{hidden}: {statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f}), {each * 1e3:.3f} ms")
     assert statistics.median(ratios) >= least
 
 
@@ -175,7 +179,7 @@ print(json.dumps({"masks": len(masks), "seconds": seconds, "mib": mib, "loss": f
 @pytest.mark.benchmark(group="hundred_players")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_hundred_players_and_eight_antithetic_pairs_of_walks(benchmark, tmp_path: Path, dtype: str) -> None:
-    """784-128-10, 1,000 rows, steps in a mapped file: SEEN."""
+    """784-128-10, 1,000 rows, steps in a mapped file: 9 s to 17 s on two busy cores, 153 and 191 MiB."""
     rng = np.random.default_rng(0)
     count = parameter_count(a_model(128), plain_schema(783, 10))
     with (tmp_path / "steps").open("wb") as file:
@@ -189,7 +193,6 @@ def test_a_hundred_players_and_eight_antithetic_pairs_of_walks(benchmark, tmp_pa
 
     found = benchmark.pedantic(child, rounds=1)
     benchmark.extra_info.update(found)
-    print(found)
     assert found["masks"] == 1586
     assert found["seconds"] < 60
     assert found["mib"] < 300
