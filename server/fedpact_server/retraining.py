@@ -18,6 +18,7 @@ from statistics import fmean, stdev
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpact_contract.arrays import update_digest
 from fedpact_contract.contract import ClientPrivacy, Contract, ValidationSlice
 from fedpact_contract.contribution import period_values
 from fedpact_contract.errors import InputError
@@ -170,7 +171,8 @@ def train(
         steps, memory = aggregation.server_steps(contract, updates, memory)
         if score is not None:
             before = scores[-1] if scores else None
-            scored, _ = scoring.score_round(contract, number, sorted(updates), base, steps, score, before)
+            admitted = {i: update_digest(updates[i].astype("<f4").tobytes()) for i in sorted(updates)}
+            scored, _ = scoring.score_round(contract, number, admitted, base, steps, score, before)
             scores.append(scored)
         base = aggregation.apply(base, steps.values())
     return base, scores
