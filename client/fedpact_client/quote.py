@@ -452,6 +452,7 @@ def _evidence_bytes(contract: Contract) -> int:
     """The evidence at the close, about: the contract, each round's entries, the tables that are opened."""
     parties, rounds = len(contract.participants), contract.training.rounds
     coalitions = 2**parties if contract.contribution.game == "fixed-weight" else 2
+    coalitions = min(coalitions, contract.contribution.max_coalitions or coalitions)
     table = coalitions * len(contract.contribution.validation.slices) * 16
     opened = 2_000 + 22 * parties**2 + 800 * parties
     return (

@@ -452,3 +452,11 @@ def test_a_file_without_a_contract_is_named(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(InputError):
         quote.from_file(path)
+
+
+def test_many_participants_open_no_more_than_the_coalitions_that_may_be_evaluated(tmp_path: Path) -> None:
+    contract = make_federation(tmp_path, [90, 60, 70]).contract
+    few = contract.contribution.model_copy(update={"max_coalitions": 2})
+    sampled = contract.model_copy(update={"contribution": few})
+    found = [traffic(c, c.participants[0])["in"]["evidence_about"] for c in (contract, sampled)]
+    assert found[1] < found[0]
