@@ -322,8 +322,11 @@ def _known(trust: Trust, role: Role, party: Party) -> bool:
 def _contradictions(log: Log, trust: Trust) -> Iterator[FaultError]:
     """The trust file and the contract name the same legal entity, or the same key, and differ in the other."""
     assert log.parties is not None  # noqa: S101 - the caller looked
-    for party in log.parties.contract.parties().values():
+    contract = log.parties.contract
+    for party in contract.named().values():
         entries = trust.entries(party.entity_code)
+        if party is contract.auditor:  # who audits has keys of its own for it, whatever else it is elsewhere
+            entries = tuple(entry for entry in entries if entry.role == "auditor")
         other = next((e for e in trust.party if e.fingerprint == party.id and e.entity_code != party.entity_code), None)
         if other is not None:
             message = f"The contract gives the key of {other.name} ({other.entity_code}) to {party.entity_code}."
