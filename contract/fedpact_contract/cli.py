@@ -41,7 +41,7 @@ SERVER_COMMANDS: Mapping[str, tuple[str, ...]] = {
         "serve",
         "settle",
     ),
-    "contribution": ("show",),
+    "contribution": ("reevaluate", "show"),
     "contract": ("new", "offer", "show", "sign", "status", "template", "terminate"),
 }
 """Group -> commands that only the extra `server` has; "" is the top."""
@@ -65,7 +65,7 @@ class FedpactGroup(TyperGroup):
         if self.get_command(ctx, name) is None and name in SERVER_COMMANDS.get(place, ()):
             command = f"{place} {name}".strip()
             extra = "demo" if command == "demo" else "server"
-            raise output.extra_missing(f"`fedpact {command}` is a command of the operator.", extra)
+            raise output.extra_missing(f"`fedpact {command}` is not in the base install.", extra)
         return super().resolve_command(ctx, args)
 
 
@@ -162,6 +162,9 @@ def _root(
 def verify_command(
     evidence: Annotated[Path, typer.Argument(metavar="EVIDENCE")],
     trust: Annotated[Path | None, typer.Option("--trust", help="Whom you know: fingerprints, as TOML.")] = None,
+    reevaluation: Annotated[
+        Path | None, typer.Option("--reevaluation", help="The auditor's, where it does not lie in EVIDENCE.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Recompute everything in the folder EVIDENCE, offline, and say on whose word the rest stands.
@@ -171,7 +174,7 @@ def verify_command(
     from fedpact_contract.trust import Trust
     from fedpact_contract.verify import verify_folder
 
-    report = verify_folder(evidence, None if trust is None else Trust.read(trust))
+    report = verify_folder(evidence, None if trust is None else Trust.read(trust), record=reevaluation)
     if as_json:
         output.emit_json(report.as_dict())
     else:
