@@ -327,7 +327,8 @@ def _contribution(contract: Contract) -> Iterator[str]:
         f"{visible(auditor.name)} has re-evaluated them. Before the first round the operator deposits the validation "
         "rows, sealed to the auditor's key, and logs the digest of what it sealed. In a dispute it hands the auditor "
         "that deposit, the models, and every admitted update with its noise; the auditor computes every loss and every "
-        "next model again and signs what it found. Until then these are kept."
+        "next model again and signs what it found. The operator keeps all of it until the period is closed and "
+        "undisputed."
     )
 
 

@@ -4,7 +4,10 @@ A lying operator lies where it makes its figures, so that everything after the l
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +19,15 @@ from tests.support.auditor_kit import AUDITOR, CLAUSE, OPENING_KEY, PASSPHRASE, 
 from tests.support.closed_run import EVERYBODY_IS_PAID, REVENUE, ClosedRun, closed_run
 from tests.support.command import runner
 from tests.support.federation import Federation, make_federation
+from tests.support.readme import README, Script, commands, filled
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.keys import generate_key
-from fedpact_contract.log import Moments, RoundScores
+from fedpact_contract.log import Entry, Moments, RoundScores
 from fedpact_contract.record import Envelope, sign
-from fedpact_contract.reevaluation import Difference, Reevaluation, drawn, tolerance
+from fedpact_contract.reevaluation import Difference, Reevaluation, drawn, read, tolerance
+from fedpact_contract.report import build
 from fedpact_contract.trust import Trust, write
 from fedpact_contract.verify import UTILITIES, Report, verify_folder
 from fedpact_models.dp import SystemNoise
@@ -30,6 +35,7 @@ from fedpact_models.registry import initial_weights
 from fedpact_server import bundle, closing, deposit, rounds, scoring
 from fedpact_server.evidence import evidence_parts
 from fedpact_server.reevaluate import reevaluate
+from fedpact_server.report.html import render
 
 KEYS = (SIGNING_KEY, OPENING_KEY)
 SEED = "5e" * 32
@@ -168,6 +174,30 @@ def test_what_is_drawn_is_nobody_everybody_and_some_between() -> None:
         counts[drawn(scores(1), 7, f"{number:064x}")] += 1
     assert counts[0] == counts[31] == 400
     assert 55 < counts[1:31].min() <= counts[1:31].max() < 135, "7 of 30 each time: 93 of 400"
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.support.auditor_kit import AUDITOR, OPENING_KEY, SIGNING_KEY
+from fedpact_server.reevaluate import reevaluate
+print(reevaluate(Path(sys.argv[1]), AUDITOR, (SIGNING_KEY, OPENING_KEY))[1].to_bytes().decode())
+"""
+
+
+def test_on_other_instructions_it_is_within_the_tolerance(honest: Audit) -> None:
+    """numpy's exp and log without the newest instructions of this processor, OpenBLAS's oldest kernel."""
+    from numpy._core import _multiarray_umath as umath
+
+    environment = os.environ | {"PYTHONPATH": str(README.parent), "OPENBLAS_CORETYPE": "Nehalem"}
+    environment["NPY_DISABLE_CPU_FEATURES"] = " ".join(n for n in umath.__cpu_dispatch__ if umath.__cpu_features__[n])
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, honest.folder], env=environment, capture_output=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    record = Reevaluation.from_bytes(done.stdout.strip())
+    assert (record.differing, record.evaluated) == (0, 32)
+    assert record.largest <= 1
 
 
 @pytest.mark.parametrize(("rows", "units"), [(1, 1), (100_000, 1), (100_001, 2), (1_000_000, 10)])
@@ -312,8 +342,6 @@ def test_a_file_that_is_not_what_the_log_says_is_named(copied: Audit, part: str,
 
 
 def _used(audit: Audit) -> Iterator[str]:
-    from fedpact_contract.log import Entry
-
     bodies = [Entry.from_bytes(line).open() for line in (audit.evidence / "log.jsonl").read_bytes().splitlines()]
     yield from bundle.updates(bodies).values()
     yield from bundle.models(bodies).values()
@@ -523,17 +551,24 @@ def test_from_the_operator_to_the_reader_by_commands(tmp_path: Path, monkeypatch
     fedpact = runner(monkeypatch, capsys)
     run: ClosedRun = closed_run(tmp_path, audited=True)
     run.settle()
-    auditor_home(tmp_path / "auditor")
     secret = tmp_path / "secret"
     secret.write_bytes(PASSPHRASE + b"\n")
     secret.chmod(0o600)
     write(tmp_path / "trust.toml", Trust.of(run.federation.contract))
     prefix = run.contract_id[:8]
+    shown = Script(commands((README.parent / "docs" / "verifying.md").read_text("utf-8"), "An auditor evaluates again"))
+    values = {"3f2a91c0": prefix, "operator": str(run.home)}
 
-    code, _, err = fedpact("evidence", prefix, "--home", run.home, "--out", "handed", "--auditor")
+    def take(beginning: str, *more: object) -> tuple[int, str, str]:
+        return fedpact(*filled(shown.take(beginning), values)[1:], *more)
+
+    assert take("fedpact auditor init auditor", "--passphrase-file", secret)[0] == 0
+    shutil.rmtree("auditor")  # the run's auditor had its keys before
+    auditor_home(tmp_path / "auditor")
+    code, _, err = take("fedpact evidence")
     assert (code, err) == (0, "")
-    audit = ("contribution", "reevaluate", "handed", "--key", "auditor", "--passphrase-file", secret)
-    code, out, err = fedpact(*audit)
+    audit = ("contribution", "reevaluate", "handed-over", "--key", "auditor", "--passphrase-file", secret)
+    code, out, err = take("fedpact contribution reevaluate", "--passphrase-file", secret)
     assert (code, err) == (0, "")
     assert "All coalitions of 2 rounds (32 evaluations)" in out
     assert "NO DIFFERENCE" in out
@@ -542,10 +577,11 @@ def test_from_the_operator_to_the_reader_by_commands(tmp_path: Path, monkeypatch
     code, _, err = fedpact(*audit)
     assert (code, err.split(":")[0]) == (2, "FILE_EXISTS")
 
-    code, out, _ = fedpact("verify", "handed/evidence", "--trust", "trust.toml", "--reevaluation", "reevaluation.json")
+    code, out, _ = take("fedpact verify")
+    shown.done()
     assert code == 4, "nobody has countersigned the close"
     assert "re-evaluated by Audit House (91310000MA1AUDT001), which found the same" in out
-    code, _, err = fedpact("verify", "handed/evidence", "--reevaluation", "none.json")
+    code, _, err = fedpact("verify", "handed-over/evidence", "--reevaluation", "none.json")
     assert (code, err.split(":")[0]) == (2, "REEVALUATION_MISSING")
 
     report = ("report", prefix, "--home", run.home)
@@ -581,3 +617,8 @@ def test_a_difference_ends_with_1_and_is_signed(tmp_path: Path, monkeypatch, cap
     assert "Round 2, loss of the coalition of" in text
     assert "1 DIFFERENCE:" in text
     assert audit.verified(out.read_bytes()).faults[0]["code"] == "REEVALUATION_DIFFERS"
+    entries = [Entry.from_bytes(line) for line in (audit.evidence / "log.jsonl").read_bytes().splitlines()]
+    report = build(entries, read(out.read_bytes(), audit.contract, entries))
+    assert "found otherwise" in report["utilities"]
+    assert "Audit House re-evaluated them and found otherwise; differences: 1." in render(report, "en")
+    assert "Audit House复评后发现1处不符" in render(report, "zh")

@@ -179,7 +179,8 @@ class TestContent:
         assert "CNY" not in found.text
         assert "95%区间" in found.text
         shown = words("zh")
-        for key in LABELS.keys() - {"unsettled", "fallback", "unopened", "before", "alone", "round", *ENTITY}:
+        audited = {key for key in LABELS if key.startswith("reevaluated_")}
+        for key in LABELS.keys() - {"unsettled", "fallback", "unopened", "before", "alone", "round", *ENTITY, *audited}:
             assert shown[key].replace("{}", str(report["close_days"])) in found.text, key
         english = words("en")
         for key in ("report", "statement", "shares", "lift", "privacy", "outcomes", "not_stopped"):

@@ -50,7 +50,7 @@ LABELS: dict[str, tuple[str, str]] = {
         "效用值已由{}复评（每轮抽取{}个联盟，并含全体联盟）；其余为运营方陈述。",
     ),
     "reevaluated_otherwise": (
-        "Utilities are the operator's statement; {} re-evaluated them and found otherwise in {} places.",
+        "Utilities are the operator's statement; {} re-evaluated them and found otherwise; differences: {}.",
         "效用值为运营方陈述；{}复评后发现{}处不符。",
     ),
     "metric": ("Accuracy by round", "各轮准确率"),
