@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedpact_contract.arrays import model_digest
 from fedpact_contract.contract import Auditor, Contract
+from fedpact_contract.contribution import admitted_in
 from fedpact_contract.errors import FailedError, FaultError, InputError
 from fedpact_contract.evidence import Evidence, read_evidence
 from fedpact_contract.log import (
@@ -44,17 +46,6 @@ from fedpact_server.run_state import FloatArray, load_model
 
 ROW_ERROR = 1e-5
 """What another processor may move a row's loss by, in 1e-9 nat: 100,000 rows make the one unit of `tolerance`."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Found:
-    """What is found round by round."""
-
-    differences: list[Difference] = field(default_factory=list)
-    evaluated: int = 0
-    largest: int = 0
-    values: FloatArray | None = None  # per-example values of the whole run, [all participants, V]
-    whole: bool = True  # whether every round could be evaluated
 
 
 def reevaluate(
@@ -83,22 +74,6 @@ def reevaluate(
         FaultError: REEVALUATE_EVIDENCE, the evidence itself is at fault; or a file of the bundle is missing or is not
             what the log says.
     """
-    evidence = read_evidence(folder / bundle.EVIDENCE)
-    contract, bodies = _read(evidence, folder)
-    if contract.auditor is None or contract.auditor.id != party.id:
-        named = "no auditor" if contract.auditor is None else f"the auditor {contract.auditor.id}"
-        raise InputError(
-            "AUDITOR_OTHER", f"The contract names {named}; these keys are {party.id}.", field="--key", party=party.name
-        )
-    scores = [body.scores for body in bodies if isinstance(body, ScoresOpened)]
-    moments = [body.moments for body in bodies if isinstance(body, MomentsOpened)]
-    if not scores or not moments or not any(isinstance(body, PeriodSettled) for body in bodies):
-        raise InputError(
-            "REEVALUATE_EARLY",
-            "The scores are not open yet: nobody but the operator knows what there is to evaluate again.",
-            file=folder,
-            remedy="Ask for the folder again once the period is closed.",
-        )
     if seed is not None and (len(seed) != 64 or not set(seed) <= set("0123456789abcdef") or sample is None):
         raise InputError(
             "REEVALUATE_SEED",
@@ -106,30 +81,30 @@ def reevaluate(
             field="--seed",
             remedy="Leave it out: a fresh one is drawn and recorded.",
         )
-    if sample is not None:
-        seed = seed or secrets.token_hex(32)
-    found = _Found()
-    examples = _rows(folder, bodies, keys[1], contract, found)
-    _rounds(folder, contract, bodies, scores, examples, found, sample, seed)
-    if found.values is not None and found.whole:
-        found.differences += _moments(contract, found.values, moments[0], len(scores))
-    head = max((Checkpoint.from_bytes(read_envelope(line).body) for line in evidence.checkpoints), key=lambda c: c.size)
-    drawing = examples is not None and sample is not None
-    record = Reevaluation(
-        contract_id=contract.id,
-        auditor=party.id,
-        size=head.size,
-        root=head.root,
-        rounds=len(scores),
-        coalitions="none" if examples is None else "all" if sample is None else "sampled",
-        sample=sample if drawing else None,
-        seed=seed if drawing else None,
-        evaluated=found.evaluated,
-        tolerance=TOLERANCE,
-        largest=found.largest,
-        differing=len(found.differences),
-        differences=tuple(found.differences[:LISTED]),
+    evidence = read_evidence(folder / bundle.EVIDENCE)
+    contract, bodies = _read(evidence, folder)
+    if contract.auditor is None or contract.auditor.id != party.id:
+        named = "no auditor" if contract.auditor is None else f"the auditor {contract.auditor.id}"
+        raise InputError(
+            "AUDITOR_OTHER", f"The contract names {named}; these keys are {party.id}.", field="--key", party=party.name
+        )
+    if not any(isinstance(body, PeriodSettled) for body in bodies) or not any(
+        isinstance(body, MomentsOpened) for body in bodies
+    ):
+        raise InputError(
+            "REEVALUATE_EARLY",
+            "The scores are not open: nobody but the operator knows what there is to evaluate again.",
+            file=folder,
+            remedy="Ask for the folder again once the period is closed.",
+        )
+    task = _Task(
+        folder=folder,
+        contract=contract,
+        bodies=bodies,
+        sample=sample,
+        seed=None if sample is None else seed or secrets.token_hex(32),
     )
+    record = task.look(keys[1], _head(evidence))
     return contract, record, sign(record, keys[0])
 
 
@@ -152,66 +127,151 @@ def _read(evidence: Evidence, folder: Path) -> tuple[Contract, list[Body]]:
     return Contract.from_bytes(bodies[0].signed.contract.body), bodies
 
 
-def _rows(
-    folder: Path, bodies: Sequence[Body], key: X25519PrivateKey, contract: Contract, found: _Found
-) -> Examples | None:
-    """The committed rows; None where the operator deposited none, which is a difference."""
-    data = bundle.read_sealed(folder / bundle.SEALED, bodies)
-    try:
-        return deposit.unseal(data, key, contract)
-    except FaultError as err:
-        root = contract.contribution.validation.root
-        found.differences.append(Difference(what="deposit", round=0, stated=root, found=err.code))
-        return None
+def _head(evidence: Evidence) -> Checkpoint:
+    """The latest checkpoint."""
+    heads = (Checkpoint.from_bytes(read_envelope(line).body) for line in evidence.checkpoints)
+    return max(heads, key=lambda head: head.size)
 
 
-def _rounds(
-    folder: Path,
-    contract: Contract,
-    bodies: Sequence[Body],
-    scores: Sequence[RoundScores],
-    examples: Examples | None,
-    found: _Found,
-    sample: int | None,
-    seed: str | None,
-) -> None:
-    """Every round: the next model, and the losses that are evaluated again."""
-    led_to = {0: contract.model.initial_digest} | bundle.models(bodies)
-    updates, previous = bundle.updates(bodies), None
-    for said in scores:
-        base, stated = load_model(folder, led_to[said.round - 1]), led_to[said.round]
-        arrays = {p: load_update(folder / bundle.UPDATES, updates[said.round, p]) for p in said.players}
-        rows = drawn(said, sample, seed)
-        found.evaluated += 0 if examples is None else len(rows)
-        if {len(base), *map(len, arrays.values())} != {parameter_count(contract.model, contract.data)}:
-            found.differences.append(
-                Difference(what="model", round=said.round, stated=stated, found="an update that does not fit the model")
-            )
-            found.whole = False
-            continue
-        counts = {p: contract.participant(p).num_examples for p in said.players}
-        steps = aggregation.weighted_steps(arrays, counts, contract.training.server_rate)
-        digest = model_digest(aggregation.apply(base, steps).astype("<f8").tobytes())
-        if digest != stated:
-            found.differences.append(Difference(what="model", round=said.round, stated=stated, found=digest))
+@dataclass(slots=True, kw_only=True)
+class _Task:
+    """A run to be evaluated again, and what is found in it."""
+
+    folder: Path
+    contract: Contract
+    bodies: Sequence[Body]
+    sample: int | None
+    seed: str | None
+    differences: list[Difference] = field(default_factory=list)
+    largest: int = 0
+    whole: bool = True  # whether every round could be evaluated
+
+    def look(self, key: X25519PrivateKey, head: Checkpoint) -> Reevaluation:
+        """Evaluate, and say what was found."""
+        scores = [body.scores for body in self.bodies if isinstance(body, ScoresOpened)]
+        examples = self.rows(key)
+        values = self.rounds(scores, examples)
+        if examples is not None and self.sample is None and self.whole:
+            stated = next(body.moments for body in self.bodies if isinstance(body, MomentsOpened))
+            self.differences += self.moments(values, stated, len(scores))
         if examples is None:
-            continue
+            self.sample = self.seed = None
+        assert self.contract.auditor is not None  # noqa: S101 - `reevaluate` looked
+        return Reevaluation(
+            contract_id=self.contract.id,
+            auditor=self.contract.auditor.id,
+            size=head.size,
+            root=head.root,
+            rounds=len(scores),
+            coalitions="none" if examples is None else "all" if self.sample is None else "sampled",
+            sample=self.sample,
+            seed=self.seed,
+            evaluated=0 if examples is None else sum(len(drawn(said, self.sample, self.seed)) for said in scores),
+            tolerance=TOLERANCE,
+            largest=self.largest,
+            differing=len(self.differences),
+            differences=tuple(self.differences[:LISTED]),
+        )
+
+    def rows(self, key: X25519PrivateKey) -> Examples | None:
+        """The committed rows; None where the operator deposited none, which is a difference."""
+        data = bundle.read_sealed(self.folder / bundle.SEALED, self.bodies)
         try:
-            if sample is None:
-                again, values = scoring.score_round(contract, said.round, said.players, base, steps, examples, previous)
-                _add(contract, said, values, found)
-                table, right, previous = dict(enumerate(again.losses)), again.correct, again
-            else:
-                table, right = _drawn_losses(contract, base, steps, examples, rows)
-        except (FailedError, InputError) as err:  # what is not finite has no loss, whatever the operator states
-            found.differences.append(Difference(what="loss", round=said.round, stated="losses", found=err.code))
-            found.whole = False
-            continue
-        found.differences += _compare(contract, said, table, right, found)
+            return deposit.unseal(data, key, self.contract)
+        except FaultError as err:
+            root = self.contract.contribution.validation.root
+            self.differences.append(Difference(what="deposit", round=0, stated=root, found=err.code))
+            return None
+
+    def rounds(self, scores: Sequence[RoundScores], examples: Examples | None) -> FloatArray:
+        """Every round: the next model, and the losses that are evaluated again.
+
+        Returns:
+            Per-example values of the whole run, float64 [all participants, V], where all coalitions are evaluated.
+        """
+        contract, ids = self.contract, list(self.contract.by_id())
+        led_to = {0: contract.model.initial_digest} | bundle.models(self.bodies)
+        updates, memory, previous = bundle.updates(self.bodies), aggregation.START, None
+        total = np.zeros((len(ids), 0 if examples is None else len(examples)))
+        for said in scores:
+            base, stated = load_model(self.folder, led_to[said.round - 1]), led_to[said.round]
+            admitted = admitted_in(said)
+            arrays = {p: load_update(self.folder / bundle.UPDATES, updates[said.round, p]) for p in admitted}
+            if {len(base), *map(len, arrays.values())} != {parameter_count(contract.model, contract.data)}:
+                self.skip("model", said.round, stated, "an update that does not fit the model")
+                break  # what the server remembers of such an update, and what comes of it, is nobody's to say
+            steps, memory = aggregation.server_steps(contract, arrays, memory)
+            digest = model_digest(aggregation.apply(base, steps.values()).astype("<f8").tobytes())
+            if digest != stated:
+                self.differences.append(Difference(what="model", round=said.round, stated=stated, found=digest))
+            if examples is None:
+                continue
+            try:
+                if self.sample is None:
+                    again, values = scoring.score_round(contract, said.round, admitted, base, steps, examples, previous)
+                    total[[ids.index(p) for p in said.players]] += values
+                    table, right, previous = dict(enumerate(again.losses)), again.correct, again
+                else:
+                    rows = drawn(said, self.sample, self.seed)
+                    table, right = _drawn_losses(contract, base, list(steps.values()), examples, rows)
+            except (FailedError, InputError) as err:  # what is not finite has no loss, whatever the operator states
+                self.skip("loss", said.round, "losses", err.code)
+                continue
+            self.differences += self.compare(said, table, right)
+        return total
+
+    def skip(self, what: Literal["model", "loss"], number: int, stated: str, found: str) -> None:
+        """A round that cannot be evaluated: a difference, after which the run's sums say nothing."""
+        self.whole = False
+        self.differences.append(Difference(what=what, round=number, stated=stated, found=found))
+
+    def compare(
+        self, said: RoundScores, table: dict[int, tuple[int, ...]], right: tuple[int, int]
+    ) -> Iterator[Difference]:
+        """What a round's scores state otherwise."""
+        slices = self.contract.contribution.validation.slices
+        for row, losses in table.items():
+            coalition = tuple(p for place, p in enumerate(said.players) if row >> place & 1)
+            for number, (part, stated, again) in enumerate(zip(slices, said.losses[row], losses, strict=True)):
+                self.largest = max(self.largest, abs(stated - again))
+                if abs(stated - again) > tolerance(part.count):
+                    yield Difference(
+                        what="loss",
+                        round=said.round,
+                        coalition=coalition,
+                        slice=number,
+                        stated=str(stated),
+                        found=str(again),
+                    )
+        if said.correct != right:
+            stated_right, found_right = (f"{before}, {after}" for before, after in (said.correct, right))
+            yield Difference(what="correct", round=said.round, stated=stated_right, found=found_right)
+
+    def moments(self, values: FloatArray, stated: Moments, rounds: int) -> Iterator[Difference]:
+        """Second moments that are stated otherwise.
+
+        A value may be off by what two losses of its row may be in each round, rescaled where an own slice is left out;
+        the product of the sums by what that makes of them, and by what adding up its float64 terms in another order
+        does.
+        """
+        ids, again = list(self.contract.by_id()), scoring.second_moments(values).products
+        slices, count = self.contract.contribution.validation.slices, values.shape[1]
+        own = max((part.count for part in slices if part.source in ids), default=0)
+        error = 2 * ROW_ERROR * rounds * count / (count - own)
+        sizes = np.abs(values).sum(axis=1) * 1e9
+        for i, first in enumerate(ids):
+            for j, second in enumerate(ids[i:], start=i):
+                scale = math.sqrt(float(again[i][i])) * math.sqrt(float(again[j][j]))
+                room = error * (sizes[i] + sizes[j]) + count * error**2 + count * 2.0**-50 * scale + 1
+                for said in sorted({stated.products[i][j], stated.products[j][i]}):
+                    if abs(said - again[i][j]) > room:
+                        yield Difference(
+                            what="moments", round=0, coalition=(first, second), stated=str(said), found=str(again[i][j])
+                        )
 
 
 def _drawn_losses(
-    contract: Contract, base: FloatArray, steps: FloatArray, examples: Examples, rows: Sequence[int]
+    contract: Contract, base: FloatArray, steps: Sequence[FloatArray], examples: Examples, rows: Sequence[int]
 ) -> tuple[dict[int, tuple[int, ...]], tuple[int, int]]:
     """Losses by coalition, of these alone: each is a game of one player, whose step is that of all its members.
 
@@ -222,62 +282,8 @@ def _drawn_losses(
     right = (0, 0)
     for row in (row for row in rows if row):
         members = [step for place, step in enumerate(steps) if row >> place & 1]
-        step = aggregation.apply(np.zeros_like(base), np.stack(members))
+        step = aggregation.apply(np.zeros_like(base), members)
         found = evaluate_round(contract.model, contract.data, base, step[None], examples, counts, own_slice=[None])
         table[0], table[row] = found.losses
         right = found.correct  # the last row is everybody's
     return table, right
-
-
-def _compare(
-    contract: Contract, said: RoundScores, table: dict[int, tuple[int, ...]], right: tuple[int, int], found: _Found
-) -> Iterator[Difference]:
-    """What a round's scores state otherwise."""
-    slices = contract.contribution.validation.slices
-    for row, losses in table.items():
-        coalition = tuple(p for place, p in enumerate(said.players) if row >> place & 1)
-        for number, (part, stated, again) in enumerate(zip(slices, said.losses[row], losses, strict=True)):
-            found.largest = max(found.largest, abs(stated - again))
-            if abs(stated - again) > tolerance(part.count):
-                yield Difference(
-                    what="loss",
-                    round=said.round,
-                    coalition=coalition,
-                    slice=number,
-                    stated=str(stated),
-                    found=str(again),
-                )
-    if said.correct != right:
-        stated_right, found_right = (f"{before}, {after}" for before, after in (said.correct, right))
-        yield Difference(what="correct", round=said.round, stated=stated_right, found=found_right)
-
-
-def _add(contract: Contract, said: RoundScores, values: FloatArray, found: _Found) -> None:
-    """Take a round's per-example values into those of the run."""
-    ids = list(contract.by_id())
-    if found.values is None:
-        found.values = np.zeros((len(ids), values.shape[1]))
-    found.values[[ids.index(p) for p in said.players]] += values
-
-
-def _moments(contract: Contract, values: FloatArray, stated: Moments, rounds: int) -> Iterator[Difference]:
-    """Second moments that are stated otherwise.
-
-    A value may be off by what two losses of its row may be in each round, rescaled where an own slice is left out; the
-    product of the sums by what that makes of them, and by what adding up its float64 terms in another order does.
-    """
-    ids, again = list(contract.by_id()), scoring.second_moments(values)
-    slices, count = contract.contribution.validation.slices, values.shape[1]
-    own = max((part.count for part in slices if part.source in ids), default=0)
-    error = 2 * ROW_ERROR * rounds * count / (count - own)
-    sizes = np.abs(values).sum(axis=1) * 1e9
-    for i, first in enumerate(ids):
-        for j, second in enumerate(ids[i:], start=i):
-            scale = math.sqrt(float(again.products[i][i])) * math.sqrt(float(again.products[j][j]))
-            room = error * (sizes[i] + sizes[j]) + count * error**2 + count * 2.0**-50 * scale + 1
-            for row, column in sorted({(i, j), (j, i)}):
-                said, found = stated.products[row][column], again.products[row][column]
-                if abs(said - found) > room:
-                    yield Difference(
-                        what="moments", round=0, coalition=(first, second), stated=str(said), found=str(found)
-                    )

@@ -22,7 +22,7 @@ from tests.support.federation import Federation, make_federation
 from tests.support.readme import README, Script, commands, filled
 
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FaultError, InputError
+from fedpact_contract.errors import FailedError, FaultError, InputError
 from fedpact_contract.keys import generate_key
 from fedpact_contract.log import Entry, Moments, RoundScores
 from fedpact_contract.record import Envelope, sign
@@ -33,6 +33,7 @@ from fedpact_contract.verify import UTILITIES, Report, verify_folder
 from fedpact_models.dp import SystemNoise
 from fedpact_models.registry import initial_weights
 from fedpact_server import bundle, closing, deposit, rounds, scoring
+from fedpact_server import reevaluate as reevaluation
 from fedpact_server.evidence import evidence_parts
 from fedpact_server.reevaluate import reevaluate
 from fedpact_server.report.html import render
@@ -148,6 +149,38 @@ def test_a_network_is_evaluated_again_too(tmp_path: Path) -> None:
     assert (audit.look().differing, audit.look(sample=5).differing) == (0, 0)
 
 
+@pytest.mark.parametrize("kind", ["adam", "adagrad"])
+def test_a_servers_optimizer_is_followed_through_its_rounds(tmp_path: Path, kind: str) -> None:
+    betas = {"beta_1": "0.9", "beta_2": "0.99"} if kind == "adam" else {"beta_1": "0", "beta_2": "0"}
+    optimizer = {"kind": kind, "tau": "0.001"} | betas
+    audit = audited(tmp_path, training__server_optimizer=optimizer, training__server_rate="0.1")
+    for options in ({}, {"sample": 4}):
+        record = audit.look(**options)
+        assert (record.differing, record.rounds) == (0, 2)
+
+
+def test_an_update_that_fits_no_model_ends_the_audit_with_a_difference(honest: Audit, monkeypatch) -> None:
+    monkeypatch.setattr(reevaluation, "parameter_count", lambda *_: 1)
+    record = honest.look()
+    assert [(d.what, d.round, d.found) for d in record.differences] == [
+        ("model", 1, "an update that does not fit the model")
+    ]
+    assert honest.verified(honest.signed()).faults[0]["code"] == "REEVALUATION_DIFFERS"
+
+
+def test_what_has_no_loss_is_a_difference_in_its_round(honest: Audit, monkeypatch) -> None:
+    def fails(*_: Any) -> None:
+        raise FailedError("EVALUATION_NOT_FINITE", "no number")
+
+    monkeypatch.setattr(scoring, "score_round", fails)
+    record = honest.look()
+    assert [(d.what, d.round, d.found) for d in record.differences] == [
+        ("loss", number, "EVALUATION_NOT_FINITE") for number in (1, 2)
+    ]
+    (first, _) = honest.verified(honest.signed()).faults
+    assert first["message"].startswith("Round 1, losses: ")
+
+
 def test_a_sample_is_drawn_by_its_seed_and_finds_the_same(honest: Audit) -> None:
     record = honest.look(sample=3, seed=SEED)
     assert (record.coalitions, record.sample, record.seed) == ("sampled", 3, SEED)
@@ -257,7 +290,8 @@ def test_another_next_model_is_found_and_the_rounds_after_it_are_still_judged(tm
 
     def lie(patch: pytest.MonkeyPatch) -> None:
         def apply(base: np.ndarray, steps: np.ndarray) -> np.ndarray:
-            return true(base, steps) + (1e-12 if not base.any() else 0.0)
+            model = true(base, steps)
+            return model + 1e-12 if not base.any() else model
 
         patch.setattr(rounds.aggregation, "apply", apply)
 
