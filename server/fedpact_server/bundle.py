@@ -52,7 +52,8 @@ def write(
 
     def fill(build: Path) -> None:
         write_evidence(build / EVIDENCE, entries, checkpoints, countersignatures)
-        write_array(build / SEALED, read_sealed(deposit.path(arrays), bodies))
+        logged = next((body.digest for body in bodies if isinstance(body, Deposited)), "")
+        write_array(build / SEALED, read_sealed(deposit.path(arrays, logged), bodies))
         for digest in [contract.model.initial_digest, *models(bodies).values()]:
             name = f"{digest}.f8"
             write_array(build / "models" / name, read_array(home / "models" / name, "model", model_digest))

@@ -21,15 +21,15 @@ from fedpact_server.run_state import RunContext, write_array
 INFO = b"fedpact.deposit.v1"
 
 
-def path(arrays: Path) -> Path:
-    """Where what was sealed is kept."""
-    return arrays / "deposit.sealed"
+def path(arrays: Path, digest: str) -> Path:
+    """Where what was sealed is kept: by its digest, so that no other driver's attempt takes its place."""
+    return arrays / f"deposit-{digest}.sealed"
 
 
 def make(context: RunContext) -> list[ValidationDeposited]:
     """Seal the rows and keep that, durably; what is to be logged. Nothing where the contract names no auditor.
 
-    Whatever an attempt before this one left is replaced: its entry was never logged.
+    An attempt whose entry was never logged leaves a file that nothing names.
 
     Raises:
         FaultError: the validation set is missing or damaged.
@@ -40,8 +40,9 @@ def make(context: RunContext) -> list[ValidationDeposited]:
     rows = validation.load(context.home, contract.contribution.validation.root)
     data = pack_rows(rows.examples, rows.salts)
     made = sealed.seal(contract.auditor.encryption_key, data, info=INFO, aad=_place(contract))
-    write_array(path(context.arrays), made)
-    return [ValidationDeposited(digest=sha256_hex(made), size=len(made))]
+    digest = sha256_hex(made)
+    write_array(path(context.arrays, digest), made)
+    return [ValidationDeposited(digest=digest, size=len(made))]
 
 
 def unseal(data: bytes, key: X25519PrivateKey, contract: Contract) -> Examples:

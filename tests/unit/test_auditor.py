@@ -11,11 +11,12 @@ from tests.support.auditor_kit import AUDITOR, CLAUSE, OPENING_KEY, PASSPHRASE, 
 from tests.support.command import runner
 from tests.support.evidence_factory import contract_values, key
 
+from fedpact_client.review import check_trust, standing
 from fedpact_contract import cli, sealed
 from fedpact_contract.auditor import CARD, OPENING, SIGNING, AuditorHome, init
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FaultError, InputError
-from fedpact_contract.keys import fingerprint, public_hex, save_key
+from fedpact_contract.errors import FaultError, InputError, RefusedError
+from fedpact_contract.keys import fingerprint, public_hex, save_key, show_fingerprint
 from fedpact_contract.text import render
 from fedpact_contract.trust import Trust
 
@@ -119,6 +120,21 @@ class TestClause:
         assert trust.party[-1].fingerprint == AUDITOR.id
         assert Trust.from_toml(trust.to_toml()) == trust
 
+    def test_an_enterprise_that_signs_sees_how_it_knows_the_auditor(self) -> None:
+        own, entry = CONTRACT.participants[0].id, Trust.of(CONTRACT).party[-1]
+        for party, expected in (
+            (entry, "known"),
+            (entry.model_copy(update={"role": "operator"}), "operator only"),
+            (entry.model_copy(update={"role": "participant", "fingerprint": "ab" * 32}), "operator only"),
+        ):
+            trust = Trust(party=(party,))
+            assert standing(AUDITOR, own, CONTRACT, trust) == expected
+            check_trust(CONTRACT, trust, "trust.toml")  # as anything else it has other keys
+        for changes in ({"fingerprint": "ab" * 32}, {"entity_code": "91310000MA1K777777"}):
+            with pytest.raises(RefusedError) as caught:
+                check_trust(CONTRACT, Trust(party=(entry.model_copy(update=changes),)), "trust.toml")
+            assert (caught.value.code, caught.value.party) == ("TRUST_CONTRADICTION", "Audit House")
+
 
 class TestHome:
     def test_it_is_made_once_and_is_its_owners_alone(self, tmp_path: Path) -> None:
@@ -191,3 +207,14 @@ def test_the_command_makes_keys_in_the_base_install(monkeypatch, capsys, tmp_pat
     code, _, err = fedpact("auditor", "init", tmp_path / "two", *options)
     assert code == 2
     assert "HOME_EXISTS" in err
+
+
+def test_contract_read_shows_it_without_a_signature(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "contract.json").write_bytes(CONTRACT.to_bytes())
+    code, out, _ = runner(monkeypatch, capsys)("contract", "read", tmp_path / "contract.json")
+    assert code == 0
+    shown = out[out.index("auditor Audit House") :]
+    assert show_fingerprint(AUDITOR.id) in shown
+    assert "signed " not in shown[: shown.index("title = ")]
+    assert f"auditor.encryption_key = {AUDITOR.encryption_key}" in shown

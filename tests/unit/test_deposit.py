@@ -8,7 +8,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tests.support.auditor_kit import AUDITOR, CLAUSE, OPENING_KEY
 from tests.support.closed_run import ClosedRun, closed_run
-from tests.support.evidence_factory import contract_values, digest, make_evidence
+from tests.support.evidence_factory import contract_values, make_evidence
+from tests.support.evidence_factory import digest as some_digest
 from tests.support.federation import make_federation
 
 from fedpact_contract import sealed
@@ -21,7 +22,7 @@ from fedpact_models.features import Examples, pack_rows, unpack_rows, validation
 from fedpact_server import deposit, rounds, validation
 from fedpact_server.driver import run_context
 
-DEPOSITED = ValidationDeposited(digest=digest("deposit"), size=1234)
+DEPOSITED = ValidationDeposited(digest=some_digest("deposit"), size=1234)
 
 
 def faults(made: Any) -> list[tuple[str, str, str | None]]:
@@ -66,7 +67,7 @@ class TestTheOperator:
         assert isinstance(bodies[1], ValidationDeposited)
         assert isinstance(bodies[2], RoundOpened)
         assert sum(isinstance(body, ValidationDeposited) for body in bodies) == 1
-        data = _kept(run)
+        data = _kept(run, bodies[1].digest)
         assert (sha256_hex(data), len(data)) == (bodies[1].digest, bodies[1].size)
         assert run.verified().faults == ()
         rows = deposit.unseal(data, OPENING_KEY, run.federation.contract)
@@ -76,15 +77,16 @@ class TestTheOperator:
     def test_without_an_auditor_nothing_is_sealed(self, tmp_path: Path) -> None:
         run = closed_run(tmp_path)
         assert "validation-deposited" not in run.federation.kinds()
-        assert not deposit.path(run.home / "arrays" / run.contract_id).exists()
+        assert not list((run.home / "arrays" / run.contract_id).glob("deposit*"))
 
-    def test_an_attempt_that_logged_nothing_is_replaced(self, tmp_path: Path) -> None:
+    def test_a_second_attempt_leaves_the_first_ones_file_alone(self, tmp_path: Path) -> None:
         federation = make_federation(tmp_path, auditor=CLAUSE)
         context = run_context(federation.home, federation.database, federation.contract.id, "1")
         (first,) = deposit.make(context)
         (second,) = deposit.make(context)
         assert first.digest != second.digest
-        assert sha256_hex(deposit.path(context.arrays).read_bytes()) == second.digest
+        for made in (second, first):
+            assert sha256_hex(deposit.path(context.arrays, made.digest).read_bytes()) == made.digest
 
     def test_a_lost_validation_set_opens_no_round(self, tmp_path: Path) -> None:
         federation = make_federation(tmp_path, auditor=CLAUSE)
@@ -110,7 +112,7 @@ class TestTheOperator:
         body = federation.entries()[1].open()
         assert isinstance(body, ValidationDeposited)
         arrays = federation.home / "arrays" / federation.contract.id
-        assert sha256_hex(deposit.path(arrays).read_bytes()) == body.digest
+        assert sha256_hex(deposit.path(arrays, body.digest).read_bytes()) == body.digest
 
 
 class TestWhatOpens:
@@ -190,9 +192,9 @@ class TestWhatOpens:
         assert caught.value.code == "DEPOSIT_ROWS"
 
 
-def _kept(run: ClosedRun) -> bytes:
+def _kept(run: ClosedRun, digest: str) -> bytes:
     assert run.federation.contract.auditor == AUDITOR
     rows = validation.load(run.home, run.federation.contract.contribution.validation.root)
-    data = deposit.path(run.home / "arrays" / run.contract_id).read_bytes()
+    data = deposit.path(run.home / "arrays" / run.contract_id, digest).read_bytes()
     assert rows.examples.x.tobytes() not in data
     return data
