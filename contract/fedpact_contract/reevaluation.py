@@ -35,11 +35,11 @@ class Difference(Part):
     """One thing that is not as the operator stated it.
 
     `deposit`: what was deposited is no set of the committed rows; `model`: the model that a round led to; `loss`: of a
-    coalition on a slice, in 1e-9 nat; `correct`: right answers before and after a round; `moments`: of two
-    participants, in 1e-18 nat^2. Round 0 is the whole run.
+    coalition on a slice, in 1e-9 nat; `correct`: right answers before and after a round; `draws`: what the draw of a
+    round's coalitions rests on; `moments`: of two participants, in 1e-18 nat^2. Round 0 is the whole run.
     """
 
-    what: Literal["deposit", "model", "loss", "correct", "moments"]
+    what: Literal["deposit", "model", "loss", "correct", "draws", "moments"]
     round: Number
     stated: Name
     found: Name
@@ -56,6 +56,7 @@ class Difference(Part):
             "model": f"The model that round {self.round} led to",
             "loss": f"Round {self.round}, {part}",
             "correct": f"Round {self.round}, right answers before and after",
+            "draws": f"Round {self.round}, the draw of its coalitions",
             "moments": f"The second moments of {' and '.join(names)}",
         }[self.what]
         return f"{where}: the operator states {self.stated}, the auditor finds {self.found}."

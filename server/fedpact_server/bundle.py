@@ -2,7 +2,7 @@
 
     evidence/            the evidence, as for everybody
     deposit.sealed       the validation rows, sealed to the auditor's key
-    models/DIGEST.f8     the initial model, and the one that each round led to
+    models/DIGEST.f8     the models that the rounds began with
     updates/DIGEST.f4    every admitted update
 
 No row of any participant is in it; of the operator's and the released rows only what the auditor's key opens.
@@ -17,7 +17,7 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.evidence import write_evidence
 from fedpact_contract.files import make_home
-from fedpact_contract.log import Body, Checkpoint, Countersignature, Entry, RoundAggregated, UpdateDecided
+from fedpact_contract.log import Body, Checkpoint, Countersignature, Entry, RoundAggregated, RoundOpened, UpdateDecided
 from fedpact_contract.log import ValidationDeposited as Deposited
 from fedpact_contract.messages import Update
 from fedpact_contract.record import Envelope, read_envelope
@@ -54,7 +54,7 @@ def write(
         write_evidence(build / EVIDENCE, entries, checkpoints, countersignatures)
         logged = next((body.digest for body in bodies if isinstance(body, Deposited)), "")
         write_array(build / SEALED, read_sealed(deposit.path(arrays, logged), bodies))
-        for digest in [contract.model.initial_digest, *models(bodies).values()]:
+        for digest in bases(bodies).values():
             name = f"{digest}.f8"
             write_array(build / "models" / name, read_array(home / "models" / name, "model", model_digest))
         for digest in updates(bodies).values():
@@ -62,6 +62,11 @@ def write(
             write_array(build / UPDATES / name, read_array(arrays / name, "update", update_digest))
 
     make_home(folder, fill)
+
+
+def bases(bodies: Sequence[Body]) -> dict[int, str]:
+    """Round -> digest of the model that it began with."""
+    return {body.round: body.base_digest for body in bodies if isinstance(body, RoundOpened)}
 
 
 def models(bodies: Sequence[Body]) -> dict[int, str]:

@@ -11,6 +11,7 @@ import math
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedpact_contract.arrays import model_digest
 from fedpact_contract.contract import Auditor, Contract
-from fedpact_contract.contribution import admitted_in
+from fedpact_contract.contribution import admitted_in, masks
 from fedpact_contract.errors import FailedError, FaultError, InputError
 from fedpact_contract.evidence import Evidence, read_evidence
 from fedpact_contract.log import (
@@ -37,7 +38,7 @@ from fedpact_contract.log import (
 from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.reevaluation import LISTED, TOLERANCE, Difference, Reevaluation, drawn, tolerance
 from fedpact_contract.verify import verify
-from fedpact_models.evaluate import evaluate_round
+from fedpact_models.evaluate import evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, bundle, deposit, scoring
@@ -190,13 +191,14 @@ class _Task:
             Per-example values of the whole run, float64 [all participants, V], where all coalitions are evaluated.
         """
         contract, ids = self.contract, list(self.contract.by_id())
-        led_to = {0: contract.model.initial_digest} | bundle.models(self.bodies)
+        bases, led_to = bundle.bases(self.bodies), bundle.models(self.bodies)
         updates, memory, previous = bundle.updates(self.bodies), aggregation.START, None
+        slices = contract.contribution.validation.slices
         total = np.zeros((len(ids), 0 if examples is None else len(examples)))
         for said in scores:
-            base, stated = load_model(self.folder, led_to[said.round - 1]), led_to[said.round]
-            admitted = admitted_in(said)
-            arrays = {p: load_update(self.folder / bundle.UPDATES, updates[said.round, p]) for p in admitted}
+            base, stated = load_model(self.folder, bases[said.round]), led_to[said.round]
+            admitted = {p: updates[said.round, p] for p in admitted_in(said)}
+            arrays = {p: load_update(self.folder / bundle.UPDATES, digest) for p, digest in admitted.items()}
             if {len(base), *map(len, arrays.values())} != {parameter_count(contract.model, contract.data)}:
                 self.skip("model", said.round, stated, "an update that does not fit the model")
                 break  # what the server remembers of such an update, and what comes of it, is nobody's to say
@@ -209,15 +211,24 @@ class _Task:
             try:
                 if self.sample is None:
                     again, values = scoring.score_round(contract, said.round, admitted, base, steps, examples, previous)
-                    total[[ids.index(p) for p in said.players]] += values
-                    table, right, previous = dict(enumerate(again.losses)), again.correct, again
-                else:
-                    rows = drawn(said, self.sample, self.seed)
-                    table, right = _drawn_losses(contract, base, list(steps.values()), examples, rows)
+                    self.differences += _draws(said, again)
+                    if masks(again) == masks(said):
+                        total[[ids.index(p) for p in said.players]] += values
+                        self.differences += self.compare(said, dict(enumerate(again.losses)), again.correct)
+                        previous = again
+                        continue
+                    self.whole = False  # other coalitions were due: those that are stated are evaluated all the same
+                rows, counts = drawn(said, self.sample, self.seed), [part.count for part in slices]
+                named = [masks(said)[row] for row in rows]
+                found = evaluate_coalitions(
+                    contract.model, contract.data, base, list(steps.values()), examples, counts, named
+                )
+                previous = None
             except (FailedError, InputError) as err:  # what is not finite has no loss, whatever the operator states
                 self.skip("loss", said.round, "losses", err.code)
                 continue
-            self.differences += self.compare(said, table, right)
+            right = found.correct[named[0]], found.correct[named[-1]]
+            self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), right)
         return total
 
     def skip(self, what: Literal["model", "loss"], number: int, stated: str, found: str) -> None:
@@ -229,9 +240,9 @@ class _Task:
         self, said: RoundScores, table: dict[int, tuple[int, ...]], right: tuple[int, int]
     ) -> Iterator[Difference]:
         """What a round's scores state otherwise."""
-        slices = self.contract.contribution.validation.slices
+        slices, named = self.contract.contribution.validation.slices, masks(said)
         for row, losses in table.items():
-            coalition = tuple(p for place, p in enumerate(said.players) if row >> place & 1)
+            coalition = tuple(p for place, p in enumerate(said.players) if named[row] >> place & 1)
             for number, (part, stated, again) in enumerate(zip(slices, said.losses[row], losses, strict=True)):
                 self.largest = max(self.largest, abs(stated - again))
                 if abs(stated - again) > tolerance(part.count):
@@ -270,20 +281,18 @@ class _Task:
                         )
 
 
-def _drawn_losses(
-    contract: Contract, base: FloatArray, steps: Sequence[FloatArray], examples: Examples, rows: Sequence[int]
-) -> tuple[dict[int, tuple[int, ...]], tuple[int, int]]:
-    """Losses by coalition, of these alone: each is a game of one player, whose step is that of all its members.
-
-    The steps are added before the first layer and not behind it: a loss moves by less than another processor moves it.
-    """
-    counts = [part.count for part in contract.contribution.validation.slices]
-    table: dict[int, tuple[int, ...]] = {}
-    right = (0, 0)
-    for row in (row for row in rows if row):
-        members = [step for place, step in enumerate(steps) if row >> place & 1]
-        step = aggregation.apply(np.zeros_like(base), members)
-        found = evaluate_round(contract.model, contract.data, base, step[None], examples, counts, own_slice=[None])
-        table[0], table[row] = found.losses
-        right = found.correct  # the last row is everybody's
-    return table, right
+def _draws(said: RoundScores, again: RoundScores) -> Iterator[Difference]:
+    """What a round's draw of coalitions rests on and states otherwise, by more than a unit; one difference a round."""
+    if said.sampling is None or again.sampling is None:
+        return
+    pairs: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = [
+        ("permutation pairs", (said.sampling.draws,), (again.sampling.draws,), 0)
+    ]
+    pairs += [("first-order values", said.sampling.first_order, again.sampling.first_order, 1)]
+    for stated, found in zip_longest(said.sampling.errors, again.sampling.errors, fillvalue=()):
+        pairs += [("standard errors", stated, found, 1)]
+    for name, stated, found, room in pairs:
+        for one, other in zip_longest(stated, found, fillvalue=-1):
+            if abs(one - other) > room:
+                yield Difference(what="draws", round=said.round, stated=f"{one} ({name})", found=str(other))
+                return
