@@ -39,6 +39,8 @@ from fedpact_server.driver import run_context
 from fedpact_server.rounds import Loop
 from fedpact_server.run_state import store_model
 from fedpact_server.transport import Incoming, Outgoing
+from fedpact_server.validation import ValidationSet
+from fedpact_server.validation import save as save_validation
 
 BUNDLE = "ab" * 32
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -264,6 +266,11 @@ def make_federation(
     for index, name in enumerate(names or []):
         values["participants"][index]["name"] = name
     contract = Contract.parse(values)
+    if contract.auditor is not None:
+        (home / "validation").mkdir()
+        terms = contract.contribution.validation
+        rows = ValidationSet(examples=validation, salts=tuple(salts), root=terms.root, slices=terms.slices)
+        save_validation(home, rows)
     signed = _sign_all(contract, operator, operator_run, keys, run_keys)
     database = db.Database.in_home(home)
     database.create()
