@@ -55,6 +55,11 @@ class DataSet(Part):
     release_fraction: Dec | None = None
     release_file: Annotated[str, StringConstraints(min_length=1)] | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features and the label: what a table of this data set is known again by."""
+        return (*self.columns, self.label)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.epsilon <= 0:

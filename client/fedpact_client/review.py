@@ -337,7 +337,8 @@ def check_rows(home: AgentHome, config: AgentConfig, store: Store, contract: Con
     from fedpact_client.trial import try_rows
 
     trial = try_rows(home, config, contract)
-    check_known_elsewhere(store, contract.participant(home.participant_id).data_set, trial.rows_fingerprint)
+    for fingerprint in trial.fingerprints:
+        check_known_elsewhere(store, contract.participant(home.participant_id).data_set, fingerprint)
 
 
 def check_policy(

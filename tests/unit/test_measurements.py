@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.closed_run import ClosedRun, open_run
+from tests.support.federation import declare_another
 from tests.support.models_kit import a_model, a_schema, category, number, training_contract
 
 from fedpact_client.answer import Desk, Trained, TrainerLostError, TrainingFailedError
@@ -83,7 +84,7 @@ def trainer(run: ClosedRun, number: int) -> Callable[[Contract, MeasurementKind,
             array = noised_sums(contract, agent.examples, agent.noise)
         else:
             array = local_baseline(contract, np.frombuffer(base, "<f8").copy(), agent.examples, agent.noise)
-        return Trained(update=array.astype("<f4").tobytes(), noise=agent.noise.label, rows_fingerprint=f"{number:064x}")
+        return Trained(update=array.astype("<f4").tobytes(), noise=agent.noise.label, fingerprints=(f"{number:064x}",))
 
     return give
 
@@ -255,6 +256,14 @@ class TestFailures:
         assert [r.state for r in rows(desk)] == ["reserved", "failed", "reserved", "failed"]
         assert taken(run) == []
         assert "DATA_TOO_FEW_ROWS" in {a.code for a in desk.store.alarms()}
+
+    def test_rows_known_as_another_data_set_are_charged_and_not_released(self, run: ClosedRun) -> None:
+        agent, give = run.federation.agent(1), trainer(run, 1)
+        declare_another(agent, "2" * 64)
+        assert look(run, 1, lambda *asked: dataclasses.replace(give(*asked), fingerprints=("1" * 64, "2" * 64)))
+        assert [r.state for r in rows(agent.desk)] == ["reserved", "failed", "reserved", "failed"]
+        assert taken(run) == []
+        assert "DATA_SET_KNOWN_ELSEWHERE" in {a.code for a in agent.desk.store.alarms()}
 
     def test_the_policy_is_asked_first(self, run: ClosedRun) -> None:
         agent = run.federation.agent(1)
