@@ -24,7 +24,7 @@ from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.contract import MAX_STEPS, Contract, Party, Software, load_toml, merge
 from fedpact_contract.contract_file import read_contract
 from fedpact_contract.errors import InputError
-from fedpact_contract.ledger import UPWARD, Terms
+from fedpact_contract.ledger import Terms
 from fedpact_contract.record import Dec, Part
 from fedpact_contract.request import instant
 from fedpact_contract.sketch import sketch, solve
@@ -189,12 +189,10 @@ def _plan(home: AgentHome, config: AgentConfig, store: Store, found: Review, not
 
 def _fitting(contract: Contract, terms: Terms, cost: Cost) -> int:
     """Rounds that are paid for by what the rest leaves, at most as many as contracts may have steps."""
-    left = cost.limit - cost.before
-    for measurement in terms.measurements:
-        left = UPWARD.subtract(left, measurement.rdp)
+    left = Fraction(cost.limit) - Fraction(cost.before) - sum(Fraction(m.rdp) for m in terms.measurements)
     baseline = 0 if contract.baseline is None else contract.baseline.steps
     most = (MAX_STEPS - baseline) // contract.noised_steps
-    return max(0, min(floor(Fraction(left) / Fraction(terms.rdp)), most) - terms.spare_attempts)
+    return max(0, min(floor(left / Fraction(terms.rdp)), most) - terms.spare_attempts)
 
 
 def _template(path: Path) -> dict[str, Any] | None:
