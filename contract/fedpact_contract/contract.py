@@ -609,13 +609,13 @@ def check_privacy(contract: Contract) -> None:
     clip = "max_grad_norm" if isinstance(privacy, RecordPrivacy) else "max_update_norm"
     for name in ("epsilon", "delta", clip, "sample_rate", "noise_multiplier"):
         _positive(getattr(privacy, name), f"privacy.{name}")
-    if not 0 < float(privacy.sample_rate) < 1:
+    if float(privacy.sample_rate) >= 1:
         raise InputError(
             "CONTRACT_SAMPLE_RATE",
-            "The sample rate must be below 1 and above 0, as the number of 64 bits that rows are drawn by too.",
+            "The sample rate must be below 1, also as the number of 64 bits that rows are drawn by.",
             field="privacy.sample_rate",
-            rule="0 < sample_rate < 1",
-            remedy="Take one with fewer digits, such as 0.2.",
+            rule="sample_rate < 1",
+            remedy="Take a smaller one, such as 0.2.",
         )
     units, words = max(p.num_examples for p in contract.participants), "max num_examples"
     if isinstance(privacy, ClientPrivacy):
