@@ -224,13 +224,13 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
     slices = {s.source: s.count for s in contract.contribution.validation.slices}
     if me.entity_code != config.agent.entity_code:
         raise _own("SIGN_ENTITY", f"The contract gives our key the entity code {me.entity_code}.", "entity_code")
-    if not me.num_examples == card.num_examples == data_set.num_examples:
+    if me.num_examples != card.num_examples:
         raise _own(
             "SIGN_NUM_EXAMPLES",
-            f"The contract says {me.num_examples} examples, the signed card {card.num_examples}, "
-            f"agent.toml {data_set.num_examples}.",
+            f"The contract says {me.num_examples} examples, the signed card {card.num_examples}.",
             "num_examples",
         )
+    check_num_examples(data_set, card)
     if me.gate_order != card.alpha:
         raise _own(
             "SIGN_GATE_ORDER",
@@ -246,6 +246,23 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
             "SIGN_SLICE",
             f"The contract counts {slices[me.id]} validation rows from us; {card.released_rows} were released.",
             "contribution.validation.slices",
+        )
+
+
+def check_num_examples(declared: DataSet, card: DataSetCard) -> None:
+    """agent.toml promises as many examples as the signed card.
+
+    Raises:
+        RefusedError: SIGN_NUM_EXAMPLES.
+    """
+    if declared.num_examples != card.num_examples:
+        raise RefusedError(
+            "SIGN_NUM_EXAMPLES",
+            f"The signed card says {card.num_examples} examples, agent.toml {declared.num_examples}.",
+            file="agent.toml",
+            field="data_sets.num_examples",
+            rule="what was signed is what is declared",
+            remedy=f"Put `num_examples` back in agent.toml, or sign a new card: fedpact-agent card {declared.id}.",
         )
 
 
