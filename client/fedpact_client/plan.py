@@ -33,9 +33,11 @@ OPERATOR = Party(name="operator", entity_code="0" * 18, key="0" * 64)
 SOFTWARE = Software(release=__version__, models_digest="0" * 64, shell_digest="0" * 64)
 """Stand-ins: no template names operator and code."""
 
-NOT_IN_TEMPLATES = ("operator", "other participants", "code")
-NOT_IN_TERMS = ("purpose", *NOT_IN_TEMPLATES, "columns", "model", "term")
-"""What the rest of a contract says, and so is not looked at."""
+NOT_READ = ("rows",)
+"""What is not looked at even where there is a contract: `sign` reads the data set, a plan does not."""
+NOT_IN_TEMPLATES = (*NOT_READ, "operator", "other participants", "code")
+NOT_IN_TERMS = (*NOT_READ, "purpose", *NOT_IN_TEMPLATES[1:], "columns", "model", "term")
+"""And what the rest of a contract says."""
 
 ASKED_OF_TEMPLATES = [c for c in policy.CLAUSES if c not in (policy.check_operator, policy.check_sectors)]
 ASKED_OF_TERMS = [policy.check_trust_model, policy.check_epsilon, policy.check_entity_epsilon, policy.check_rounds]
@@ -108,7 +110,7 @@ def of_file(home: AgentHome, config: AgentConfig, store: Store, path: Path, now:
     if values is None:
         contract, _ = read_contract(path)
         found = review.review(home, config, store, contract, now, read_data=False)
-        return _plan(home, config, store, found, ())
+        return _plan(home, config, store, found, NOT_READ)
     contract = solve(sketch(_filled(home, config, values, path), OPERATOR, SOFTWARE, file=path), file=path)
     declared = config.data_set(contract.participant(home.participant_id).data_set)
     own = (
@@ -154,7 +156,7 @@ def _reviewed(
 ) -> Review:
     """The part of a review that a sketch can stand: nothing about whom and what it does not name."""
     me = home.participant_id
-    terms, cost, budget = review.price(config, store, contract, me)
+    terms, cost, budget = review.price(home, config, store, contract, me)
     checks = (
         *first,
         held("noise covers the plan", lambda: review.check_noise(contract)),
@@ -173,7 +175,7 @@ def _plan(home: AgentHome, config: AgentConfig, store: Store, found: Review, not
 
     data_set, gate, fitting = found.contract.participant(home.participant_id).data_set, None, 0
     if found.terms is not None and found.cost is not None:
-        limits = review.limits(config, store, data_set)
+        limits = review.limits(home, config, store, data_set)
         gate = epsilon_gate(found.cost.after, limits.delta, limits.alpha)
         fitting = _fitting(found.contract, found.terms, found.cost)
     return Plan(

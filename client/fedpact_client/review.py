@@ -20,7 +20,7 @@ from fedpact_contract import ledger
 from fedpact_contract.contract import Contract, Participant, Party
 from fedpact_contract.errors import FedpactError, InputError, RefusedError
 from fedpact_contract.ledger import Terms
-from fedpact_contract.messages import DataSetCard, measurement_event
+from fedpact_contract.messages import DataSetCard, check_card_delta, measurement_event
 from fedpact_contract.record import decimal_text
 from fedpact_contract.request import parse_instant
 from fedpact_contract.trust import Trust, TrustedParty
@@ -111,7 +111,7 @@ def review(
     me = contract.participant(home.participant_id)
     known = agreement(store, contract.id)
     trust = home.trust()
-    terms, spends, budget = price(config, store, contract, me.id)
+    terms, spends, budget = price(home, config, store, contract, me.id)
     checks = [
         held("enrolled operator", lambda: check_operator(home, contract)),
         held("fingerprints", lambda: check_trust(contract, trust, home.trust_path)),
@@ -136,31 +136,32 @@ def review(
     )
 
 
-def limits(config: AgentConfig, store: Store, data_set: str) -> Limits:
+def limits(home: AgentHome, config: AgentConfig, store: Store, data_set: str) -> Limits:
     """The budget on the data set's card or, where none was signed yet, that its card would have.
 
     Raises:
-        InputError: CONFIG_DATA_SET, CARD_BUDGET.
+        InputError: CONFIG_DATA_SET, CARD_BUDGET, CARD_DELTA.
     """
     from fedpact_client import cards
 
     known = next((d for d in store.data_sets() if d.data_set == data_set), None)
     if known is not None:
+        check_card_delta(known.delta, known.declaration.num_examples)
         return Limits(delta=known.delta, alpha=known.alpha, limit=known.limit)
     declared = config.data_set(data_set)
-    alpha, limit = cards.limits(declared)
+    alpha, limit = cards.limits(home, declared)
     return Limits(delta=declared.delta, alpha=alpha, limit=limit)
 
 
 def price(
-    config: AgentConfig, store: Store, contract: Contract, participant_id: str
+    home: AgentHome, config: AgentConfig, store: Store, contract: Contract, participant_id: str
 ) -> tuple[Terms | None, Cost | None, Check]:
     """What the contract charges the data set, what comes of that, and whether it fits; None where it has no bound."""
     from fedpact_contract.privacy import epsilon_plan
 
     data_set = contract.participant(participant_id).data_set
     try:
-        budget = limits(config, store, data_set)
+        budget = limits(home, config, store, data_set)
         terms = make_terms(contract, participant_id, budget.alpha)
     except (RefusedError, InputError) as err:
         return None, None, Check(name="budget", error=err)
@@ -337,7 +338,7 @@ def check_rows(home: AgentHome, config: AgentConfig, store: Store, contract: Con
     from fedpact_client.trial import try_rows
 
     trial = try_rows(home, config, contract)
-    check_known_elsewhere(store, contract.participant(home.participant_id).data_set, trial.rows_fingerprint)
+    check_known_elsewhere(home, store, contract.participant(home.participant_id).data_set, trial.rows_fingerprint)
 
 
 def check_policy(

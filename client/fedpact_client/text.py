@@ -323,8 +323,7 @@ def show_plan(plan: "Plan") -> None:
     fitting = counted(plan.rounds_that_fit, "round")
     line(f"With this noise the budget pays for {fitting}; asked are {contract.training.rounds}.")
     _show_checks(plan.checks)
-    if plan.not_checked:
-        line(f"  not looked at, for it is not said: {', '.join(plan.not_checked)}")
+    line(f"  not looked at: {', '.join(plan.not_checked)}")
     line("It would be refused." if plan.refused else "It fits.")
 
 

@@ -7,7 +7,7 @@ integers, never floats.
 
 import tomllib
 from collections.abc import Callable, Mapping
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Context, Decimal
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints
 from fedpact_contract import estimators
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint
-from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, form
+from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, decimal_text, form
 from fedpact_contract.statistics import Statistics, check_statistics
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
@@ -564,18 +564,29 @@ def check_privacy(contract: Contract) -> None:
     units, words = max(p.num_examples for p in contract.participants), "max num_examples"
     if isinstance(privacy, ClientPrivacy):
         units, words = len(contract.participants), "participants"
-    limit = min(Decimal("1e-5"), 1 / (10 * Decimal(units)))
+    limit = delta_limit(units)
     if privacy.delta > limit:
         raise InputError(
             "CONTRACT_DELTA",
-            f"delta must be at most {limit:.3g}.",
+            f"delta must be at most {delta_text(limit)}.",
             field="privacy.delta",
             rule=f"delta <= min(1e-5, 1/(10 {words}))",
+            remedy=f"Write delta = {delta_text(limit)}, or less.",
         )
     if isinstance(privacy, ClientPrivacy):
         _check_central(contract)
     elif privacy.entity is not None:
         _check_entity(contract, privacy.entity)
+
+
+def delta_limit(units: int) -> Decimal:
+    """The largest delta that may be promised to so many rows, or participants where these are protected as a whole."""
+    return min(Decimal("1e-5"), 1 / (10 * Decimal(units)))
+
+
+def delta_text(limit: Decimal) -> str:
+    """A limit of delta for people: three digits, rounded down, so that what they copy is allowed."""
+    return decimal_text(Context(prec=3, rounding=ROUND_FLOOR).plus(limit))
 
 
 def check_trust_model(contract: Contract) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def world(tmp_path: Path) -> Iterator[Lab]:
 def draft(world: Lab, data_set: str = DATA_SET, rows: str = ROWS) -> cards.Draft:
     world.configure(data_set=data_set, rows=rows)
     return cards.prepare(world.home, world.home.config(), world.store, "set-1")
+
+
+def rewrite(world: Lab, old: str, new: str) -> None:
+    text = world.home.config_path.read_text()
+    assert old in text
+    world.home.config_path.write_text(text.replace(old, new, 1))
 
 
 def with_line(line: str) -> str:
@@ -121,11 +128,27 @@ def test_a_wrong_passphrase_declares_nothing(world: Lab) -> None:
 def test_a_budget_is_declared_once(world: Lab) -> None:
     draft(world)
     world.declare()
-    text = world.home.config_path.read_text().replace("epsilon = 8\ndelta", "epsilon = 9\ndelta", 1)
-    world.home.config_path.write_text(text.replace("#epsilon", "#epsilon"))
+    rewrite(world, "epsilon = 8\ndelta", "epsilon = 9\ndelta")
     with pytest.raises(RefusedError) as caught:
         cards.prepare(world.home, world.home.config(), world.store, "set-1")
-    assert caught.value.code == "DATA_SET_BUDGET_FIXED"
+    assert (caught.value.code, caught.value.file) == ("DATA_SET_BUDGET_FIXED", str(world.home.config_path))
+    assert "says epsilon 9 at delta 0.00001" in caught.value.message
+    assert caught.value.remedy == "Write epsilon 8 at delta 0.00001 again."
+
+
+@pytest.mark.parametrize(("count", "delta", "most"), [(40, "0.1", "0.00001"), (15_000, "0.00001", "0.00000666")])
+def test_a_card_keeps_the_contracts_rule_for_delta(world: Lab, count: int, delta: str, most: str) -> None:
+    """Where rows are many the limit is the fraction, and what the message says is allowed."""
+    wrong = DATA_SET.replace("num_examples = 40", f"num_examples = {count}").replace("0.00001", delta)
+    with pytest.raises(InputError) as caught:
+        draft(world, wrong)
+    assert (caught.value.code, caught.value.field) == ("CARD_DELTA", "delta")
+    assert caught.value.file == str(world.home.config_path)
+    assert f"delta = {most}," in caught.value.remedy
+    assert world.store.data_sets() == []
+    rewrite(world, f"delta = {delta}\ncolumns", f"delta = {most}\ncolumns")
+    with pytest.raises(InputError, match="DATA_TOO_FEW_ROWS") if count > 60 else nullcontext():
+        cards.prepare(world.home, world.home.config(), world.store, "set-1")
 
 
 def test_a_second_name_for_one_file_buys_no_budget(world: Lab) -> None:
@@ -134,7 +157,7 @@ def test_a_second_name_for_one_file_buys_no_budget(world: Lab) -> None:
     world.configure(data_set=DATA_SET.replace("set-1", "set-2"))
     with pytest.raises(RefusedError) as caught:
         cards.prepare(world.home, world.home.config(), world.store, "set-2")
-    assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
+    assert (caught.value.code, caught.value.file) == ("DATA_SET_KNOWN_ELSEWHERE", str(world.home.config_path))
     assert "set-1" in caught.value.message
 
 
