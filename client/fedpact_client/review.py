@@ -116,6 +116,7 @@ def review(
         held("enrolled operator", lambda: check_operator(home, contract)),
         held("fingerprints", lambda: check_trust(contract, trust, home.trust_path)),
         held("own data", lambda: check_own(home, config, store, contract, me)),
+        *_entities(config, store, contract, me),
         held("installed code", lambda: check_code(contract)),
         held("noise covers the plan", lambda: check_noise(contract)),
         budget,
@@ -217,7 +218,7 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
 
     Raises:
         RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_GATE_ORDER, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE,
-            DATA_SET_KNOWN_ELSEWHERE, or what `policy.check_entities` refuses.
+            DATA_SET_KNOWN_ELSEWHERE.
         InputError: CONFIG_DATA_SET, DATA_SET_UNKNOWN.
     """
     data_set = config.data_set(me.data_set)
@@ -241,13 +242,22 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
         )
     check_schema(card, contract)
     check_own_file(home, config, store, me.data_set)
-    policy.check_entities(contract, config.policy, me.data_set, data_set.entity, card.entity)
     if slices.get(me.id, 0) > card.released_rows:
         raise _own(
             "SIGN_SLICE",
             f"The contract counts {slices[me.id]} validation rows from us; {card.released_rows} were released.",
             "contribution.validation.slices",
         )
+
+
+def _entities(config: AgentConfig, store: Store, contract: Contract, me: Participant) -> list[Check]:
+    """What tells entities apart, by agent.toml, card, contract and policy; "own data" says where one is missing."""
+    declared = next((d for d in config.data_sets if d.id == me.data_set), None)
+    known = next((d for d in store.data_sets() if d.data_set == me.data_set), None)
+    if declared is None or known is None:
+        return []
+    columns = declared.entity, known.declaration.entity
+    return [held("entities", lambda: policy.check_entities(contract, config.policy, me.data_set, *columns))]
 
 
 def check_schema(declared: DataSet | DataSetCard, contract: Contract) -> None:
