@@ -349,10 +349,14 @@ def plan(
 def _number(text: str, option: str) -> "Decimal | None":
     from decimal import Decimal, InvalidOperation
 
+    wrong = InputError("PLAN", f"{text[:40]} is no number.", field=option, remedy="Write a decimal number such as 0.5.")
     try:
-        return Decimal(text) if text else None
+        number = Decimal(text) if text else None
     except InvalidOperation as err:
-        raise InputError("PLAN", f"{text[:40]} is no decimal number.", field=option) from err
+        raise wrong from err
+    if number is not None and not number.is_finite():
+        raise wrong
+    return number
 
 
 @app.command()

@@ -39,6 +39,18 @@ NOT_IN_TEMPLATES = (*NOT_READ, "operator", "other participants", "code")
 NOT_IN_TERMS = (*NOT_READ, "purpose", *NOT_IN_TEMPLATES[1:], "columns", "model", "term")
 """And what the rest of a contract says."""
 
+OPTIONS = {
+    "privacy.epsilon": "--epsilon",
+    "privacy.noise_multiplier": "--noise-multiplier",
+    "privacy.delta": "--delta",
+    "privacy.sample_rate": "--sample-rate",
+    "privacy.spare_attempts": "--spare-attempts",
+    "privacy.entity.max_rows": "--entity-rows",
+    "training.rounds": "--rounds",
+    "training.local_steps": "--local-steps",
+}
+"""Where a fault of a sketch stands that was made of options."""
+
 ASKED_OF_TEMPLATES = [c for c in policy.CLAUSES if c not in (policy.check_operator, policy.check_sectors)]
 ASKED_OF_TERMS = [policy.check_trust_model, policy.check_epsilon, policy.check_entity_epsilon, policy.check_rounds]
 
@@ -104,11 +116,12 @@ def of_file(home: AgentHome, config: AgentConfig, store: Store, path: Path, now:
     """The plan of a contract, or of a template that names this enterprise.
 
     Raises:
-        InputError: neither; a rule of contracts that it breaks; PLAN_NOT_NAMED, CONFIG_DATA_SET, PRIVACY_UNREACHABLE.
+        InputError: neither; a rule of contracts that it breaks; PLAN_OPTIONS, a data set's id without options;
+            PLAN_NOT_NAMED, CONFIG_DATA_SET, PRIVACY_UNREACHABLE.
     """
     values = _template(path)
     if values is None:
-        contract, _ = read_contract(path)
+        contract = _contract(config, path)
         found = review.review(home, config, store, contract, now, read_data=False)
         return _plan(home, config, store, found, NOT_READ)
     contract = solve(sketch(_filled(home, config, values, path), OPERATOR, SOFTWARE, file=path), file=path)
@@ -136,8 +149,12 @@ def of_terms(
             "Give the contract's epsilon or its noise multiplier: each follows from the other.",
             field="--epsilon, --noise-multiplier",
         )
-    values = _filled(home, config, _values(config, data_set, asked, now), None)
-    contract = solve(sketch(values, OPERATOR, SOFTWARE), asked.noise_multiplier)
+    try:
+        values = _filled(home, config, _values(config, data_set, asked, now), None)
+        contract = solve(sketch(values, OPERATOR, SOFTWARE), asked.noise_multiplier)
+    except InputError as err:
+        err.field = OPTIONS.get(err.field or "", err.field)
+        raise
     if asked.epsilon is None:
         contract = _promising_its_cost(contract)
     entities = held("entities", lambda: _check_entities(config, config.data_set(data_set), contract))
@@ -199,6 +216,30 @@ def _fitting(contract: Contract, terms: Terms, cost: Cost) -> int:
     return max(0, min(floor(Fraction(left) / Fraction(terms.rdp)), most) - terms.spare_attempts)
 
 
+def _contract(config: AgentConfig, path: Path) -> Contract:
+    """The contract in a file or in evidence, where there is one."""
+    terms = "--rounds, --local-steps, --sample-rate, and --epsilon or --noise-multiplier"
+    ids = [d.id for d in config.data_sets]
+    try:
+        return read_contract(path)[0]
+    except InputError as err:
+        if err.code != "CONTRACT_FILE_MISSING":
+            raise
+        if str(path) in ids:
+            raise InputError(
+                "PLAN_OPTIONS",
+                f"{path} is a data set of agent.toml, and no terms are given.",
+                field=str(path),
+                rule="a data set's plan needs privacy terms",
+                remedy=f"Give {terms}.",
+            ) from err
+        err.remedy = (
+            "Give the file of a contract or template, a folder of evidence, or a data set's id "
+            f"({', '.join(ids) or 'agent.toml has none'}) with {terms}."
+        )
+        raise
+
+
 def _template(path: Path) -> dict[str, Any] | None:
     """The values of a template; None of what `read_contract` reads, or finds fault with."""
     if not path.is_file() or (data := path.read_bytes()).lstrip()[:1] == b"{":
@@ -239,7 +280,7 @@ def _filled(home: AgentHome, config: AgentConfig, values: Mapping[str, Any], fil
             "sector": config.agent.sector if mine else "unknown",
             "num_examples": rows,
         }
-        filled.append(merge(item, who))
+        filled.append(merge(item, who, file=file, under=f"participants.{place}"))
     return {**values, "participants": filled}
 
 

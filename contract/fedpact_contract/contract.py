@@ -449,9 +449,19 @@ def load_toml(text: str, *, file: object = None) -> dict[str, Any]:
     try:
         return tomllib.loads(text, parse_float=Decimal)
     except RecursionError as err:
-        raise InputError("TOML_SYNTAX", "The file is nested too deep to be read.", file=file) from err
+        raise _no_toml("The file is nested too deep to be read.", file) from err
     except ValueError as err:  # TOMLDecodeError, or an integer longer than Python reads
-        raise InputError("TOML_SYNTAX", f"The file is not valid TOML: {err}.", file=file) from err
+        raise _no_toml(f"The file is not valid TOML: {err}.", file) from err
+
+
+def _no_toml(message: str, file: object) -> InputError:
+    return InputError(
+        "TOML_SYNTAX",
+        message,
+        file=file,
+        rule="TOML 1.0: each key once, texts in quotes, a value behind each =",
+        remedy="Correct the line named, or the one before it.",
+    )
 
 
 def check_parties(contract: Contract) -> None:
@@ -560,7 +570,13 @@ def check_privacy(contract: Contract) -> None:
     for name in ("epsilon", "delta", clip, "sample_rate", "noise_multiplier"):
         _positive(getattr(privacy, name), f"privacy.{name}")
     if privacy.sample_rate >= 1:
-        raise InputError("CONTRACT_SAMPLE_RATE", "The sample rate must be below 1.", field="privacy.sample_rate")
+        raise InputError(
+            "CONTRACT_SAMPLE_RATE",
+            "The sample rate must be below 1.",
+            field="privacy.sample_rate",
+            rule="0 < sample_rate < 1",
+            remedy="Write the probability with which a row is drawn in a step, such as 0.1.",
+        )
     units, words = max(p.num_examples for p in contract.participants), "max num_examples"
     if isinstance(privacy, ClientPrivacy):
         units, words = len(contract.participants), "participants"
@@ -808,21 +824,27 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
 )
 
 
-def merge(base: Mapping[str, Any], derived: Mapping[str, Any]) -> dict[str, Any]:
-    """A template with derived values filled in; a value that stands in both is an error.
+def merge(
+    base: Mapping[str, Any], derived: Mapping[str, Any], *, file: object = None, under: str = ""
+) -> dict[str, Any]:
+    """A template, or its part `under` a place, with derived values filled in; what stands in both is an error.
 
     Raises:
-        InputError: the template gives a value that is derived.
+        InputError: TEMPLATE_DERIVED_KEY, the template gives a value that is derived.
     """
     result = dict(base)
     for key, value in derived.items():
+        place = f"{under}.{key}" if under else key
         if isinstance(value, Mapping) and isinstance(result.get(key, {}), Mapping):
-            result[key] = merge(result.get(key, {}), value)
+            result[key] = merge(result.get(key, {}), value, file=file, under=place)
         elif key in result:
             raise InputError(
                 "TEMPLATE_DERIVED_KEY",
-                f"{key} is worked out by `contract new` and cannot be given.",
-                field=key,
+                f"{place} is worked out by `contract new` and cannot be given.",
+                file=file,
+                field=place,
+                rule="a template says what people decide, and nothing that follows from it",
+                remedy=f"Remove {key} from the template.",
             )
         else:
             result[key] = value
@@ -831,4 +853,10 @@ def merge(base: Mapping[str, Any], derived: Mapping[str, Any]) -> dict[str, Any]
 
 def _positive(value: Decimal, field: str) -> None:
     if value <= 0:
-        raise InputError("CONTRACT_NOT_POSITIVE", f"{field} must be greater than 0.", field=field, rule="above 0")
+        raise InputError(
+            "CONTRACT_NOT_POSITIVE",
+            f"{field} must be greater than 0.",
+            field=field,
+            rule="above 0",
+            remedy="Write a number above 0.",
+        )

@@ -509,13 +509,13 @@ def test_plan_counts_all_rows_of_one_person(call: Call, ready: Lab) -> None:
         (("3",), "PLAN_NOISE", "--epsilon, --noise-multiplier"),
         (("3", "--epsilon", "1", "--noise-multiplier", "1"), "PLAN_NOISE", "--epsilon, --noise-multiplier"),
         (("3", "--epsilon", "much"), "PLAN", "--epsilon"),
-        (("3", "--epsilon", "nan"), "PLAN", "epsilon"),
-        (("3", "--epsilon", "0"), "CONTRACT_NOT_POSITIVE", "privacy.epsilon"),
-        (("3", "--noise-multiplier", "0"), "CONTRACT_NOT_POSITIVE", "privacy.noise_multiplier"),
-        (("0", "--epsilon", "1"), "CONTRACT", "training.rounds"),
-        (("99999", "--epsilon", "1"), "CONTRACT_TOO_MANY_STEPS", "training.local_steps"),
-        (("3", "--epsilon", "1", "--delta", "0.0001"), "CONTRACT_DELTA", "privacy.delta"),
-        (("3", "--epsilon", "0.0001"), "PRIVACY_UNREACHABLE", "privacy.epsilon"),
+        (("3", "--epsilon", "nan"), "PLAN", "--epsilon"),
+        (("3", "--epsilon", "0"), "CONTRACT_NOT_POSITIVE", "--epsilon"),
+        (("3", "--noise-multiplier", "0"), "CONTRACT_NOT_POSITIVE", "--noise-multiplier"),
+        (("0", "--epsilon", "1"), "CONTRACT", "--rounds"),
+        (("99999", "--epsilon", "1"), "CONTRACT_TOO_MANY_STEPS", "--local-steps"),
+        (("3", "--epsilon", "1", "--delta", "0.0001"), "CONTRACT_DELTA", "--delta"),
+        (("3", "--epsilon", "0.0001"), "PRIVACY_UNREACHABLE", "--epsilon"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_named(
@@ -538,7 +538,13 @@ def test_plan_needs_all_terms_or_a_file(call: Call, ready: Lab) -> None:
     result = call("plan", "set-1", "--rounds", "3", "--json")
     assert (result.code, result.error, result.json["error"]["field"]) == (2, "PLAN_OPTIONS", "--local-steps")
     result = call("plan", "set-1", "--json")
-    assert (result.code, result.error) == (2, "CONTRACT_FILE_MISSING")
+    assert (result.code, result.error) == (2, "PLAN_OPTIONS")
+    assert "set-1 is a data set" in result.json["error"]["message"]
+    assert "--epsilon or --noise-multiplier" in result.json["error"]["remedy"]
+    for nothing in ("set-2", ready.home.path):
+        result = call("plan", nothing, "--json")
+        assert (result.code, result.error) == (2, "CONTRACT_FILE_MISSING")
+        assert "a data set's id (set-1) with --rounds" in result.json["error"]["remedy"]
 
 
 def test_a_plan_for_a_data_set_without_a_card_counts_from_nothing(call: Call, ready: Lab) -> None:
