@@ -6,6 +6,7 @@ but the number of released rows, which leave as they are and are outside the pri
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -37,7 +38,8 @@ class Draft:
 
     `limit` is R, the bound on the Rényi sum; `rows` are those to be released; `available` are the source's rows
     that are left for training; `capped` says how many of them, by cap, where at most so many rows of one entity are
-    trained on (empty where no entity is declared); by `fingerprints` the source is known again.
+    trained on (empty where no entity is declared); `not_finite` how many cells of a column are NaN or infinite, where
+    there are any; `one_class` whether all labels are the same; by `fingerprints` the source is known again.
     """
 
     card: DataSetCard
@@ -45,6 +47,8 @@ class Draft:
     rows: tuple[released.Row, ...]
     available: int
     capped: dict[int, int]
+    not_finite: dict[str, int]
+    one_class: bool
     source: Path
     fingerprints: tuple[str, ...]
 
@@ -107,6 +111,8 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         rows=tuple(rows),
         available=left.height,
         capped=_capped(data_set, left, source),
+        not_finite=_not_finite(left, (*data_set.columns, data_set.label)),
+        one_class=left[data_set.label].drop_nulls().n_unique() == 1,
         source=source,
         fingerprints=(place, content, whole),
     )
@@ -194,6 +200,15 @@ def _capped(data_set: DataSet, table: "pl.DataFrame", file: Path) -> dict[int, i
         return {}
     each = Counter(entity_numbers(data_set.entity, table, file=str(file)).tolist()).values()
     return {cap: sum(min(count, cap) for count in each) for cap in CAPS}
+
+
+def _not_finite(table: "pl.DataFrame", names: Sequence[str]) -> dict[str, int]:
+    """By column, how many cells are NaN or infinite, or read as such where a file has text only."""
+    import polars as pl
+
+    numbers = {n: table[n] for n in names if table[n].dtype.is_float() or table[n].dtype == pl.String}
+    found = {n: (~cells.cast(pl.Float64, strict=False).is_finite()).sum() for n, cells in numbers.items()}
+    return {name: count for name, count in found.items() if count}
 
 
 def limits(home: AgentHome, data_set: DataSet) -> tuple[Decimal, Decimal]:

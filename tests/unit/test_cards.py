@@ -136,6 +136,32 @@ def test_a_budget_is_declared_once(world: Lab) -> None:
     assert caught.value.remedy == "Write epsilon 8 at delta 0.00001 again."
 
 
+def test_what_is_odd_about_the_rows_is_shown_and_stays_here(world: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    """All labels alike, few examples, cells that are no number: column and count, never a value."""
+    odd = "".join(f"{age},f,sure\n" for age in ("nan", "-inf", "1e999", "30", "31", "", "32", "33", "34", "35"))
+    made = draft(world, DATA_SET.replace("num_examples = 40", "num_examples = 9"), "age,sex,ill\n" + odd)
+    assert (made.not_finite, made.one_class) == ({"age": 3}, True)
+    show_card(made)
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "all rows are of one class",
+        "fewer than 10 examples",
+        "column age has 3 cells that are NaN or infinite",
+    ):
+        assert words in shown
+    assert "1e999" not in shown
+    assert "sure" not in shown
+    world.declare()
+    assert all(b"one_class" not in r.content and b"not_finite" not in r.content for r in world.wire.sent)
+
+
+def test_of_usual_rows_nothing_is_remarked(world: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    made = draft(world)
+    assert (made.not_finite, made.one_class) == ({}, False)
+    show_card(made)
+    assert "Mind" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("count", "delta", "most"), [(40, "0.1", "0.00001"), (15_000, "0.00001", "0.00000666")])
 def test_a_card_keeps_the_contracts_rule_for_delta(world: Lab, count: int, delta: str, most: str) -> None:
     """Where rows are many the limit is the fraction, and what the message says is allowed."""
