@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ from fedpact_server.validation import save as save_validation
 BUNDLE = "ab" * 32
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 PIXELS = [f"pixel_{i}" for i in range(64)]
+
+
+def fixed_keys(count: int) -> list[Ed25519PrivateKey]:
+    """Contract keys that are always the same: the order of ids is whose noise is drawn first, and that of sums."""
+    return [Ed25519PrivateKey.from_private_bytes(sha256(f"demo {i}".encode()).digest()) for i in range(count)]
 
 
 def digits(counts: list[int], *, flip: Mapping[int, float] | None = None, seed: int = 0, validation: int = 220):
