@@ -14,7 +14,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedpact_client import order as checks
-from fedpact_client.policy import Policy, check
+from fedpact_client.policy import Policy, check, check_entities
 from fedpact_client.review import check_code
 from fedpact_client.store import Ready, Reservation, SeenHead, Store
 from fedpact_contract.arrays import update_digest, update_salt
@@ -60,7 +60,10 @@ class Train(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
-    """What answering needs: ledgers, this contract's keys, the policy, the trainer, a clock."""
+    """What answering needs: ledgers, this contract's keys, the policy, the trainer, a clock.
+
+    `entity` is the column that agent.toml declares for the contract's data set: whose a row is.
+    """
 
     store: Store
     contract: Contract
@@ -69,6 +72,7 @@ class Desk:
     run_keys: dict[str, str]
     run_key: Ed25519PrivateKey
     policy: Policy
+    entity: str | None
     train: Train
     now: Callable[[], datetime.datetime]
 
@@ -76,6 +80,17 @@ class Desk:
     def data_set(self) -> str:
         """The data set that this contract trains on."""
         return self.contract.participant(self.participant).data_set
+
+    def check_allowed(self) -> None:
+        """The installed code is the contract's, and agent.toml allows it now. Before anything is charged.
+
+        Raises:
+            RefusedError: CODE_MODELS_MISMATCH, POLICY_*, or what `policy.check_entities` refuses.
+        """
+        check_code(self.contract)
+        check(self.contract, self.participant, self.policy, self.now())
+        card = self.store.data_set(self.data_set).declaration
+        check_entities(self.contract, self.policy, self.data_set, self.entity, card.entity)
 
     def known(self, before: int, shown: int = 0) -> checks.Known:
         """What this agent knows of the contract's log, and its last reply to a round before this one.
@@ -191,8 +206,7 @@ def _check_terms(desk: Desk, order: Order, model: bytes, head: Head, bundle: str
     checks.check_order(order, model, head, known)
     if bundle != desk.contract.code.shell_digest:
         raise RefusedError("CODE_BUNDLE_MISMATCH", "The bundle that Flower carries is not the contracted one.")
-    check_code(desk.contract)
-    check(desk.contract, desk.participant, desk.policy, desk.now())
+    desk.check_allowed()
 
 
 def _train(desk: Desk, order: Order, model: bytes, head: Head) -> Ready | None:

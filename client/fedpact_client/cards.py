@@ -5,6 +5,7 @@ the card holds for the data set over all contracts and is declared once. Nothing
 but the number of released rows, which leave as they are and are outside the privacy guarantee.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +19,7 @@ from fedpact_client.store import Store
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.messages import DataSetCard
+from fedpact_contract.output import counted
 from fedpact_contract.record import decimal_text, sign
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 MAX_RELEASE_BYTES = 900_000
 """The operator takes requests of at most 2**20 bytes: the card and its envelope need the rest."""
+CAPS = (1, 2, 4, 8)
+"""Rows of one entity for which it is shown how many rows would be left: a contract names its cap later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +36,17 @@ class Draft:
     """A card before it is signed.
 
     `limit` is R, the bound on the Rényi sum; `rows` are those to be released; `available` are the source's rows
-    that are left for training; `fingerprint` is that of the source's files.
+    that are left for training; `capped` says how many of them, by cap, where at most so many rows of one entity are
+    trained on (empty where no entity is declared); by `fingerprints` the source is known again.
     """
 
     card: DataSetCard
     limit: Decimal
     rows: tuple[released.Row, ...]
     available: int
+    capped: dict[int, int]
     source: Path
-    fingerprint: str
+    fingerprints: tuple[str, ...]
 
     def items(self) -> list[tuple[str, str, str]]:
         """The card for people: what, value, where it comes from."""
@@ -68,16 +74,20 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         FaultError: RELEASED_DAMAGED.
     """
     data_set = config.data_set(data_set_id)
-    fingerprint = sources.content_fingerprint(data_set.source, home.path)
-    check_known_elsewhere(store, data_set_id, fingerprint)
-    alpha, limit = _budget(data_set)
+    place = check_own_file(home, config, store, data_set_id)
+    content = sources.content_fingerprint(data_set.source, home.path)
+    check_known_elsewhere(store, data_set_id, content)
+    alpha, limit = limits(data_set)
     table = sources.read(data_set.source, home.path)
     source = sources.file_path(data_set.source, home.path)
     _check_columns(data_set, table, source)
+    _check_entities(data_set, table, source)
+    whole = sources.table_fingerprint(table, (*data_set.columns, data_set.label))
+    check_known_elsewhere(store, data_set_id, whole)
     rows = _rows_to_release(home, data_set, table)
-    left = released.exclude(table, [*released.read(home.released_path(data_set_id)), *rows]).height
-    if left < data_set.num_examples:
-        raise _too_few(left, data_set.num_examples, source)
+    left = released.exclude(table, [*released.read(home.released_path(data_set_id)), *rows])
+    if left.height < data_set.num_examples:
+        raise _too_few(left.height, data_set.num_examples, source)
     card = DataSetCard(
         data_set=data_set_id,
         participant=home.participant_id,
@@ -91,7 +101,15 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         released_rows=len(rows),
     )
     _check_fixed_budget(store, card)
-    return Draft(card=card, limit=limit, rows=tuple(rows), available=left, source=source, fingerprint=fingerprint)
+    return Draft(
+        card=card,
+        limit=limit,
+        rows=tuple(rows),
+        available=left.height,
+        capped=_capped(data_set, left, source),
+        source=source,
+        fingerprints=(place, content, whole),
+    )
 
 
 def declare(home: AgentHome, store: Store, client: OperatorClient, draft: Draft, passphrase: bytes) -> None:
@@ -108,7 +126,8 @@ def declare(home: AgentHome, store: Store, client: OperatorClient, draft: Draft,
     if draft.rows:
         released.record(home.released_path(draft.card.data_set), list(draft.rows))
     store.declare(envelope.to_bytes(), draft.limit)
-    store.add_version(draft.card.data_set, draft.fingerprint)
+    for fingerprint in draft.fingerprints:
+        store.add_version(draft.card.data_set, fingerprint)
     client.send_card(envelope.plain(), [dict(row) for row in draft.rows] or None)
 
 
@@ -133,7 +152,8 @@ def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") 
     if (size := len(canonical_bytes(rows))) > MAX_RELEASE_BYTES:
         raise InputError(
             "RELEASE_TOO_LARGE",
-            f"{len(rows)} rows of {size} bytes would be released; one request carries {MAX_RELEASE_BYTES} bytes.",
+            f"{counted(len(rows), 'row')} of {size} bytes would be released; "
+            f"one request carries {MAX_RELEASE_BYTES} bytes.",
             field="release_fraction",
             remedy="Release fewer rows.",
         )
@@ -152,8 +172,36 @@ def _check_columns(data_set: DataSet, table: "pl.DataFrame", file: Path) -> None
             )
 
 
-def _budget(data_set: DataSet) -> tuple[Decimal, Decimal]:
-    """Alpha and the limit R that follow from epsilon and delta."""
+def _check_entities(data_set: DataSet, table: "pl.DataFrame", file: Path) -> None:
+    """Every row is somebody's, wherever the data set says whose a row is.
+
+    Raises:
+        InputError: DATA_MISSING_VALUE, DATA_ENTITY_MISSING: column and count, never a value.
+    """
+    from fedpact_models.features import entity_numbers
+    from fedpact_models.tables import first_line
+
+    if data_set.entity is not None:
+        begins = first_line(data_set.source.kind, data_set.source.column_names)
+        entity_numbers(data_set.entity, table, file=str(file), first_line=begins)
+
+
+def _capped(data_set: DataSet, table: "pl.DataFrame", file: Path) -> dict[int, int]:
+    """By cap, how many rows are left where at most so many of each entity are trained on."""
+    from fedpact_models.features import entity_numbers
+
+    if data_set.entity is None:
+        return {}
+    each = Counter(entity_numbers(data_set.entity, table, file=str(file)).tolist()).values()
+    return {cap: sum(min(count, cap) for count in each) for cap in CAPS}
+
+
+def limits(data_set: DataSet) -> tuple[Decimal, Decimal]:
+    """Alpha and the limit R that follow from epsilon and delta.
+
+    Raises:
+        InputError: CARD_BUDGET, nothing would fit.
+    """
     from fedpact_contract.privacy import filter_alpha, filter_limit
 
     alpha = filter_alpha(data_set.epsilon, data_set.delta)
@@ -168,7 +216,24 @@ def _budget(data_set: DataSet) -> tuple[Decimal, Decimal]:
     return alpha, limit
 
 
-def check_known_elsewhere(store: Store, data_set_id: str, fingerprint: str) -> None:
+def check_own_file(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str) -> str:
+    """No other data set was declared with this source's file, whatever is in it by now; the place's fingerprint.
+
+    Raises:
+        InputError: CONFIG_DATA_SET.
+        RefusedError: DATA_SET_KNOWN_ELSEWHERE.
+    """
+    source = config.data_set(data_set_id).source
+    path, place = sources.file_path(source, home.path), sources.place_fingerprint(source, home.path)
+    declared = {d.data_set for d in store.data_sets()}
+    for other in config.data_sets:
+        if other.id != data_set_id and other.id in declared and sources.file_path(other.source, home.path) == path:
+            raise _known_elsewhere(f"The file {path} is", data_set_id, other.id)
+    check_known_elsewhere(store, data_set_id, place, f"The file {path} is")
+    return place
+
+
+def check_known_elsewhere(store: Store, data_set_id: str, fingerprint: str, what: str = "These rows are") -> None:
     """No other data set has a version with this fingerprint.
 
     Raises:
@@ -176,13 +241,19 @@ def check_known_elsewhere(store: Store, data_set_id: str, fingerprint: str) -> N
     """
     for other in store.data_sets():
         if other.data_set != data_set_id and fingerprint in store.versions(other.data_set):
-            raise RefusedError(
-                "DATA_SET_KNOWN_ELSEWHERE",
-                f"These rows are known as data set {other.data_set}.",
-                field=f"data set {data_set_id}",
-                rule="one source has one budget",
-                remedy=f"Use {other.data_set}: a new name buys no budget.",
-            )
+            raise _known_elsewhere(what, data_set_id, other.data_set)
+
+
+def _known_elsewhere(what: str, data_set_id: str, other: str) -> RefusedError:
+    return RefusedError(
+        "DATA_SET_KNOWN_ELSEWHERE",
+        f"{what} known as data set {other}.",
+        file="agent.toml",
+        field=f"data set {data_set_id}",
+        rule="one source has one budget",
+        remedy=f"Use the id {other}: other rows in its file are a new version of it, which inherits what was spent; a "
+        "new name buys no budget.",
+    )
 
 
 def _check_fixed_budget(store: Store, card: DataSetCard) -> None:
@@ -201,7 +272,7 @@ def _check_fixed_budget(store: Store, card: DataSetCard) -> None:
 def _too_few(found: int, wanted: int, file: Path) -> InputError:
     return InputError(
         "DATA_TOO_FEW_ROWS",
-        f"{wanted} rows are declared for training, and {found} are left beside the released ones.",
+        f"For training {counted(wanted, 'row')} declared, {found} left beside the released ones.",
         file=file,
         field="num_examples",
         rule="train on exactly the contracted number of rows",

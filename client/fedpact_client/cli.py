@@ -155,7 +155,7 @@ def card(
         if draft.rows:
             if not as_json:
                 show_released(draft)
-            output.confirm(f"These {len(draft.rows)} rows leave your premises as they are. Send them?", yes=yes)
+            output.confirm(f"Rows that leave your premises as they are: {len(draft.rows)}. Send them?", yes=yes)
         cards.declare(at.home, at.store, client, draft, _passphrase(passphrase_file))
     result = draft.card.plain() | {"limit": decimal_text(draft.limit), "sent": True}
     _show(result, as_json, lambda _: output.console().print("The card is signed, kept here and sent."))
@@ -283,65 +283,97 @@ def budget(home: HomeOption = HOME, as_json: Json = False) -> None:
 
 @app.command()
 def plan(
-    data_set: Annotated[str, typer.Argument(help="A data set's id in agent.toml.", metavar="DATA_SET")],
-    rounds: Annotated[int, typer.Option("--rounds", help="Rounds of training.")],
-    local_steps: Annotated[int, typer.Option("--local-steps", help="Steps in a round.")],
-    sample_rate: Annotated[str, typer.Option("--sample-rate", help="Probability with which a row is drawn in a step.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A file with a contract or a template; with the options, a data set's id in agent.toml.",
+            metavar="FILE|DATA_SET",
+        ),
+    ],
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds of training.")] = None,
+    local_steps: Annotated[int | None, typer.Option("--local-steps", help="Steps in a round.")] = None,
+    sample_rate: Annotated[
+        str, typer.Option("--sample-rate", help="Probability with which a row is drawn in a step.")
+    ] = "",
     epsilon: Annotated[str, typer.Option("--epsilon", help="The contract's epsilon; the noise follows.")] = "",
     noise_multiplier: Annotated[
         str, typer.Option("--noise-multiplier", help="The contract's noise; epsilon follows.")
     ] = "",
-    delta: Annotated[str, typer.Option("--delta", help="The contract's delta.")] = "0.00001",
-    spare_attempts: Annotated[int, typer.Option("--spare-attempts", help="Attempts beyond one a round.")] = 1,
+    delta: Annotated[str, typer.Option("--delta", help="The contract's delta.", show_default="0.00001")] = "",
+    spare_attempts: Annotated[
+        int | None, typer.Option("--spare-attempts", help="Attempts beyond one a round.", show_default="1")
+    ] = None,
+    entity_rows: Annotated[
+        int | None, typer.Option("--entity-rows", help="Rows of one person or firm that are trained on, at most.")
+    ] = None,
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
-    """What a contract would cost a data set, before there is one, and how many rounds its budget still pays.
+    """What a contract would cost, what here refuses it, and how many rounds the budget pays; nothing is changed.
 
-    Exit 0: it fits. Exit 5: it does not; nothing else is changed by asking.
+    FILE: a contract, of which all that `sign` checks is checked but the rows, or a template that names this enterprise.
+
+    DATA_SET: its id in agent.toml, with the privacy terms as options.
+
+    Exit 0: it fits and is allowed. Exit 5: it does not, or is not.
+
+    Example: fedpact-agent plan heart.toml
 
     Example: fedpact-agent plan heart --rounds 20 --local-steps 5 --sample-rate 0.1 --epsilon 2
     """
     from fedpact_client import plan as planning
-    from fedpact_client.text import show_plan
+    from fedpact_client.text import plan_values, show_plan
+    from fedpact_contract.request import utc_now
 
-    given = {"epsilon": epsilon, "noise_multiplier": noise_multiplier, "delta": delta, "sample_rate": sample_rate}
-    asked = planning.Question.parse(
-        {name: _number(text, name) for name, text in given.items() if text}
-        | {"local_steps": local_steps, "rounds": rounds, "spare_attempts": spare_attempts},
-        code="PLAN",
-    )
+    options = {
+        "rounds": rounds,
+        "local_steps": local_steps,
+        "sample_rate": _number(sample_rate, "--sample-rate"),
+        "epsilon": _number(epsilon, "--epsilon"),
+        "noise_multiplier": _number(noise_multiplier, "--noise-multiplier"),
+        "delta": _number(delta, "--delta"),
+        "spare_attempts": spare_attempts,
+        "entity_rows": entity_rows,
+    }
+    asked = planning.Question.of(options)
     with desk(home, read_only=True) as at:
-        values = planning.plan(at.config, at.store, data_set, asked)
-    _show(values, as_json, show_plan)
-    if not values["fits"]:
-        raise typer.Exit(5)
+        if asked is None:
+            found = planning.of_file(at.home, at.config, at.store, Path(what), utc_now())
+        else:
+            found = planning.of_terms(at.home, at.config, at.store, what, asked, utc_now())
+    _show(plan_values(found), as_json, lambda _: show_plan(found))
+    if found.refused:
+        raise typer.Exit(RefusedError.exit_code)
 
 
-def _number(text: str, name: str) -> "Decimal":
+def _number(text: str, option: str) -> "Decimal | None":
     from decimal import Decimal, InvalidOperation
 
     try:
-        return Decimal(text)
+        return Decimal(text) if text else None
     except InvalidOperation as err:
-        raise InputError("PLAN", f"{text[:40]} is no decimal number.", field=f"--{name.replace('_', '-')}") from err
+        raise InputError("PLAN", f"{text[:40]} is no decimal number.", field=option) from err
 
 
 @app.command()
 def egress(
     home: HomeOption = HOME,
     contract: Annotated[str, typer.Option("--contract", help="One contract's only; its id, or its beginning.")] = "",
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="One kind's only, such as update; repeat it for several.")
+    ] = None,
     last: Annotated[int | None, typer.Option("--last", min=1, help="The last entries only.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show each request, not one line for those in a row.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Everything that left this enterprise: kind, bytes, digest."""
+    """Everything that left this enterprise: kind, bytes, digest. Requests in a row are one line; --json has each."""
     from fedpact_client import views
     from fedpact_client.text import show_egress
 
     with desk(home, read_only=True) as at:
         contract_id = at.resolve(contract) if contract else None
-        values = {"egress": views.egress(at.store, contract_id, last)}
-    _show(values, as_json, show_egress)
+        values = {"egress": views.egress(at.store, contract_id, last, kind or ())}
+    _show(values, as_json, lambda v: show_egress(v, fold=not every))
 
 
 @app.command()
@@ -449,7 +481,11 @@ def restore(
         }
         rows = store.write_off(keys)
     values = {"written_off": [{"contract": r.contract_id, "rdp": str(r.rdp)} for r in rows]}
-    _show(values, as_json, lambda v: output.console().print(f"{len(v['written_off'])} contracts written off."))
+    _show(
+        values,
+        as_json,
+        lambda v: output.console().print(f"{output.counted(len(v['written_off']), 'contract')} written off."),
+    )
 
 
 def _move(contract: str, home: Path, state: "ContractState", *, as_json: bool) -> None:

@@ -278,10 +278,15 @@ class Guard:
             run_keys=run_keys,
             run_key=self.home.run_key(contract_id),
             policy=self.config.policy.resolve(self.home.operator().id),
+            entity=self._entity(contract.participant(self.home.participant_id).data_set),
             train=self._train,
             now=self.now,
         )
         return self.desks[contract_id]
+
+    def _entity(self, data_set: str) -> str | None:
+        """The column that agent.toml declares; none where it has lost the data set, whose contract may still close."""
+        return next((d.entity for d in self.config.data_sets if d.id == data_set), None)
 
     def _look(self, client: OperatorClient) -> None:
         """Contracts that everybody has signed by now, and periods that are closing, also of withdrawn contracts."""

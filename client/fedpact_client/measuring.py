@@ -12,8 +12,6 @@ import structlog
 
 from fedpact_client.answer import Desk, Trained, TrainerLostError, TrainingFailedError
 from fedpact_client.api import OperatorClient, contract_path
-from fedpact_client.policy import check
-from fedpact_client.review import check_code
 from fedpact_client.store import EgressKind, Ready
 from fedpact_contract.arrays import model_digest, update_digest
 from fedpact_contract.canonical import canonical_bytes
@@ -75,8 +73,7 @@ def _ready(desk: Desk, client: OperatorClient, kind: MeasurementKind, run: Measu
     Raises:
         RefusedError: the policy or the budget says no, or the one attempt was made and lost.
     """
-    check_code(desk.contract)
-    check(desk.contract, desk.participant, desk.policy, desk.now())
+    desk.check_allowed()
     base = _initial_model(desk, client) if kind == "baseline" else b""
     digest = measurement_base(desk.contract, kind)
     reserved = desk.store.reserve(desk.contract_id, 0, digest, desk.run_key, kind=kind)

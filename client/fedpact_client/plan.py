@@ -1,104 +1,320 @@
-"""`fedpact-agent plan`: what a contract would cost a data set, before there is one, and how many rounds more fit."""
+"""`fedpact-agent plan`: what a contract would cost a data set, what refuses it, and how many rounds the budget pays.
 
+A contract is held against all that `sign` checks. Before there is one, a sketch of it is made here, from a template or
+from the privacy terms alone, by the functions that the operator drafts with; what only the contract will say is not
+looked at, and named.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from math import floor
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
-from pydantic import Field
-
-from fedpact_client.config import AgentConfig
-from fedpact_client.store import Budget, Store
-from fedpact_client.views import epsilon_text, share_text
-from fedpact_contract import ledger
-from fedpact_contract.contract import MAX_STEPS
+from fedpact_client import policy, review
+from fedpact_client.config import AgentConfig, DataSet
+from fedpact_client.home import AgentHome
+from fedpact_client.review import Check, Cost, Review, held
+from fedpact_client.store import Store
+from fedpact_contract import __version__
+from fedpact_contract.canonical import sha256_hex
+from fedpact_contract.contract import MAX_STEPS, Contract, Party, Software, load_toml, merge
+from fedpact_contract.contract_file import read_contract
 from fedpact_contract.errors import InputError
-from fedpact_contract.record import Dec, Part, decimal_text
+from fedpact_contract.ledger import UPWARD, Terms
+from fedpact_contract.record import Dec, Part
+from fedpact_contract.request import instant
+from fedpact_contract.sketch import sketch, solve
+
+OPERATOR = Party(name="operator", entity_code="0" * 18, key="0" * 64)
+SOFTWARE = Software(release=__version__, models_digest="0" * 64, shell_digest="0" * 64)
+"""Stand-ins: no template names operator and code."""
+
+NOT_IN_TEMPLATES = ("operator", "other participants", "code")
+NOT_IN_TERMS = ("purpose", *NOT_IN_TEMPLATES, "columns", "model", "term")
+"""What the rest of a contract says, and so is not looked at."""
+
+ASKED_OF_TEMPLATES = [c for c in policy.CLAUSES if c not in (policy.check_operator, policy.check_sectors)]
+ASKED_OF_TERMS = [policy.check_trust_model, policy.check_epsilon, policy.check_entity_epsilon, policy.check_rounds]
 
 
 class Question(Part):
     """The privacy terms of a contract that somebody thinks of. Exactly one of the first two is given.
 
-    The plan has `rounds` attempts and `spare_attempts` more, each of `local_steps` steps that draw each row with
-    probability `sample_rate`; `delta` is the contract's.
+    `entity_rows`: at most so many rows of one entity are trained on, told apart by the column that agent.toml names.
     """
 
     epsilon: Dec | None = None
     noise_multiplier: Dec | None = None
-    delta: Dec
+    delta: Dec = Decimal("0.00001")
     sample_rate: Dec
-    local_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
-    rounds: Annotated[int, Field(ge=1, le=MAX_STEPS)]
-    spare_attempts: Annotated[int, Field(ge=0, le=1000)]
+    local_steps: int
+    rounds: int
+    spare_attempts: int = 1
+    entity_rows: int | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Question | None":
+        """From the command's options, where None was not given; None if no option was.
+
+        Raises:
+            InputError: PLAN, PLAN_OPTIONS: one is missing.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in ("rounds", "local_steps", "sample_rate"):
+            if given and name not in given:
+                raise InputError(
+                    "PLAN_OPTIONS",
+                    "Privacy terms are rounds, local steps and sample rate, with epsilon or the noise multiplier.",
+                    field=f"--{name.replace('_', '-')}",
+                    remedy="Give all of them after a data set's id, or a contract's or template's file and none.",
+                )
+        return cls.parse(given, code="PLAN") if given else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a contract would cost a data set, and what refuses it.
+
+    `gate` is the data set's epsilon_gate with the plan wholly charged, None where that has no bound; `rounds_that_fit`
+    the largest number of rounds, with the same noise, spare attempts and measurements, that the data set's budget pays
+    beside what is charged and promised.
+    """
+
+    contract: Contract
+    data_set: str
+    cost: Cost | None
+    gate: Decimal | None
+    rounds_that_fit: int
+    checks: tuple[Check, ...]
+    not_checked: tuple[str, ...]
 
     @property
-    def attempts(self) -> int:
-        """Attempts that the plan covers."""
-        return self.rounds + self.spare_attempts
+    def refused(self) -> bool:
+        """Whether this agent would not sign it."""
+        return any(check.error is not None for check in self.checks)
 
 
-def plan(config: AgentConfig, store: Store, data_set: str, asked: Question) -> dict[str, Any]:
-    """What the plan costs: its own epsilon, and Rényi divergence at the data set's order against what is left.
-
-    `epsilon_gate` and `sum_of_limit` (sum / R) are those of the data set with this plan wholly charged.
-    `rounds_that_fit` is the largest number of rounds, with the same noise and spare attempts, that the data set's
-    budget pays beside what is charged and promised. Quantities are decimal strings.
+def of_file(home: AgentHome, config: AgentConfig, store: Store, path: Path, now: datetime.datetime) -> Plan:
+    """The plan of a contract, or of a template that names this enterprise.
 
     Raises:
-        InputError: CONFIG_DATA_SET, PLAN_NOISE, PLAN_STEPS; PRIVACY_RANGE, PRIVACY_UNREACHABLE.
+        InputError: neither; a rule of contracts that it breaks; PLAN_NOT_NAMED, CONFIG_DATA_SET, PRIVACY_UNREACHABLE.
     """
-    from fedpact_contract.privacy import epsilon_gate, epsilon_pld, rdp, solve_noise_multiplier
+    values = _template(path)
+    if values is None:
+        contract, _ = read_contract(path)
+        found = review.review(home, config, store, contract, now, read_data=False)
+        return _plan(home, config, store, found, ())
+    contract = solve(sketch(_filled(home, config, values, path), OPERATOR, SOFTWARE, file=path), file=path)
+    declared = config.data_set(contract.participant(home.participant_id).data_set)
+    own = (
+        held("own data", lambda: review.check_schema(declared, contract)),
+        held("entities", lambda: _check_entities(config, declared, contract)),
+    )
+    found = _reviewed(home, config, store, contract, now, ASKED_OF_TEMPLATES, *own)
+    return _plan(home, config, store, found, NOT_IN_TEMPLATES)
 
-    budget, delta = _budget(config, store, data_set)
+
+def of_terms(
+    home: AgentHome, config: AgentConfig, store: Store, data_set: str, asked: Question, now: datetime.datetime
+) -> Plan:
+    """The plan of a contract at record level with these privacy terms, whatever else it says.
+
+    Raises:
+        InputError: CONFIG_DATA_SET, PLAN_NOISE, PLAN_ENTITY; a rule of contracts that the terms break;
+            PRIVACY_UNREACHABLE, TEMPLATE_ENTITY_UNPROTECTED.
+    """
     if (asked.epsilon is None) == (asked.noise_multiplier is None):
         raise InputError(
             "PLAN_NOISE",
             "Give the contract's epsilon or its noise multiplier: each follows from the other.",
             field="--epsilon, --noise-multiplier",
         )
-    steps = asked.attempts * asked.local_steps
-    if steps > MAX_STEPS:
+    values = _filled(home, config, _values(config, data_set, asked, now), None)
+    contract = solve(sketch(values, OPERATOR, SOFTWARE), asked.noise_multiplier)
+    if asked.epsilon is None:
+        contract = _promising_its_cost(contract)
+    entities = held("entities", lambda: _check_entities(config, config.data_set(data_set), contract))
+    found = _reviewed(home, config, store, contract, now, ASKED_OF_TERMS, entities)
+    return _plan(home, config, store, found, NOT_IN_TERMS)
+
+
+def _reviewed(
+    home: AgentHome,
+    config: AgentConfig,
+    store: Store,
+    contract: Contract,
+    now: datetime.datetime,
+    clauses: Sequence[policy.Clause],
+    *first: Check,
+) -> Review:
+    """The part of a review that a sketch can stand: nothing about whom and what it does not name."""
+    me = home.participant_id
+    terms, cost, budget = review.price(config, store, contract, me)
+    checks = (
+        *first,
+        held("noise covers the plan", lambda: review.check_noise(contract)),
+        budget,
+        held("policy", lambda: review.check_policy(contract, me, config.policy, now, clauses)),
+    )
+    return Review(contract=contract, parties=(), checks=checks, cost=cost, terms=terms, signed_here=False)
+
+
+def _check_entities(config: AgentConfig, declared: DataSet, contract: Contract) -> None:
+    policy.check_entities(contract, config.policy, declared.id, declared.entity, declared.entity)
+
+
+def _plan(home: AgentHome, config: AgentConfig, store: Store, found: Review, not_checked: tuple[str, ...]) -> Plan:
+    from fedpact_contract.privacy import epsilon_gate
+
+    data_set, gate, fitting = found.contract.participant(home.participant_id).data_set, None, 0
+    if found.terms is not None and found.cost is not None:
+        limits = review.limits(config, store, data_set)
+        gate = epsilon_gate(found.cost.after, limits.delta, limits.alpha)
+        fitting = _fitting(found.contract, found.terms, found.cost)
+    return Plan(
+        contract=found.contract,
+        data_set=data_set,
+        cost=found.cost,
+        gate=gate,
+        rounds_that_fit=fitting,
+        checks=found.checks,
+        not_checked=not_checked,
+    )
+
+
+def _fitting(contract: Contract, terms: Terms, cost: Cost) -> int:
+    """Rounds that are paid for by what the rest leaves, at most as many as contracts may have steps."""
+    left = cost.limit - cost.before
+    for measurement in terms.measurements:
+        left = UPWARD.subtract(left, measurement.rdp)
+    baseline = 0 if contract.baseline is None else contract.baseline.steps
+    most = (MAX_STEPS - baseline) // contract.noised_steps
+    return max(0, min(floor(Fraction(left) / Fraction(terms.rdp)), most) - terms.spare_attempts)
+
+
+def _template(path: Path) -> dict[str, Any] | None:
+    """The values of a template; None of what `read_contract` reads, or finds fault with."""
+    if not path.is_file() or (data := path.read_bytes()).lstrip()[:1] == b"{":
+        return None
+    try:
+        values = load_toml(data.decode("utf-8"), file=path)
+    except UnicodeDecodeError:
+        return None
+    return None if "operator" in values else values
+
+
+def _filled(home: AgentHome, config: AgentConfig, values: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """A template with its participants filled in: this one as it is, the others as nobody, with as many rows.
+
+    Raises:
+        InputError: PLAN_NOT_NAMED, CONFIG_DATA_SET, TEMPLATE_DERIVED_KEY.
+    """
+    given = values.get("participants")
+    named = [item for item in given if isinstance(item, dict)] if isinstance(given, list) else []
+    own = [item for item in named if item.get("entity_code") == config.agent.entity_code]
+    if len(own) != 1:
         raise InputError(
-            "PLAN_STEPS",
-            f"The plan has {steps} steps; no contract has more than {MAX_STEPS}.",
-            field="--rounds, --local-steps",
-            rule="(rounds + spare attempts) * local steps",
+            "PLAN_NOT_NAMED",
+            f"The template names our entity code {config.agent.entity_code} {len(own)} times.",
+            file=file,
+            field="participants",
+            rule="a template has one [[participants]] block for each enterprise",
+            remedy="Give a contract, or a template that names this enterprise; or `fedpact-agent plan DATA_SET` with "
+            "--rounds, --local-steps and --sample-rate.",
         )
-    noise = asked.noise_multiplier
-    if asked.epsilon is not None:
-        noise = solve_noise_multiplier(asked.epsilon, asked.delta, asked.sample_rate, steps)
-    assert noise is not None  # noqa: S101 - one of the two is given
-    attempt = rdp(noise, asked.sample_rate, asked.local_steps, budget.alpha)
-    after = ledger.UPWARD.add(budget.committed, ledger.UPWARD.multiply(Decimal(asked.attempts), attempt))
-    left = budget.limit - budget.committed
-    fitting = floor(Fraction(left) / Fraction(attempt)) if left > 0 and attempt.is_finite() else 0
+    rows = config.data_set(str(own[0].get("data_set"))).num_examples
+    filled = []
+    for place, item in enumerate(named):
+        mine = item is own[0]
+        who = {
+            "name": config.agent.name if mine else f"participant {place + 1}",
+            "key": home.contract_public if mine else sha256_hex(b"%d" % place),
+            "sector": config.agent.sector if mine else "unknown",
+            "num_examples": rows,
+        }
+        filled.append(merge(item, who))
+    return {**values, "participants": filled}
+
+
+def _values(config: AgentConfig, data_set: str, asked: Question, now: datetime.datetime) -> dict[str, Any]:
+    """A template with these privacy terms; the rest of it is there because every contract has it."""
+    from fedpact_contract.privacy import CEILING
+
+    declared = config.data_set(data_set)
+    privacy: dict[str, Any] = {
+        "trust_model": "record-level-at-each-participant",
+        "unit": "example",
+        "relation": "zero-out",
+        "sampling": "poisson",
+        "epsilon": CEILING if asked.epsilon is None else asked.epsilon,
+        "delta": asked.delta,
+        "max_grad_norm": 1,
+        "sample_rate": asked.sample_rate,
+        "spare_attempts": asked.spare_attempts,
+    }
+    if asked.entity_rows is not None:
+        if declared.entity is None:
+            raise InputError(
+                "PLAN_ENTITY",
+                f"agent.toml does not say which column of {data_set} tells entities apart.",
+                field="--entity-rows",
+                remedy="Name it as `entity` in the data set's block, or leave --entity-rows out.",
+            )
+        privacy["entity"] = {
+            "column": declared.entity,
+            "max_rows": asked.entity_rows,
+            "method": "mixture-of-gaussians",
+        }
+    parties = {config.agent.entity_code: data_set, "0" * 17 + "1": "another" if data_set == "other" else "other"}
     return {
-        "data_set": data_set,
-        "noise_multiplier": decimal_text(noise),
-        "sample_rate": decimal_text(asked.sample_rate),
-        "steps": steps,
-        "attempts": asked.attempts,
-        "delta": decimal_text(asked.delta),
-        "epsilon_pld": epsilon_text(epsilon_pld([(noise, asked.sample_rate, steps)], asked.delta)),
-        "alpha": decimal_text(budget.alpha),
-        "limit": decimal_text(budget.limit),
-        "committed": decimal_text(budget.committed),
-        "with_plan": decimal_text(after) if after.is_finite() else None,
-        "sum_of_limit": share_text(after, budget.limit),
-        "epsilon_gate": epsilon_text(epsilon_gate(after, delta, budget.alpha)),
-        "fits": after <= budget.limit,
-        "rounds": asked.rounds,
-        "rounds_that_fit": max(0, min(fitting, MAX_STEPS // asked.local_steps) - asked.spare_attempts),
+        "title": data_set,
+        "purpose": "plan",
+        "participants": [{"entity_code": code, "data_set": of, "floor_fen": 0} for code, of in parties.items()],
+        "data": {
+            "feature_scale": 1,
+            "columns": [
+                {"name": name, "kind": "number", "low": 0, "high": 1, "missing": "refuse"} for name in declared.columns
+            ],
+            "label": {"name": declared.label, "classes": ["no", "yes"], "rule": "value"},
+        },
+        "model": {"kind": "softmax", "hidden": []},
+        "training": {
+            "rounds": asked.rounds,
+            "local_steps": asked.local_steps,
+            "learning_rate": 1,
+            "server_rate": 1,
+            "aggregation": "weighted-mean",
+        },
+        "privacy": privacy,
+        "participation": {
+            "minimum": 2,
+            "deadline_seconds": 60,
+            "head_threshold": 0,
+            "strict_heads": False,
+            "missed_rounds_limit": 1,
+        },
+        "contribution": {"game": "fixed-weight", "loss": "cross-entropy", "estimator": "exact"},
+        "settlement": {
+            "currency": "CNY",
+            "contribution_weight": 1,
+            "data_weight": 0,
+            "equal_weight": 0,
+            "fallback": "equal",
+            "close_days": 1,
+        },
+        "term": {"not_before": instant(now), "not_after": instant(now + datetime.timedelta(days=1))},
     }
 
 
-def _budget(config: AgentConfig, store: Store, data_set: str) -> tuple[Budget, Decimal]:
-    """Where the data set stands, and its delta; one without a signed card has spent nothing."""
-    from fedpact_contract.privacy import filter_alpha, filter_limit
+def _promising_its_cost(contract: Contract) -> Contract:
+    """The contract with the epsilon that its noise keeps; unchanged where that has no bound, and so refused."""
+    from fedpact_contract.privacy import epsilon_plan
 
-    if known := next((d for d in store.data_sets() if d.data_set == data_set), None):
-        return store.budget(data_set), known.delta
-    declared = config.data_set(data_set)
-    alpha = filter_alpha(declared.epsilon, declared.delta)
-    limit = filter_limit(declared.epsilon, declared.delta, alpha)
-    return Budget(alpha=alpha, limit=limit, charged=Decimal(0), committed=Decimal(0)), declared.delta
+    if not (epsilon := epsilon_plan(contract)).is_finite():
+        return contract
+    return contract.model_copy(update={"privacy": contract.privacy.model_copy(update={"epsilon": epsilon})})

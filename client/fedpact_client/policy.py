@@ -5,13 +5,14 @@ refuses; an empty list allows nothing. The policy can only narrow what a signed 
 """
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from fedpact_contract.contract import Contract, Count
+from fedpact_contract.contract import ClientPrivacy, Contract, Count
 from fedpact_contract.errors import InputError, RefusedError
+from fedpact_contract.output import counted
 from fedpact_contract.record import Code, Dec, Hex32, Instant, Name, Part
 from fedpact_contract.request import instant, parse_instant
 
@@ -33,12 +34,13 @@ TrustModel = Literal["record-level-at-each-participant", "client-level-at-the-op
 
 
 class Policy(Part):
-    """The enterprise's own limits. None has a default: agent.toml states each one.
+    """The enterprise's own limits. But for the last three none has a default: agent.toml states each one.
 
     `operators` are fingerprints of operators' keys, or "enrolled" for the one that `enrol` checked; `resolve` puts
     its fingerprint in place. `sectors` are those that the other participants may come from. `max_epsilon` holds for
-    one contract; the data set's own limit over all contracts stands on its card. `trust_models` alone may be left out:
-    then no operator sees an update without noise.
+    one contract; the data set's own limit over all contracts stands on its card. Where the last three are left out, no
+    operator sees an update without noise, and a data set whose card says whose a row is takes part only where the
+    contract protects all rows of one entity together, at whatever epsilon.
     """
 
     purposes: tuple[Code, ...]
@@ -51,13 +53,24 @@ class Policy(Part):
     max_rounds: Count
     not_after: Annotated[Instant, BeforeValidator(_instant)]
     trust_models: tuple[TrustModel, ...] = ("record-level-at-each-participant",)
+    require_entity: bool = True
+    max_entity_epsilon: Dec | None = None
 
     def resolve(self, operator_id: str) -> "Policy":
         """This policy with the enrolled operator's fingerprint in the place of "enrolled"."""
         return self.model_copy(update={"operators": (operator_id,)}) if self.operators == "enrolled" else self
 
 
-def check(contract: Contract, participant_id: str, policy: Policy, now: datetime.datetime) -> None:
+Clause = Callable[[Contract, str, Policy, datetime.datetime], None]
+
+
+def check(
+    contract: Contract,
+    participant_id: str,
+    policy: Policy,
+    now: datetime.datetime,
+    clauses: Sequence[Clause] | None = None,
+) -> None:
     """Raise unless every clause of the policy allows this contract now, for this participant.
 
     Args:
@@ -65,14 +78,24 @@ def check(contract: Contract, participant_id: str, policy: Policy, now: datetime
         participant_id: This enterprise's id.
         policy: Resolved: an "enrolled" that still stands there allows no operator.
         now: The time, with a time zone.
+        clauses: Those that are asked; all of them unless given.
 
     Raises:
-        RefusedError: POLICY_*, with the clause as `rule` and what the policy says.
+        RefusedError: POLICY_*, with the policy's key as `rule`, the contract's as `field`, and what both say. Where
+            several clauses refuse, it has the first one's code and says what all of them say.
     """
     if participant_id not in contract.by_id():
-        raise _refused("POLICY_NOT_A_PARTY", "party", "This enterprise is not a participant of the contract.")
-    for clause in CLAUSES:
-        clause(contract, participant_id, policy, now)
+        raise _refused(
+            "POLICY_NOT_A_PARTY", None, "participants", "This enterprise is not a participant of the contract."
+        )
+    refusals = []
+    for clause in CLAUSES if clauses is None else clauses:
+        try:
+            clause(contract, participant_id, policy, now)
+        except RefusedError as err:
+            refusals.append(err)
+    if refusals:
+        raise _together(refusals)
 
 
 def check_purpose(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
@@ -81,6 +104,7 @@ def check_purpose(contract: Contract, _me: str, policy: Policy, _now: datetime.d
         raise _refused(
             "POLICY_PURPOSE_MISMATCH",
             "purposes",
+            "purpose",
             f"The contract's purpose is {contract.purpose}; the policy allows {_list(policy.purposes)}.",
         )
 
@@ -92,6 +116,7 @@ def check_operator(contract: Contract, _me: str, policy: Policy, _now: datetime.
         raise _refused(
             "POLICY_OPERATOR",
             "operators",
+            "operator.key",
             f"The operator's key {contract.operator.id} is not allowed; the policy allows {_list(allowed)}.",
         )
 
@@ -100,11 +125,12 @@ def check_sectors(contract: Contract, me: str, policy: Policy, _now: datetime.da
     """The other participants come from the sectors allowed."""
     if policy.sectors == "*":
         return
-    for participant in contract.participants:
+    for place, participant in enumerate(contract.participants):
         if participant.id != me and participant.sector not in policy.sectors:
             raise _refused(
                 "POLICY_SECTOR",
                 "sectors",
+                f"participants.{place}.sector",
                 f"{participant.name} is of the sector {participant.sector}; the policy allows {_list(policy.sectors)}.",
             )
 
@@ -115,6 +141,7 @@ def check_model(contract: Contract, _me: str, policy: Policy, _now: datetime.dat
         raise _refused(
             "POLICY_MODEL",
             "model_kinds",
+            "model.kind",
             f"The model is a {contract.model.kind}; the policy allows {_list(policy.model_kinds)}.",
         )
 
@@ -123,10 +150,16 @@ def check_columns(contract: Contract, _me: str, policy: Policy, _now: datetime.d
     """Only allowed columns are read, the label among them, and the one that tells entities apart."""
     if policy.columns == "*":
         return
+    places = {contract.data.label.name: "data.label.name"}
+    if contract.privacy.entity is not None:
+        places[contract.privacy.entity.column] = "privacy.entity.column"
     for name in contract.columns_read:
         if name not in policy.columns:
             raise _refused(
-                "POLICY_COLUMN", "columns", f"The contract reads the column {name}, which the policy does not list."
+                "POLICY_COLUMN",
+                "columns",
+                places.get(name, f"data.columns.{name}"),
+                f"The contract reads the column {name}; the policy allows {_list(policy.columns)}.",
             )
 
 
@@ -137,6 +170,7 @@ def check_trust_model(contract: Contract, _me: str, policy: Policy, _now: dateti
         raise _refused(
             "POLICY_TRUST_MODEL",
             "trust_models",
+            "privacy.trust_model",
             f"The contract's trust model is {contract.privacy.trust_model}"
             + (": the operator would see our updates without noise" if central else "")
             + f"; the policy allows {_list(policy.trust_models)}.",
@@ -149,7 +183,21 @@ def check_epsilon(contract: Contract, _me: str, policy: Policy, _now: datetime.d
         raise _refused(
             "POLICY_EPSILON",
             "max_epsilon",
+            "privacy.epsilon",
             f"The contract costs epsilon {contract.privacy.epsilon}; the policy allows {policy.max_epsilon} for one.",
+        )
+
+
+def check_entity_epsilon(contract: Contract, _me: str, policy: Policy, _now: datetime.datetime) -> None:
+    """What protects all rows of one entity together is within its limit, where there is one."""
+    entity = contract.privacy.entity
+    if entity is not None and policy.max_entity_epsilon is not None and entity.epsilon > policy.max_entity_epsilon:
+        raise _refused(
+            "POLICY_ENTITY_EPSILON",
+            "max_entity_epsilon",
+            "privacy.entity.epsilon",
+            f"All rows of one entity cost epsilon {entity.epsilon} in the contract; the policy allows "
+            f"{policy.max_entity_epsilon} for one contract.",
         )
 
 
@@ -159,6 +207,7 @@ def check_minimum(contract: Contract, _me: str, policy: Policy, _now: datetime.d
         raise _refused(
             "POLICY_MIN_PARTICIPANTS",
             "min_participants",
+            "participation.minimum",
             f"A round counts from {contract.participation.minimum} participants on; "
             f"the policy wants at least {policy.min_participants}.",
         )
@@ -170,7 +219,8 @@ def check_rounds(contract: Contract, _me: str, policy: Policy, _now: datetime.da
         raise _refused(
             "POLICY_ROUNDS",
             "max_rounds",
-            f"The contract has {contract.training.rounds} rounds; the policy allows {policy.max_rounds}.",
+            "training.rounds",
+            f"The contract has {counted(contract.training.rounds, 'round')}; the policy allows {policy.max_rounds}.",
         )
 
 
@@ -181,6 +231,7 @@ def check_expiry(contract: Contract, _me: str, policy: Policy, now: datetime.dat
         raise _refused(
             "POLICY_EXPIRED",
             "not_after",
+            "term.not_after",
             f"The policy ends on {policy.not_after}; the contract runs until {contract.term.not_after}.",
         )
 
@@ -190,12 +241,13 @@ def check_term(contract: Contract, _me: str, _policy: Policy, now: datetime.date
     if not _moment(contract.term.not_before) <= now <= _moment(contract.term.not_after):
         raise _refused(
             "POLICY_TERM",
+            None,
             "term",
             f"It is {instant(now)}; the contract runs from {contract.term.not_before} to {contract.term.not_after}.",
         )
 
 
-CLAUSES: tuple[Callable[[Contract, str, Policy, datetime.datetime], None], ...] = (
+CLAUSES: tuple[Clause, ...] = (
     check_purpose,
     check_operator,
     check_sectors,
@@ -203,6 +255,7 @@ CLAUSES: tuple[Callable[[Contract, str, Policy, datetime.datetime], None], ...] 
     check_columns,
     check_trust_model,
     check_epsilon,
+    check_entity_epsilon,
     check_minimum,
     check_rounds,
     check_expiry,
@@ -210,18 +263,84 @@ CLAUSES: tuple[Callable[[Contract, str, Policy, datetime.datetime], None], ...] 
 )
 
 
+def check_entities(contract: Contract, policy: Policy, data_set: str, declared: str | None, card: str | None) -> None:
+    """What tells a data set's entities apart: agent.toml says what the card says, and the contract protects them.
+
+    Under client-level privacy the contract's unit is a participant's whole update, every entity's rows in it: no
+    clause is wanted there.
+
+    Args:
+        contract: The contract.
+        policy: This enterprise's.
+        data_set: The id of its data set in the contract.
+        declared: The column that agent.toml declares for it now, if any.
+        card: The one on its signed card, if any.
+
+    Raises:
+        RefusedError: CARD_ENTITY_CHANGED, SIGN_ENTITY_COLUMN, POLICY_ENTITY.
+    """
+    if declared != card:
+        raise RefusedError(
+            "CARD_ENTITY_CHANGED",
+            f"Whose a row of {data_set} is, agent.toml tells by {declared or 'no column'}, its signed card by "
+            f"{card or 'no column'}.",
+            file="agent.toml",
+            field="data_sets.entity",
+            rule="what was signed is what is declared",
+            remedy=f"Put `entity` back in agent.toml, or sign a new card: fedpact-agent card {data_set}.",
+        )
+    entity = contract.privacy.entity
+    if entity is not None and entity.column != card:
+        raise RefusedError(
+            "SIGN_ENTITY_COLUMN",
+            f"The contract tells entities apart by {entity.column}, the signed card declares {card or 'none'}.",
+            field="privacy.entity.column",
+            remedy="Do not take part. Ask the operator for a contract that names the card's column.",
+        )
+    if (
+        entity is None
+        and card is not None
+        and policy.require_entity
+        and not isinstance(contract.privacy, ClientPrivacy)
+    ):
+        raise RefusedError(
+            "POLICY_ENTITY",
+            f"The card of {data_set} says whose a row is ({card}), and the contract protects single rows only.",
+            field="privacy.entity",
+            rule="policy.require_entity in agent.toml",
+            remedy="Ask the operator for a contract with [privacy.entity], or write require_entity = false under "
+            "[policy] in agent.toml if you mean to allow it.",
+        )
+
+
 def _moment(text: str) -> datetime.datetime:
     try:
         return parse_instant(text)
     except InputError as err:
-        raise _refused("POLICY_TERM", "term", f"The contract's term names no moment: {text}.") from err
+        raise _refused("POLICY_TERM", None, "term", f"The contract's term names no moment: {text}.") from err
 
 
 def _list(allowed: tuple[str, ...]) -> str:
     return ", ".join(allowed) if allowed else "none"
 
 
-def _refused(code: str, rule: str, message: str) -> RefusedError:
+def _refused(code: str, rule: str | None, field: str, message: str) -> RefusedError:
+    """`rule` is a key of [policy] in agent.toml, `field` one of the contract."""
+    if rule is None:
+        remedy = "Do not take part; ask the operator for a contract that is right."
+    else:
+        remedy = "Do not take part, or change [policy] in agent.toml if you mean to allow it."
+    return RefusedError(code, message, field=field, rule=rule and f"policy.{rule} in agent.toml", remedy=remedy)
+
+
+def _together(refusals: Sequence[RefusedError]) -> RefusedError:
+    """All refusals in one: the first one's code, everybody's words."""
+    first, *others = refusals
+    also = "".join(f" {err.code}: {err.message}" for err in others)
     return RefusedError(
-        code, message, rule=rule, remedy="Do not take part, or change [policy] in agent.toml if you mean to allow it."
+        first.code,
+        first.message + also,
+        field=", ".join(err.field for err in refusals if err.field),
+        rule=", ".join(err.rule for err in refusals if err.rule) or None,
+        remedy=first.remedy,
     )

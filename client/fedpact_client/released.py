@@ -18,6 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpact_client.sources import one_spelling
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.files import replace_file
@@ -40,7 +41,7 @@ def choose(table: "pl.DataFrame", names: list[str], fraction: Decimal, key: byte
     import polars as pl
 
     limit = int(fraction * 2**64)
-    rows = _normal(table, names).rows()
+    rows = one_spelling(table, names).rows()
     chosen = [_rank(key, row) < limit for row in rows]
     return table.filter(pl.Series(chosen, dtype=pl.Boolean))
 
@@ -106,30 +107,11 @@ def exclude(table: "pl.DataFrame", rows: list[Row]) -> "pl.DataFrame":
         texts = pl.DataFrame(
             {name: [row[name] for row in group] for name in names}, schema=dict.fromkeys(names, pl.String)
         )
-        known = _normal(texts, list(names)).unique()
-        found = _normal(table, list(names)).with_row_index("_row").join(known, on=list(names), nulls_equal=True)
+        known = one_spelling(texts, list(names)).unique()
+        found = one_spelling(table, list(names)).with_row_index("_row").join(known, on=list(names), nulls_equal=True)
         drop = set(found["_row"].to_list())
         table = table.filter(pl.Series([index not in drop for index in range(table.height)], dtype=pl.Boolean))
     return table
-
-
-def _normal(table: "pl.DataFrame", names: list[str]) -> "pl.DataFrame":
-    """The columns as text in which equal cells are equal: numbers in one spelling, text without outer blanks."""
-    import polars as pl
-
-    text = table.select(pl.col(name).cast(pl.String).str.strip_chars() for name in names)
-    number = [pl.col(name).cast(pl.Float64, strict=False) for name in names]
-    return text.select(
-        pl.when(value == 0)
-        .then(pl.lit("0.0"))  # also for negative zero, which polars does not reliably turn by adding 0
-        .when(value.is_finite())
-        .then(value.cast(pl.String))
-        .when(pl.col(name) != "")
-        .then(pl.col(name))
-        .otherwise(None)
-        .alias(name)
-        for name, value in zip(names, number, strict=True)
-    )
 
 
 def _rank(key: bytes, row: tuple[Any, ...]) -> int:

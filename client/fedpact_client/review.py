@@ -4,15 +4,15 @@ Failed checks are collected, so that all of them are shown; `Review.refuse` then
 """
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
 from fedpact_client import policy
 from fedpact_client.api import printable
-from fedpact_client.cards import check_known_elsewhere
-from fedpact_client.config import AgentConfig
+from fedpact_client.cards import check_known_elsewhere, check_own_file
+from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.home import AgentHome
 from fedpact_client.store import Agreement, Store
 from fedpact_client.store_records import OVER
@@ -21,7 +21,7 @@ from fedpact_contract.contract import Contract, Participant, Party
 from fedpact_contract.errors import FedpactError, InputError, RefusedError
 from fedpact_contract.ledger import Terms
 from fedpact_contract.messages import DataSetCard, measurement_event
-from fedpact_contract.record import read_envelope
+from fedpact_contract.record import decimal_text
 from fedpact_contract.request import parse_instant
 from fedpact_contract.trust import Trust, TrustedParty
 
@@ -57,6 +57,15 @@ class Cost:
     attempts: int
     before: Decimal
     after: Decimal
+    limit: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """A data set's whole budget: delta, the order of its Rényi sum and the limit R of that sum."""
+
+    delta: Decimal
+    alpha: Decimal
     limit: Decimal
 
 
@@ -102,58 +111,61 @@ def review(
     me = contract.participant(home.participant_id)
     known = agreement(store, contract.id)
     trust = home.trust()
-    terms, budget = _terms(store, contract, me.id)
+    terms, spends, budget = price(config, store, contract, me.id)
     checks = [
-        _check("enrolled operator", lambda: check_operator(home, contract)),
-        _check("fingerprints", lambda: check_trust(contract, trust, home.trust_path)),
-        _check("own data", lambda: check_own(config, store, contract, me)),
-        _check("installed code", lambda: check_code(contract)),
-        _check("noise covers the plan", lambda: check_noise(contract)),
+        held("enrolled operator", lambda: check_operator(home, contract)),
+        held("fingerprints", lambda: check_trust(contract, trust, home.trust_path)),
+        held("own data", lambda: check_own(home, config, store, contract, me)),
+        held("installed code", lambda: check_code(contract)),
+        held("noise covers the plan", lambda: check_noise(contract)),
         budget,
-        _check("policy", lambda: check_policy(home, config, contract, now)),
-        _check("not ended here", lambda: check_not_ended(known)),
+        held("policy", lambda: check_policy(contract, me.id, config.policy.resolve(home.operator().id), now)),
+        held("not ended here", lambda: check_not_ended(known)),
     ]
     if read_data and not any(check.error for check in checks):
-        checks.append(_check("rows fit the schema", lambda: check_rows(home, config, store, contract)))
+        checks.append(held("rows fit the schema", lambda: check_rows(home, config, store, contract)))
     return Review(
         contract=contract,
         parties=tuple(
             Standings(party=p, standing=standing(p, me.id, contract, trust)) for p in contract.parties().values()
         ),
         checks=tuple(checks),
-        cost=None if terms is None else cost(store, contract, terms),
+        cost=spends,
         terms=terms,
         signed_here=known is not None,
     )
 
 
-def make_terms(store: Store, contract: Contract, participant_id: str) -> Terms:
-    """What the contract fixes for the ledger: one attempt's Rényi divergence at the data set's alpha.
+def limits(config: AgentConfig, store: Store, data_set: str) -> Limits:
+    """The budget on the data set's card or, where none was signed yet, that its card would have.
 
     Raises:
-        InputError: DATA_SET_UNKNOWN, no card was signed for the data set.
-        RefusedError: BUDGET_PLAN_EXCEEDED, one attempt alone has no bound.
+        InputError: CONFIG_DATA_SET, CARD_BUDGET.
     """
-    from fedpact_contract.privacy import attempt_rdp, rdp
+    from fedpact_client import cards
 
-    alpha = store.data_set(contract.participant(participant_id).data_set).alpha
-    attempt = attempt_rdp(contract, alpha)
-    if not attempt.is_finite():
-        raise RefusedError("BUDGET_PLAN_EXCEEDED", "One attempt has no bounded cost.", field="privacy.noise_multiplier")
-    events = {kind: measurement_event(contract, kind) for kind in contract.measurements}
-    measured = {kind: rdp(e.noise_multiplier, e.sample_rate, e.steps, alpha) for kind, e in events.items()}
-    if not all(value.is_finite() for value in measured.values()):
-        raise RefusedError("BUDGET_PLAN_EXCEEDED", "A measurement has no bounded cost.", field="statistics")
-    return Terms.of(contract, participant_id, attempt, measured)
+    known = next((d for d in store.data_sets() if d.data_set == data_set), None)
+    if known is not None:
+        return Limits(delta=known.delta, alpha=known.alpha, limit=known.limit)
+    declared = config.data_set(data_set)
+    alpha, limit = cards.limits(declared)
+    return Limits(delta=declared.delta, alpha=alpha, limit=limit)
 
 
-def cost(store: Store, contract: Contract, terms: Terms) -> Cost:
-    """What the plan costs the data set."""
+def price(
+    config: AgentConfig, store: Store, contract: Contract, participant_id: str
+) -> tuple[Terms | None, Cost | None, Check]:
+    """What the contract charges the data set, what comes of that, and whether it fits; None where it has no bound."""
     from fedpact_contract.privacy import epsilon_plan
 
-    budget, rows = store.budget(terms.data_set), store.rows(terms.data_set)
-    others = _other_plans(store, terms)
-    return Cost(
+    data_set = contract.participant(participant_id).data_set
+    try:
+        budget = limits(config, store, data_set)
+        terms = make_terms(contract, participant_id, budget.alpha)
+    except (RefusedError, InputError) as err:
+        return None, None, Check(name="budget", error=err)
+    rows, others = store.rows(data_set), _other_plans(store, terms)
+    spends = Cost(
         epsilon=epsilon_plan(contract),
         alpha=budget.alpha,
         attempts=terms.planned_attempts,
@@ -161,6 +173,26 @@ def cost(store: Store, contract: Contract, terms: Terms) -> Cost:
         after=ledger.committed(rows, [*others, terms]),
         limit=budget.limit,
     )
+    return terms, spends, held("budget", lambda: check_budget(store, terms, budget.limit))
+
+
+def make_terms(contract: Contract, participant_id: str, alpha: Decimal) -> Terms:
+    """What the contract fixes for the ledger: one attempt's Rényi divergence at the data set's alpha.
+
+    Raises:
+        RefusedError: BUDGET_PLAN_EXCEEDED, one attempt alone has no bound.
+    """
+    from fedpact_contract.privacy import attempt_rdp, rdp
+
+    attempt = attempt_rdp(contract, alpha)
+    if not attempt.is_finite():
+        raise _unbounded("One attempt has no bounded cost.", "privacy.noise_multiplier")
+    events = {kind: measurement_event(contract, kind) for kind in contract.measurements}
+    measured = {kind: rdp(e.noise_multiplier, e.sample_rate, e.steps, alpha) for kind, e in events.items()}
+    for kind, value in measured.items():
+        if not value.is_finite():
+            raise _unbounded(f"What is measured as {kind} has no bounded cost.", kind)
+    return Terms.of(contract, participant_id, attempt, measured)
 
 
 def check_operator(home: AgentHome, contract: Contract) -> None:
@@ -179,17 +211,17 @@ def check_operator(home: AgentHome, contract: Contract) -> None:
         )
 
 
-def check_own(config: AgentConfig, store: Store, contract: Contract, me: Participant) -> None:
-    """What the contract says of this enterprise is what it declared itself.
+def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Contract, me: Participant) -> None:
+    """What the contract says of this enterprise is what it declared itself, and the data set's file is its own.
 
     Raises:
-        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_COLUMNS, SIGN_LABEL, SIGN_ENTITY_COLUMN, SIGN_SLICE.
+        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_GATE_ORDER, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE,
+            DATA_SET_KNOWN_ELSEWHERE, or what `policy.check_entities` refuses.
         InputError: CONFIG_DATA_SET, DATA_SET_UNKNOWN.
     """
     data_set = config.data_set(me.data_set)
-    card = DataSetCard.from_bytes(read_envelope(store.data_set(me.data_set).card).body)
+    card = store.data_set(me.data_set).declaration
     slices = {s.source: s.count for s in contract.contribution.validation.slices}
-    names = {c.name for c in contract.data.columns}
     if me.entity_code != config.agent.entity_code:
         raise _own("SIGN_ENTITY", f"The contract gives our key the entity code {me.entity_code}.", "entity_code")
     if not me.num_examples == card.num_examples == data_set.num_examples:
@@ -199,27 +231,39 @@ def check_own(config: AgentConfig, store: Store, contract: Contract, me: Partici
             f"agent.toml {data_set.num_examples}.",
             "num_examples",
         )
-    if not names <= set(card.columns):
-        missing = sorted(names - set(card.columns))
-        raise _own("SIGN_COLUMNS", f"The contract reads {missing[0]}, which the signed card does not name.", "columns")
-    if contract.data.label.name != card.label:
+    if me.gate_order != card.alpha:
         raise _own(
-            "SIGN_LABEL",
-            f"The contract predicts {contract.data.label.name}, the signed card declares {card.label}.",
-            "label",
+            "SIGN_GATE_ORDER",
+            f"Our ledger's Rényi order is {decimal_text(card.alpha)} by the signed card, and "
+            f"{'none' if me.gate_order is None else decimal_text(me.gate_order)} by the contract.",
+            "gate_order",
         )
-    if contract.privacy.entity is not None and contract.privacy.entity.column != card.entity:
-        raise _own(
-            "SIGN_ENTITY_COLUMN",
-            f"The contract tells entities apart by {contract.privacy.entity.column}, the signed card declares "
-            f"{card.entity or 'none'}.",
-            "privacy.entity.column",
-        )
+    check_schema(card, contract)
+    check_own_file(home, config, store, me.data_set)
+    policy.check_entities(contract, config.policy, me.data_set, data_set.entity, card.entity)
     if slices.get(me.id, 0) > card.released_rows:
         raise _own(
             "SIGN_SLICE",
             f"The contract counts {slices[me.id]} validation rows from us; {card.released_rows} were released.",
             "contribution.validation.slices",
+        )
+
+
+def check_schema(declared: DataSet | DataSetCard, contract: Contract) -> None:
+    """Features and label are those that our data set declares.
+
+    Raises:
+        RefusedError: SIGN_COLUMNS, SIGN_LABEL.
+    """
+    names = {c.name for c in contract.data.columns}
+    if not names <= set(declared.columns):
+        missing = sorted(names - set(declared.columns))
+        raise _own("SIGN_COLUMNS", f"The contract reads {missing[0]}; our data set declares no such column.", "columns")
+    if contract.data.label.name != declared.label:
+        raise _own(
+            "SIGN_LABEL",
+            f"The contract predicts {contract.data.label.name}, our data set declares {declared.label}.",
+            "label",
         )
 
 
@@ -255,15 +299,14 @@ def check_noise(contract: Contract) -> None:
         raise RefusedError(err.code, err.message, field=err.field, rule=err.rule, remedy=err.remedy) from err
 
 
-def check_budget(store: Store, terms: Terms) -> None:
+def check_budget(store: Store, terms: Terms, limit: Decimal) -> None:
     """The whole plan fits beside what is charged and the other signed plans.
 
     Raises:
         RefusedError: BUDGET_PLAN_EXCEEDED.
     """
-    rows, limit = store.rows(terms.data_set), store.data_set(terms.data_set).limit
     try:
-        ledger.check_plans(rows, _other_plans(store, terms), terms, limit)
+        ledger.check_plans(store.rows(terms.data_set), _other_plans(store, terms), terms, limit)
     except RefusedError as err:
         raise plan_exceeded(err) from err
 
@@ -297,14 +340,19 @@ def check_rows(home: AgentHome, config: AgentConfig, store: Store, contract: Con
     check_known_elsewhere(store, contract.participant(home.participant_id).data_set, trial.rows_fingerprint)
 
 
-def check_policy(home: AgentHome, config: AgentConfig, contract: Contract, now: datetime.datetime) -> None:
+def check_policy(
+    contract: Contract,
+    participant_id: str,
+    own: policy.Policy,
+    now: datetime.datetime,
+    clauses: Sequence[policy.Clause] | None = None,
+) -> None:
     """The policy allows it: now, or at the beginning of its term where that is still to come.
 
     Raises:
         RefusedError: POLICY_*.
     """
-    moment = max(now, parse_instant(contract.term.not_before))
-    policy.check(contract, home.participant_id, config.policy.resolve(home.operator().id), moment)
+    policy.check(contract, participant_id, own, max(now, parse_instant(contract.term.not_before)), clauses)
 
 
 def check_trust(contract: Contract, trust: Trust, file: object) -> None:
@@ -373,7 +421,7 @@ def plan_exceeded(err: RefusedError) -> RefusedError:
     return RefusedError("BUDGET_PLAN_EXCEEDED", err.message, field=err.field, rule=err.rule, remedy=err.remedy)
 
 
-def _check(name: str, check: Callable[[], None]) -> Check:
+def held(name: str, check: Callable[[], None]) -> Check:
     """Run a check; what it refuses is shown to the person, and raised before anything is signed."""
     try:
         check()
@@ -382,13 +430,14 @@ def _check(name: str, check: Callable[[], None]) -> Check:
     return Check(name=name)
 
 
-def _terms(store: Store, contract: Contract, participant_id: str) -> tuple[Terms | None, Check]:
-    """The terms, where they can be made, and the check of the budget."""
-    try:
-        terms = make_terms(store, contract, participant_id)
-    except (RefusedError, InputError) as err:
-        return None, Check(name="budget", error=err)
-    return terms, _check("budget", lambda: check_budget(store, terms))
+def _unbounded(message: str, field: str) -> RefusedError:
+    return RefusedError(
+        "BUDGET_PLAN_EXCEEDED",
+        message,
+        field=field,
+        rule="the plans of all signed contracts fit into the data set's budget",
+        remedy="Do not sign. Ask the operator for a contract with more noise.",
+    )
 
 
 def _own(code: str, message: str, field: str) -> RefusedError:

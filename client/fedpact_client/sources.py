@@ -1,6 +1,9 @@
 """Where a data set's rows are: the `source` block of agent.toml. The enterprise chooses it, never a contract."""
 
 import hashlib
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -90,7 +93,7 @@ def content_fingerprint(source: Source, base_dir: Path) -> str:
     """SHA-256 (hexadecimal) over the bytes of the source's files: renaming keeps it.
 
     It answers "was this file touched?" without reading its meaning. Converting the file or sorting its rows changes
-    it; the version of the data that survives both is the trainer's `rows_fingerprint`.
+    it; `table_fingerprint` survives both, and so does the trainer's `rows_fingerprint` under one contract's schema.
 
     Raises:
         InputError: DATA_UNREADABLE.
@@ -111,6 +114,45 @@ def content_fingerprint(source: Source, base_dir: Path) -> str:
                 remedy="Correct the source's path, or the file's rights.",
             ) from err
     return digest.hexdigest()
+
+
+def place_fingerprint(source: Source, base_dir: Path) -> str:
+    """SHA-256 (hexadecimal) of where the source's file is, links followed: what is appended to the file keeps it."""
+    return hashlib.sha256(b"fedpact.source-place.v1:" + os.fsencode(file_path(source, base_dir))).hexdigest()
+
+
+def table_fingerprint(table: "pl.DataFrame", names: Sequence[str]) -> str:
+    """SHA-256 (hexadecimal) over the sorted rows of these columns, cells in one spelling: converting keeps it.
+
+    Neither the order of rows or columns nor the file's kind matters. Columns that hold neither text nor numbers, which
+    no contract can use, are left out.
+    """
+    import polars as pl
+
+    texts = sorted(n for n in names if not (table[n].dtype.is_nested() or table[n].dtype in (pl.Binary, pl.Object)))
+    rows = sorted(hashlib.sha256(json.dumps(row).encode()).digest() for row in one_spelling(table, texts).rows())
+    digest = hashlib.sha256(b"fedpact.source-table.v1:" + json.dumps(texts).encode())
+    digest.update(b"".join(rows))
+    return digest.hexdigest()
+
+
+def one_spelling(table: "pl.DataFrame", names: Sequence[str]) -> "pl.DataFrame":
+    """The columns as text in which equal cells are equal: numbers in one spelling, text without outer blanks."""
+    import polars as pl
+
+    text = table.select(pl.col(name).cast(pl.String).str.strip_chars() for name in names)
+    number = [pl.col(name).cast(pl.Float64, strict=False) for name in names]
+    return text.select(
+        pl.when(value == 0)
+        .then(pl.lit("0.0"))  # also for negative zero, which polars does not reliably turn by adding 0
+        .when(value.is_finite())
+        .then(value.cast(pl.String))
+        .when(pl.col(name) != "")
+        .then(pl.col(name))
+        .otherwise(None)
+        .alias(name)
+        for name, value in zip(names, number, strict=True)
+    )
 
 
 def _renamed(table: "pl.DataFrame", rename: dict[str, str], path: Path) -> "pl.DataFrame":

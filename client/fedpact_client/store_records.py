@@ -44,6 +44,18 @@ class EgressKind(StrEnum):
     REQUEST = "request"
 
 
+def egress_kind(name: str) -> EgressKind:
+    """The kind of this name.
+
+    Raises:
+        InputError: EGRESS_KIND, not one of the kinds that may leave.
+    """
+    try:
+        return EgressKind(name)
+    except ValueError as err:
+        raise InputError("EGRESS_KIND", f"Only these may leave: {', '.join(EgressKind)}.", field="kind") from err
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
     """A declared data set: its budget, the Rényi limit that follows from it, and its newest card (an envelope)."""
@@ -55,6 +67,11 @@ class DataSet:
     alpha: Decimal
     limit: Decimal
     card: bytes
+
+    @property
+    def declaration(self) -> DataSetCard:
+        """What the newest card says."""
+        return DataSetCard.from_bytes(read_envelope(self.card).body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,11 +340,7 @@ class Records:
         Raises:
             InputError: EGRESS_KIND, not one of the kinds that may leave.
         """
-        try:
-            kind = EgressKind(kind)
-        except ValueError as err:
-            allowed = ", ".join(EgressKind)
-            raise InputError("EGRESS_KIND", f"Only these may leave: {allowed}.", field="kind") from err
+        kind = egress_kind(kind)
         with self._db.transaction():
             return self._db.insert(
                 "INSERT INTO egress (at, kind, contract_id, round, size, sha256, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",

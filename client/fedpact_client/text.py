@@ -1,16 +1,20 @@
 """The agent's results as text for people. Names and texts of other parties are made visible, never obeyed."""
 
+import itertools
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from fedpact_contract import output
 from fedpact_contract.keys import show_fingerprint
-from fedpact_contract.output import line
+from fedpact_contract.output import counted, line
 from fedpact_contract.record import decimal_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedpact_client.cards import Draft
-    from fedpact_client.review import Cost, Review
+    from fedpact_client.plan import Plan
+    from fedpact_client.review import Check, Cost, Review
     from fedpact_client.signing import Offer
     from fedpact_contract.contract import Contract
     from fedpact_contract.errors import FedpactError
@@ -55,14 +59,19 @@ def show_card(draft: "Draft") -> None:
     """A card, item by item, before it is signed."""
     line("This card leaves your premises, signed by the contract key:")
     output.table(output.console(), ["item", "value", "where it comes from"], draft.items())
-    line(f"It stays here: {draft.source} has {draft.available} rows for training beside the released ones.")
+    line(f"It stays here: {draft.source} has {counted(draft.available, 'row')} for training beside the released ones.")
+    if draft.capped:
+        line("Rows left where a contract caps those of one entity (computed from the data; stays here):")
+        enough = {True: "enough", False: "too few"}
+        rows = [[str(cap), str(left), enough[left >= draft.card.num_examples]] for cap, left in draft.capped.items()]
+        output.table(output.console(), ["at most", "rows left", "for the examples on the card"], rows)
     line(f"Rényi limit of the data set over all contracts: {decimal_text(draft.limit)} at alpha {draft.card.alpha}.")
 
 
 def show_released(draft: "Draft") -> None:
     """The rows that would leave: their number, and the first of them."""
     names = [*draft.card.columns, draft.card.label]
-    line(f"These {len(draft.rows)} rows leave your premises, as they are; the first {SHOWN_ROWS}:")
+    line(f"Rows that leave your premises, as they are: {len(draft.rows)}; the first {SHOWN_ROWS}:")
     rows = [["" if row[name] is None else str(row[name]) for name in names] for row in draft.rows[:SHOWN_ROWS]]
     output.table(output.console(), names, rows)
     line("They are outside every privacy guarantee, and training leaves them out from now on.")
@@ -97,13 +106,18 @@ def review_values(review: "Review", offer: "Offer") -> dict[str, Any]:
             }
             for s in review.parties
         ],
-        "checks": [
-            {"name": c.name, "ok": c.error is None, **({} if c.error is None else {"error": c.error.as_dict()})}
-            for c in review.checks
-        ],
+        "checks": check_values(review.checks),
         "cost": None if cost is None else cost_values(cost),
         "terms": review.contract.plain(),
     }
+
+
+def check_values(checks: "Sequence[Check]") -> list[dict[str, Any]]:
+    """What was checked, as plain values."""
+    return [
+        {"name": c.name, "ok": c.error is None, **({} if c.error is None else {"error": c.error.as_dict()})}
+        for c in checks
+    ]
 
 
 def cost_values(cost: "Cost") -> dict[str, Any]:
@@ -140,14 +154,16 @@ def show_review(review: "Review", offer: "Offer") -> None:
         line("Every party has signed and delegated its run key; every signature was verified here.")
     if review.cost is not None:
         _show_cost(review.contract, review.cost)
-        if review.contract.privacy.unit == "participant":
-            line(
-                "  Epsilon is for all our updates together, the Rényi sum for any row. Both bound what released models"
-            )
-            line("  tell. The operator sees our updates without noise: nothing bounds what they tell it.")
+    _show_checks(review.checks)
+
+
+def _show_checks(checks: "Sequence[Check]") -> None:
     line("WHAT WAS CHECKED HERE")
-    for check in review.checks:
+    for check in checks:
         line(f"  {check.name}: {_verdict(check.error)}")
+        for name, value in () if check.error is None else check.error.as_dict().items():
+            if name not in ("code", "message"):
+                line(f"    {value}" if name == "remedy" else f"    {name}: {value}")
 
 
 def _verdict(error: "FedpactError | None") -> str:
@@ -172,10 +188,13 @@ def _show_cost(contract: "Contract", cost: "Cost") -> None:
             f"{decimal_text(entity.delta)}"
         )
     line(
-        f"  {cost.attempts} attempts at most are charged; Rényi sum at alpha {decimal_text(cost.alpha)}: "
+        f"  At most {counted(cost.attempts, 'attempt')} charged; Rényi sum at alpha {decimal_text(cost.alpha)}: "
         f"{_rounded(cost.before)} charged or promised, {_rounded(cost.after)} with this contract, limit "
         f"{_rounded(cost.limit)}"
     )
+    if contract.privacy.unit == "participant":
+        line("  Epsilon is for all our updates together, the Rényi sum for any row. Both bound what released models")
+        line("  tell. The operator sees our updates without noise: nothing bounds what they tell it.")
 
 
 def show_status(values: dict[str, Any]) -> None:
@@ -263,45 +282,79 @@ def show_budget(values: dict[str, Any]) -> None:
         line("No data set was declared here yet.")
 
 
-def show_plan(values: dict[str, Any]) -> None:
-    """What a contract would cost."""
-    line(
-        f"{values['attempts']} attempts, {values['steps']} steps with noise multiplier {values['noise_multiplier']}: "
-        f"epsilon {values['epsilon_pld']} at delta {values['delta']} (epsilon_pld, of this contract alone)"
-    )
-    total = "without bound" if values["with_plan"] is None else _rounded(Decimal(values["with_plan"]))
-    line(
-        f"data set {values['data_set']}: Rényi sum at alpha {values['alpha']}: "
-        f"{_rounded(Decimal(values['committed']))} charged or promised, {total} with this contract, "
-        f"limit R {_rounded(Decimal(values['limit']))}; sum / R {_percent(values['sum_of_limit'])}, "
-        f"epsilon_gate {values['epsilon_gate']}"
-    )
-    verdict = "It fits" if values["fits"] else "It does not fit"
-    line(
-        f"{verdict}: with this noise the budget pays for {values['rounds_that_fit']} rounds; "
-        f"asked are {values['rounds']}."
-    )
-    line("This is the budget for rounds at record level. It does not look at your policy, and knows no statistics,")
-    line("baseline, rows of one person or noise of the operator: `sign` shows what those cost.")
+def plan_values(plan: "Plan") -> dict[str, Any]:
+    """A plan as plain values; quantities are decimal strings."""
+    from fedpact_client.views import share_text
+
+    contract, cost = plan.contract, plan.cost
+    privacy, entity = contract.privacy, contract.privacy.entity
+    return {
+        "data_set": plan.data_set,
+        "trust_model": privacy.trust_model,
+        "rounds": contract.training.rounds,
+        "noised_steps": contract.planned_steps,
+        "measurements": list(contract.measurements),
+        "noise_multiplier": decimal_text(privacy.noise_multiplier),
+        "epsilon": decimal_text(privacy.epsilon),
+        "delta": decimal_text(privacy.delta),
+        "entity": None if entity is None else entity.plain(),
+        "cost": None if cost is None else cost_values(cost),
+        "sum_of_limit": None if cost is None else share_text(cost.after, cost.limit),
+        "epsilon_gate": None if plan.gate is None else _epsilon(plan.gate),
+        "rounds_that_fit": plan.rounds_that_fit,
+        "checks": check_values(plan.checks),
+        "not_checked": list(plan.not_checked),
+        "refused": plan.refused,
+    }
 
 
-def show_egress(values: dict[str, Any]) -> None:
-    """The egress ledger."""
-    rows = [
-        [
-            str(e["seq"]),
-            e["at"],
-            e["kind"],
-            (e["contract"] or "-")[:SHORT],
-            "-" if e["round"] is None else str(e["round"]),
-            str(e["bytes"]),
-            e["sha256"][:SHORT],
-            e["detail"],
-        ]
-        for e in values["egress"]
-    ]
+def show_plan(plan: "Plan") -> None:
+    """What a contract would cost, and what refuses it."""
+    from fedpact_client.views import share_text
+
+    contract, cost = plan.contract, plan.cost
+    line(f"data set {plan.data_set}, noise multiplier {decimal_text(contract.privacy.noise_multiplier)}")
+    if cost is not None and plan.gate is not None:
+        _show_cost(contract, cost)
+        line(
+            f"  sum / R {_percent(share_text(cost.after, cost.limit))} and epsilon_gate {_epsilon(plan.gate)} once all "
+            "of it is charged"
+        )
+    fitting = counted(plan.rounds_that_fit, "round")
+    line(f"With this noise the budget pays for {fitting}; asked are {contract.training.rounds}.")
+    _show_checks(plan.checks)
+    if plan.not_checked:
+        line(f"  not looked at, for it is not said: {', '.join(plan.not_checked)}")
+    line("It would be refused." if plan.refused else "It fits.")
+
+
+def show_egress(values: dict[str, Any], *, fold: bool) -> None:
+    """The egress ledger; `fold`: requests that follow each other are one line."""
+    entries: list[dict[str, Any]] = values["egress"]
+
+    def one_line(entry: dict[str, Any]) -> object:
+        return "requests" if fold and entry["kind"] == "request" else entry["seq"]
+
+    rows = [_egress_row(list(run)) for _, run in itertools.groupby(entries, one_line)]
     columns = ["no.", "time (UTC)", "kind", "contract", "round", "bytes", "sha256", "detail"]
     output.table(output.console(), columns, rows, right=(0, 4, 5))
+    line(f"{len(entries)} messages, {sum(e['bytes'] for e in entries)} bytes")
+
+
+def _egress_row(run: list[dict[str, Any]]) -> list[str]:
+    """One message, or several requests: how many, when the last one left, whose contracts, all of their bytes."""
+    first, last = run[0], run[-1]
+    single, contracts = len(run) == 1, {e["contract"] for e in run}
+    return [
+        str(first["seq"]) if single else f"{first['seq']}-{last['seq']}",
+        last["at"],
+        first["kind"],
+        "several" if len(contracts) > 1 else (first["contract"] or "-")[:SHORT],
+        "-" if first["round"] is None else str(first["round"]),
+        str(sum(e["bytes"] for e in run)),
+        first["sha256"][:SHORT] if single else "-",
+        first["detail"] if single else f"{len(run)} requests since {first['at']}",
+    ]
 
 
 def show_statement(values: dict[str, Any]) -> None:
@@ -312,7 +365,8 @@ def show_statement(values: dict[str, Any]) -> None:
     line(f"contract {values['contract']}")
     line(values["title"])
     line(
-        f"{own['name']} ({own['entity_code']}): {own['rounds_admitted']} rounds admitted; the run is {values['status']}"
+        f"{own['name']} ({own['entity_code']}): admitted in {counted(own['rounds_admitted'], 'round')}; "
+        f"the run is {values['status']}"
     )
     for entry in values["rounds"]:
         if entry["outcome"] != "admitted":

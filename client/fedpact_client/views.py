@@ -5,7 +5,7 @@ never shown as a result.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
@@ -18,6 +18,7 @@ from fedpact_client.facts import Facts
 from fedpact_client.home import AgentHome
 from fedpact_client.sandbox import Isolation
 from fedpact_client.store import Agreement, SeenHead, Store
+from fedpact_client.store_records import EgressKind, egress_kind
 from fedpact_contract import ledger, merkle
 from fedpact_contract.contract import Contract, MeasurementKind
 from fedpact_contract.errors import FaultError, InputError
@@ -197,9 +198,16 @@ def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[s
     }
 
 
-def egress(store: Store, contract_id: str | None = None, last: int | None = None) -> list[dict[str, Any]]:
-    """Everything that left, oldest first; one contract's, or the last entries only."""
-    entries = [e for e in store.egress() if contract_id is None or e.contract_id == contract_id]
+def egress(
+    store: Store, contract_id: str | None = None, last: int | None = None, kinds: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """Everything that left, oldest first; one contract's, of these kinds, or the last entries only.
+
+    Raises:
+        InputError: EGRESS_KIND.
+    """
+    wanted = {egress_kind(kind) for kind in kinds} or set(EgressKind)
+    entries = [e for e in store.egress() if contract_id in (None, e.contract_id) and e.kind in wanted]
     shown = entries if last is None else entries[len(entries) - min(last, len(entries)) :]
     return [
         {

@@ -277,9 +277,10 @@ def _show_report(report: "Report") -> None:
     if report.title:
         line(report.title)
     line(
-        f"{report.status}; {report.entries} entries, {report.checkpoints} checkpoints, "
-        f"{report.countersignatures} countersignatures; "
-        f"{report.rounds_aggregated or 0} of {report.rounds_planned or '?'} rounds"
+        f"{report.status}; {report.entries} {'entry' if report.entries == 1 else 'entries'}, "
+        f"{output.counted(report.checkpoints, 'checkpoint')}, "
+        f"{output.counted(report.countersignatures, 'countersignature')}; {report.rounds_aggregated or 0} of "
+        + (output.counted(report.rounds_planned, "round") if report.rounds_planned else "? rounds")
     )
     if report.pool_fen is not None:
         line(f"pool {format_fen(report.pool_fen, 'en')}, split by {report.basis}")

@@ -42,12 +42,18 @@ class Party(Part):
 
 
 class Participant(Party):
-    """A party that trains: its sector, data set, contracted number of examples and payment floor."""
+    """A party that trains: its sector, data set, contracted number of examples and payment floor.
+
+    `gate_order` is the one Rényi order at which the data set's ledger is kept, as its card declares it (contracts that
+    were made before reports named it have none). It tells the signatories about how large the data set's whole budget
+    is, and nothing of what is left of it.
+    """
 
     sector: Code
     data_set: Code
     num_examples: Count
     floor_fen: Fen
+    gate_order: Dec | None = None
 
 
 class NumberColumn(Part):
@@ -107,11 +113,27 @@ class Model(Part):
     initial_digest: Hex32
 
 
+class ServerOptimizer(Part):
+    """How the server steps by the mean updates of all rounds so far (Reddi et al. 2021, arXiv:2003.00295).
+
+    With the round's weighted mean update Delta, element by element: m <- beta_1 m + (1 - beta_1) Delta; v <- beta_2 v +
+    (1 - beta_2) Delta^2 (adam), v - (1 - beta_2) Delta^2 sign(v - Delta^2) (yogi), v + Delta^2 (adagrad, whose betas
+    are 0); the model moves by lr m / (sqrt v + tau). lr is `server_rate`; for adam times sqrt(1 - beta_2^(t+1)) /
+    (1 - beta_1^(t+1)) in round t, as Flower's FedAdam has it.
+    """
+
+    kind: Literal["adam", "yogi", "adagrad"]
+    beta_1: Dec
+    beta_2: Dec
+    tau: Dec
+
+
 class Training(Part):
     """Rounds of `local_steps` steps at each participant; the server adds `server_rate` times the mean update.
 
     `weighted-mean`: weighted by contracted examples, over the admitted. `uniform-mean`: the sum, with the operator's
-    noise, over the number of participants in the contract; whoever is missing counts as zeros.
+    noise, over the number of participants in the contract; whoever is missing counts as zeros. With a
+    `server_optimizer` the mean is not added as it is.
     """
 
     rounds: Count
@@ -119,6 +141,7 @@ class Training(Part):
     learning_rate: Dec
     server_rate: Dec
     aggregation: Literal["weighted-mean", "uniform-mean"]
+    server_optimizer: ServerOptimizer | None = None
 
 
 class EntityUnit(Part):
@@ -258,6 +281,13 @@ class Term(Part):
     not_after: Instant
 
 
+_CLIPS = {
+    "privacy.max_grad_norm": "At client level each update is clipped as a whole: give max_update_norm in its place.",
+    "privacy.max_update_norm": "At record level each row's gradient is clipped: give max_grad_norm in its place.",
+}
+"""What to do where the other trust model's clip is given."""
+
+
 class Contract(Record):
     """The contract. `parties` are the operator and the participants; a participant's id is its key's fingerprint."""
 
@@ -286,7 +316,12 @@ class Contract(Record):
         Raises:
             InputError: an unknown, missing or ill-typed key, or a broken rule, by name.
         """
-        contract = super().parse(value, code=code, file=file)
+        try:
+            contract = super().parse(value, code=code, file=file)
+        except InputError as err:
+            if err.code == f"{code}_UNKNOWN_KEY":
+                err.remedy = _CLIPS.get(err.field or "", "")
+            raise
         for check in CHECKS:
             try:
                 check(contract)
@@ -327,6 +362,12 @@ class Contract(Record):
         return 1 if isinstance(self.privacy, ClientPrivacy) else self.training.local_steps
 
     @property
+    def keeps_momentum(self) -> bool:
+        """Whether an update moves the model in later rounds too, so that its participant is a player there."""
+        optimizer = self.training.server_optimizer
+        return optimizer is not None and optimizer.beta_1 > 0
+
+    @property
     def measurements(self) -> tuple[MeasurementKind, ...]:
         """What each participant releases once besides its updates."""
         asked: dict[MeasurementKind, Statistics | Baseline | None] = {
@@ -353,11 +394,11 @@ class Contract(Record):
         raise InputError("CONTRACT_NOT_A_PARTY", "This key is not a participant's in the contract.", party=party_id)
 
     def by_id(self) -> dict[str, Participant]:
-        """Participants by id, in the order of ids (the order of aggregation)."""
+        """Participants by id, in the order of ids: that of aggregation, not that in which people see them."""
         return dict(sorted((p.id, p) for p in self.participants))
 
     def parties(self) -> dict[str, Party]:
-        """Everybody who signs, by id."""
+        """Everybody who signs, by id: the operator, then the participants in the contract's order."""
         return {self.operator.id: self.operator, **{p.id: p for p in self.participants}}
 
 
@@ -430,6 +471,20 @@ def check_parties(contract: Contract) -> None:
         )
 
 
+def check_gate_orders(contract: Contract) -> None:
+    """Each data set's gate has an order at which there is a Rényi divergence."""
+    for index, participant in enumerate(contract.participants):
+        if participant.gate_order is not None and participant.gate_order <= 1:
+            raise InputError(
+                "CONTRACT_GATE_ORDER",
+                f"The Rényi order of {participant.name}'s gate must be above 1.",
+                field=f"participants.{index}.gate_order",
+                party=participant.name,
+                rule="above 1",
+                remedy="Take `alpha` of the data set's card, as `fedpact contract new` does.",
+            )
+
+
 def check_data(contract: Contract) -> None:
     """Bounds are ordered, names unique, fill values allowed, the label rule complete."""
     data = contract.data
@@ -469,9 +524,28 @@ def check_model(contract: Contract) -> None:
 
 
 def check_training(contract: Contract) -> None:
-    """Rates are positive."""
+    """Rates are positive, and a server's optimizer has a memory that fades."""
     _positive(contract.training.learning_rate, "training.learning_rate")
     _positive(contract.training.server_rate, "training.server_rate")
+    optimizer, field = contract.training.server_optimizer, "training.server_optimizer"
+    if optimizer is None:
+        return
+    if isinstance(contract.privacy, ClientPrivacy):
+        raise InputError(
+            "CONTRACT_SERVER_OPTIMIZER",
+            "A server's optimizer is offered with record-level privacy; at client level the noised mean is added.",
+            field=field,
+            remedy="Leave it out, or take the trust model record-level-at-each-participant.",
+        )
+    _positive(optimizer.tau, f"{field}.tau")
+    for name in ("beta_1", "beta_2"):
+        beta = getattr(optimizer, name)
+        if not 0 <= beta < 1 or (optimizer.kind == "adagrad" and beta != 0):
+            raise InputError(
+                "CONTRACT_BETA",
+                f"{name} is {beta}; it must be 0 for adagrad, and at least 0 and below 1 for adam and yogi.",
+                field=f"{field}.{name}",
+            )
 
 
 def check_privacy(contract: Contract) -> None:
@@ -655,6 +729,7 @@ def check_term(contract: Contract) -> None:
 
 CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_parties,
+    check_gate_orders,
     check_data,
     check_model,
     check_training,

@@ -1,5 +1,7 @@
 """A contract as it lies in a file: complete TOML, canonical JSON, an envelope, signed, or in evidence."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,12 @@ from fedpact_contract.errors import FedpactError, InputError
 from fedpact_contract.evidence import LOG
 from fedpact_contract.log import ContractSigned, Entry
 from fedpact_contract.record import Envelope, read_envelope, signers
+
+_MARKS = ({"participants"}, {"contract", "delegations"}, {"type", "payload", "signatures"})
+"""Keys by which the three shapes of JSON are told from anything else."""
+
+_REMEDY = "Give the file that `fedpact contract new --out FILE` wrote, an evidence folder, or complete TOML."
+_SHOWN = 5  # of the keys that a file has instead
 
 
 def read_contract(path: Path) -> tuple[Contract, list[str]]:
@@ -31,7 +39,7 @@ def read_contract(path: Path) -> tuple[Contract, list[str]]:
     try:
         if evidence:
             return _in_log(data)
-        return _json(data) if data.lstrip()[:1] == b"{" else (_toml(data, path), [])
+        return _json(data) if _is_json(data) else (_toml(data, path), [])
     except FedpactError as err:
         err.file = err.file or str(path)
         raise
@@ -54,7 +62,13 @@ def _in_log(data: bytes) -> tuple[Contract, list[str]]:
     """Entry 0 of a log; the rest is not read (`verify` does)."""
     body = Entry.from_bytes(data.partition(b"\n")[0]).open()
     if not isinstance(body, ContractSigned):
-        raise InputError("CONTRACT_FILE_FORM", "The log does not begin with a signed contract.")
+        raise InputError(
+            "CONTRACT_FILE_FORM",
+            "The log does not begin with a signed contract.",
+            field="entry 0",
+            rule="the first entry of a log is the signed contract",
+            remedy="`fedpact verify` says what else is wrong with this evidence.",
+        )
     return _signed(body.signed.contract)
 
 
@@ -69,14 +83,33 @@ def _json(data: bytes) -> tuple[Contract, list[str]]:
 
 
 def _load(data: bytes) -> dict[str, Any]:
+    """The values of what looks like a contract, whatever rules of one it may break."""
+    with suppress(ValueError, RecursionError):  # `parse_canonical` says what is wrong
+        loose = json.loads(data)
+        if not isinstance(loose, dict) or not any(set(loose) >= marks for marks in _MARKS):
+            raise InputError(
+                "CONTRACT_FILE_FORM",
+                "The file is JSON, and no contract.",
+                field=", ".join(sorted(loose)[:_SHOWN] if isinstance(loose, dict) else []) or "(whole)",
+                rule="a contract has participants; a signed one is an envelope, alone or with delegations",
+                remedy=_REMEDY,
+            )
     try:
-        value = parse_canonical(data.rstrip(b"\n"), what="contract")
+        value: dict[str, Any] = parse_canonical(data.rstrip(b"\n"), what="contract")
     except InputError as err:
-        err.remedy = "Give the file that `fedpact contract new --out FILE` wrote, an evidence folder, or complete TOML."
+        err.remedy = _REMEDY
         raise
-    if not isinstance(value, dict):
-        raise InputError("CONTRACT_FILE_FORM", "The file holds no contract.")
     return value
+
+
+def _is_json(data: bytes) -> bool:
+    if data.lstrip()[:1] == b"{":
+        return True
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _signed(envelope: Envelope[Contract]) -> tuple[Contract, list[str]]:

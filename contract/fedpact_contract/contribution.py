@@ -2,8 +2,9 @@
 
 The game of one round: v(S) = mean loss of the round's base model minus mean loss of the base model plus the weighted
 updates of S. A participant that gave a validation slice is scored on the other slices only, by the mean over the
-rows that remain. The unanimity game has two coalitions, nobody and all: each of all has the same part of the fall, on
-all rows. Values are exact fractions in 1e-9 nat; whoever was not admitted in a round has 0 there.
+rows that remain. Where the server's optimizer keeps momentum, a player's part of the step is its own momentum's, and
+whoever was admitted before is a player still. The unanimity game has two coalitions, nobody and all: each of all has
+the same part of the fall, on all rows. Values are exact fractions in 1e-9 nat; who is no player in a round has 0 there.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from itertools import pairwise
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import RoundScores
+from fedpact_contract.output import counted
 from fedpact_contract.shapley import banzhaf, shapley
 
 _LARGEST = 10**30
@@ -24,6 +26,22 @@ def validation_rows(contract: Contract) -> int:
     return sum(s.count for s in contract.contribution.validation.slices)
 
 
+def players_of(contract: Contract, admitted: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Whose updates move the model in the last of these rounds, in the order of ids: the players of its game.
+
+    Args:
+        contract: The contract.
+        admitted: Whose updates were admitted, for every round so far.
+    """
+    moving = [p for names in admitted for p in names] if contract.keeps_momentum else admitted[-1]
+    return tuple(sorted(set(moving)))
+
+
+def admitted_in(scores: RoundScores) -> tuple[str, ...]:
+    """Whose updates were admitted in the round."""
+    return scores.players if scores.admitted is None else scores.admitted
+
+
 def check_scores(scores: RoundScores, contract: Contract) -> None:
     """The scores of a round are a complete loss table over known players and all slices.
 
@@ -32,12 +50,15 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
     """
     field, known = f"round {scores.round}", contract.by_id()
     if scores.round > contract.training.rounds:
-        raise FaultError("SCORES_ROUND", f"The contract has {contract.training.rounds} rounds.", field=field)
+        raise FaultError("SCORES_ROUND", f"The contract has {counted(contract.training.rounds, 'round')}.", field=field)
     if not scores.players or list(scores.players) != sorted(set(scores.players)):
         raise FaultError("SCORES_PLAYERS", "The players are not at least one, each once, in order.", field=field)
     for player in scores.players:
         if player not in known:
             raise FaultError("SCORES_PLAYERS", "A player is no participant.", field=field, party=player)
+    if (scores.admitted is not None) != contract.keeps_momentum or not {*admitted_in(scores)} <= {*scores.players}:
+        message = "Who was admitted is named beside the players where the server's optimizer keeps momentum, else not."
+        raise FaultError("SCORES_PLAYERS", message, field=field)
     coalitions, slices = 2 ** len(scores.players), len(contract.contribution.validation.slices)
     if contract.contribution.game == "unanimity":
         coalitions = 2  # nobody, and all together: no smaller group was looked at

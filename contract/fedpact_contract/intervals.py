@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from fractions import Fraction
 from functools import lru_cache
-from math import ceil, floor, fsum, isqrt, sqrt
+from math import ceil, floor, fsum, sqrt
 from typing import Literal
 
-from fedpact_contract.canonical import sha256
 from fedpact_contract.contract import Contract
 from fedpact_contract.contribution import validation_rows
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import Moments, RoundScores
+from fedpact_contract.sampling import root, words
 
 DRAWS = 2_000
 
 _Z = Fraction(196, 100)
-_ROOT_SCALE = 10**18
 _LARGEST = 10**70
 _SLACK = Fraction(1, 10**9)
 _PIVOT = 1e-12
@@ -108,11 +107,6 @@ def outward(low: Fraction, high: Fraction) -> Bounds:
     return Decimal(f"{floor(below)}E-6"), Decimal(f"{ceil(above)}E-6")
 
 
-def standard_error(variance: Fraction) -> Decimal:
-    """The root of a variance in (1e-9 nat)^2, rounded up to 1e-3 of that unit."""
-    return Decimal(f"{ceil(_root(variance) * 1000)}E-3")
-
-
 def _check_moments(moments: Moments, players: Sequence[str], admitted: set[str]) -> None:
     products = moments.products
     if len(products) != len(players) or any(len(row) != len(players) for row in products):
@@ -141,7 +135,7 @@ def _delta(values: Sequence[Fraction], cov: Matrix, contribution: Fraction) -> l
     for i in positive:
         t = values[i] / gained
         variance = cov[i][i] - 2 * t * sums[i] + t**2 * spread
-        result[i] = _root(max(_ZERO, variance) * (_Z * contribution / gained) ** 2)
+        result[i] = root(max(_ZERO, variance) * (_Z * contribution / gained) ** 2)
     return result
 
 
@@ -203,17 +197,5 @@ def _normals(contract_id: str, count: int) -> tuple[float, ...]:
 
 
 def _uniforms(contract_id: str) -> Iterator[float]:
-    """Multiples of 2**-53 in [0, 1): SHA-256(label, id, 8-byte counter) as four big-endian words, top 53 bits each."""
-    counter = 0
-    while True:
-        block = sha256(b"fedpact.draws.v1:" + bytes.fromhex(contract_id) + counter.to_bytes(8, "big"))
-        for start in range(0, 32, 8):
-            yield (int.from_bytes(block[start : start + 8], "big") >> 11) / 2**53
-        counter += 1
-
-
-def _root(square: Fraction) -> Fraction:
-    """The square root, rounded up at 1e-18."""
-    scaled = ceil(square * _ROOT_SCALE**2)
-    root = isqrt(scaled)
-    return Fraction(root if root**2 == scaled else root + 1, _ROOT_SCALE)
+    """Multiples of 2**-53 in [0, 1): the top 53 bits of each word."""
+    return ((word >> 11) / 2**53 for word in words(b"fedpact.draws.v1:", bytes.fromhex(contract_id)))

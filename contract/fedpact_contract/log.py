@@ -213,16 +213,18 @@ class RoundAbandoned(Body):
 class RoundScores(Part):
     """Coalition losses of one round, as integers.
 
-    `players` are the admitted participants in the order of their ids. (Of the unanimity game `losses` has two rows, the
-    base model's and the next one's.) `losses[mask][k]` is the sum, in 1e-9 nat, of
-    the loss over validation slice k of the model with the updates of the coalition `mask` (bit i: players[i]).
-    `correct` counts rightly classified validation rows before and after the round.
+    `players` are the admitted participants in the order of their ids. With a server's optimizer that keeps momentum
+    they are all that were admitted in this round or before, and `admitted` names this round's. (Of the unanimity game
+    `losses` has two rows, the base model's and the next one's.) `losses[mask][k]` is the sum, in 1e-9 nat, of the loss
+    over validation slice k of the model with the updates of the coalition `mask` (bit i: players[i]). `correct` counts
+    rightly classified validation rows before and after the round.
     """
 
     round: Count
     players: tuple[Hex32, ...]
     losses: tuple[tuple[Big, ...], ...]
     correct: tuple[int, int]
+    admitted: tuple[Hex32, ...] | None = None
 
 
 class Moments(Part):

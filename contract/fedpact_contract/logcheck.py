@@ -226,7 +226,7 @@ def _root_faults(hashes: Sequence[bytes], lines: Sequence[_Line], *, complete: b
     largest = max(line.record.size for line in lines)
     for line in bad:
         if any(size > line.record.size for size in good):
-            message = f"The operator signed another log of {line.record.size} entries: a root that is not this log's."
+            message = f"The operator signed another log of size {line.record.size}: a root that is not this log's."
             yield FaultError("CHECKPOINT_ROOT", message, file=CHECKPOINTS, field=f"line {line.number}")
             continue
         first = max([size for size in good if size < line.record.size], default=0)
@@ -239,7 +239,7 @@ def _root_faults(hashes: Sequence[bytes], lines: Sequence[_Line], *, complete: b
         yield FaultError("LOG_ROOT", message, file=LOG, field=f"entries.{first}")
         break
     if largest > len(hashes):
-        message = f"The operator signed {largest} entries and {len(hashes)} are there: the last ones were deleted."
+        message = f"The operator signed a log of size {largest} and {len(hashes)} of it are there: the end was deleted."
         yield FaultError("LOG_DELETED", message, file=LOG, field=f"entries.{len(hashes)}")
     elif largest < len(hashes) and complete and not bad:
         message = (
@@ -308,9 +308,9 @@ def _check_head(record: Countersignature, checkpoints: Mapping[int, Checkpoint])
     if checkpoint is None:
         raise FaultError(
             "COUNTERSIGNATURE_HEAD",
-            f"A participant countersigned {record.size} entries; no checkpoint has that size.",
+            f"A participant countersigned a log of size {record.size}; no checkpoint has that size.",
         )
     if checkpoint.root != record.root:
         raise FaultError(
-            "COUNTERSIGNATURE_ROOT", f"A participant was shown another log of {record.size} entries than this one."
+            "COUNTERSIGNATURE_ROOT", f"A participant was shown another log of size {record.size} than this one."
         )

@@ -3,6 +3,7 @@
 import base64
 import struct
 from collections.abc import Iterable, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from itertools import islice
 from typing import Any
 
@@ -11,6 +12,9 @@ from fedpact_contract.contribution import validation_rows
 from fedpact_contract.log import BaselinesScored, Body, MeasurementTaken
 from fedpact_contract.record import decimal_text
 from fedpact_contract.statistics import cell_count, results
+
+_WIDE = Context(prec=1000)
+"""Holds every digit of a float."""
 
 
 def sums_of(body: MeasurementTaken) -> bytes | None:
@@ -24,8 +28,9 @@ def sums_of(body: MeasurementTaken) -> bytes | None:
 def statistics(bodies: Iterable[Body], contract: Contract) -> dict[str, Any] | None:
     """The answers to the contract's queries, as JSON; None where it asks none. The log was checked before.
 
-    `noise` is the standard deviation of the noise on each sum, `participants` are those whose answers came, `queries`
-    are as in `statistics.results`, numbers as text of six digits.
+    `noise` is the standard deviation of the noise on each sum, `interval` what the ends mean, `participants` are those
+    whose answers came, in the contract's order, `queries` are as in `statistics.results`, numbers as text with the
+    digits that the noise allows.
     """
     if contract.statistics is None:
         return None
@@ -39,30 +44,58 @@ def statistics(bodies: Iterable[Body], contract: Contract) -> dict[str, Any] | N
     found = results(contract, sums) if sums else []
     for query in found:
         for answer in query["answers"].values():
-            answer["values"] = [f"{value:.6g}" for value in answer["values"]]
-            answer["error"] = None if answer["error"] is None else f"{answer['error']:.6g}"
+            _round(answer)
     return {
         "noise": decimal_text(contract.statistics.noise_multiplier),
-        "participants": [{"id": p, "name": contract.participant(p).name} for p in sorted(sums)],
+        "interval": {"level": "0.95", "covers": "the noise alone, each value by itself; not sampling"},
+        "participants": [{"id": p.id, "name": p.name} for p in contract.participants if p.id in sums],
         "queries": found,
     }
+
+
+def _round(answer: dict[str, Any]) -> None:
+    """Numbers as text: down to the second digit of the noise's standard deviation, or of half the interval.
+
+    What is finer says nothing. An error is rounded up, an interval outward.
+    """
+    texts: dict[str, list[str]] = {"values": [], "low": [], "high": []}
+    error = answer["error"]
+    for value, low, high in zip(answer["values"], answer["low"], answer["high"], strict=True):
+        size = Decimal(error if error is not None else (high - low) / 2)
+        step = Decimal(1).scaleb(size.adjusted() - 1)
+        for key, number, way in (
+            ("values", value, ROUND_HALF_EVEN),
+            ("low", low, ROUND_FLOOR),
+            ("high", high, ROUND_CEILING),
+        ):
+            texts[key].append(_text(number, step, way))
+        answer["error"] = None if error is None else _text(error, step, ROUND_CEILING)
+    answer |= texts
+
+
+def _text(number: float, step: Decimal, way: str) -> str:
+    """A multiple of `step`; what is off it by less than any float's rounding counts as on it."""
+    rounded = Decimal(number).quantize(step.scaleb(-6), context=_WIDE).quantize(step, way, _WIDE)
+    return format(rounded if rounded else abs(rounded), "f")
 
 
 def baselines(bodies: Iterable[Body], contract: Contract) -> list[dict[str, str]] | None:
     """How the models that participants trained alone do on the validation rows; None until that is stated.
 
-    `metric` is the accuracy, `loss` the mean loss in nat, both on all validation rows.
+    `metric` is the accuracy, `loss` the mean loss in nat, both on all validation rows; in the contract's order.
     """
     scored = next((body for body in bodies if isinstance(body, BaselinesScored)), None)
     if scored is None:
         return None
     rows = validation_rows(contract)
+    lines = {line.participant: line for line in scored.lines}
     return [
         {
-            "id": line.participant,
-            "name": contract.participant(line.participant).name,
-            "metric": f"{line.correct / rows:.6f}",
-            "loss": f"{sum(line.losses) / rows / 1e9:.6f}",
+            "id": party.id,
+            "name": party.name,
+            "metric": f"{lines[party.id].correct / rows:.6f}",
+            "loss": f"{sum(lines[party.id].losses) / rows / 1e9:.6f}",
         }
-        for line in scored.lines
+        for party in contract.participants
+        if party.id in lines
     ]

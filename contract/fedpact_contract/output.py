@@ -237,6 +237,11 @@ def format_interval(low: str | Decimal, high: str | Decimal) -> str:
     return f"{_percent(low, ROUND_FLOOR)} - {_percent(high, ROUND_CEILING)} %"
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of something: 1 round, 2 rounds. For nouns that take an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def visible(text: str) -> str:
     """The text with control characters, direction marks and the like spelt out in ASCII, and line ends as they are."""
     return "".join(c if c == "\n" or unicodedata.category(c) not in HIDDEN else ascii(c)[1:-1] for c in text)

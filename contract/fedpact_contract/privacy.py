@@ -10,20 +10,27 @@ a filter is valid: Rényi sums at one fixed order against a fixed limit (Feldman
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
 
 from fedpact_contract.contract import ClientPrivacy, Contract, EntityUnit, MeasurementKind
 from fedpact_contract.errors import InputError
 from fedpact_contract.messages import measurement_event, release_event
+from fedpact_contract.output import counted
 from fedpact_contract.record import decimal_text
 
-ACCOUNTANT = "dp-accounting 0.6 PLD, zero-out (REPLACE_SPECIAL)"
+LIBRARY = "dp-accounting 0.6"
+"""What all privacy arithmetic here is done with, by name and version."""
+
+ACCOUNTANT = f"{LIBRARY} PLD, zero-out (REPLACE_SPECIAL)"
 """What a contract's `privacy.accountant` must say: the accountant and version that this package recomputes with."""
 
-CENTRAL_ACCOUNTANT = "dp-accounting 0.6 RDP, zero-out, no amplification (flwr 1.41 RdpAccountant)"
+CENTRAL_ACCOUNTANT = f"{LIBRARY} RDP, zero-out, no amplification (flwr 1.41 RdpAccountant)"
 """The same at client level, with the formula and the orders of Flower's own accountant, which must agree."""
+
+CENTRAL_ORDERS = (*(Decimal(n) / 10 for n in range(11, 110)), *map(Decimal, (*range(11, 64), 128, 256, 512, 1024)))
+"""Its Rényi orders; epsilon is the least over them. All of them may be looked at, for the plan is fixed beforehand."""
 
 Group = tuple[Decimal, Decimal, int]
 """(noise multiplier, sample rate, steps): so many equal steps."""
@@ -156,6 +163,7 @@ def solve_noise_multiplier(
             "PRIVACY_UNREACHABLE",
             f"The statistics alone cost epsilon {epsilon_pld(beside, delta)}; the contract allows {epsilon} in all.",
             field="statistics.noise_multiplier",
+            rule="epsilon of the statistics alone <= privacy.epsilon",
             remedy="Give the statistics more noise, ask fewer queries, or allow a larger epsilon.",
         )
 
@@ -170,7 +178,11 @@ def solve_noise_multiplier(
     for interval in (_COARSE, _MIDDLE, _FINE):
         found = _smallest(lambda k, i=interval: costs(k, i) <= epsilon, found or _NOISE_HIGH)  # type: ignore[misc]  # mypy cannot type a lambda's default
     if found is None:
-        raise _unreachable(steps, epsilon)
+        raise _unreachable(
+            f"{steps} steps" + (" and what is measured" if beside else ""),
+            epsilon,
+            "Plan fewer training.rounds or training.local_steps, a smaller privacy.sample_rate, or a larger epsilon.",
+        )
     return Decimal(found) * _NOISE_STEP
 
 
@@ -195,7 +207,8 @@ def epsilon_central(noise_multiplier: Decimal, delta: Decimal, releases: int) ->
     import dp_accounting
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
-    flowers = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+    orders = [float(order) for order in CENTRAL_ORDERS]
+    flowers = RdpAccountant(orders, dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
     flowers.compose(dp_accounting.GaussianDpEvent(float(noise_multiplier)), releases)
     value = float(flowers.get_epsilon(float(delta)))
     return _round_up(value, _EPSILON_STEP) if value <= CEILING else INFINITE
@@ -211,7 +224,9 @@ def solve_central_noise(epsilon: Decimal, delta: Decimal, releases: int) -> Deci
     _require(1 <= releases <= _MAX_STEPS, "releases", f"between 1 and {_MAX_STEPS}")
     found = _smallest(lambda k: epsilon_central(Decimal(k) * _NOISE_STEP, delta, releases) <= epsilon, 1000)
     if found is None:
-        raise _unreachable(releases, epsilon)
+        raise _unreachable(
+            f"{releases} released models", epsilon, "Plan fewer training.rounds, or a larger privacy.epsilon."
+        )
     return Decimal(found) * _NOISE_STEP
 
 
@@ -227,6 +242,17 @@ def attempt_rdp(contract: Contract, alpha: Decimal) -> Decimal:
     """
     noise, rate, steps = _group(contract, contract.noised_steps)
     return rdp(noise / 2 if isinstance(contract.privacy, ClientPrivacy) else noise, rate, steps, alpha)
+
+
+def plan_rdp(contract: Contract, alpha: Decimal) -> Decimal:
+    """The most that the contract may charge to a data set whose gate has the order `alpha`: attempts, measurements.
+
+    Raises:
+        InputError: PRIVACY_RANGE.
+    """
+    attempts = contract.training.rounds + contract.privacy.spare_attempts
+    measured = [rdp(*measured_group(contract, kind), alpha) for kind in contract.measurements]
+    return _UP.add(_UP.multiply(attempts, attempt_rdp(contract, alpha)), sum(measured, Decimal(0)))
 
 
 def rdp(noise_multiplier: Decimal, sample_rate: Decimal, steps: int, alpha: Decimal) -> Decimal:
@@ -322,12 +348,11 @@ def epsilon_plan(contract: Contract) -> Decimal:
 def plan_words(contract: Contract) -> str:
     """What epsilon covers, in words: 6 steps, 4 statistics and a baseline of 5 steps."""
     noised = "released model" if isinstance(contract.privacy, ClientPrivacy) else "step"
-    parts = [f"{contract.planned_steps} {noised}" + ("s" if contract.planned_steps != 1 else "")]
+    parts = [counted(contract.planned_steps, noised)]
     if contract.statistics is not None:
-        count = len(contract.statistics.queries)
-        parts.append(f"{count} statistic" + ("s" if count != 1 else ""))
+        parts.append(counted(len(contract.statistics.queries), "statistic"))
     if contract.baseline is not None:
-        parts.append(f"a baseline of {contract.baseline.steps} steps")
+        parts.append(f"a baseline of {counted(contract.baseline.steps, 'step')}")
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
@@ -378,90 +403,12 @@ def _check_entity(contract: Contract, entity: EntityUnit) -> None:
         shown = f"epsilon {epsilon} at delta {delta:.3g}" if epsilon.is_finite() else f"epsilon above {CEILING}"
         raise InputError(
             "CONTRACT_ENTITY_EPSILON",
-            f"For {entity.max_rows} rows of one entity the plan costs {shown}; the contract promises "
+            f"For {counted(entity.max_rows, 'row')} of one entity the plan costs {shown}; the contract promises "
             f"{decimal_text(entity.epsilon)} at {entity.delta:.3g}.",
             field="privacy.entity.epsilon",
             rule="the guarantee for entities is the one that the plan keeps",
             remedy="Take what `fedpact contract new` works out; fewer rows an entity, or more noise, make it smaller.",
         )
-
-
-def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]) -> dict[str, Any]:
-    """What privacy was promised and what was spent, with the fields that NIST SP 800-226 asks for.
-
-    `charged_steps_by_participant` maps a participant's id to the DP-SGD steps charged to it (failed attempts too), at
-    client level to the released models that its updates entered.
-    Quantities are decimal strings. `epsilon` is what the contract promises, `epsilon_pld` what the plan costs and what
-    was spent, by privacy loss distributions; statistics and a baseline count as released by everybody. What all
-    contracts together spent of a data set, `epsilon_gate` and the Rényi sum, only the agent that keeps its ledger
-    knows (`fedpact-agent budget`).
-
-    Raises:
-        InputError: CONTRACT_NOT_A_PARTY.
-    """
-    privacy, entity, central = contract.privacy, contract.privacy.entity, isinstance(contract.privacy, ClientPrivacy)
-    participants = []
-    for party_id, steps in sorted(charged_steps_by_participant.items()):
-        line = {
-            "participant": party_id,
-            "name": contract.participant(party_id).name,
-            "steps": steps,
-            "releases": -(-steps // contract.noised_steps),
-            "epsilon_pld": _shown(epsilon_pld(plan_groups(contract, steps), privacy.delta)),
-        }
-        participants.append(line | ({} if entity is None else _entity_spent(contract, steps)))
-    return {
-        "standard": "NIST SP 800-226",
-        "epsilon": decimal_text(privacy.epsilon),
-        "delta": decimal_text(privacy.delta),
-        "privacy_unit": privacy.unit,
-        "neighbours": privacy.relation,
-        "trust_model": privacy.trust_model,
-        "accountant": privacy.accountant,
-        **_mechanism(contract),
-        "noise": {"distribution": "gaussian", "multiplier": decimal_text(privacy.noise_multiplier)},
-        "randomness": "aes-256-ctr",
-        "plan": {
-            "steps": contract.planned_steps,
-            "releases": contract.planned_steps // contract.noised_steps,
-            "epsilon_pld": _shown(epsilon_pld(plan_groups(contract), privacy.delta)),
-            **({"measurements": ", ".join(contract.measurements)} if contract.measurements else {}),
-        },
-        **({} if entity is None else {"entity": entity.plain()}),
-        "composition": {
-            "within_contract": "rdp-of-the-whole-plan" if central else "pld-of-the-whole-plan",
-            "across_contracts": "renyi-filter-of-each-data-set",
-        },
-        "hyperparameters": "fixed-at-signature",
-        "participants": participants,
-    }
-
-
-def _mechanism(contract: Contract) -> dict[str, Any]:
-    """The label's fields that say what is clipped, sampled and noised, and towards whom."""
-    privacy = contract.privacy
-    if isinstance(privacy, ClientPrivacy):
-        return {
-            "mechanism": "gaussian-sum-of-clipped-updates",
-            "not_protected_from": "the-operator",
-            "sampling": {"method": "no-amplification", "rate": "1"},
-            "clip": {"method": "whole-update", "max_update_norm": decimal_text(privacy.max_update_norm)},
-        }
-    return {
-        "mechanism": "dp-sgd",
-        "sampling": {"method": privacy.sampling, "rate": decimal_text(privacy.sample_rate)},
-        "clip": {"method": "flat", "max_grad_norm": decimal_text(privacy.max_grad_norm)},
-    }
-
-
-def _entity_spent(contract: Contract, steps: int) -> dict[str, str]:
-    """What the rows of one entity together were charged."""
-    epsilon, delta = entity_guarantee(contract, steps)
-    return {"entity_epsilon": _shown(epsilon), "entity_delta": decimal_text(delta)}
-
-
-def _shown(epsilon: Decimal) -> str:
-    return decimal_text(epsilon) if epsilon.is_finite() else f"more than {CEILING}"
 
 
 def _group(contract: Contract, steps: int) -> Group:
@@ -551,11 +498,14 @@ def _smallest(fits: Callable[[int], bool], start: int) -> int | None:
     return high
 
 
-def _unreachable(steps: int, epsilon: Decimal) -> InputError:
+def _unreachable(planned: str, epsilon: Decimal, remedy: str) -> InputError:
+    most = _NOISE_HIGH // 1000
     return InputError(
         "PRIVACY_UNREACHABLE",
-        f"No noise multiplier up to {_NOISE_HIGH // 1000} keeps {steps} steps within epsilon {epsilon}.",
-        remedy="Plan fewer steps, a smaller sample rate, or a larger epsilon.",
+        f"No noise multiplier up to {most} keeps {planned} within epsilon {epsilon}.",
+        field="privacy.epsilon",
+        rule=f"noise_multiplier <= {most}",
+        remedy=remedy,
     )
 
 

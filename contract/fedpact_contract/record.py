@@ -309,7 +309,8 @@ def _input_error(err: ValidationError, model: type[BaseModel], code: str, file: 
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     path = ".".join(str(p) for p in _place(model, first["loc"])) or "(whole)"
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), _keys(model, first["loc"][:-1]), 1, 0.75)
+        key = str(first["loc"][-1])
+        near = difflib.get_close_matches(key, _keys(model, first["loc"][:-1]) - {key}, 1, 0.75)
         message = f"Unknown key {path}" + (f"; perhaps {near[0]} is meant." if near else ".")
         return InputError(code + "_UNKNOWN_KEY", message, file=file, field=path, rule="no key but the known ones")
     if first["type"] == "union_tag_not_found":

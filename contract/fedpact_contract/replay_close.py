@@ -3,6 +3,7 @@
 Each function yields what is wrong with its entry and then takes it into the state.
 """
 
+from fedpact_contract.contribution import admitted_in, players_of
 from fedpact_contract.errors import FedpactError
 from fedpact_contract.log import (
     BaselinesScored,
@@ -17,6 +18,7 @@ from fedpact_contract.log import (
     ScoresOpened,
     commitment,
 )
+from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
 from fedpact_contract.replay_state import Faults, Period, Run
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened
@@ -66,7 +68,7 @@ def run_completed(run: Run, place: Place, body: RunCompleted) -> Faults:
         message = f"The scores of round {missing[0]} are not committed to."
         yield place.fault("SCORES_NOT_COMMITTED", message, field="rounds", party=operator)
     if body.rounds != len(run.aggregated):
-        message = f"The run is said to have {body.rounds} rounds; {len(run.aggregated)} are aggregated."
+        message = f"The run is said to have {counted(body.rounds, 'round')}; aggregated: {len(run.aggregated)}."
         yield place.fault("RUN_ROUNDS", message, field="rounds")
     if body.model_digest != run.model_digest:
         message = "The delivered model is not the one that the last round led to."
@@ -89,9 +91,14 @@ def scores_opened(run: Run, place: Place, body: ScoresOpened) -> Faults:
         yield place.fault("SCORES_COMMITMENT", message, field="scores", party=party)
     if scores.round != number:
         yield place.fault("SCORES_ROUND", f"The scores are of round {scores.round}.", field="scores.round")
-    if number in run.aggregated and scores.players != run.aggregated[number]:
-        message = "The players are not the admitted participants."
-        yield place.fault("SCORES_PLAYERS", message, field="scores.players")
+    if number in run.aggregated:
+        so_far = [names for k, names in sorted(run.aggregated.items()) if k <= number]
+        if scores.players != players_of(run.parties.contract, so_far):
+            message = "The players are not those whose updates moved the model."
+            yield place.fault("SCORES_PLAYERS", message, field="scores.players")
+        if admitted_in(scores) != run.aggregated[number]:
+            message = "Others are named as admitted than the log admitted in this round."
+            yield place.fault("SCORES_PLAYERS", message, field="scores.admitted")
     run.scores.setdefault(number, scores)
     yield from _scores_chain(run, place, number)
 

@@ -26,6 +26,7 @@ from fedpact_contract.messages import (
     measurement_event,
     update_event,
 )
+from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
 from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
 from fedpact_contract.statistics import total_cells
@@ -49,7 +50,7 @@ def round_opened(run: Run, place: Place, body: RoundOpened) -> Faults:
         yield place.fault("ROUND_ORDER", f"Round {body.round} opens where round {due} is due.", field="round")
     elif body.round > contract.training.rounds:
         yield place.fault(
-            "ROUND_BEYOND_CONTRACT", f"The contract has {contract.training.rounds} rounds.", field="round"
+            "ROUND_BEYOND_CONTRACT", f"The contract has {counted(contract.training.rounds, 'round')}.", field="round"
         )
     if missing := sorted(run.aggregated.keys() - run.committed.keys()):
         message = f"The scores of round {missing[-1]} are not committed to yet."
@@ -330,7 +331,7 @@ def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
     yield from _round_over(run, place, body)
     minimum = run.parties.contract.participation.minimum
     if len(body.admitted) < minimum:
-        message = f"{len(body.admitted)} updates were aggregated; the contract's minimum is {minimum}."
+        message = f"{counted(len(body.admitted), 'update')} aggregated; the contract's minimum is {minimum}."
         yield place.fault("ADMITTED_TOO_FEW", message, field="admitted", rule="participation.minimum")
     due = "csprng" if isinstance(run.parties.contract.privacy, ClientPrivacy) else None
     if body.noise != due:

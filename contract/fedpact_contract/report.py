@@ -12,6 +12,7 @@ from fedpact_contract import measured
 from fedpact_contract.contract import ClientPrivacy, Contract
 from fedpact_contract.contribution import own_slice_difference, round_values, validation_rows
 from fedpact_contract.errors import FaultError
+from fedpact_contract.label import dp_label
 from fedpact_contract.log import (
     Body,
     ContractSigned,
@@ -30,7 +31,6 @@ from fedpact_contract.log import (
     UpdateRefused,
 )
 from fedpact_contract.messages import Receipt, Refusal, Update
-from fedpact_contract.privacy import dp_label
 from fedpact_contract.record import Envelope, decimal_text, ratio_text, read_envelope
 from fedpact_contract.scorecard import nats, value_lines, without_slices
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement

@@ -295,6 +295,7 @@ def _statement_totals(result: PeriodResult) -> dict[str, Any]:
 def _statement_lines(result: PeriodResult, contract: Contract) -> list[dict[str, Any]]:
     ranked = sorted(result.lines, key=lambda line: (floor(line.exact) - line.exact, line.participant))
     rank = {line.participant: place for place, line in enumerate(ranked, start=1)}
+    lines = {line.participant: line for line in result.lines}
     return [
         {
             "participant": line.participant,
@@ -317,7 +318,7 @@ def _statement_lines(result: PeriodResult, contract: Contract) -> list[dict[str,
             "remainder_rank": rank[line.participant],
             "fen": line.fen,
         }
-        for line in result.lines
+        for line in (lines[party.id] for party in contract.participants)
     ]
 
 

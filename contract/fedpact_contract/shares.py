@@ -19,10 +19,11 @@ from fractions import Fraction
 from typing import Literal
 
 from fedpact_contract.contract import Contract, Settlement
-from fedpact_contract.contribution import period_values, total_value
+from fedpact_contract.contribution import admitted_in, period_values, total_value
 from fedpact_contract.errors import InputError
-from fedpact_contract.intervals import Bounds, Matrix, Method, Rule, covariance, intervals, outward, standard_error
+from fedpact_contract.intervals import Bounds, Matrix, Method, Rule, covariance, intervals, outward
 from fedpact_contract.log import Moments, RoundScores
+from fedpact_contract.sampling import standard_error
 
 COVERS = "validation sampling only"
 """What the interval covers; it stands beside every interval that is shown."""
@@ -102,7 +103,7 @@ def shares(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) 
     if not rounds:
         raise InputError("SHARES_NO_ROUNDS", "No round was completed: there is nothing to share by.")
     values, total = period_values(rounds, contract), total_value(rounds, contract)
-    admitted = {p: sum(p in r.players for r in rounds) for p in values}
+    admitted = {p: sum(p in admitted_in(r) for r in rounds) for p in values}
     cov = covariance(contract, rounds, values, moments)
     total_variance = max(_ZERO, sum((sum(row, _ZERO) for row in cov), _ZERO))
     basis, reason, weights = _choose(contract.settlement, values, total, total_variance)

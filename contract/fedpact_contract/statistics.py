@@ -5,9 +5,10 @@ normal noise of the contract's `noise_multiplier` is added to each sum. So each 
 sampling, charged like training. Everything computed from the noised sums is free.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from fedpact_contract.contract import CategoryColumn, Contract, NumberColumn
 
 Bins = Annotated[int, Field(ge=2, le=1000)]
+_SHOWN = 12  # names in a message
+
+DEVIATIONS = NormalDist().inv_cdf(0.975)
+"""So many standard deviations to both sides hold 95 % of the noise."""
 
 
 class MeanQuery(Part):
@@ -68,7 +73,7 @@ class Statistics(Part):
 
 
 def check_statistics(contract: "Contract") -> None:
-    """Each query asks something of a column that training reads, in the column's own terms.
+    """Each query asks something of a column that training reads, in the column's own terms, and none asks it again.
 
     Raises:
         InputError: CONTRACT_STATISTICS, naming the query.
@@ -81,6 +86,14 @@ def check_statistics(contract: "Contract") -> None:
         problem = _problem(contract, query)
         if problem:
             raise _wrong(f"queries.{index}", f"The {query.kind} of {query.column}: {problem}.")
+        first = contract.statistics.queries.index(query)
+        if first < index:
+            raise _wrong(
+                f"queries.{index}",
+                f"The {query.kind} of {query.column} is asked twice, in queries.{first} too, and would cost twice.",
+                remedy="Leave one of them out; for a sharper answer take a smaller noise_multiplier.",
+                rule="each query is asked once",
+            )
 
 
 def cell_count(contract: "Contract", query: Query) -> int:
@@ -125,16 +138,17 @@ def results(contract: "Contract", sums: Mapping[str, Sequence[Sequence[float]]])
         sums: Participant id -> for each query its noised sums.
 
     Returns:
-        One entry a query: `kind`, `column`, `labels` (of the values), and `answers`: for each participant's id, and for
-        "together" where there are several, `values` and `error`, the standard error of each value by the noise alone
-        (None for quantiles).
+        One entry a query: `kind`, `column`, `labels` (of the values), and `answers`: for each participant's id, in the
+        contract's order, and for "together" where there are several, `values`, `error`, the standard deviation that the
+        noise gives each value (None for quantiles), and `low` and `high`, the ends of its 95 % interval: where the
+        answer without noise lies. Of the noise alone, each value by itself; nothing is said of other rows than these.
     """
     assert contract.statistics is not None  # noqa: S101 - the caller's log holds answers to it
     noise = float(contract.statistics.noise_multiplier)
-    rows = {party: contract.participant(party).num_examples for party in sums}
+    rows = {party.id: party.num_examples for party in contract.participants if party.id in sums}
     found = []
     for index, query in enumerate(contract.statistics.queries):
-        parts = {party: (answers[index], rows[party], noise) for party, answers in sorted(sums.items())}
+        parts = {party: (sums[party][index], rows[party], noise) for party in rows}
         if len(parts) > 1:
             cells = [sum(cell) for cell in zip(*(answer for answer, _, _ in parts.values()), strict=True)]
             parts["together"] = (cells, sum(rows.values()), noise * len(sums) ** 0.5)
@@ -148,18 +162,62 @@ def results(contract: "Contract", sums: Mapping[str, Sequence[Sequence[float]]])
 def _answer(
     contract: "Contract", query: Query, cells: Sequence[float], rows: int, noise: float
 ) -> dict[str, list[float] | float | None]:
+    if isinstance(query, QuantileQuery):
+        return _quantiles(contract, query, cells, rows, noise)
+    values, error = [float(cell) for cell in cells], noise
     if isinstance(query, MeanQuery):
         low, high = (float(bound) for bound in bounds_of(contract, query.column))
         half = (high - low) / 2
-        return {"values": [low + half * (1 + cells[0] / rows)], "error": half * noise / rows}
-    if isinstance(query, QuantileQuery):
-        return {"values": _quantiles(contract, query, cells), "error": None}
-    return {"values": [float(cell) for cell in cells], "error": noise}
+        values, error = [low + half * (1 + cells[0] / rows)], half * noise / rows
+    reach = DEVIATIONS * error
+    return {
+        "values": values,
+        "error": error,
+        "low": [value - reach for value in values],
+        "high": [value + reach for value in values],
+    }
 
 
-def _quantiles(contract: "Contract", query: QuantileQuery, cells: Sequence[float]) -> list[float]:
-    """Read off the histogram, negative sums as 0, evenly within a part; the bounds' middle where all sums are 0."""
+def _quantiles(
+    contract: "Contract", query: QuantileQuery, cells: Sequence[float], rows: int, noise: float
+) -> dict[str, list[float] | float | None]:
+    """The values, and from which edge of the histogram to which the quantiles of the rows lie."""
     low, high = (float(bound) for bound in bounds_of(contract, query.column))
+    width = (high - low) / query.bins
+    values = _read_off(query, cells, low, high)
+    spans = [_span(cells, float(p), rows, noise) for p in query.probabilities]
+    return {
+        "values": values,
+        "error": None,
+        "low": [min(v, low + width * first) for v, (first, _) in zip(values, spans, strict=True)],
+        "high": [max(v, low + width * last) for v, (_, last) in zip(values, spans, strict=True)],
+    }
+
+
+def _span(cells: Sequence[float], probability: float, rows: int, noise: float) -> tuple[int, int]:
+    """The numbers of the edges between which a quantile lies, at 95 %.
+
+    How many rows lie below edge k of K is known from the noised sums below it and, the number of rows being public,
+    from those above it; the best of both has the variance noise^2 k (K - k) / K. Edges are tried from below while
+    they surely have too few rows below them, and from above while they surely have enough: each end is wrong only
+    where the one edge next to the quantile is misjudged, which is 2.5 %, however many edges are tried.
+    """
+    count, total, below = len(cells), sum(cells), 0.0
+    least, most = [0.0], [0.0]
+    for k, cell in enumerate(cells, start=1):
+        below += cell
+        middle = below + (rows - total) * k / count
+        reach = DEVIATIONS * noise * (k * (count - k) / count) ** 0.5
+        least.append(middle - reach)
+        most.append(middle + reach)
+    wanted = probability * rows
+    first = next(k for k in range(1, count + 1) if k == count or most[k] >= wanted) - 1
+    last = next(k for k in range(count - 1, -1, -1) if k == 0 or least[k] < wanted) + 1
+    return first, max(last, first + 1)
+
+
+def _read_off(query: QuantileQuery, cells: Sequence[float], low: float, high: float) -> list[float]:
+    """Quantiles by the histogram, negative sums as 0, evenly within a part; the middle where all sums are 0."""
     width = (high - low) / query.bins
     counts = [max(0.0, float(cell)) for cell in cells]
     total, answers = sum(counts), []
@@ -185,7 +243,7 @@ def _labels(contract: "Contract", query: Query) -> list[str]:
         return list(values_of(contract, query.column))
     low, high = bounds_of(contract, query.column)
     edges = [low + (high - low) * place / query.bins for place in range(query.bins + 1)]
-    return [f"{a:.6g} to {b:.6g}" for a, b in pairwise(edges)]
+    return [f"{a:.6g} – {b:.6g}" for a, b in pairwise(edges)]
 
 
 def _problem(contract: "Contract", query: Query) -> str | None:
@@ -193,21 +251,40 @@ def _problem(contract: "Contract", query: Query) -> str | None:
     kinds = {c.name: c.kind for c in contract.data.columns} | {contract.data.label.name: "category"}
     kind = kinds.get(query.column)
     if kind is None:
-        return "the contract reads no such column"
+        return f"the contract reads no such column; it reads {_some(kinds)}"
     number = kind == "number"
     if isinstance(query, MeanQuery | QuantileQuery) and not number:
-        return "it is no number"
+        return f"it is no number; the contract's numbers are {_some(n for n, k in kinds.items() if k == 'number')}"
     if isinstance(query, HistogramQuery) and (query.bins is not None) != number:
         return "`bins` goes with a number, and only with it"
     if isinstance(query, CountQuery):
         if (query.at_least is not None) != number or (query.value is None) != number:
             return "a number needs `at_least`, a category or the label `value`"
-        if query.value is not None and query.value not in values_of(contract, query.column):
-            return "it has no such value"
+        values = values_of(contract, query.column)
+        if query.value is not None and query.value not in values:
+            return f"it has no such value; its values are {_some(values)}"
     if isinstance(query, QuantileQuery) and not all(0 < p < 1 for p in query.probabilities):
         return "`probabilities` lie between 0 and 1"
     return None
 
 
-def _wrong(field: str, message: str) -> InputError:
-    return InputError("CONTRACT_STATISTICS", message, field=f"statistics.{field}")
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    known = list(names)
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return (", ".join(known[:_SHOWN]) or "none") + more
+
+
+def _wrong(
+    field: str,
+    message: str,
+    remedy: str = "Correct the query in the template; each kind is explained there (`fedpact contract template`).",
+    rule: str = "a query asks of a column that training reads, in the column's own terms",
+) -> InputError:
+    return InputError(
+        "CONTRACT_STATISTICS",
+        message,
+        field=f"statistics.{field}",
+        rule=rule,
+        remedy=remedy,
+    )

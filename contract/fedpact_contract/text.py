@@ -7,8 +7,17 @@ the contract's id. Values come from several parties: characters that a terminal 
 from collections.abc import Iterable, Iterator
 from decimal import ROUND_CEILING, Context, Decimal
 
-from fedpact_contract.contract import ClientPrivacy, Column, Contract, Contribution, NumberColumn, Party, RecordPrivacy
-from fedpact_contract.output import visible
+from fedpact_contract.contract import (
+    ClientPrivacy,
+    Column,
+    Contract,
+    Contribution,
+    EntityUnit,
+    NumberColumn,
+    Party,
+    RecordPrivacy,
+)
+from fedpact_contract.output import counted, visible
 from fedpact_contract.record import decimal_text
 from fedpact_contract.report import not_stopped
 from fedpact_contract.settlement import format_fen
@@ -57,6 +66,7 @@ def _parties(contract: Contract) -> Iterator[str]:
             f"\n    - {_party(p)}"
             f"\n      Sector: {visible(p.sector)}. Data set: {visible(p.data_set)}. "
             f"Contracted examples: {p.num_examples}. Payment floor: {_fen(p.floor_fen)}."
+            + ("" if p.gate_order is None else f" Rényi order of its ledger: {decimal_text(p.gate_order)}.")
             for p in contract.participants
         )
     )
@@ -82,15 +92,15 @@ def _data(contract: Contract) -> Iterator[str]:
     data, label = contract.data, contract.data.label
     yield (
         "Rows of the data sets do not leave the participants' premises, but for validation rows that a participant "
-        f"released by itself. Training reads {_count(len(data.columns), 'column')}, "
+        f"released by itself. Training reads {counted(len(data.columns), 'column')}, "
         + ("" if (entity := contract.privacy.entity) is None else "the label and whose a row is (below), ")
         + "and no other:"
         + "".join(f"\n    - {_column(column)}" for column in data.columns)
     )
     if entity is not None:
         yield (
-            f"The column {visible(entity.column)} says whose a row is. It is no feature and never leaves; at most "
-            f"{_count(entity.max_rows, 'row')} of one entity (a person, a firm) are trained on."
+            f"The column {visible(entity.column)} says whose a row is. It is no feature and never leaves; training "
+            f"takes at most {counted(entity.max_rows, 'row')} of one entity (a person, a firm)."
         )
     rule = (
         "the cell is the class"
@@ -121,8 +131,8 @@ def _training(contract: Contract) -> Iterator[str]:
         f"{model.initial_digest}"
     )
     yield (
-        f"The run has {_count(training.rounds, 'round')}. In each, every participant makes "
-        f"{_count(training.local_steps, 'training step')} at the learning rate {decimal_text(training.learning_rate)} "
+        f"The run has {counted(training.rounds, 'round')}. In each, every participant makes "
+        f"{counted(training.local_steps, 'training step')} at the learning rate {decimal_text(training.learning_rate)} "
         f"and sends the change of the model, {'clipped and without' if central else 'with'} noise."
     )
     if central:
@@ -130,10 +140,16 @@ def _training(contract: Contract) -> Iterator[str]:
         mean = f"their sum with the operator's noise, divided by {count} (whoever is missing counts as 0)"
     else:
         mean = "the mean weighted by the contracted examples"
-    yield (
-        f'The operator combines the admitted changes by the rule "{training.aggregation}": {mean}, times '
-        f"{decimal_text(training.server_rate)}, is added to the model."
-    )
+    optimizer = training.server_optimizer
+    if optimizer is None:
+        added = f"times {decimal_text(training.server_rate)}, is added to the model."
+    else:
+        added = (
+            f'is what the server\'s optimizer "{optimizer.kind}" steps by (rate {decimal_text(training.server_rate)}, '
+            f"beta_1 {decimal_text(optimizer.beta_1)}, beta_2 {decimal_text(optimizer.beta_2)}, tau "
+            f"{decimal_text(optimizer.tau)}); it remembers the changes of earlier rounds."
+        )
+    yield f'The operator combines the admitted changes by the rule "{training.aggregation}": {mean}, {added}'
 
 
 def _privacy(contract: Contract) -> Iterator[str]:
@@ -143,7 +159,8 @@ def _privacy(contract: Contract) -> Iterator[str]:
         yield from _record_privacy(contract, contract.privacy)
     yield (
         "Each participant's agent keeps its own ledger of what was spent on its data set over all contracts, and "
-        "refuses the step that would exceed the limit on the data set's card."
+        "refuses the step that would exceed the limit on the data set's card. The ledger adds Rényi divergences at the "
+        "one order that the card declares."
     )
 
 
@@ -172,16 +189,16 @@ def _central_privacy(contract: Contract, privacy: ClientPrivacy) -> Iterator[str
         "system's random numbers and is never drawn from a fixed seed."
     )
     yield (
-        f"The plan is {_count(contract.planned_steps, 'released model')}, one a round, without amplification by "
+        f"The plan is {counted(contract.planned_steps, 'released model')}, one a round, without amplification by "
         f"sampling. Epsilon covers all of them, and was computed by {visible(privacy.accountant)}; before each round "
         "Flower's own accountant must agree, or the run ends. A participant may repeat "
-        f"{_count(privacy.spare_attempts, 'attempt')} after a crash, of which one enters the model."
+        f"{counted(privacy.spare_attempts, 'attempt')} after a crash, of which one enters the model."
     )
     yield (
         "The log shows digests of the changes with 32 random bytes behind each, so that nobody can try guesses on "
         "them. A row changes a change by at most twice the norm: a data set's ledger is charged for that, for each of "
-        f"{_count(training.rounds + privacy.spare_attempts, 'attempt')}. It bounds what released models tell of a row, "
-        "never what the operator sees."
+        f"{counted(training.rounds + privacy.spare_attempts, 'attempt')}. It bounds what released models tell of a "
+        "row, never what the operator sees."
     )
 
 
@@ -193,21 +210,22 @@ def _record_privacy(contract: Contract, privacy: RecordPrivacy) -> Iterator[str]
         "the operator nor the others see anything without it."
     )
     yield (
-        f"The whole contract, every round and spare attempt, costs at most epsilon {decimal_text(epsilon)} at delta "
-        f"{delta} for each data set."
+        f"The whole contract, {_list(['every round and spare attempt', *contract.measurements])}, costs at most "
+        f"epsilon {decimal_text(epsilon)} at delta {delta} for each data set, for one row."
     )
     yield _meaning(epsilon, delta)
+    entity = privacy.entity
     yield (
         f'What is protected (the unit) is one "{privacy.unit}", that is one row; neighbouring data sets are taken by '
-        f'"{privacy.relation}": the row is there, or zeros stand in its place. The number of rows is public. A person '
-        "with k rows has less: k times epsilon, and delta times (e^(k epsilon) - 1) / (e^epsilon - 1)."
-    )
-    if (entity := privacy.entity) is not None:
-        yield (
-            f"All rows of one entity together, at most {entity.max_rows} by the column {visible(entity.column)}, are "
-            f"protected by epsilon {decimal_text(entity.epsilon)} at delta {decimal_text(entity.delta)} (method "
-            f'"{entity.method}").'
+        f'"{privacy.relation}": the row is there, or zeros stand in its place. The number of rows is public. '
+        + (
+            "A person with k rows has less: k times epsilon, and delta times (e^(k epsilon) - 1) / (e^epsilon - 1)."
+            if entity is None
+            else "This and the two clauses before are of one row by itself; the next is of all rows of one entity."
         )
+    )
+    if entity is not None:
+        yield from _entity_privacy(entity)
     yield (
         f'In each step every row is drawn by itself with probability {decimal_text(privacy.sample_rate)} ("'
         f'{privacy.sampling}" sampling); its gradient is clipped to the norm {decimal_text(privacy.max_grad_norm)}; '
@@ -216,11 +234,24 @@ def _record_privacy(contract: Contract, privacy: RecordPrivacy) -> Iterator[str]
     )
     yield from _measured(contract)
     yield (
-        f"The plan is {_count(training.rounds, 'round')} and {_count(privacy.spare_attempts, 'spare attempt')} "
-        f"(after a crash) of {_count(training.local_steps, 'step')} each: {contract.planned_steps} in all"
+        f"The plan is {counted(training.rounds, 'round')} and {counted(privacy.spare_attempts, 'spare attempt')} "
+        f"(after a crash) of {counted(training.local_steps, 'step')} each: {contract.planned_steps} in all"
         + "".join(f", and the {kind}" for kind in contract.measurements)
         + f". Epsilon covers all of them, and was computed by {visible(privacy.accountant)}. An attempt is charged in "
         "full even where its result never arrived."
+    )
+
+
+def _entity_privacy(entity: EntityUnit) -> Iterator[str]:
+    """What holds for all rows of one entity: one clause, in place of the formula for any number of rows."""
+    epsilon, delta = decimal_text(entity.epsilon), decimal_text(entity.delta)
+    yield (
+        f"The second unit is one entity: all its rows together, at most {entity.max_rows} by the column "
+        f"{visible(entity.column)}, are protected by epsilon {epsilon} at delta {delta} (method "
+        f'"{entity.method}"); neighbouring data sets have them, or zeros in their place. That covers all that the '
+        "whole contract releases of one data set. For an entity with rows in several data sets the epsilons add up, "
+        "and the deltas. Rows that the column does not give to it are not counted with it. "
+        + _meaning(entity.epsilon, delta, "any rows of one entity", "whether they were", "them")
     )
 
 
@@ -229,14 +260,15 @@ def _measured(contract: Contract) -> Iterator[str]:
     if (statistics := contract.statistics) is not None:
         yield (
             "Each participant also releases statistics of its contracted rows, once; they stand in the log for all "
-            f"signatories. Noise of {decimal_text(statistics.noise_multiplier)} rows (standard deviation) is added to "
-            "each sum:" + "".join(f"\n    - {_query(query)}" for query in statistics.queries)
+            "signatories. Noise is added to each sum; its standard deviation, in rows, is "
+            f"{decimal_text(statistics.noise_multiplier)}:"
+            + "".join(f"\n    - {_query(query)}" for query in statistics.queries)
         )
     if (baseline := contract.baseline) is not None:
         yield (
-            f"Each participant also trains a model alone, with the same clipping and noise, {baseline.steps} steps "
-            "from the initial model, and releases it once to the operator. It is never aggregated; how it does on the "
-            "validation rows stands in the log, and no money follows from it."
+            f"Each participant also trains a model alone, with the same clipping and noise, "
+            f"{counted(baseline.steps, 'step')} from the initial model, and releases it once to the operator. It is "
+            "never aggregated; how it does on the validation rows stands in the log, and no money follows from it."
         )
 
 
@@ -276,15 +308,15 @@ def _meaning(
 def _participation(contract: Contract) -> Iterator[str]:
     part = contract.participation
     yield (
-        f"A round counts with at least {_count(part.minimum, 'admitted update')}; with fewer the run stops and the "
-        f"model stays as it was. A participant has {_count(part.deadline_seconds, 'second')} to answer an order."
+        f"A round counts with at least {counted(part.minimum, 'admitted update')}; with fewer the run stops and the "
+        f"model stays as it was. A participant has {counted(part.deadline_seconds, 'second')} to answer an order."
     )
-    missed = _count(part.missed_rounds_limit, "round")
+    missed = counted(part.missed_rounds_limit, "round")
     yield f"A participant that misses or refuses {missed} in a row gets no more orders."
     strict = "refuses the order (strict heads: yes)" if part.strict_heads else "raises an alarm (strict heads: no)"
     yield (
         "With every reply an agent countersigns the log's head that it was shown. An agent that sees fewer than "
-        f"{_count(part.head_threshold, 'countersignature')} of the others on the head before {strict}."
+        f"{counted(part.head_threshold, 'countersignature')} of the others on the head before {strict}."
     )
     yield (
         "An update is rejected, with a signed receipt that says why, if it is not signed, was sent before, has another "
@@ -296,13 +328,13 @@ def _participation(contract: Contract) -> Iterator[str]:
 def _contribution(contract: Contract) -> Iterator[str]:
     contribution, names = contract.contribution, {p.id: p.name for p in contract.participants}
     validation, unmeasured = contribution.validation, contribution.game == "unanimity"
-    yield _game(contribution)
+    yield _game(contribution, momentum=contract.keeps_momentum)
     yield (
         "The validation rows are fixed before the first round and stay at the operator. Their salted Merkle root is: "
         f"{validation.root}"
     )
     yield "They come from:" + "".join(
-        f"\n    - {_source(s.source, names)}: {_count(s.count, 'row')}" for s in validation.slices
+        f"\n    - {_source(s.source, names)}: {counted(s.count, 'row')}" for s in validation.slices
     )
     yield (
         ("" if unmeasured else "A participant that gave validation rows is scored on the others' rows only. ")
@@ -316,7 +348,7 @@ def _contribution(contract: Contract) -> Iterator[str]:
     )
 
 
-def _game(contribution: Contribution) -> str:
+def _game(contribution: Contribution, *, momentum: bool) -> str:
     if contribution.game == "unanimity":
         return (
             f'Contribution is not measured (game "{contribution.game}"): scoring single changes would show what only '
@@ -324,11 +356,20 @@ def _game(contribution: Contribution) -> str:
             "its fall in a round is of all who were admitted together, the same part for each (estimator "
             f'"{contribution.estimator}"), and no money follows from it.'
         )
+    if momentum:
+        moved = (
+            "only their parts of the server's momentum move the model. Whoever was admitted has a part in all later "
+            "rounds too; before that it has contributed 0."
+        )
+    else:
+        moved = (
+            "only their updates of the round are added, with their weights unchanged. Whoever was not admitted in a "
+            "round has contributed 0 in it."
+        )
     return (
         f'Contribution is the Shapley value, estimator "{contribution.estimator}", of the game "{contribution.game}": '
         f'for every group of participants, how much the loss "{contribution.loss}" on the validation rows falls when '
-        "only their updates of the round are added, with their weights unchanged. Whoever was not admitted in a round "
-        "has contributed 0 in it."
+        + moved
     )
 
 
@@ -364,7 +405,7 @@ def _money(contract: Contract) -> Iterator[str]:
         "`verify` names it, and no agent countersigns it by itself."
     )
     yield (
-        f"The operator shows the closing at most {_count(terms.close_days, 'day')} after the end of the term. A "
+        f"The operator shows the closing at most {counted(terms.close_days, 'day')} after the end of the term. A "
         "participant's agent that has seen none by then raises an alarm and keeps a signed record of it, with the "
         "operator's last signatures. A period closes when the paid participants have countersigned; the line of a "
         "participant that does not sign is held, the others are paid."
@@ -427,10 +468,6 @@ def _source(source: str, names: dict[str, str]) -> str:
 
 def _list(values: Iterable[str]) -> str:
     return ", ".join(visible(value) for value in values)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _percent(weight: Decimal) -> str:

@@ -160,7 +160,7 @@ def _checkpoints(run: Run, log: Log) -> Iterator[FaultError]:
         if entry.type in BINDING and index + 1 not in log.checkpoints:
             yield Place(index=index, type=entry.type).fault(
                 "CHECKPOINT_MISSING",
-                f"The operator's checkpoint over {index + 1} entries was left out.",
+                f"The operator's checkpoint of size {index + 1} was left out.",
                 party=run.parties.contract.operator.name,
                 rule="a checkpoint follows each entry that binds somebody",
             )
@@ -297,8 +297,8 @@ def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: 
         yield REVENUE
     if run.unopened:
         yield "The operator opened none of its commitments: the contract's fallback settled, not contribution."
-    for party_id, party in run.parties.contract.by_id().items():
-        left_out = [r.number for r in run.rounds if party_id not in r.invited]
+    for party in run.parties.contract.participants:
+        left_out = [r.number for r in run.rounds if party.id not in r.invited]
         if left_out:
             yield f"{party.name} was not invited in {_rounds(left_out)}."
 

@@ -20,6 +20,7 @@ from fedpact_contract import merkle
 from fedpact_contract.contract import Column, Data, Label, NumberColumn
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import validation_leaf
+from fedpact_contract.output import counted
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
@@ -123,6 +124,17 @@ def encode_features(
     return _features(data, columns)[keep], keep
 
 
+def entity_numbers(name: str, table: pl.DataFrame, *, file: str, first_line: int | None = None) -> Integers:
+    """Whose each row of a table is, as numbers [n]: what `encode` finds, before there is a schema.
+
+    Raises:
+        InputError: DATA_COLUMN_MISSING, DATA_ENTITY_MISSING, DATA_MISSING_VALUE.
+    """
+    cells = _parse_entity(name, table, file)
+    _refuse_faults(cells, np.ones(table.height, dtype=np.bool_), file, first_line)
+    return cells.values.astype(np.int64)
+
+
 def select_rows(examples: Examples, n: int, key: bytes, max_rows: int | None = None) -> Examples:
     """Exactly n rows: the first n by HMAC-SHA-256 under `key` of the row's bytes and its occurrence number.
 
@@ -146,7 +158,7 @@ def select_rows(examples: Examples, n: int, key: bytes, max_rows: int | None = N
         capped = "" if max_rows is None else f", at most {max_rows} of each entity,"
         raise InputError(
             "DATA_TOO_FEW_ROWS",
-            f"The contract needs {n} rows{capped} and the data has {len(order)}.",
+            f"The contract needs {counted(n, 'row')}{capped} and the data has {len(order)}.",
             rule="train on exactly the contracted number of rows",
             remedy="Restore the rows, or agree on an amendment of the contract."
             if max_rows is None
@@ -265,6 +277,8 @@ def _parse_entity(name: str, table: pl.DataFrame, file: str) -> _Cells:
         )
     series = _stripped(table[name])
     strange = np.full(len(series), series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object))
+    if series.dtype.is_float():
+        strange |= series.is_nan().fill_null(value=False).to_numpy()
     text = series.cast(pl.String, strict=False) if not strange.any() else pl.Series(name, [""] * len(series))
     return _Cells(
         name=name,
@@ -364,7 +378,8 @@ def _refuse_faults(cells: _Cells, keep: Flags, file: str, first_line: int | None
             first = f"row {wrong[0] + 1} (without header)" if first_line is None else f"line {wrong[0] + first_line}"
             raise InputError(
                 code,
-                f"The column {cells.name} holds {what} in {len(wrong)} of {len(rows)} rows; the first is {first}.",
+                f"The column {cells.name} holds {what} in {len(wrong)} of {counted(len(rows), 'row')}; "
+                f"the first is {first}.",
                 file=file,
                 field=cells.name,
                 rule=cells.rule,

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import polars as pl
 
 from fedpact_contract.errors import InputError
+from fedpact_contract.output import counted
 
 Kind = Literal["csv", "parquet", "sqlite", "ndjson", "arrow"]
 Cell = int | float | str | bytes | None
@@ -137,7 +138,7 @@ def _read_csv(path: Path, source: IO[bytes], column_names: Sequence[str] | None,
         if frame.width != len(column_names):
             raise InputError(
                 "DATA_COLUMN_COUNT",
-                f"The file has {frame.width} columns, and {len(column_names)} names are given for them.",
+                f"The file has {counted(frame.width, 'column')}; names given for them: {len(column_names)}.",
                 file=path,
                 remedy="Correct `column_names` or `delimiter`.",
             )

@@ -1,26 +1,45 @@
 """Aggregation over admitted updates: float64, in the order of participants' ids; never a mean of nothing."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpact_contract.contract import ClientPrivacy, Contract
+from fedpact_contract.contract import ClientPrivacy, Contract, ServerOptimizer
 from fedpact_contract.errors import FailedError
 from fedpact_models.noise import Noise
 from fedpact_models.weights import clipped
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Memory:
+    """What a server's optimizer keeps after a round: each participant's part of the momentum, and the second moment.
+
+    `momenta`: participant id -> m_i, float64 [P], of all that were admitted so far; their sum is the momentum m.
+    """
+
+    round: int
+    momenta: Mapping[str, NDArray[np.float64]]
+    second: NDArray[np.float64] | float
+
+
+START = Memory(round=0, momenta={}, second=0.0)
+"""Before the first round."""
+
+
 def weighted_steps(
-    updates: Mapping[str, NDArray[np.float32]], num_examples: Mapping[str, int], server_rate: Decimal
+    updates: Mapping[str, NDArray[np.float32]], num_examples: Mapping[str, int], rate: Decimal
 ) -> NDArray[np.float64]:
     """The steps eta w_i D_i of each participant, in the order of ids.
 
     Args:
         updates: Participant id -> update, float32 [P].
         num_examples: Participant id -> contracted n; the weights are n_i / sum n over `updates`.
-        server_rate: eta.
+        rate: eta.
 
     Returns:
         float64 [N, P].
@@ -32,7 +51,60 @@ def weighted_steps(
         raise FailedError("AGGREGATION_EMPTY", "There is no update to aggregate.")
     ids = sorted(updates)
     total = sum(num_examples[i] for i in ids)
-    return np.stack([updates[i].astype(np.float64) * (float(server_rate) * num_examples[i] / total) for i in ids])
+    return np.stack([updates[i].astype(np.float64) * (float(rate) * num_examples[i] / total) for i in ids])
+
+
+def server_steps(
+    contract: Contract, updates: Mapping[str, NDArray[np.float32]], memory: Memory
+) -> tuple[dict[str, NDArray[np.float64]], Memory]:
+    """Each player's part of the step that the server makes in a round, in the order of ids, and what it keeps.
+
+    Without an optimizer, or with one that keeps no momentum, the players are those of `updates`. With momentum they
+    are all that were admitted so far: the momentum is a sum over participants, and so is the step, once the second
+    moment is what it is (docs/adr/0004). The parts sum to the step that is made, so that v(nobody) = 0.
+
+    Args:
+        contract: eta, n and the optimizer.
+        updates: Participant id -> admitted update of this round, float32 [P].
+        memory: What was kept after the round before.
+
+    Raises:
+        FailedError: there is no update.
+    """
+    optimizer, rate = contract.training.server_optimizer, contract.training.server_rate
+    counts = {p: contract.participant(p).num_examples for p in updates}
+    if optimizer is None:
+        plain = weighted_steps(updates, counts, rate)
+        return dict(zip(sorted(updates), plain, strict=True)), Memory(round=memory.round + 1, momenta={}, second=0.0)
+    means = dict(zip(sorted(updates), weighted_steps(updates, counts, Decimal(1)), strict=True))
+    square = sum(means.values(), np.zeros(len(next(iter(means.values()))))) ** 2
+    keep, take = float(optimizer.beta_1), float(1 - optimizer.beta_1)
+    momenta = {p: m * keep for p, m in memory.momenta.items()} if contract.keeps_momentum else {}
+    for participant, mean in means.items():
+        momenta[participant] = momenta.get(participant, 0.0) + take * mean
+    number, second = memory.round + 1, _second_moment(optimizer, memory.second, square)
+    scale = _learning_rate(optimizer, rate, number) / (np.sqrt(second) + float(optimizer.tau))
+    steps = {p: momenta[p] * scale for p in sorted(momenta)}
+    return steps, Memory(round=number, momenta=momenta, second=second)
+
+
+def _second_moment(
+    optimizer: ServerOptimizer, before: NDArray[np.float64] | float, square: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    take = float(1 - optimizer.beta_2)
+    if optimizer.kind == "adam":
+        return np.asarray(before * float(optimizer.beta_2) + take * square)
+    if optimizer.kind == "yogi":
+        return np.asarray(before - take * square * np.sign(before - square))
+    return np.asarray(before + square)
+
+
+def _learning_rate(optimizer: ServerOptimizer, rate: Decimal, number: int) -> float:
+    """`rate`, for adam with its correction in this round; no library's powers enter it."""
+    if optimizer.kind != "adam":
+        return float(rate)
+    first, second = (1 - Fraction(beta) ** (number + 1) for beta in (optimizer.beta_1, optimizer.beta_2))
+    return float(rate) * math.sqrt(float(second)) / float(first)
 
 
 def noised_mean(
@@ -65,7 +137,7 @@ def noised_mean(
     return total * (float(contract.training.server_rate) / len(contract.participants))
 
 
-def apply(base: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[np.float64]:
+def apply(base: NDArray[np.float64], steps: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
     """The next model: base plus the steps, added one after the other in their order."""
     model = base.copy()
     for step in steps:

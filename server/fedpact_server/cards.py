@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from fedpact_contract import privacy
 from fedpact_contract.errors import FaultError, InputError, RefusedError
 from fedpact_contract.messages import DataSetCard
+from fedpact_contract.output import counted
 from fedpact_contract.record import Envelope, open_signed, read_envelope
 from fedpact_server import db
 from fedpact_server.enrolment import Member
@@ -78,8 +79,8 @@ def _rows(card: DataSetCard, released: Sequence[Any]) -> list[dict[str, Any]]:
     if len(released) != card.released_rows or len(released) > MAX_RELEASED_ROWS:
         raise InputError(
             "RELEASE_COUNT",
-            f"The card says that {card.released_rows} rows are released (at most {MAX_RELEASED_ROWS}); "
-            f"{len(released)} came.",
+            f"The card announces {counted(card.released_rows, 'released row')} (the most taken is "
+            f"{MAX_RELEASED_ROWS}); {len(released)} came.",
             field="released",
         )
     names = {*card.columns, card.label}

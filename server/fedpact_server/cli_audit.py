@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedpact_contract import output
-from fedpact_contract.output import line
+from fedpact_contract.output import counted, line
 from fedpact_server.cli_common import Json
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _show(contract: "Contract", result: "Audit") -> None:
     line(f"contract {contract.id}")
     line(contract.title)
     part = "" if result.steps == result.planned_steps else f" of {result.planned_steps} planned; time was up"
-    line(f"{result.steps} steps{part}, {result.num_examples} made-up rows, {result.seconds:.1f} s")
+    line(f"{counted(result.steps, 'step')}{part}, {result.num_examples} made-up rows, {result.seconds:.1f} s")
     line(
         f"{guesses.canaries} canaries ({result.appended} on coordinates beside the network's); {guesses.made} guessed, "
         f"a number fixed beforehand, the rest abstained from: {guesses.correct} right"
@@ -127,7 +127,7 @@ def _show(contract: "Contract", result: "Audit") -> None:
     output.table(output.console(), columns, rows, right=(1,))
     line(f"Both bounds hold together with {1 - ERROR:.0%} confidence.")
     line(
-        f"sampling: {result.rows_drawn} rows drawn, {result.rows_expected:.0f} expected "
+        f"sampling: {counted(result.rows_drawn, 'row')} drawn, {result.rows_expected:.0f} expected "
         f"(chance {result.rows_chance:.2g}, a fault below {BATCH_ERROR:g})"
     )
     line(f"clip: one row far out of range moved the sum by {result.largest_contribution:.4f} of the clip")

@@ -10,7 +10,7 @@ import typer
 from fedpact_contract import output
 from fedpact_contract.cli import group
 from fedpact_contract.files import refuse_existing, write_new
-from fedpact_contract.output import line
+from fedpact_contract.output import counted, line
 from fedpact_server.cli_common import (
     DEFAULT_HOME,
     ColumnNames,
@@ -94,7 +94,7 @@ def new_command(
     from fedpact_contract.privacy import plan_words
     from fedpact_contract.record import decimal_text
     from fedpact_contract.request import utc_now
-    from fedpact_server.drafting import new
+    from fedpact_server.drafting import new, without_entities
 
     operator, database = open_home(home)
     if out is not None:
@@ -126,9 +126,15 @@ def new_command(
         )
     names = {party_id: party.name for party_id, party in contract.parties().items()} | {"operator": "the operator"}
     slices = contract.contribution.validation.slices
-    line(f"validation {', '.join(f'{s.count} rows of {names[s.source]}' for s in slices)}")
+    line("validation " + ", ".join(f"{counted(s.count, 'row')} of {names[s.source]}" for s in slices))
     line(f"term {contract.term.not_before} to {contract.term.not_after}")
     _warn_of_term(contract)
+    for name, column in without_entities(database, contract):
+        typer.echo(
+            f"Note: the card of {output.visible(name)} says whose a row is ({output.visible(column)}): its agent signs "
+            "nothing without [privacy.entity] unless its policy says require_entity = false.",
+            err=True,
+        )
     line(f"Read it: fedpact contract show {contract.id[:8]}; then: fedpact contract offer {contract.id[:8]}")
 
 

@@ -97,9 +97,9 @@ def _show(console: "Console", result: dict[str, Any], removal: str) -> None:
 
     metric = result["metric"]
     console.print()
-    rounds = "1 round" if result["rounds"] == 1 else f"{result['rounds']} rounds"
     console.print(
-        f"{rounds}: {metric['name']} {float(metric['initial']):.3f} -> {float(metric['final']):.3f}; "
+        f"{output.counted(result['rounds'], 'round')}: {metric['name']} "
+        f"{float(metric['initial']):.3f} -> {float(metric['final']):.3f}; "
         f"pool {format_fen(result['pool_fen'], 'en')}, split by {result['basis']}"
     )
     lift = result["lift"]

@@ -30,8 +30,11 @@ def register(app: typer.Typer) -> None:
 
 def report_command(
     run: RUN,
-    form: Annotated[Literal["html", "json"], typer.Option("--format", help="What is written.")] = "html",
-    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="The language of html.")] = "en",
+    form: Annotated[
+        Literal["html", "json", "label"],
+        typer.Option("--format", help="What is written; label: the privacy label, in the terminal."),
+    ] = "html",
+    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="The language of html and label.")] = "en",
     out: Annotated[
         Path | None, typer.Option("--out", help="A new file (default: report-ID.html, or stdout for json).")
     ] = None,
@@ -42,16 +45,22 @@ def report_command(
     """Write the report of a run: a pure function of its log. Example: fedpact report 3f2a91 --out report.html."""
     import json
 
+    from fedpact_contract.errors import InputError
     from fedpact_contract.report import build
     from fedpact_server import logbook
     from fedpact_server.report.html import read_lift, render
     from fedpact_server.run_state import signed_contract
 
+    if form == "label" and out is not None:
+        raise InputError("REPORT_LABEL_FILE", "The label alone is shown, not written.", field="--out", remedy=LABEL_IN)
     comparison = None if lift is None else read_lift(lift)
     at = open_contract(home, run)
     with at.database.read() as connection:
         signed_contract(connection, at.contract.id)
         report = build(logbook.signed_entries(connection, at.contract.id))
+    if form == "label":
+        _show_label(report["privacy"], lang, as_json=as_json)
+        return
     if form == "json" and out is None:
         output.emit_json(report)
         return
@@ -91,8 +100,8 @@ def model_command(
 ) -> None:
     """Deliver the model of a completed run: safetensors, and JSON with task, schema, bounds and privacy label."""
     from fedpact_contract.errors import InputError
+    from fedpact_contract.label import dp_label
     from fedpact_contract.log import RunCompleted
-    from fedpact_contract.privacy import dp_label
     from fedpact_contract.report import charged_steps
     from fedpact_models.release import make_release, release_paths, save_release
     from fedpact_server import logbook
@@ -149,6 +158,22 @@ def predict_command(
     else:
         rows = [[str(r["row"]), str(r["predicted"] or "-"), _shown(r["probability"])] for r in result.to_dicts()]
         output.table(output.console(), ["row", "predicted", "probability"], rows, right=(0, 2))
+
+
+LABEL_IN = "Leave --out away, or take --format html or json, which have the label in them."
+
+
+def _show_label(label: dict[str, Any], lang: Literal["en", "zh"], *, as_json: bool) -> None:
+    """The privacy label in the terminal."""
+    from fedpact_server.report.label_rows import label_rows
+
+    if as_json:
+        output.emit_json(label)
+        return
+    for title, lines in label_rows(label, lang):
+        output.line(f"{title}{'：' if lang == 'zh' else ': '}{lines[0] if len(lines) == 1 else ''}".rstrip())
+        for text in lines if len(lines) > 1 else ():
+            output.line(f"  {text}")
 
 
 def _shown(value: float | None) -> str:

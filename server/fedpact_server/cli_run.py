@@ -201,7 +201,7 @@ def close_command(
         if not state.held or set(state.held) <= set(objected) or time.monotonic() - begun > wait:
             break
         if state.held != said:
-            names = ", ".join(output.visible(contract.participant(p).name) for p in state.held)
+            names = ", ".join(output.visible(p.name) for p in contract.participants if p.id in state.held)
             first = "Recorded. " if said is None else ""
             if said is None and not at.operator.served:
                 first += "No agent can be reached now: start `fedpact serve`. "

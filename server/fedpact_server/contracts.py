@@ -41,7 +41,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Who has signed. `parties` are (id, party) in the order of ids; `signed` and `missing` are ids."""
+    """Who has signed. `parties` are (id, party); `signed` and `missing` are ids; all in the contract's order."""
 
     id: str
     title: str
@@ -107,9 +107,9 @@ def status(connection: Connection, stored: Stored) -> Status:
         id=stored.contract.id,
         title=stored.contract.title,
         state=stored.state,
-        parties=tuple(sorted(parties.items())),
-        signed=tuple(sorted(signed)),
-        missing=tuple(sorted(set(parties) - signed)),
+        parties=tuple(parties.items()),
+        signed=tuple(party for party in parties if party in signed),
+        missing=tuple(party for party in parties if party not in signed),
     )
 
 

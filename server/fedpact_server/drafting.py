@@ -1,14 +1,14 @@
 """`contract new`: from a template to a draft contract, with everything filled in that is derived, not chosen.
 
 The template gives what people decide. Derived are: the operator, the participants' names, keys and sectors (from
-their enrolment), their numbers of examples (from their signed cards), the noise multiplier (from the whole plan), the
-accountant, the initial model, the validation set's root and slices, and the digests of the installed code.
+their enrolment), their numbers of examples and gate orders (from their signed cards), the noise multiplier (from the
+whole plan), the accountant, the initial model, the validation set's root and slices, and the digests of the installed
+code.
 """
 
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from fedpact_contract import privacy
-from fedpact_contract.contract import ClientPrivacy, Contract, Software, load_toml, merge
+from fedpact_contract import sketch as sketches
+from fedpact_contract.contract import ClientPrivacy, Contract, load_toml, merge
 from fedpact_contract.errors import InputError
 from fedpact_contract.messages import DataSetCard
 from fedpact_contract.record import read_envelope
@@ -30,9 +31,6 @@ from fedpact_server.home import OperatorHome
 from fedpact_server.installed import installed_code
 from fedpact_server.measurements import BASELINE_PARAMETERS
 from fedpact_server.run_state import store_model
-
-_DIGEST = "0" * 64
-"""Stands for a digest while the template is checked, before anything expensive is worked out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,52 +83,22 @@ def new(
         signatories, values = _participants(connection, values, file)
         tables = [*_own_rows(validation_file), *(_released_rows(connection, signatories) if released else ())]
     software = installed_code()
-    given = values["privacy"] if isinstance(values.get("privacy"), dict) else {}
-    named = {"accountant": privacy.accountant(given.get("trust_model"))}
-    sketch = Contract.parse(merge(values, _derived(home, software, _SKETCH | named | _entity_sketch(given))), file=file)
+    sketch = sketches.sketch(values, home.party, software, file=file)
     _check_cards(sketch, signatories)
     if sketch.term.not_after <= instant(now):
         raise InputError("CONTRACT_EXPIRED", "The term has ended already.", file=file, field="term.not_after")
     rows = validation.build(sketch.data, tables)
     weights = initial_weights(sketch.model, sketch.data, np.random.default_rng())
     _check_baseline(sketch)
-    noise = _noise(sketch)
-    derived = {
-        **named,
-        "noise_multiplier": noise,
-        "entity": _entity(sketch, noise),
-        "initial_digest": store_model(home.path, weights),
-        "root": rows.root,
-        "slices": [s.plain() for s in rows.slices],
-    }
-    contract = Contract.parse(merge(values, _derived(home, software, derived)), file=file)
+    derived = sketches.solve(sketch, file=file).plain()
+    derived["model"]["initial_digest"] = store_model(home.path, weights)
+    derived["contribution"]["validation"] = {"root": rows.root, "slices": [s.plain() for s in rows.slices]}
+    contract = Contract.parse(derived, file=file)
     privacy.check_plan(contract)
     validation.save(home.path, rows)
     with database.write() as connection:
         connection.execute(db.contracts.insert().values(id=contract.id, payload=contract.to_bytes(), state="draft"))
     return contract
-
-
-_SKETCH: dict[str, Any] = {
-    "noise_multiplier": 1,
-    "initial_digest": _DIGEST,
-    "root": _DIGEST,
-    "slices": [{"source": "operator", "count": 1}],
-}
-
-
-def _noise(sketch: Contract) -> Decimal:
-    """The smallest noise of training that keeps the contract's epsilon, beside what is measured.
-
-    A baseline has training's own noise: its steps are training steps, as far as privacy goes.
-    """
-    plan = sketch.privacy
-    if isinstance(plan, ClientPrivacy):
-        return privacy.solve_central_noise(plan.epsilon, plan.delta, sketch.planned_steps)
-    baseline = 0 if sketch.baseline is None else sketch.baseline.steps
-    statistics = [] if sketch.statistics is None else [privacy.measured_group(sketch, "statistics")]
-    steps = sketch.planned_steps + baseline
-    return privacy.solve_noise_multiplier(plan.epsilon, plan.delta, plan.sample_rate, steps, statistics)
 
 
 def _check_baseline(sketch: Contract) -> None:
@@ -143,44 +111,6 @@ def _check_baseline(sketch: Contract) -> None:
             field="baseline",
             remedy="Leave [baseline] out, or take a smaller model.",
         )
-
-
-def _entity_sketch(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands for the entities' guarantee, where the template has one, until it is worked out."""
-    if "entity" not in given:
-        return {}
-    return {"entity": {"epsilon": 1, "delta": given.get("delta")}}
-
-
-def _entity(sketch: Contract, noise: Decimal) -> dict[str, Any]:
-    """The entities' guarantee under this noise.
-
-    Raises:
-        InputError: TEMPLATE_ENTITY_UNPROTECTED.
-    """
-    if sketch.privacy.entity is None:
-        return {}
-    plan = sketch.model_copy(update={"privacy": sketch.privacy.model_copy(update={"noise_multiplier": noise})})
-    epsilon, delta = privacy.entity_guarantee(plan, plan.planned_steps)
-    if not epsilon.is_finite():
-        raise InputError(
-            "TEMPLATE_ENTITY_UNPROTECTED",
-            f"{sketch.privacy.entity.max_rows} rows of one entity would cost an epsilon above {privacy.CEILING}.",
-            field="privacy.entity.max_rows",
-            remedy="Allow fewer rows of one entity, or plan for a smaller epsilon.",
-        )
-    return {"epsilon": epsilon, "delta": delta}
-
-
-def _derived(home: OperatorHome, software: Software, values: Mapping[str, Any]) -> dict[str, Any]:
-    entity = {"entity": values["entity"]} if values.get("entity") else {}
-    return {
-        "operator": home.party.plain(),
-        "privacy": {"noise_multiplier": values["noise_multiplier"], "accountant": values["accountant"], **entity},
-        "model": {"initial_digest": values["initial_digest"]},
-        "contribution": {"validation": {"root": values["root"], "slices": values["slices"]}},
-        "code": software.plain(),
-    }
 
 
 def _participants(
@@ -201,7 +131,7 @@ def _participants(
         signatory = _signatory(connection, item, f"participants.{index}", file)
         member, card = signatory.member, signatory.card
         derived = {"name": member.name, "key": member.contract_key, "sector": member.sector}
-        filled.append(merge(item, {**derived, "num_examples": card.num_examples}))
+        filled.append(merge(item, {**derived, "num_examples": card.num_examples, "gate_order": card.alpha}))
         signatories.append(signatory)
     return signatories, values | {"participants": filled}
 
@@ -222,12 +152,8 @@ def _signatory(connection: Connection, item: Mapping[str, Any], field: str, file
             party=item["entity_code"],
             remedy="`fedpact participant list` shows who is approved.",
         )
-    stored = connection.execute(
-        sa.select(db.cards.c.envelope).where(
-            db.cards.c.participant == member.id, db.cards.c.data_set == item["data_set"]
-        )
-    ).scalar()
-    if stored is None:
+    card = _card(connection, member.id, item["data_set"])
+    if card is None:
         raise InputError(
             "TEMPLATE_NO_CARD",
             f"{member.name} has sent no card for this data set.",
@@ -236,7 +162,7 @@ def _signatory(connection: Connection, item: Mapping[str, Any], field: str, file
             party=member.name,
             remedy="Ask the enterprise to sign and send the card of its data set.",
         )
-    return _Signatory(member=member, card=DataSetCard.from_bytes(read_envelope(bytes(stored)).body))
+    return _Signatory(member=member, card=card)
 
 
 def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
@@ -266,6 +192,26 @@ def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
                 party=party,
                 remedy="Name the column that all cards declare as `entity`, or leave [privacy.entity] out.",
             )
+
+
+def without_entities(database: Database, contract: Contract) -> list[tuple[str, str]]:
+    """Whom the contract leaves without a clause though their cards tell entities apart: names and columns.
+
+    None at client level, where a participant's whole update is the unit.
+    """
+    if contract.privacy.entity is not None or isinstance(contract.privacy, ClientPrivacy):
+        return []
+    with database.read() as connection:
+        cards = [(p.name, _card(connection, p.id, p.data_set)) for p in contract.participants]
+    return [(name, card.entity) for name, card in cards if card is not None and card.entity is not None]
+
+
+def _card(connection: Connection, participant: str, data_set: str) -> DataSetCard | None:
+    """The newest card of a participant's data set."""
+    stored = connection.execute(
+        sa.select(db.cards.c.envelope).where(db.cards.c.participant == participant, db.cards.c.data_set == data_set)
+    ).scalar()
+    return None if stored is None else DataSetCard.from_bytes(read_envelope(bytes(stored)).body)
 
 
 def _own_rows(given: ValidationFile | None) -> list[validation.Source]:

@@ -87,6 +87,7 @@ class Loop:
     waiting: dict[str, str] = field(default_factory=dict)  # message id -> participant
     unreadable: dict[str, int] = field(default_factory=dict)  # participant -> replies that nobody signed
     noise: Noise = field(default_factory=SystemNoise)  # the operator's own, at client level
+    memory: aggregation.Memory = aggregation.START  # of the server's optimizer, after the newest round it was asked for
     absent: set[str] = field(default_factory=set)  # who was not there when the last round opened: not waited for again
 
     def run(self) -> str:
@@ -345,14 +346,14 @@ class Loop:
             with context.write() as connection:
                 self._abandon(connection, number, "ROUND_TOO_FEW_UPDATES")
             return
-        digest, noise = self._next_model(str(current.base_digest), admitted)
+        digest, noise = self._next_model(number, str(current.base_digest), admitted)
         with context.write() as connection:
             body_ = RoundAggregated(round=number, admitted=tuple(admitted), model_digest=digest, noise=noise)
             logbook.append(connection, context.contract_id, [body_])
             set_phase(connection, context.contract_id, number, "aggregated")
             add_timing(connection, context.contract_id, number, "aggregation", time.perf_counter() - started)
 
-    def _next_model(self, base_digest: str, admitted: Mapping[str, str]) -> tuple[str, NoiseLabel | None]:
+    def _next_model(self, number: int, base_digest: str, admitted: Mapping[str, str]) -> tuple[str, NoiseLabel | None]:
         """Store the model that the admitted updates lead to: its digest, and where the operator's noise came from.
 
         At client level the noise of one base and its updates is drawn once: what a crash left is taken up again.
@@ -360,10 +361,11 @@ class Loop:
         context, privacy = self.context, self.context.contract.privacy
         base = load_model(context.home, base_digest)
         if not isinstance(privacy, ClientPrivacy):
-            return store_model(context.home, aggregation.apply(base, self._steps(admitted))), None
+            return store_model(context.home, aggregation.apply(base, self._steps(number, admitted).values())), None
         path = context.arrays / f"released-{sha256_hex(':'.join([base_digest, *admitted.values()]).encode())}.f8"
         if not path.exists():
-            step = aggregation.noised_mean(self._updates(admitted), context.contract, privacy, self.noise)
+            updates = list(self._updates(admitted).values())
+            step = aggregation.noised_mean(updates, context.contract, privacy, self.noise)
             write_array(path, (base + step).astype("<f8").tobytes())
         label: NoiseLabel = "csprng" if self.noise.label == "csprng" else "test"
         return store_model(context.home, np.frombuffer(path.read_bytes(), "<f8")), label
@@ -499,19 +501,34 @@ class Loop:
         if contract.contribution.game == "unanimity":
             model = load_model(context.home, led_to)
             return scoring.score_released(contract, number, list(admitted), base, model, self.examples, previous)
-        steps = self._steps(admitted)
+        steps = self._steps(number, admitted)
         return scoring.score_round(contract, number, list(admitted), base, steps, self.examples, previous)
 
-    def _updates(self, admitted: Mapping[str, str]) -> list[NDArray[np.float32]]:
-        """The admitted updates, float32 [P] each, in the order of ids."""
+    def _updates(self, admitted: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
+        """Participant id -> admitted update, float32 [P], in the order of ids."""
         arrays = self.context.arrays
-        return [load_update(arrays, admitted[p])[: self.parameters] for p in sorted(admitted)]
+        return {p: load_update(arrays, admitted[p])[: self.parameters] for p in sorted(admitted)}
 
-    def _steps(self, admitted: Mapping[str, str]) -> scoring.FloatArray:
-        context = self.context
-        updates = dict(zip(sorted(admitted), self._updates(admitted), strict=True))
-        counts = {p: context.contract.participant(p).num_examples for p in admitted}
-        return aggregation.weighted_steps(updates, counts, context.contract.training.server_rate)
+    def _steps(self, number: int, admitted: Mapping[str, str]) -> dict[str, scoring.FloatArray]:
+        """Each player's part of the step of a round, float64 [P], in the order of ids."""
+        steps, _ = aggregation.server_steps(self.context.contract, self._updates(admitted), self._memory(number - 1))
+        return steps
+
+    def _memory(self, number: int) -> aggregation.Memory:
+        """What the server's optimizer keeps after a round, from the updates of all rounds so far: no state of its own.
+
+        The newest is held, so that a round costs one step of it.
+        """
+        contract = self.context.contract
+        if contract.training.server_optimizer is None:
+            return aggregation.START
+        memory = self.memory if self.memory.round <= number else aggregation.START
+        while memory.round < number:
+            with self.context.database.read() as connection:
+                admitted = self._admitted(connection, memory.round + 1)
+            _, memory = aggregation.server_steps(contract, self._updates(admitted), memory)
+        self.memory = memory
+        return memory
 
     @property
     def parameters(self) -> int:

@@ -1,7 +1,7 @@
 """Contribution scores of a round: coalition losses on the committed validation set, kept behind salted commitments."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,9 +27,9 @@ P = TypeVar("P", bound=Part)
 def score_round(
     contract: Contract,
     round_number: int,
-    players: Sequence[str],
+    admitted: Sequence[str],
     base: FloatArray,
-    steps: FloatArray,
+    steps: Mapping[str, FloatArray],
     examples: Examples,
     previous: RoundScores | None,
 ) -> tuple[RoundScores, FloatArray]:
@@ -38,9 +38,9 @@ def score_round(
     Args:
         contract: The contract.
         round_number: The round.
-        players: Admitted participants in the order of their ids.
+        admitted: Admitted participants in the order of their ids.
         base: The round's base model, float64 [P].
-        steps: eta w_i D_i, float64 [N, P], in the order of `players`.
+        steps: Each player's part of the step, float64 [P], in the order of ids (`aggregation.server_steps`).
         examples: The validation set, slices in the contract's order.
         previous: The scores of the round that made the base model: both rounds tell of it with the same integers.
 
@@ -49,14 +49,21 @@ def score_round(
     """
     slices = contract.contribution.validation.slices
     sources = [s.source for s in slices]
-    own = [sources.index(p) if p in sources else None for p in players]
+    own = [sources.index(p) if p in sources else None for p in steps]
+    parts = np.stack(list(steps.values()))
     result = evaluate_round(
-        contract.model, contract.data, base, steps, examples, [s.count for s in slices], own_slice=own
+        contract.model, contract.data, base, parts, examples, [s.count for s in slices], own_slice=own
     )
     losses, correct = list(result.losses), result.correct
     if previous is not None:
         losses[0], correct = previous.losses[-1], (previous.correct[1], correct[1])
-    scores = RoundScores(round=round_number, players=tuple(players), losses=tuple(losses), correct=correct)
+    scores = RoundScores(
+        round=round_number,
+        players=tuple(steps),
+        losses=tuple(losses),
+        correct=correct,
+        admitted=tuple(admitted) if contract.keeps_momentum else None,
+    )
     return scores, result.values
 
 

@@ -103,6 +103,7 @@ def contract_values(
     }
     entries = [
         party(f"Enterprise {i + 1}", f"{i + 1:018d}", public_hex(key), f"digits-{i + 1}", counts[i], sector="finance")
+        | {"gate_order": "4.3"}
         for i, key in enumerate(keys)
     ]
     return plain_contract(entries, public_hex(operator), **(base | changes))
@@ -320,13 +321,14 @@ def _agent(folder, contract, signed, index, key, run_key, examples, noise, polic
         num_examples=participant.num_examples,
         columns=tuple(PIXELS),
         label="digit",
+        entity=None if privacy.entity is None else privacy.entity.column,
         epsilon=Decimal(8),
         delta=privacy.delta,
         alpha=alpha,
         released_rows=0,
     )
     store.declare(sign(card, key).to_bytes(), filter_limit(Decimal(8), privacy.delta, alpha))
-    terms = make_terms(store, contract, participant.id)
+    terms = make_terms(contract, participant.id, alpha)
     store.add_contract(canonical_bytes(signed.plain()), terms, "run", public_hex(run_key))
     store.set_state(contract.id, "running")
     opened, run_keys = open_contract(signed, participant.id)
@@ -352,6 +354,7 @@ def _agent(folder, contract, signed, index, key, run_key, examples, noise, polic
         run_keys=run_keys,
         run_key=run_key,
         policy=own_policy,
+        entity=card.entity,
         train=train,
         now=lambda: NOW + timedelta(minutes=1),
     )

@@ -22,7 +22,7 @@ from fedpact_client import cli, guard, trial, views
 from fedpact_client.cli import app, main
 from fedpact_contract.errors import FaultError
 from fedpact_contract.files import replace_file
-from fedpact_contract.privacy import attempt_rdp, epsilon_plan
+from fedpact_contract.privacy import attempt_rdp, epsilon_plan, rdp
 
 HEAVY = {
     "torch",
@@ -318,7 +318,7 @@ def test_released_rows_are_shown_and_asked_for_by_themselves(
     assert result.code == 5
     assert len(asked) == 2
     assert "leave your premises" in asked[1]
-    assert "rows leave your premises, as they are" in result.out
+    assert "leave your premises, as they are" in result.out
     assert ready.wire.sent == []
     assert not ready.home.released_path("set-1").exists()
 
@@ -405,30 +405,96 @@ def test_head_budget_and_egress_as_text_and_json(call: Call, world: Lab, signed:
     assert "POST" in call("egress").out
 
 
+def test_requests_in_a_row_are_one_line_and_nothing_is_lost(call: Call, world: Lab, signed: str) -> None:
+    before = len(world.store.egress())
+    for number in range(40):
+        world.store.record_egress("request", signed if number % 2 else None, None, 3, "ab" * 32, detail="GET /heads")
+    world.store.record_egress("update", signed, 1, 1000, "cd" * 32)
+    world.store.record_egress("request", signed, None, 3, "ab" * 32, detail="GET /last")
+    entries = call("egress", "--json").json["egress"]
+    assert len(entries) == before + 42
+    total = f"{len(entries)} messages, {sum(e['bytes'] for e in entries)} bytes"
+    folded, whole = call("egress").out, call("egress", "--all").out
+    (row,) = [words for words in folded.splitlines() if "40 requests since" in words]
+    assert row.split()[0] == f"{before + 1}-{before + 40}"
+    assert " 120 " in row
+    assert "several" in row
+    assert folded.count("GET /heads") == 0
+    assert "GET /last" in folded, "one alone is shown as it is"
+    assert whole.count("GET /heads") == 40
+    assert total in folded
+    assert total in whole
+    updates = call("egress", "--kind", "update", "--kind", "card")
+    assert "2 messages" in updates.out
+    assert "request" not in updates.out
+    assert [e["kind"] for e in call("egress", "--kind", "update", "--json").json["egress"]] == ["update"]
+    unknown = call("egress", "--kind", "poll", "--json")
+    assert (unknown.code, unknown.error) == (2, "EGRESS_KIND")
+
+
+def test_what_is_no_request_is_in_no_run(call: Call, world: Lab) -> None:
+    for kind in ("card", "request", "request"):
+        world.store.record_egress(kind, None, None, 1, "ab" * 32)
+    shown = call("egress").out
+    assert [words.split()[0] for words in shown.splitlines()[2:4]] == ["1", "2-3"]
+
+
 PLAN = ("plan", "set-1", "--local-steps", "5", "--sample-rate", "0.10", "--rounds")
+
+
+def refusals(found: Result) -> dict[str, str]:
+    return {c["name"]: c["error"]["code"] for c in found.json["checks"] if not c["ok"]}
 
 
 def test_plan_says_what_a_contract_would_cost_and_changes_nothing(call: Call, world: Lab, signed: str) -> None:
     before = call("budget", "--json").json["data_sets"]
     found = call(*PLAN, "3", "--epsilon", "1", "--json")
-    assert (found.code, found.json["fits"]) == (0, True)
-    assert 0.99 < float(found.json["epsilon_pld"]) <= 1
-    assert found.json["committed"] == before[0]["committed"]
-    with_plan, limit = Decimal(found.json["with_plan"]), Decimal(found.json["limit"])
-    assert 0 <= Decimal(found.json["sum_of_limit"]) - with_plan / limit < Decimal("0.001")
-    assert float(found.json["epsilon_gate"]) > float(found.json["epsilon_pld"]), "all contracts of the data set"
+    assert (found.code, found.json["refused"]) == (0, False)
+    cost = found.json["cost"]
+    assert 0.99 < float(cost["epsilon"]) <= 1
+    assert cost["before"] == before[0]["committed"]
+    assert 0 <= Decimal(found.json["sum_of_limit"]) - Decimal(cost["after"]) / Decimal(cost["limit"]) < Decimal("0.001")
+    assert float(found.json["epsilon_gate"]) > float(cost["epsilon"]), "all contracts of the data set"
     shown = call(*PLAN, "3", "--epsilon", "1").out
-    assert all(name in shown for name in ("epsilon_pld", "sum / R", "epsilon_gate"))
+    for words in ("epsilon of the whole plan (20 steps)", "sum / R", "epsilon_gate", "not said: purpose", "It fits."):
+        assert words in shown
     noise = found.json["noise_multiplier"]
     most = found.json["rounds_that_fit"]
-    assert call(*PLAN, str(most), "--noise-multiplier", noise).code == 0
-    over = call(*PLAN, str(most + 1), "--noise-multiplier", noise)
-    assert over.code == 5
-    assert f"It does not fit: with this noise the budget pays for {most} rounds; asked are {most + 1}." in over.out
-    assert "infinite" not in over.out
+    allowed = ("--noise-multiplier", noise)
+    assert "budget" not in refusals(call(*PLAN, str(most), *allowed, "--json"))
+    over = call(*PLAN, str(most + 1), *allowed, "--json")
+    assert (over.code, refusals(over)["budget"]) == (5, "BUDGET_PLAN_EXCEEDED")
+    shown = call(*PLAN, str(most + 1), *allowed).out
+    assert f"With this noise the budget pays for {most} rounds; asked are {most + 1}." in shown
+    assert "It would be refused." in shown
     hopeless = call(*PLAN, "3", "--noise-multiplier", "0.01")
     assert (hopeless.code, "pays for 0 rounds" in hopeless.out) == (5, True)
     assert call("budget", "--json").json["data_sets"] == before
+
+
+def test_plan_names_every_clause_of_the_policy_that_refuses(call: Call, ready: Lab) -> None:
+    ready.configure(data_set="", max_epsilon="1", max_rounds="2")
+    found = call(*PLAN, "3", "--epsilon", "1.5", "--json")
+    assert (found.code, refusals(found)) == (5, {"policy": "POLICY_EPSILON"})
+    (error,) = [c["error"] for c in found.json["checks"] if not c["ok"]]
+    assert "POLICY_ROUNDS" in error["message"]
+    assert error["field"] == "privacy.epsilon, training.rounds"
+    assert "purpose" in found.json["not_checked"]
+    by_noise = call(*PLAN, "2", "--noise-multiplier", "1", "--json")
+    assert refusals(by_noise) == {"policy": "POLICY_EPSILON"}, "the epsilon that the noise keeps"
+
+
+def test_plan_counts_all_rows_of_one_person(call: Call, ready: Lab) -> None:
+    nobodys = call(*PLAN, "3", "--epsilon", "1", "--entity-rows", "3", "--json")
+    assert (nobodys.code, nobodys.error) == (2, "PLAN_ENTITY")
+    text = ready.home.config_path.read_text().replace('label = "ill"\n', 'label = "ill"\nentity = "who"\n', 1)
+    replace_file(ready.home.config_path, text.encode())
+    found = call(*PLAN, "3", "--epsilon", "1", "--entity-rows", "3", "--json")
+    assert (found.code, found.json["entity"]["column"]) == (0, "who")
+    assert 1 < Decimal(found.json["entity"]["epsilon"]) < 10
+    assert "for all rows of one entity, at most 3" in call(*PLAN, "3", "--epsilon", "1", "--entity-rows", "3").out
+    none = call(*PLAN, "3", "--epsilon", "3", "--entity-rows", "32", "--json")
+    assert (none.code, none.error) == (2, "TEMPLATE_ENTITY_UNPROTECTED")
 
 
 @pytest.mark.parametrize(
@@ -438,35 +504,113 @@ def test_plan_says_what_a_contract_would_cost_and_changes_nothing(call: Call, wo
         (("3", "--epsilon", "1", "--noise-multiplier", "1"), "PLAN_NOISE", "--epsilon, --noise-multiplier"),
         (("3", "--epsilon", "much"), "PLAN", "--epsilon"),
         (("3", "--epsilon", "nan"), "PLAN", "epsilon"),
-        (("3", "--epsilon", "0"), "PRIVACY_RANGE", "epsilon"),
-        (("0", "--epsilon", "1"), "PLAN", "rounds"),
-        (("99999", "--epsilon", "1"), "PLAN_STEPS", "--rounds, --local-steps"),
-        (("3", "--epsilon", "1", "--delta", "2"), "PRIVACY_RANGE", "delta"),
-        (("3", "--epsilon", "0.0001"), "PRIVACY_UNREACHABLE", None),
+        (("3", "--epsilon", "0"), "CONTRACT_NOT_POSITIVE", "privacy.epsilon"),
+        (("3", "--noise-multiplier", "0"), "CONTRACT_NOT_POSITIVE", "privacy.noise_multiplier"),
+        (("0", "--epsilon", "1"), "CONTRACT", "training.rounds"),
+        (("99999", "--epsilon", "1"), "CONTRACT_TOO_MANY_STEPS", "training.local_steps"),
+        (("3", "--epsilon", "1", "--delta", "0.0001"), "CONTRACT_DELTA", "privacy.delta"),
+        (("3", "--epsilon", "0.0001"), "PRIVACY_UNREACHABLE", "privacy.epsilon"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_named(
-    call: Call, world: Lab, signed: str, arguments: tuple[str, ...], code: str, field: str | None
+    call: Call, world: Lab, signed: str, arguments: tuple[str, ...], code: str, field: str
 ) -> None:
     result = call(*PLAN, *arguments, "--json")
-    assert (result.code, result.error) == (2, code)
-    if field is not None:
-        assert result.json["error"]["field"] == field
+    assert (result.code, result.error, result.json["error"]["field"]) == (2, code, field)
+
+
+def test_plan_needs_all_terms_or_a_file(call: Call, ready: Lab) -> None:
+    result = call("plan", "set-1", "--rounds", "3", "--json")
+    assert (result.code, result.error, result.json["error"]["field"]) == (2, "PLAN_OPTIONS", "--local-steps")
+    result = call("plan", "set-1", "--json")
+    assert (result.code, result.error) == (2, "CONTRACT_FILE_MISSING")
 
 
 def test_a_plan_for_a_data_set_without_a_card_counts_from_nothing(call: Call, ready: Lab) -> None:
     found = call(*PLAN, "3", "--epsilon", "1", "--json")
-    assert (found.code, found.json["committed"]) == (0, "0")
+    assert (found.code, found.json["cost"]["before"]) == (0, "0")
     unknown = call("plan", "other", *PLAN[2:], "3", "--epsilon", "1", "--json")
     assert (unknown.code, unknown.error) == (2, "CONFIG_DATA_SET")
     assert "set-1" in unknown.json["error"]["message"]
+
+
+MEASURED = """[statistics]
+noise_multiplier = 30
+[[statistics.queries]]
+kind = "mean"
+column = "age"
+
+[baseline]
+steps = 2
+
+"""
+
+
+def test_the_plan_of_a_contract_in_a_file_is_what_sign_shows(call: Call, ready: Lab, tmp_path: Path) -> None:
+    ready.declare()
+    offered = ready.offer("[participation]", MEASURED + "[participation]")
+    path = tmp_path / "heart.json"
+    path.write_bytes(offered.to_bytes())
+    found = call("plan", path, "--json")
+    assert (found.code, found.json["refused"], found.json["not_checked"]) == (0, False, [])
+    shown = call("contract", "show", offered.id, "--json").json
+    assert (found.json["cost"], found.json["checks"]) == (shown["cost"], shown["checks"])
+    assert found.json["measurements"] == ["statistics", "baseline"]
+    assert "(3 steps, 1 statistic and a baseline of 2 steps)" in call("plan", path).out
+    plan, limit = offered.privacy, ready.store.data_set("set-1").limit
+    most = found.json["rounds_that_fit"]
+    beside = rdp(Decimal(30), Decimal(1), 1, Decimal(found.json["cost"]["alpha"])) + 2 * attempt_rdp(
+        offered, Decimal(found.json["cost"]["alpha"])
+    )
+    one = attempt_rdp(offered, Decimal(found.json["cost"]["alpha"]))
+    assert (most + plan.spare_attempts) * one + beside <= limit < (most + 1 + plan.spare_attempts) * one + beside
+    ready.configure(data_set="", max_epsilon="1")
+    refused = call("plan", path, "--json")
+    assert (refused.code, refusals(refused)) == (5, {"policy": "POLICY_EPSILON"})
+
+
+def test_a_template_is_planned_before_the_operator_has_made_a_contract_of_it(
+    call: Call, ready: Lab, tmp_path: Path
+) -> None:
+    """The noise is the one that the operator's `contract new` finds, and the cost the one that `sign` will show."""
+    ready.declare()
+    template = TEMPLATE.replace("[participation]", MEASURED + "[participation]")
+    path = tmp_path / "heart.toml"
+    path.write_text(template)
+    found = call("plan", path, "--json")
+    assert (found.code, refusals(found)) == (0, {})
+    offered = ready.offer("[participation]", MEASURED + "[participation]")
+    assert found.json["noise_multiplier"] == str(offered.privacy.noise_multiplier)
+    assert found.json["cost"] == call("contract", "show", offered.id, "--json").json["cost"]
+    assert found.json["not_checked"] == ["operator", "other participants", "code"]
+    path.write_text(template.replace("disease-prediction", "advertising").replace('name = "sex"', 'name = "size"'))
+    refused = call("plan", path, "--json")
+    assert refused.code == 5
+    assert refusals(refused) == {"own data": "SIGN_COLUMNS", "policy": "POLICY_PURPOSE_MISMATCH"}
+    path.write_text(template.replace(ENTITY, "91310000MA1K000009"))
+    stranger = call("plan", path, "--json")
+    assert (stranger.code, stranger.error, stranger.json["error"]["file"]) == (2, "PLAN_NOT_NAMED", str(path))
+
+
+def test_a_template_at_client_level_is_refused_by_the_policy_and_priced(call: Call, ready: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "heart.toml"
+    path.write_text(central_template())
+    found = call("plan", path, "--json")
+    assert (found.code, refusals(found)) == (5, {"policy": "POLICY_TRUST_MODEL"})
+    assert found.json["cost"]["attempts"] == 3
+    assert "nothing bounds what they tell it" in call("plan", path).out
+
+
+def central_template() -> str:
+    terms = TEMPLATE[TEMPLATE.index("[training]") : TEMPLATE.index("[term]")]
+    return TEMPLATE.replace(terms, central_toml(terms))
 
 
 def test_at_80_columns_each_item_is_a_block_of_its_own(
     call: Call, world: Lab, signed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    contracts, egress = call("contract", "list"), call("egress")
+    contracts, egress = call("contract", "list"), call("egress", "--all")
     for result in (egress, contracts):
         assert max(map(len, result.out.splitlines())) <= 80
     for entry in call("egress", "--json").json["egress"]:

@@ -356,6 +356,9 @@ def test_egress_is_listed_and_narrowed(world: World) -> None:
     assert views.egress(world.store, None, 1) == everything[1:]
     assert views.egress(world.store, None, 5) == everything
     assert views.egress(world.store, "ef" * 32) == []
+    assert views.egress(world.store, kinds=["update", "refusal"]) == everything[1:]
+    with pytest.raises(InputError, match=r"EGRESS_KIND.*card, signature, update"):
+        views.egress(world.store, kinds=["poll"])
 
 
 def test_the_status_of_an_agent(trained: World) -> None:

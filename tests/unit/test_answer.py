@@ -274,7 +274,10 @@ def test_half_an_order_gets_no_answer_even_where_the_operator_signed_it(world) -
 def test_an_order_for_somebody_else_gets_no_answer(world) -> None:
     federation, operator, agent, order, model = world
     other = federation.agent(2).desk.participant
-    assert answer(agent.desk, operator.forge(order, participant=other), model, BUNDLE) is None
+    forged = operator.forge(order, participant=other)
+    assert answer(agent.desk, forged, model, BUNDLE) is None
+    (alarm,) = [a for a in agent.desk.store.alarms() if a.code == "ORDER_ADDRESSEE"]
+    assert alarm.evidence == forged, "the operator signed it"
 
 
 def test_a_round_that_is_not_open_in_the_log_is_refused(world) -> None:

@@ -308,11 +308,13 @@ def test_a_fault_ends_with_1(
 def test_what_is_no_contract_is_a_mistake_in_what_was_given(fedpact: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text('title = "x"')
     (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "other.json").write_text('{"rounds": []}')
     (tmp_path / "weak.json").write_bytes(a_plan(epsilon="0.5").to_bytes())
     for name, expected in (
         ("missing.json", "CONTRACT_FILE_MISSING"),
         ("bad.toml", "CONTRACT"),
         ("bad.json", "CANONICAL"),
+        ("other.json", "CONTRACT_FILE_FORM"),
         ("weak.json", "CONTRACT_NOISE_TOO_SMALL"),
     ):
         code, out, err = fedpact("audit-privacy", tmp_path / name, "--json")

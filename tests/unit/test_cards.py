@@ -1,7 +1,9 @@
 """Cards and released rows: what leaves is what was shown, budgets are declared once, released rows never train."""
 
 import json
-from collections.abc import Iterator
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tests.support.agent_world import DATA_SET, PASSPHRASE, ROWS, Lab, lab
 
 from fedpact_client import cards, released
 from fedpact_client.store import EgressKind
+from fedpact_client.text import show_card
 from fedpact_contract.errors import FaultError, InputError, RefusedError, ServiceError
 from fedpact_contract.files import replace_file
 from fedpact_contract.messages import DataSetCard
@@ -133,6 +136,155 @@ def test_a_second_name_for_one_file_buys_no_budget(world: Lab) -> None:
         cards.prepare(world.home, world.home.config(), world.store, "set-2")
     assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
     assert "set-1" in caught.value.message
+
+
+def test_one_file_is_one_data_set_whatever_is_appended_to_it(world: Lab) -> None:
+    draft(world)
+    world.declare()
+    (world.home.path / "link.csv").symlink_to("rows.csv")
+    before = world.home.config_path.read_text()
+    for text in (before, before.replace(DATA_SET, "", 1)):  # set-1 described beside it, or renamed in its place
+        for path in ("rows.csv", "./rows.csv", "link.csv"):
+            world.home.config_path.write_text(text)
+            again = DATA_SET.replace("set-1", "set-2").replace("rows.csv", path)
+            world.configure(data_set=again, rows=ROWS + "99,m,no\n")
+            with pytest.raises(RefusedError) as caught:
+                cards.prepare(world.home, world.home.config(), world.store, "set-2")
+            assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
+            assert f"{world.home.path / 'rows.csv'} is known as data set set-1" in caught.value.message
+            assert "inherits what was spent" in caught.value.remedy
+
+
+def test_a_file_to_which_a_declared_data_set_moved_since_its_card_is_taken_too(world: Lab) -> None:
+    draft(world)
+    world.declare()
+    text = world.home.config_path.read_text().replace('path = "rows.csv"', 'path = "moved.csv"', 1)
+    world.home.config_path.write_text(text)
+    (world.home.path / "moved.csv").write_text(ROWS + "99,m,no\n")
+    world.configure(data_set=DATA_SET.replace("set-1", "set-2").replace("rows.csv", "moved.csv"))
+    with pytest.raises(RefusedError, match=r"moved\.csv is known as data set set-1"):
+        cards.prepare(world.home, world.home.config(), world.store, "set-2")
+
+
+def test_an_appended_file_is_a_new_version_of_its_own_data_set(world: Lab) -> None:
+    draft(world)
+    world.declare()
+    (world.home.path / "rows.csv").write_text(ROWS + "99,m,no\n")
+    assert world.declare().available == 61
+    assert len(world.store.versions("set-1")) == 5  # one place; bytes and rows, twice
+
+
+def as_csv(path: Path) -> None:
+    path.write_text(ROWS)
+
+
+def as_parquet(path: Path) -> None:
+    pl.read_csv(ROWS.encode()).sample(fraction=1, shuffle=True, seed=3).write_parquet(path)
+
+
+def as_sqlite(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE t (ill TEXT, sex TEXT, age REAL)")
+        rows = pl.read_csv(ROWS.encode()).select("ill", "sex", "age").rows()
+        database.executemany("INSERT INTO t VALUES (?, ?, ?)", rows)
+    database.close()
+
+
+def test_another_table_of_a_declared_file_is_no_other_data_set(world: Lab) -> None:
+    as_sqlite(world.home.path / "rows.db")
+    source = ('"rows.csv"\nkind = "csv"', '"rows.db"\nkind = "sqlite"\ntable = "t"')
+    world.configure(data_set=DATA_SET.replace(*source))
+    world.declare()
+    with sqlite3.connect(world.home.path / "rows.db") as database:
+        database.execute("CREATE TABLE u AS SELECT ill, sex, age + 1 AS age FROM t")
+    database.close()
+    second = DATA_SET.replace("set-1", "set-2").replace(*source).replace('table = "t"', 'table = "u"')
+    world.configure(data_set=second)
+    with pytest.raises(RefusedError, match=r"rows\.db is known as data set set-1"):
+        cards.prepare(world.home, world.home.config(), world.store, "set-2")
+
+
+@pytest.mark.parametrize(
+    ("write", "path", "kind"),
+    [
+        (as_csv, "renamed.csv", 'kind = "csv"'),
+        (as_parquet, "converted.parquet", 'kind = "parquet"'),
+        (as_sqlite, "converted.db", 'kind = "sqlite"\ntable = "t"'),
+    ],
+)
+def test_renamed_and_converted_rows_are_known_again(
+    world: Lab, write: Callable[[Path], None], path: str, kind: str
+) -> None:
+    draft(world)
+    world.declare()
+    write(world.home.path / path)
+    again = DATA_SET.replace("set-1", "set-2").replace('"rows.csv"\nkind = "csv"', f'"{path}"\n{kind}')
+    world.configure(data_set=again)
+    with pytest.raises(RefusedError, match="These rows are known as data set set-1") as caught:
+        cards.prepare(world.home, world.home.config(), world.store, "set-2")
+    assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
+
+
+def test_what_docs_privacy_calls_undetected_is_undetected(world: Lab) -> None:
+    """Other rows at another place are another data set, as far as a program can tell; so are other columns."""
+    draft(world)
+    world.declare()
+    as_parquet(world.home.path / "copy.parquet")
+    (world.home.path / "more.csv").write_text(ROWS + "99,m,no\n")
+    source = ('"rows.csv"\nkind = "csv"', '"copy.parquet"\nkind = "parquet"')
+    world.configure(data_set=DATA_SET.replace("set-1", "set-2").replace('"age", "sex"', '"age"').replace(*source))
+    world.configure(data_set=DATA_SET.replace("set-1", "set-3").replace("rows.csv", "more.csv"))
+    for data_set in ("set-2", "set-3"):
+        assert cards.prepare(world.home, world.home.config(), world.store, data_set).card.data_set == data_set
+
+
+# Whose a row is
+
+OF_PATIENTS = DATA_SET.replace('label = "ill"', 'label = "ill"\nentity = "who"')
+
+
+def patients(*names: str) -> str:
+    """The rows, each with the name of its patient: the names one after the other, then "z" for all others."""
+    head, *rows = ROWS.splitlines()
+    whose = [*names, *["z"] * (len(rows) - len(names))]
+    return "\n".join([f"{head},who", *(f"{row},{name}" for row, name in zip(rows, whose, strict=True))]) + "\n"
+
+
+def test_rows_of_nobody_are_refused_by_column_and_count(world: Lab) -> None:
+    with pytest.raises(InputError) as caught:
+        draft(world, OF_PATIENTS, patients("secret-a", "", "secret-b", "  "))
+    assert (caught.value.code, caught.value.field) == ("DATA_MISSING_VALUE", "who")
+    assert "in 2 of 60 rows; the first is line 3" in caught.value.message
+    assert "secret" not in str(caught.value)
+    assert world.wire.sent == []
+
+
+def test_rows_left_under_a_cap_are_counted_and_stay_here(world: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"p{i}" for i in range(30)] + ["p0", "p0", " p1 "]
+    made = draft(world, OF_PATIENTS, patients(*names))
+    # p0 has 3 rows, p1 has 2, 28 others have one, and z has 27
+    assert made.capped == {1: 31, 2: 34, 4: 37, 8: 41}
+    show_card(made)
+    shown = capsys.readouterr().out
+    assert "computed from the data; stays here" in shown
+    assert re.search(r"\b4\b.*\b37\b.*too few", shown)
+    assert re.search(r"\b8\b.*\b41\b.*enough", shown)
+    assert "37" not in made.card.to_bytes().decode().replace(made.card.participant, "")
+    assert all("capped" not in str(request.content) for request in world.wire.sent)
+
+
+def test_released_rows_are_not_counted_under_a_cap(world: Lab) -> None:
+    (world.home.path / "gift.csv").write_text("age,sex,ill,who\n20,f,yes,p0\n")
+    line = 'entity = "who"\nrelease_file = "gift.csv"'
+    made = draft(world, with_line(line), patients(*(f"p{i}" for i in range(60))))
+    assert made.capped == dict.fromkeys(cards.CAPS, 59)
+
+
+def test_without_an_entity_nothing_is_counted(world: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    made = draft(world)
+    assert made.capped == {}
+    show_card(made)
+    assert "computed from the data" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

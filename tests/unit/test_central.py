@@ -33,7 +33,6 @@ from fedpact_contract.privacy import (
     accountant,
     attempt_rdp,
     check_plan,
-    dp_label,
     epsilon_central,
     epsilon_pld,
     solve_central_noise,
@@ -233,19 +232,6 @@ class TestCost:
             exact = 4 * alpha / (2 * D("3.723") ** 2)
             assert 0 <= attempt_rdp(contract(), alpha) - exact < D("1e-8")
 
-    def test_the_label_says_who_is_not_kept_out(self) -> None:
-        found = contract()
-        label = dp_label(found, dict.fromkeys(found.by_id(), 2))
-        assert label["trust_model"] == "client-level-at-the-operator"
-        assert (label["privacy_unit"], label["neighbours"]) == ("participant", "zero-out")
-        assert label["not_protected_from"] == "the-operator"
-        assert label["clip"] == {"method": "whole-update", "max_update_norm": "0.5"}
-        assert label["sampling"] == {"method": "no-amplification", "rate": "1"}
-        assert (label["plan"]["releases"], label["accountant"]) == (3, CENTRAL_ACCOUNTANT)
-        two = epsilon_pld([(D("3.723"), D(1), 2)], DELTA)
-        assert {(line["releases"], D(line["epsilon_pld"])) for line in label["participants"]} == {(2, two)}
-        assert "not_protected_from" not in dp_label(a_contract(), {})
-
 
 class TestDraft:
     @pytest.fixture
@@ -424,9 +410,9 @@ class TestRun:
         reference, terms = FixedNoise(7), central(federation.contract)
         for number, body in enumerate(found, start=1):
             after = load_model(federation.home, body.model_digest)
-            updates = loop._updates(
-                {p: row.update_digest for p, row in self.outcomes(federation, number).items() if row.kind == "admitted"}
-            )
+            outcomes = self.outcomes(federation, number).items()
+            admitted = {p: row.update_digest for p, row in outcomes if row.kind == "admitted"}
+            updates = list(loop._updates(admitted).values())
             assert len(updates) == 4
             assert all(np.linalg.norm(u.astype(float)) <= float(NORM) * (1 + 1e-6) for u in updates)
             np.testing.assert_array_equal(

@@ -117,6 +117,23 @@ def test_a_broken_rule_is_named(values, path, value, code) -> None:
     assert err.value.field
 
 
+@pytest.mark.parametrize(
+    ("model", "given", "due"),
+    [
+        ("client-level-at-the-operator", "max_grad_norm", "max_update_norm"),
+        ("record-level-at-each-participant", "max_update_norm", "max_grad_norm"),
+    ],
+)
+def test_the_clip_of_the_other_trust_model_is_named_with_the_right_one(values, model, given, due) -> None:
+    unit = "participant" if model.startswith("client") else "example"
+    privacy = {k: v for k, v in values["privacy"].items() if k != "max_grad_norm"}
+    with pytest.raises(InputError) as err:
+        Contract.parse(values | {"privacy": privacy | {"trust_model": model, "unit": unit, given: 1}})
+    assert (err.value.code, err.value.field) == ("CONTRACT_UNKNOWN_KEY", f"privacy.{given}")
+    assert "perhaps" not in err.value.message, "the key itself is no better spelling of it"
+    assert f"give {due}" in err.value.remedy
+
+
 def test_strict_heads_need_a_reachable_minimum(values) -> None:
     bad = changed(changed(values, "participation.strict_heads", True), "participation.minimum", 2)
     with pytest.raises(InputError) as err:

@@ -295,8 +295,13 @@ def test_a_contract_is_read_in_every_form(fedpact, tmp_path, form) -> None:
         (b"\xff\xfe", "CONTRACT_ENCODING"),
         (b"title =", "TOML_SYNTAX"),
         (b"title = 'x'", "CONTRACT_MISSING_KEY"),
-        (b"{}", "CONTRACT_FORM_MISSING_KEY"),
-        (b'{"a": 1}', "CANONICAL_FORM"),
+        (b"{}", "CONTRACT_FILE_FORM"),
+        (b'{"a": 1}', "CONTRACT_FILE_FORM"),
+        (b"[1]", "CONTRACT_FILE_FORM"),
+        (b"12", "CONTRACT_FILE_FORM"),
+        (b'{"a":', "CANONICAL_PARSE"),
+        (b'{"participants":[]}', "CONTRACT_FORM_MISSING_KEY"),
+        (b'{"participants": []}', "CANONICAL_FORM"),
         (b'{"contract":{},"delegations":[]}', "CONTRACT_SIGNED_FORM_MISSING_KEY"),
         (b'{"payload":"","signatures":[],"type":"x"}', "ENVELOPE_TYPE"),
     ],
@@ -309,12 +314,24 @@ def test_what_is_no_contract_is_refused(fedpact, tmp_path, data, code) -> None:
     error = json.loads(out)["error"]
     assert exit_code in (1, 2)
     assert (error["code"], error["file"]) == (code, str(path))
+    if code == "CONTRACT_FILE_FORM":
+        assert error["field"]
+        assert error["rule"]
+        assert "contract new --out FILE" in error["remedy"]
 
 
 def test_the_contract_is_read_out_of_its_evidence(fedpact, evidence) -> None:
     code, out, _ = fedpact("contract", "read", evidence.folder, "--json")
     found = json.loads(out)
     assert (code, found["contract_id"]) == (0, evidence.made.contract.id)
+
+
+def test_a_log_that_does_not_begin_with_a_contract_is_named(fedpact, tmp_path, evidence) -> None:
+    second = evidence.made.entries[1].to_bytes()
+    (tmp_path / "log.jsonl").write_bytes(second + b"\n")
+    code, out, _ = fedpact("contract", "read", tmp_path, "--json")
+    error = json.loads(out)["error"]
+    assert (code, error["code"], error["field"]) == (2, "CONTRACT_FILE_FORM", "entry 0")
 
 
 @pytest.mark.parametrize("log", [None, b"", b"{}\n"])

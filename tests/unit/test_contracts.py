@@ -1,5 +1,6 @@
 """A contract from template to entry 0: what is derived, who signs, and everything that is refused on the way."""
 
+import dataclasses
 import datetime
 from collections.abc import Callable
 from decimal import Decimal
@@ -29,7 +30,7 @@ from fedpact_contract.parties import open_parties
 from fedpact_contract.privacy import ACCOUNTANT, check_plan, epsilon_pld
 from fedpact_contract.record import Envelope, open_signed, sign
 from fedpact_models.registry import parameter_count
-from fedpact_server import cards, contracts, db, enrolment, installed, logbook, validation
+from fedpact_server import cards, contracts, db, drafting, enrolment, installed, logbook, validation
 from fedpact_server.drafting import ValidationFile, new
 from fedpact_server.run_state import load_model
 
@@ -93,6 +94,7 @@ class TestNew:
         assert [(p.id, p.name, p.sector, p.num_examples, p.floor_fen) for p in contract.participants] == [
             (who.id, who.name, "medical", 100 + who.number, 100 if who.number == 1 else 0) for who in PARTIES
         ]
+        assert [p.gate_order for p in contract.participants] == [Decimal("4.3")] * 3, "their cards' alpha"
         assert contract.privacy.accountant == ACCOUNTANT
         group = (contract.privacy.noise_multiplier, contract.privacy.sample_rate, contract.planned_steps)
         assert Decimal("1.95") < epsilon_pld([group], contract.privacy.delta) <= 2
@@ -205,7 +207,7 @@ class TestNew:
 class TestSigning:
     def test_all_sign_and_entry_0_is_what_everybody_signed(self, world: Operator) -> None:
         contract = offered(world)
-        assert operator_signs(world, contract).missing == tuple(sorted(who.id for who in PARTIES))
+        assert operator_signs(world, contract).missing == tuple(who.id for who in PARTIES)
         for who in PARTIES:
             status = take(world, contract, who)
         assert (status.state, status.missing) == ("signed", ())
@@ -242,7 +244,8 @@ class TestSigning:
         with world.database.read() as connection:
             plain = contracts.status(connection, contracts.find(connection, contract.id)).plain()
         assert plain["signed"] == [PARTIES[1].id]
-        assert plain["missing"] == sorted([world.home.fingerprint, PARTIES[0].id, PARTIES[2].id])
+        assert plain["missing"] == [world.home.fingerprint, PARTIES[0].id, PARTIES[2].id], "the contract's order"
+        assert [p["id"] for p in plain["parties"]] == [world.home.fingerprint, *(p.id for p in contract.participants)]
         assert {p["name"]: p["signed"] for p in plain["parties"]} == {
             "City Data": False,
             "Hospital 1": False,
@@ -332,6 +335,21 @@ class TestSigning:
         assert code_of(operator_signs, world, contract, late) == "CONTRACT_EXPIRED"
         assert code_of(take, world, contract, PARTIES[0], None, late) == "CONTRACT_EXPIRED"
 
+    def test_validation_rows_of_other_givers_are_not_signed_for(self, world: Operator, monkeypatch: Any) -> None:
+        contract = offered(world)
+        kept = validation.load(world.home.path, contract.contribution.validation.root)
+        (own,) = kept.slices
+        others = dataclasses.replace(kept, slices=(own.model_copy(update={"source": PARTIES[0].id}),))
+        monkeypatch.setattr(validation, "load", lambda *_: others)
+        assert code_of(operator_signs, world, contract) == "VALIDATION_SLICES"
+
+    def test_a_baseline_too_large_for_one_request_is_refused(self, world: Operator, monkeypatch: Any) -> None:
+        asked = TEMPLATE + "\n[baseline]\nsteps = 1\n"
+        monkeypatch.setattr(drafting, "BASELINE_PARAMETERS", 7)
+        assert code_of(draft, world, asked) == "TEMPLATE_BASELINE_SIZE"
+        monkeypatch.setattr(drafting, "BASELINE_PARAMETERS", 8)
+        assert draft(world, asked).baseline is not None
+
     def test_the_operator_signs_only_what_it_can_keep(self, world: Operator, monkeypatch: Any, tmp_path: Path) -> None:
         contract = offered(world)
         model = world.home.path / "models" / f"{contract.model.initial_digest}.f8"
@@ -406,6 +424,8 @@ class TestLife:
         assert code_of(contracts.offer, world.database, contract.id, now=NOW) == "CONTRACT_STATE"
         with world.database.read() as connection:
             assert connection.execute(sa.select(db.runs.c.wanted)).scalar() == "stop"
+            alarms = connection.execute(sa.select(db.alarms.c.code, db.alarms.c.detail)).all()
+        assert [tuple(row) for row in alarms] == [("CONTRACT_TERMINATED", contract.id)], "told once"
 
     def test_a_contract_is_found_by_the_beginning_of_its_id(self, world: Operator) -> None:
         contract = draft(world)

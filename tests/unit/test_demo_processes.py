@@ -183,3 +183,21 @@ def test_a_reserved_port_is_nobody_elses_and_lies_below_those_of_outgoing_connec
     assert max(processes.PORTS) < low
     with socket.socket() as other:
         other.bind(("127.0.0.1", free_port()))
+
+
+def test_what_the_demo_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FailedError, match=r"COMMAND_MISSING.*fedpact-nothing"):
+        processes.command("fedpact-nothing")
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(processes, "PORTS", range(port, port + 1))
+        monkeypatch.setattr(processes.random, "sample", lambda ports, _: list(ports))
+        with pytest.raises(FailedError, match="DEMO_PORT"):
+            reserve_port()
+
+
+def test_what_does_not_come_in_time_is_named() -> None:
+    started = Processes()
+    with pytest.raises(FailedError, match=r"DEMO_SLOW.*the operator is not ready after 0\.1 seconds"):
+        started.wait_for(lambda: False, "the operator", 0.1)

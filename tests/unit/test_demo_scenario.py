@@ -1,16 +1,21 @@
 """federation.toml: nothing that decides about training or privacy has a default, and each fault is named."""
 
+import dataclasses
 import re
 import shutil
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.support.demo_kit import own_data
 from tests.support.federation import NOW
 
-from fedpact_contract.contract import load_toml
-from fedpact_contract.errors import InputError
+from fedpact_contract.contract import Baseline, Contract, Party, Software, load_toml
+from fedpact_contract.errors import FailedError, InputError
+from fedpact_contract.sketch import sketch
+from fedpact_server.demo.run import Demo
 from fedpact_server.demo.scenario import (
     MAX_EPSILON,
     MAX_ROUNDS,
@@ -145,7 +150,7 @@ def test_an_unknown_key_and_a_file_that_is_not_there_are_named(folder) -> None:
 
 def test_the_guide_shows_every_key_and_the_hearts_description_is_complete() -> None:
     text = (ROOT / "docs" / "own-data.md").read_text("utf-8")
-    (shown,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    shown, _ = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     found = Description.parse(load_toml(shown, file="own-data.md"), code="TEST")
     assert set(found.training.plain()) == set(TRAINING)
     assert set(found.privacy.plain()) == set(PRIVACY)
@@ -153,6 +158,46 @@ def test_the_guide_shows_every_key_and_the_hearts_description_is_complete() -> N
         assert re.search(rf"^(\[+)?{name}\b", shown, re.MULTILINE), f"{name} is not in the guide"
     heart = ROOT / "configs" / "heart" / "federation.toml"
     Description.parse(load_toml(heart.read_text("utf-8"), file=heart), code="TEST")
+
+
+MEASURED = """[statistics]
+noise_multiplier = 20
+queries = [{ kind = "mean", column = "height" }, { kind = "count", column = "colour", value = "red" }]
+[baseline]
+steps = 5
+"""
+
+
+def sketched(terms: dict[str, Any]) -> Contract:
+    """The contract that `contract new` would make of the template."""
+    for place, item in enumerate(terms["participants"]):
+        item |= {"name": f"P{place}", "key": f"{place}" * 64, "sector": "trade", "num_examples": 90}
+    operator = Party(name="O", entity_code="9" * 18, key="a" * 64)
+    return sketch(terms, operator, Software(release="0", models_digest="0" * 64, shell_digest="0" * 64))
+
+
+def test_statistics_and_a_baseline_reach_the_contract(folder) -> None:
+    path = folder / "federation.toml"
+    path.write_text(path.read_text("utf-8") + MEASURED, "utf-8")
+    made = sketched(load_toml(template(of_folder(folder), NOW), file="template"))
+    assert made.measurements == ("statistics", "baseline")
+    assert made.statistics is not None
+    assert [q.column for q in made.statistics.queries] == ["height", "colour"]
+    assert made.baseline == Baseline(steps=5)
+    change(folder, 'value = "red"', 'value = "green"')
+    err = fault(folder)
+    assert (err.code, err.field) == ("DATA_DESCRIPTION", "statistics.queries.1")
+    assert "red, blue" in err.message
+    change(folder, MEASURED.replace("red", "green"), "")
+    assert sketched(load_toml(template(of_folder(folder), NOW), file="template")).measurements == ()
+
+
+def test_the_guides_clause_for_entities_fits_the_template(folder) -> None:
+    text = (ROOT / "docs" / "own-data.md").read_text("utf-8")
+    _, clause = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    made = sketched(load_toml(template(of_folder(folder), NOW) + clause, file="template"))
+    assert made.privacy.entity is not None
+    assert (made.privacy.entity.column, made.privacy.entity.max_rows) == ("patient_id", 4)
 
 
 @pytest.mark.parametrize(("rounds", "local_steps", "limit"), [(101, 6, 100), (100_000, 6, 100), (100, 1000, 99)])
@@ -195,3 +240,12 @@ def test_a_row_at_fault_is_named_by_its_line(folder) -> None:
     err = fault(folder)
     assert (err.code, err.file, err.field) == ("DATA_NOT_A_NUMBER", str(path), "height")
     assert err.message.endswith("the first is line 7.")
+
+
+def test_an_agents_configuration_of_another_form_is_not_written_over(folder, tmp_path) -> None:
+    (tmp_path / "agent.toml").write_text("# somebody's own\n")
+    scenario = of_folder(folder)
+    three = dataclasses.replace(scenario, enterprises=(*scenario.enterprises, scenario.enterprises[0]))
+    with pytest.raises(FailedError, match="DEMO_CONFIG"):
+        Demo._configure(cast("Demo", SimpleNamespace(scenario=three)), tmp_path, three.enterprises[0])
+    assert (tmp_path / "agent.toml").read_text() == "# somebody's own\n"

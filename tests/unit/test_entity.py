@@ -18,10 +18,10 @@ from tests.support.operator_world import enterprise as an_enterprise
 from fedpact_contract import text
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FedpactError, InputError
+from fedpact_contract.label import dp_label
 from fedpact_contract.privacy import (
     INFINITE,
     check_plan,
-    dp_label,
     entity_guarantee,
     epsilon_entity,
     epsilon_pld,
@@ -139,6 +139,11 @@ class TestContract:
         shown = text.render(made)
         assert "The column patient says whose a row is." in shown
         assert "at most 4 by the column patient, are protected by epsilon 99 at delta 0.00001" in shown
+        assert "training takes at most 4 rows of one entity" in shown
+        assert "A person with k rows has less" not in shown, "one clause says what holds for several rows"
+        assert "are of one row by itself; the next is of all rows of one entity." in shown
+        assert "no protection that words could describe" in shown, "epsilon 99, in words"
+        assert "without any rows of one entity" in text.render(contract(epsilon="11"))
         first, second, *_ = made.by_id()
         label = dp_label(made, {first: 6, second: 0})
         assert label["entity"]["max_rows"] == 4
@@ -151,6 +156,8 @@ class TestContract:
         assert "entity" not in plain.privacy.plain()
         assert code_of(entity_guarantee, plain, 3) == "PRIVACY_NO_ENTITY"
         assert "entity" not in dp_label(plain, {})
+        assert "A person with k rows has less: k times epsilon" in text.render(plain)
+        assert "one entity" not in text.render(plain)
 
 
 class TestRows:
@@ -197,6 +204,8 @@ class TestRows:
 
     def test_cells_that_name_nobody_are_refused(self) -> None:
         assert code_of(self.encoded, [b"\x00", b"\x01"]) == "DATA_ENTITY_MISSING"
+        assert code_of(self.encoded, [1.0, math.nan]) == "DATA_ENTITY_MISSING"
+        assert code_of(self.encoded, [1.0, None]) == "DATA_MISSING_VALUE"
 
     def test_a_table_without_the_column_is_refused(self) -> None:
         schema = a_schema(number("age"), label={"name": "y", "classes": ["no", "yes"], "rule": "value"})
@@ -248,7 +257,12 @@ class TestDrafting:
 
     def test_so_many_rows_that_nothing_is_protected_are_refused(self, tmp_path: Path) -> None:
         many = self.ADDED.replace("max_rows = 3", "max_rows = 32")
-        assert code_of(self.draft, tmp_path, many) == "TEMPLATE_ENTITY_UNPROTECTED"
+        with pytest.raises(InputError) as caught:
+            self.draft(tmp_path, many)
+        found = caught.value
+        assert (found.code, found.field) == ("TEMPLATE_ENTITY_UNPROTECTED", "privacy.entity.max_rows")
+        assert found.rule == "the entities' epsilon is at most 100"
+        assert "max_rows" in found.remedy
 
     def test_the_formula_is_refused_where_its_delta_is_too_large(self, tmp_path: Path) -> None:
         formula = self.ADDED.replace("mixture-of-gaussians", "group-formula").replace("max_rows = 3", "max_rows = 4")

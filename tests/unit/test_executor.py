@@ -361,6 +361,15 @@ class TestProcess:
         assert "NODE_KEY_FORM" in log
         assert (tmp_path / "flower").stat().st_mode & 0o777 == 0o700
 
+    def test_a_ca_that_is_missing_is_named(self, child, tmp_path):
+        (tmp_path / "node.key").write_text("k")
+        paths = {"home": str(tmp_path / "flower"), "node_key": str(tmp_path / "node.key"), "ca": str(tmp_path / "none")}
+        child.pipe.send("setup", SETUP | paths)
+        code, log = self.end(child, tmp_path)
+        assert code == executor.EXIT_SETUP
+        assert "CA_UNREADABLE" in log
+        assert str(tmp_path / "none") in log
+
     def test_started_by_hand(self, tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "fedpact_client.executor"], capture_output=True, text=True, cwd=tmp_path, timeout=60

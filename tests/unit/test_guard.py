@@ -690,6 +690,28 @@ class TestContracts:
             commit(made.home, made.store, client, found, PASSPHRASE)
         return contract
 
+    @pytest.mark.parametrize(("line", "declared"), [('entity = "who"\n', "who"), ("", None)])
+    def test_its_orders_are_held_against_what_agent_toml_declares(
+        self, made: Lab, line: str, declared: str | None
+    ) -> None:
+        contract = self.signed(made)
+        made.others_sign(contract)
+        text = made.home.config_path.read_text().replace('label = "ill"\n', f'label = "ill"\n{line}', 1)
+        replace_file(made.home.config_path, text.encode())
+        at = Guard(home=made.home, config=made.home.config(), store=made.store)
+        with made.client() as client:
+            at._look(client)
+        assert at.desks[contract.id].entity == declared
+
+    def test_a_data_set_that_agent_toml_has_lost_keeps_no_contract_from_closing(self, made: Lab) -> None:
+        contract = self.signed(made)
+        made.others_sign(contract)
+        config = made.home.config().model_copy(update={"data_sets": ()})
+        at = Guard(home=made.home, config=config, store=made.store)
+        with made.client() as client:
+            at._look(client)
+        assert at.desks[contract.id].entity is None
+
     def test_it_runs_when_everybody_has_signed(self, made: Lab) -> None:
         contract = self.signed(made)
         at = Guard(home=made.home, config=made.home.config(), store=made.store)

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from itertools import pairwise
@@ -21,11 +22,12 @@ from fedpact_client.views import check_own, contract_budget, seen
 from fedpact_contract import report as reports
 from fedpact_contract import text
 from fedpact_contract.arrays import update_digest
-from fedpact_contract.contract import Contract, MeasurementKind
+from fedpact_contract.contract import Baseline, Contract, MeasurementKind
 from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.evidence import unpack
 from fedpact_contract.ledger import GENESIS, measured, next_restored
 from fedpact_contract.log import BaselinesScored, MeasurementTaken
+from fedpact_contract.measured import statistics as measured_statistics
 from fedpact_contract.messages import Measurement, Order
 from fedpact_contract.privacy import check_plan, epsilon_pld, plan_groups, plan_words
 from fedpact_contract.record import read_envelope, sign
@@ -49,6 +51,9 @@ STATISTICS = {
         {"kind": "count", "column": "digit", "value": "7"},
     ],
 }
+KNOWN = ("fedpact verify EVIDENCE --trust FILE", "NIST SP 800-226", "SHA-256", "UTC", "nat", "DP", "gt", "ADMITTED")
+KNOWN = (*KNOWN, "dp-accounting", "PLD", "REPLACE_SPECIAL", "epsilon_pld", "epsilon_gate", "AES-256-CTR")
+"""What a page in Chinese says in Latin letters: names of things."""
 CLAUSES = {"statistics": STATISTICS, "baseline": {"steps": 4}, "privacy__epsilon": D(3), "training__rounds": 2}
 
 
@@ -123,16 +128,33 @@ class TestWhole:
             built = reports.build(logbook.read_entries(connection, run.contract_id))
         json.dumps(built)
         assert [q["kind"] for q in built["statistics"]["queries"]] == [q["kind"] for q in STATISTICS["queries"]]
-        assert {p["name"] for p in built["baselines"]} == {"Enterprise 1", "Enterprise 2", "Enterprise 3"}
+        assert [p["name"] for p in built["baselines"]] == ["Enterprise 1", "Enterprise 2", "Enterprise 3"]
         assert all(0 <= float(p["metric"]) <= 1 for p in built["baselines"])
-        assert "measurements" in built["privacy"]["plan"]
+        assert [line["kind"] for line in built["privacy"]["measurements"]] == [
+            *(q["kind"] for q in STATISTICS["queries"]),
+            "baseline",
+        ]
         from fedpact_server.report.html import render
 
-        assert "Trained alone" in render(built, "en")
-        assert "单独训练" in render(built, "zh")
+        english, chinese = render(built, "en"), render(built, "zh")
+        assert "Trained alone" in english
+        assert "what: quantile; column: pixel_20; noise multiplier: 30; releases: 1; " in english
+        assert "of the noise only, not of sampling" in english
+        low, high = (built["statistics"]["queries"][1]["answers"]["together"][key][3] for key in ("low", "high"))
+        assert f"<small>{low} to {high}</small>" in english
+        assert f"<small>{low} 至 {high}</small>" in chinese
+        for words in ("单独训练", "内容：分位数；列：pixel_20；噪声倍数：30", "仅反映噪声，不含抽样误差"):
+            assert words in chinese
+        shown = re.sub("<style>.*</style>|<[^>]*>|[0-9a-f]{64}", " ", chinese, flags=re.DOTALL)
+        for known in ("Enterprise", "finance", "pixel_20", "digit-recognition", "digit", "Digits", "Operator", *KNOWN):
+            shown = shown.replace(known, "")
+        assert re.findall("[A-Za-z]+", shown) == []
 
     def test_people_are_told_all_that_epsilon_covers(self, run: ClosedRun) -> None:
         assert plan_words(run.federation.contract) == "18 steps, 5 statistics and a baseline of 4 steps"
+        one = run.federation.contract.model_copy(update={"baseline": Baseline(steps=1)})
+        assert plan_words(one) == "18 steps, 5 statistics and a baseline of 1 step"
+        assert "the same clipping and noise, 1 step from the initial model" in text.render(one)
 
     def test_each_is_charged_once_before_it_leaves_and_counts_in_epsilon(self, run: ClosedRun) -> None:
         desk = run.federation.agent(1).desk
@@ -240,6 +262,13 @@ class TestFailures:
         assert look(run, 1)
         assert (rows(agent.desk), taken(run)) == ([], [])
         assert "POLICY_PURPOSE_MISMATCH" in {a.code for a in agent.desk.store.alarms()}
+
+    def test_an_entity_that_agent_toml_no_longer_declares_as_the_card_does_stops_it(self, run: ClosedRun) -> None:
+        agent = run.federation.agent(1)
+        agent.desk = dataclasses.replace(agent.desk, entity="writer")
+        assert look(run, 1)
+        assert (rows(agent.desk), taken(run)) == ([], [])
+        assert "CARD_ENTITY_CHANGED" in {a.code for a in agent.desk.store.alarms()}
 
     def test_other_code_than_was_signed_measures_nothing(self, run: ClosedRun, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("fedpact_models.code.models_digest", lambda: "e" * 64)
@@ -406,6 +435,19 @@ class TestVerifier:
 
         assert "MEASUREMENT_LATE" in self.faults(done, late)
 
+    def test_a_measurement_of_other_terms_than_the_contracts(self, done: ClosedRun) -> None:
+        def other(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, MeasurementTaken)
+            record = Measurement.from_bytes(read_envelope(bodies[place].measurement).body)
+            numbers = range(1, 1 + len(done.federation.contract.participants))
+            desks = (done.federation.agent(number).desk for number in numbers)
+            desk = next(desk for desk in desks if desk.participant == record.participant)
+            fewer = record.model_copy(update={"num_examples": record.num_examples - 1})
+            bodies[place] = bodies[place].model_copy(update={"measurement": sign(fewer, desk.run_key).plain()})
+            return bodies
+
+        assert "MEASUREMENT_MISMATCH" in self.faults(done, other)
+
     def test_a_measurement_under_an_old_ledger_head(self, done: ClosedRun) -> None:
         """The empty ledger's, and the one of the participant's other measurement: both were charged, both move it."""
         taken = [body for body in (e.open() for e in done.federation.entries()) if isinstance(body, MeasurementTaken)]
@@ -442,6 +484,11 @@ class TestVerifier:
         def none(bodies: list[Any]) -> list[Any]:
             return [body for body in bodies if not isinstance(body, BaselinesScored)]
 
+        def twice(bodies: list[Any]) -> list[Any]:
+            place = self.where(bodies, BaselinesScored)
+            return [*bodies[:place], bodies[place], *bodies[place:]]
+
+        assert "BASELINES_TIME" in self.faults(done, twice)
         assert "BASELINES_LINES" in self.faults(done, fewer)
         assert "BASELINES_MISSING" in self.faults(done, none)
 
@@ -495,14 +542,17 @@ class TestQueries:
         assert answers[0] == [pytest.approx((0 + 10 + 25 + 50 + 50 + 75 + 100 + 100) / 8)]
         assert answers[5][0] == pytest.approx(11, abs=1)
         assert answers[5][1] == pytest.approx(51, abs=1)
-        assert found[2]["labels"][0] == "0 to 25"
+        assert found[2]["labels"][0] == "0 – 25"
         assert [query["answers"].keys() for query in found] == [{me: 0}.keys()] * 6
 
     def test_together_the_noise_is_that_of_all(self) -> None:
         contract = self.asked(*self.QUERIES[:2], noise=4)
         first, second, _ = (p.id for p in contract.participants)
         found = results(contract, {first: [[4.0], [3, 5]], second: [[-6.0], [10, 20]]})
-        assert found[1]["answers"]["together"] == {"values": [13, 25], "error": pytest.approx(4 * 2**0.5)}
+        together, error = found[1]["answers"]["together"], 4 * 2**0.5
+        assert (together["values"], together["error"]) == ([13, 25], pytest.approx(error))
+        assert together["low"] == [pytest.approx(value - 1.959964 * error) for value in (13, 25)]
+        assert together["high"] == [pytest.approx(value + 1.959964 * error) for value in (13, 25)]
         mean = found[0]["answers"]["together"]
         assert mean["values"] == [pytest.approx(50 * (1 - 2 / 38))]
         assert mean["error"] == pytest.approx(50 * 4 * 2**0.5 / 38)
@@ -525,12 +575,75 @@ class TestQueries:
         between = np.corrcoef(draws.T) - np.eye(draws.shape[1])
         assert np.abs(between).max() < 0.35  # 300 draws: standard deviation .058
 
+    def test_intervals_hold_what_the_rows_say(self) -> None:
+        """Of 2,000 draws of noise 95 % hold the answer without noise: of sums exactly, of quantiles at least."""
+        ages = np.repeat([3.0, 17.0, 41.0, 42.0, 77.0, 99.0], [60, 20, 150, 90, 30, 50])
+        bins, wanted, noise, draws = 20, (D("0.1"), D("0.5"), D("0.9")), 6.0, 2000
+        queries = [
+            {"kind": "mean", "column": "age"},
+            {"kind": "count", "column": "age", "at_least": 42},
+            {"kind": "quantile", "column": "age", "bins": bins, "probabilities": list(map(str, wanted))},
+        ]
+        contract = self.asked(*queries, noise=int(noise), counts=(len(ages), 30, 40))
+        me = contract.participants[0].id
+        exact = [[(ages / 50 - 1).sum()], [(ages >= 42).sum()], list(np.histogram(ages, bins, (0, 100))[0])]
+        truth = [[ages.mean()], [170.0], [np.sort(ages)[int(p * len(ages)) - 1] for p in wanted]]
+        rng, held, width = np.random.default_rng(7), np.zeros(5), np.zeros(5)
+        for _ in range(draws):
+            noised = [list(np.asarray(cells) + noise * rng.standard_normal(len(cells))) for cells in exact]
+            answers = [query["answers"][me] for query in results(contract, {me: noised})]
+            low, value, high = (np.concatenate([a[key] for a in answers]) for key in ("low", "values", "high"))
+            assert (low <= value).all()
+            assert (value <= high).all()
+            held += (low <= np.concatenate(truth)) & (np.concatenate(truth) <= high)
+            width += high - low
+        assert held[:2] / draws == pytest.approx(0.95, abs=0.015)  # three standard deviations
+        assert (held[2:] / draws >= 0.95 - 0.015).all()
+        assert (width[2:] / draws < [40, 35, 60]).all(), "and tell something: the bounds are 100 apart"
+
+    def test_a_quantile_interval_is_read_off_by_hand(self) -> None:
+        """100 rows in four parts: 40 and 80 lie surely below and above half, 39 - 61 does not show."""
+        quantile = {"kind": "quantile", "column": "age", "bins": 4, "probabilities": ["0.5"]}
+        contract = self.asked(quantile, noise=1, counts=(100, 30, 40))
+        me = contract.participants[0].id
+
+        def interval(*cells: float) -> tuple[float, float]:
+            answer = results(contract, {me: [list(cells)]})[0]["answers"][me]
+            return answer["low"][0], answer["high"][0]
+
+        assert interval(40, 40, 10, 10) == (25, 50)
+        assert interval(40, 11, 39, 10) == (25, 75)  # 51 below 50 years, give or take 1.96
+        assert interval(49, 2, 39, 10) == (0, 75)  # 49 below 25 years, give or take 1.70
+        assert interval(0, 0, 0, 100) == (75, 100)
+
+    def test_no_digit_is_finer_than_the_noise(self, run: ClosedRun) -> None:
+        for index in (1, 2, 3):
+            look(run, index)
+        federation = run.federation
+        found = measured_statistics([e.open() for e in federation.entries()], federation.contract)
+        assert found is not None
+        assert found["interval"] == {"level": "0.95", "covers": "the noise alone, each value by itself; not sampling"}
+        ids = [p.id for p in federation.contract.participants]
+        assert [p["id"] for p in found["participants"]] == ids
+        mean, histogram, quantile, *_ = found["queries"]
+        assert list(histogram["answers"]) == [*ids, "together"], "the contract's order"
+        alone, together = histogram["answers"][ids[0]], histogram["answers"]["together"]
+        assert (alone["error"], together["error"]) == ("30", "52")  # 30 sqrt(3) is 51.96
+        assert all("." not in number for key in ("values", "low", "high") for number in together[key])
+        error = mean["answers"][ids[0]]["error"]
+        assert error == "2.7"  # 8 * 30 / 90 = 2.67, rounded up
+        assert all(D(n).as_tuple().exponent == -1 for n in mean["answers"][ids[0]]["values"])
+        edges = quantile["answers"]["together"]
+        assert edges["error"] is None
+        assert 0 <= D(edges["low"][0]) <= D(edges["values"][0]) <= D(edges["high"][0]) <= 16
+
     def test_quantiles_of_nothing_but_noise_are_within_the_bounds(self) -> None:
         contract = self.asked(self.QUERIES[5])
         me = contract.participants[0].id
         for cells in ([-1.0] * 100, [0.0] * 99 + [5.0], [-5.0] * 99 + [0.1]):
-            values = results(contract, {me: [cells]})[0]["answers"][me]["values"]
-            assert all(0 <= value <= 100 for value in values)
+            answer = results(contract, {me: [cells]})[0]["answers"][me]
+            for key in ("low", "values", "high"):
+                assert all(0 <= value <= 100 for value in answer[key])
 
     @pytest.mark.parametrize(
         "query",
@@ -553,6 +666,29 @@ class TestQueries:
         with pytest.raises(InputError) as err:
             self.asked(query)
         assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.0")
+        assert "contract template" in err.value.remedy
+
+    @pytest.mark.parametrize(
+        ("query", "allowed"),
+        [
+            ({"kind": "mean", "column": "nobody"}, "it reads age, sex, ill."),
+            ({"kind": "mean", "column": "sex"}, "the contract's numbers are age."),
+            ({"kind": "count", "column": "sex", "value": "x"}, "its values are f, m."),
+            ({"kind": "count", "column": "ill", "value": "x"}, "its values are no, yes."),
+        ],
+    )
+    def test_what_may_be_asked_is_listed(self, query: dict[str, Any], allowed: str) -> None:
+        with pytest.raises(InputError) as err:
+            self.asked(query)
+        assert err.value.message.endswith(allowed)
+
+    def test_the_same_query_twice_is_refused_and_another_value_of_the_column_is_not(self) -> None:
+        count = {"kind": "count", "column": "age", "at_least": "50"}
+        with pytest.raises(InputError, match=r"The count of age is asked twice, in queries\.0 too") as err:
+            self.asked(count, {"kind": "mean", "column": "age"}, dict(count))
+        assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.2")
+        assert err.value.remedy
+        self.asked(count, count | {"at_least": "51"})
 
     def test_without_noise_nothing_is_asked(self) -> None:
         with pytest.raises(InputError, match="CONTRACT_STATISTICS"):
@@ -562,13 +698,14 @@ class TestQueries:
         values = self.asked(*self.QUERIES, noise=7).plain()
         shown = text.render(Contract.parse(values | {"baseline": {"steps": 5}}))
         for words in (
-            "Noise of 7 rows (standard deviation) is added to each sum:",
+            "Noise is added to each sum; its standard deviation, in rows, is 7:",
             "the mean of age, clipped to its bounds",
             "the histogram of age in 4 parts",
             "how many rows have age: at least 50",
             "the quantiles 0.25, 0.5 of age, from a histogram of 100 parts",
             "trains a model alone, with the same clipping and noise, 5 steps",
             "and the statistics, and the baseline. Epsilon covers all of them",
+            "every round and spare attempt, statistics, baseline, costs at most epsilon",
         ):
             assert words in shown
 

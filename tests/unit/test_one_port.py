@@ -299,6 +299,16 @@ class TestOverSockets:
         assert status == 400
         assert served["flower"].paths == before
 
+    def test_a_refusal_says_which_one_it_is(self, served):
+        head = "POST /fedpact/x HTTP/1.1\r\nConnection: close\r\n"
+        for more, body, status, code in (
+            ("Host: x\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n", 411, "LENGTH_REQUIRED"),
+            ("Host: x\r\nContent-Length: 1001\r\n", b"", 413, "BODY_TOO_LARGE"),
+            ("Host: x/y?\r\nContent-Length: 0\r\n", b"", 400, "REQUEST_FORM"),
+        ):
+            found, answer = raw(served["public"], f"{head}{more}\r\n", body)
+            assert (found, code in answer.decode("latin-1")) == (status, True), answer
+
     def test_bodies(self, served):
         head = "POST /fedpact/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         assert raw(served["public"], f"{head}Content-Length: 1000\r\n\r\n", b"a" * 1000)[1].endswith(b"api 1000")

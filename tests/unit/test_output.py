@@ -94,5 +94,9 @@ def test_text_of_others_cannot_steer_the_terminal() -> None:
         assert "\x9b" not in text
 
 
+def test_one_is_one_and_more_are_many() -> None:
+    assert [output.counted(n, "round") for n in (0, 1, 2)] == ["0 rounds", "1 round", "2 rounds"]
+
+
 def test_no_rows() -> None:
     assert shown(COLUMNS, [], 200).splitlines()[0].startswith("participant")

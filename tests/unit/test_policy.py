@@ -5,9 +5,10 @@ from decimal import Decimal
 
 import pytest
 from tests.support.agent_world import NOW, contract, key
+from tests.support.contract_kit import change
 
 from fedpact_client import policy
-from fedpact_client.policy import Policy, check
+from fedpact_client.policy import Policy, check, check_entities
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.keys import fingerprint, public_hex
@@ -35,49 +36,142 @@ def test_a_policy_that_just_fits_allows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "rule"),
+    ("changes", "code", "rule", "field"),
     [
-        ({"purposes": []}, "POLICY_PURPOSE_MISMATCH", "purposes"),
-        ({"purposes": ["Disease-prediction", "disease"]}, "POLICY_PURPOSE_MISMATCH", "purposes"),
-        ({"operators": []}, "POLICY_OPERATOR", "operators"),
-        ({"operators": "enrolled"}, "POLICY_OPERATOR", "operators"),
-        ({"operators": ["a" * 64]}, "POLICY_OPERATOR", "operators"),
-        ({"sectors": []}, "POLICY_SECTOR", "sectors"),
-        ({"sectors": ["medical"]}, "POLICY_SECTOR", "sectors"),
-        ({"model_kinds": []}, "POLICY_MODEL", "model_kinds"),
-        ({"model_kinds": ["mlp"]}, "POLICY_MODEL", "model_kinds"),
-        ({"columns": []}, "POLICY_COLUMN", "columns"),
-        ({"columns": ["age", "sex"]}, "POLICY_COLUMN", "columns"),
-        ({"columns": ["age", "ill"]}, "POLICY_COLUMN", "columns"),
-        ({"trust_models": []}, "POLICY_TRUST_MODEL", "trust_models"),
-        ({"trust_models": ["client-level-at-the-operator"]}, "POLICY_TRUST_MODEL", "trust_models"),
-        ({"max_epsilon": "1.999999"}, "POLICY_EPSILON", "max_epsilon"),
-        ({"max_epsilon": "0"}, "POLICY_EPSILON", "max_epsilon"),
-        ({"min_participants": 4}, "POLICY_MIN_PARTICIPANTS", "min_participants"),
-        ({"max_rounds": 3}, "POLICY_ROUNDS", "max_rounds"),
-        ({"not_after": "2026-12-30T23:59:59Z"}, "POLICY_EXPIRED", "not_after"),
+        ({"purposes": []}, "POLICY_PURPOSE_MISMATCH", "purposes", "purpose"),
+        ({"purposes": ["Disease-prediction", "disease"]}, "POLICY_PURPOSE_MISMATCH", "purposes", "purpose"),
+        ({"operators": []}, "POLICY_OPERATOR", "operators", "operator.key"),
+        ({"operators": "enrolled"}, "POLICY_OPERATOR", "operators", "operator.key"),
+        ({"operators": ["a" * 64]}, "POLICY_OPERATOR", "operators", "operator.key"),
+        ({"sectors": []}, "POLICY_SECTOR", "sectors", "participants.1.sector"),
+        ({"sectors": ["medical"]}, "POLICY_SECTOR", "sectors", "participants.2.sector"),
+        ({"model_kinds": []}, "POLICY_MODEL", "model_kinds", "model.kind"),
+        ({"model_kinds": ["mlp"]}, "POLICY_MODEL", "model_kinds", "model.kind"),
+        ({"columns": []}, "POLICY_COLUMN", "columns", "data.columns.age"),
+        ({"columns": ["age", "sex"]}, "POLICY_COLUMN", "columns", "data.label.name"),
+        ({"columns": ["age", "ill"]}, "POLICY_COLUMN", "columns", "data.columns.sex"),
+        ({"trust_models": []}, "POLICY_TRUST_MODEL", "trust_models", "privacy.trust_model"),
+        (
+            {"trust_models": ["client-level-at-the-operator"]},
+            "POLICY_TRUST_MODEL",
+            "trust_models",
+            "privacy.trust_model",
+        ),
+        ({"max_epsilon": "1.999999"}, "POLICY_EPSILON", "max_epsilon", "privacy.epsilon"),
+        ({"max_epsilon": "0"}, "POLICY_EPSILON", "max_epsilon", "privacy.epsilon"),
+        ({"min_participants": 4}, "POLICY_MIN_PARTICIPANTS", "min_participants", "participation.minimum"),
+        ({"max_rounds": 3}, "POLICY_ROUNDS", "max_rounds", "training.rounds"),
+        ({"not_after": "2026-12-30T23:59:59Z"}, "POLICY_EXPIRED", "not_after", "term.not_after"),
     ],
 )
-def test_each_clause_refuses(changes: dict[str, object], code: str, rule: str) -> None:
+def test_each_clause_refuses(changes: dict[str, object], code: str, rule: str, field: str) -> None:
     with pytest.raises(RefusedError) as caught:
         check(contract(), ME, parsed(**changes), NOW)
-    assert (caught.value.code, caught.value.rule) == (code, rule)
-    assert caught.value.remedy
+    assert (caught.value.code, caught.value.rule, caught.value.field) == (code, f"policy.{rule} in agent.toml", field)
+    assert "[policy] in agent.toml" in caught.value.remedy
     assert caught.value.exit_code == 5
+
+
+def test_all_clauses_that_refuse_are_told_at_once_under_the_first_ones_code() -> None:
+    with pytest.raises(RefusedError) as caught:
+        check(contract(), ME, parsed(max_epsilon="1", min_participants=9, max_rounds=3), NOW)
+    found = caught.value
+    assert found.code == "POLICY_EPSILON"
+    for words in ("epsilon 2; the policy allows 1", "POLICY_MIN_PARTICIPANTS: A round counts from 3", "has 4 rounds"):
+        assert words in found.message
+    assert found.field == "privacy.epsilon, participation.minimum, training.rounds"
+    assert found.rule is not None
+    assert all(f"policy.{key} in" in found.rule for key in ("max_epsilon", "min_participants", "max_rounds"))
+
+
+def test_only_the_clauses_that_are_named_are_asked() -> None:
+    policy_of_nothing = parsed(purposes=[], max_epsilon="1")
+    with pytest.raises(RefusedError, match="POLICY_EPSILON"):
+        check(contract(), ME, policy_of_nothing, NOW, [policy.check_epsilon])
+    assert check(contract(), ME, policy_of_nothing, NOW, [policy.check_rounds]) is None
 
 
 def test_every_setting_is_read_by_some_clause() -> None:
     """A setting that no clause reads would be a promise that nothing keeps."""
     refusing = {"purposes", "operators", "sectors", "model_kinds", "columns", "max_epsilon"}
     refusing |= {"min_participants", "max_rounds", "not_after", "trust_models"}
+    refusing |= {"require_entity", "max_entity_epsilon"}  # below
     assert set(Policy.model_fields) == refusing
 
 
-def test_the_column_that_tells_entities_apart_must_be_allowed_too() -> None:
-    clause = {"column": "who", "max_rows": 2, "method": "mixture-of-gaussians", "epsilon": 9, "delta": "0.00001"}
+def told_apart_by(column: str) -> Contract:
+    clause = {"column": column, "max_rows": 2, "method": "mixture-of-gaussians", "epsilon": 9, "delta": "0.00001"}
     values = contract().plain()
     values["privacy"]["entity"] = clause
-    told_apart = Contract.parse(values)
+    return Contract.parse(values)
+
+
+def test_all_rows_of_an_entity_may_cost_so_much_and_no_more() -> None:
+    told_apart = told_apart_by("who")
+    for limit in (None, "9"):
+        allowed = parsed(columns="*", **({} if limit is None else {"max_entity_epsilon": limit}))
+        assert check(told_apart, ME, allowed, NOW) is None
+    with pytest.raises(RefusedError, match=r"epsilon 9 in the contract; the policy allows 8\.9") as caught:
+        check(told_apart, ME, parsed(columns="*", max_entity_epsilon="8.9"), NOW)
+    assert (caught.value.code, caught.value.rule) == (
+        "POLICY_ENTITY_EPSILON",
+        "policy.max_entity_epsilon in agent.toml",
+    )
+    assert check(contract(), ME, parsed(max_entity_epsilon="0.1"), NOW) is None
+
+
+def test_a_card_that_says_whose_a_row_is_wants_the_clause_unless_agent_toml_says_otherwise() -> None:
+    with pytest.raises(RefusedError, match="set-own says whose a row is") as caught:
+        check_entities(contract(), parsed(), "set-own", "who", "who")
+    assert (caught.value.code, caught.value.field, caught.value.rule) == (
+        "POLICY_ENTITY",
+        "privacy.entity",
+        "policy.require_entity in agent.toml",
+    )
+    assert "require_entity = false" in caught.value.remedy
+    assert check_entities(contract(), parsed(require_entity=False), "set-own", "who", "who") is None
+    assert check_entities(told_apart_by("who"), parsed(), "set-own", "who", "who") is None
+    assert check_entities(contract(), parsed(), "set-own", None, None) is None
+
+
+@pytest.mark.parametrize("card", [None, "whose"])
+def test_a_clause_on_another_column_than_the_cards_is_refused_whatever_the_policy_says(card: str | None) -> None:
+    with pytest.raises(RefusedError, match="SIGN_ENTITY_COLUMN"):
+        check_entities(told_apart_by("who"), parsed(require_entity=False), "set-own", card, card)
+
+
+@pytest.mark.parametrize(("declared", "card"), [(None, "who"), ("who", None), ("whose", "who")])
+def test_agent_toml_must_still_say_what_the_card_says(declared: str | None, card: str | None) -> None:
+    for offered in (contract(), told_apart_by("who")):
+        with pytest.raises(RefusedError) as caught:
+            check_entities(offered, parsed(require_entity=False), "set-own", declared, card)
+        assert (caught.value.code, caught.value.file) == ("CARD_ENTITY_CHANGED", "agent.toml")
+        assert caught.value.field == "data_sets.entity"
+        assert "fedpact-agent card set-own" in caught.value.remedy
+
+
+def test_at_client_level_a_participants_whole_update_is_the_unit_and_no_clause_is_wanted() -> None:
+    privacy = {name: value for name, value in contract().plain()["privacy"].items() if name != "max_grad_norm"}
+    central = Contract.parse(
+        change(
+            contract().plain(),
+            {
+                "privacy": privacy
+                | {"trust_model": "client-level-at-the-operator", "unit": "participant", "max_update_norm": "1"},
+                "training.aggregation": "uniform-mean",
+                "contribution.game": "unanimity",
+                "settlement.contribution_weight": "0",
+                "settlement.equal_weight": "1",
+                "settlement.data_weight": "0",
+            },
+            ".",
+        )
+    )
+    assert check_entities(central, parsed(), "set-own", "who", "who") is None
+
+
+def test_the_column_that_tells_entities_apart_must_be_allowed_too() -> None:
+    told_apart = told_apart_by("who")
     with pytest.raises(RefusedError, match="POLICY_COLUMN"):
         check(told_apart, ME, parsed(), NOW)
     assert check(told_apart, ME, parsed(columns=["age", "sex", "ill", "who"]), NOW) is None
@@ -124,7 +218,7 @@ def test_the_term_has_sharp_ends(moment: str, allowed: bool) -> None:
         return
     with pytest.raises(RefusedError) as caught:
         check(contract(), ME, endless, now)
-    assert (caught.value.code, caught.value.rule) == ("POLICY_TERM", "term")
+    assert (caught.value.code, caught.value.rule, caught.value.field) == ("POLICY_TERM", None, "term")
 
 
 def test_a_term_that_names_no_moment_is_refused() -> None:

@@ -11,12 +11,12 @@ from fedpact_contract.privacy import (
     ACCOUNTANT,
     INFINITE,
     check_plan,
-    dp_label,
     epsilon_gate,
     epsilon_pld,
     filter_alpha,
     filter_limit,
     rdp,
+    solve_central_noise,
     solve_noise_multiplier,
 )
 
@@ -124,7 +124,14 @@ def test_the_solved_noise_is_the_smallest_that_fits(epsilon, delta, rate, steps)
 def test_no_noise_multiplier_is_large_enough() -> None:
     with pytest.raises(InputError) as refused:
         solve_noise_multiplier(D("0.001"), D("1e-5"), D("0.9"), 1000)
-    assert refused.value.code == "PRIVACY_UNREACHABLE"
+    assert (refused.value.code, refused.value.field) == ("PRIVACY_UNREACHABLE", "privacy.epsilon")
+    assert refused.value.rule == "noise_multiplier <= 1000"
+    for words in ("training.rounds", "training.local_steps", "privacy.sample_rate"):
+        assert words in refused.value.remedy
+    with pytest.raises(InputError) as central:
+        solve_central_noise(D("0.001"), D("1e-5"), 1000)
+    assert (central.value.code, central.value.field) == ("PRIVACY_UNREACHABLE", "privacy.epsilon")
+    assert "sample_rate" not in central.value.remedy, "at client level it buys nothing"
 
 
 def test_a_budget_that_anything_meets_gives_the_least_noise_that_is_computed() -> None:
@@ -247,23 +254,3 @@ def test_the_accountant_that_is_named_is_the_one_installed() -> None:
     name, version, method, *_ = ACCOUNTANT.split()
     assert importlib.metadata.version(name).startswith(f"{version}.")
     assert method == "PLD,"
-
-
-def test_the_label_has_the_fields_of_the_standard() -> None:
-    contract = Contract.parse(contract_values())
-    first, second, third = contract.by_id()
-    label = dp_label(contract, {first: 6, second: 7, third: 0})
-    for field in ("epsilon", "delta", "privacy_unit", "trust_model", "accountant", "sampling", "clip", "noise"):
-        assert label[field]
-    planned = epsilon_pld([(D("1.25"), D("0.1"), 9)], D("0.00001"))
-    assert label["plan"] == {"steps": 9, "releases": 3, "epsilon_pld": str(planned)}
-    assert [line["releases"] for line in label["participants"]] == [2, 3, 0]
-    spent = [D(line["epsilon_pld"]) for line in label["participants"]]
-    assert spent[0] == epsilon_pld([(D("1.25"), D("0.1"), 6)], D("0.00001"))
-    assert spent[2] == 0 < spent[0] < spent[1] <= contract.privacy.epsilon
-
-
-def test_a_label_knows_only_participants() -> None:
-    contract = Contract.parse(contract_values())
-    with pytest.raises(InputError):
-        dp_label(contract, {contract.operator.id: 3})

@@ -70,6 +70,18 @@ class TestCanonical:
         with pytest.raises(InputError):
             parse_canonical(b"[" * 100_000 + b"]" * 100_000)
 
+    def test_what_has_no_canonical_form_is_refused(self) -> None:
+        for value in ("\ud800", {1: "a"}, object()):
+            with pytest.raises(InputError) as err:
+                canonical_bytes(value)
+            assert code_of(err) == "CANONICAL_VALUE"
+        value: object = 1
+        for _ in range(65):
+            value = [value]
+        with pytest.raises(InputError) as err:
+            canonical_bytes(value)
+        assert code_of(err) == "CANONICAL_DEPTH"
+
 
 class TestKeys:
     def test_a_key_is_its_owners_alone_and_never_overwritten(self, tmp_path) -> None:
@@ -194,6 +206,30 @@ def test_a_decimal_without_end_is_refused_and_not_written_out(value: str) -> Non
     assert decimal_text(Decimal("1e100")) == "1" + "0" * 100
     assert decimal_text(Decimal("1e-100")) == "0." + "0" * 99 + "1"
     assert decimal_text(Decimal("0e99999999999")) == "0"
+
+
+@pytest.mark.parametrize("payload", ["not base64", "YQ", "YR==", "YQ==\n", "\u00e9"])
+def test_a_payload_has_one_base64_spelling(payload: str) -> None:
+    with pytest.raises(InputError) as err:
+        _ = Envelope[Checkpoint](type="t", payload=payload, signatures=()).body
+    assert code_of(err) == "ENVELOPE_PAYLOAD"
+    assert Envelope[Checkpoint](type="t", payload="YQ==", signatures=()).body == b"a"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "2026-13-01T00:00:00Z", "2026-01-01 00:00:00", "2026-01-01T00:00:00+08:00"]
+)
+def test_an_instant_has_one_form(text: str) -> None:
+    with pytest.raises(InputError) as err:
+        parse_instant(text)
+    assert code_of(err) == "INSTANT_FORM"
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_commitments_salt_has_its_length(length: int) -> None:
+    with pytest.raises(InputError) as err:
+        commitment(Checkpoint, bytes(length), checkpoint())
+    assert code_of(err) == "COMMITMENT_SALT"
 
 
 class TestLog:

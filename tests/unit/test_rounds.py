@@ -1,6 +1,7 @@
 """The round loop with faulty clients, crashes and replacements, over an in-memory transport."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from datetime import timedelta
@@ -339,6 +340,21 @@ def test_with_fewer_participants_than_the_minimum_no_round_begins(federation) ->
     assert "round-opened" not in federation.kinds()
 
 
+def test_what_protects_entities_is_asked_before_every_order_and_costs_nothing(tmp_path) -> None:
+    clause = {"column": "writer", "max_rows": 2, "method": "mixture-of-gaussians", "epsilon": "9", "delta": "0.00001"}
+    federation = make_federation(tmp_path, policy={0: {"max_entity_epsilon": Decimal(8)}}, privacy__entity=clause)
+    agent = federation.agent(2)
+    agent.desk = dataclasses.replace(agent.desk, entity=None)  # agent.toml lost it since the card was signed
+    federation.run()
+    codes = {name: code for name, (_, code) in federation.outcomes(1).items()}
+    assert codes["Enterprise 1"] == "POLICY_ENTITY_EPSILON"
+    assert codes["Enterprise 2"] == "CARD_ENTITY_CHANGED"
+    assert codes["Enterprise 3"] == "ADMITTED"
+    for number in (1, 2):
+        desk = federation.agent(number).desk
+        assert desk.store.rows(desk.data_set) == ()
+
+
 def test_one_refusal_leaves_enough_and_two_in_a_row_end_the_invitations(tmp_path) -> None:
     federation = make_federation(tmp_path, policy={3: {"max_epsilon": Decimal(1)}}, training__rounds=4)
     assert federation.run() == "completed"
@@ -489,7 +505,7 @@ def test_a_replaced_flower_run_is_fenced_off(federation) -> None:
     federation.take_over("2")
     assert loop.run() == "superseded"
     assert federation.kinds() == ["contract-signed"]
-    with pytest.raises(SupersededError), loop.context.write():
+    with pytest.raises(SupersededError, match="RUN_SUPERSEDED"), loop.context.write():
         raise AssertionError("never reached")
 
 

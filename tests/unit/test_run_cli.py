@@ -185,8 +185,10 @@ class TestSettle:
         preview = fedpact("settle", "preview", run.contract_id, *money, *at)
         assert (preview.code, preview.json["pool_fen"]) == (0, REVENUE - 1)
         assert run.phase() == "completed"
-        held = fedpact("settle", "close", run.contract_id, *money, "--wait", "0", *at)
+        held = fedpact("settle", "close", run.contract_id, *money, "--wait", "0.1", *at)
         assert (held.code, held.json["final"]) == (4, False)
+        everybody = ", ".join(p.name for p in run.federation.contract.participants)
+        assert held.err.endswith(f"countersignatures of {everybody}.\n"), "in the contract's order"
         assert all(line["held"] and not line["objected"] for line in held.json["lines"])
         assert [line["fen"] for line in held.json["lines"]] == [line["fen"] for line in preview.json["lines"]]
         assert sum(line["fen"] for line in held.json["lines"]) == REVENUE - 1
@@ -295,6 +297,16 @@ class TestReport:
         assert "贡献与收益报告" in zh.read_text("utf-8")
         printed = fedpact("report", run.contract_id, *at, "--format", "json").json
         assert printed["settlement"]["pool_fen"] == REVENUE
+        label = fedpact("report", run.contract_id, *at, "--format", "label")
+        assert "Standard: NIST SP 800-226\n" in label.out
+        assert "Accounting:\n  quantity: epsilon_pld, of the plan" in label.out
+        assert "Rényi orders: 4.3\n" in label.out
+        assert "  Enterprise 1: steps: " in label.out
+        chinese = fedpact("report", run.contract_id, *at, "--format", "label", "--lang", "zh")
+        assert "标准：NIST SP 800-226\n" in chinese.out
+        assert fedpact("report", run.contract_id, *at, "--format", "label", "--json").json == printed["privacy"]
+        written = fedpact("report", run.contract_id, *at, "--format", "label", "--out", "label.txt", "--json")
+        assert (written.code, written.error, Path("label.txt").exists()) == (2, "REPORT_LABEL_FILE", False)
         out = tmp_path / "report.json"
         for code in (0, 2):
             assert fedpact("report", run.contract_id, *at, "--format", "json", "--out", str(out)).code == code

@@ -1,7 +1,9 @@
 """`serve` where SuperLink is a double: one at a time, told when ready, ended by a supervisor that cannot go on."""
 
 import contextlib
+import errno
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from tests.support.operator_world import Operator, enterprise, operator
 from fedpact_contract.errors import FailedError, InputError, ServiceError
 from fedpact_server import serve as module
 from fedpact_server.serve import serve
+from fedpact_server.serving import listen
 
 
 class Server:
@@ -109,3 +112,12 @@ def test_while_it_serves_everything_it_makes_is_its_owners_alone(
     finally:
         os.umask(before)
     assert (made.stat().st_mode & 0o777, after) == (0o600, 0o022)
+
+
+def test_a_port_that_this_user_may_not_take_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", forbidden)
+    with pytest.raises(InputError, match=r"PORT_FORBIDDEN.*port 443.*above 1023"):
+        listen("127.0.0.1", 443)

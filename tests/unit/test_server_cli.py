@@ -372,6 +372,23 @@ class TestTemplate:
         assert result.code == 0, result
         assert result.json["contract"]["term"]["not_before"] <= instant(today)
 
+    def test_a_card_that_tells_entities_apart_is_said_where_the_template_protects_none(
+        self, run: Run, admitted: Path
+    ) -> None:
+        drafted(run)
+        again = ("contract", "new", "template.toml", "--validation", "rows.csv")
+        assert "says whose a row is" not in run(*again).err
+        database = OperatorHome.open(admitted).database()
+        who = enterprise(2)
+        with database.write() as connection:
+            cards.accept_card(connection, enrolment.find(connection, who.id), who.card(entity="patient"), [])
+        database.dispose()
+        made = run(*again)
+        assert made.code == 0
+        assert f"Note: the card of {who.name} says whose a row is (patient)" in made.err
+        assert "[privacy.entity]" in made.err
+        assert made.err.count("Note:") == 1
+
     def test_a_term_that_has_not_begun_is_said_before_anybody_signs(self, run: Run, admitted: Path) -> None:
         note = "Note: the term begins at 2099-01-01T00:00:00Z; until then no run starts"
         contract_id = drafted(run)

@@ -250,6 +250,7 @@ def test_each_fen_is_recomputed_by_hand_from_the_statement():
     for line in result.lines:
         page = statement(result, contract, line.participant)
         pool, totals, lines = page["pool"], page["totals"], page["lines"]
+        assert [x["participant"] for x in lines] == [p.id for p in contract.participants], "the contract's order"
         assert pool["pool_fen"] == pool["revenue_fen"] - pool["fees_fen"] == 1_200_007
         a, b, c = (Fraction(page["weights_applied"][k]) for k in ("contribution", "data", "equal"))
         positive = sum(max(Fraction(0), Fraction(x["value"])) for x in lines)

@@ -11,14 +11,15 @@ import pytest
 from tests.support.agent_world import (
     DATA_SET,
     PASSPHRASE,
+    ROWS,
     Lab,
     contract,
     lab,
 )
 from tests.support.operator_world import enterprise
 
+from fedpact_client import cards, trial
 from fedpact_client import review as reviews
-from fedpact_client import trial
 from fedpact_client.review import check_trust, standing
 from fedpact_client.signing import commit, fetch_offer, fetch_signed, verify_signatures
 from fedpact_contract.canonical import canonical_bytes
@@ -28,7 +29,7 @@ from fedpact_contract.files import replace_file
 from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.messages import DataSetCard
 from fedpact_contract.privacy import epsilon_pld, rdp
-from fedpact_contract.record import read_envelope, sign
+from fedpact_contract.record import sign
 from fedpact_contract.request import utc_now
 from fedpact_contract.trust import Trust
 
@@ -197,6 +198,8 @@ def test_a_contract_without_this_enterprise_is_no_offer(world: Lab) -> None:
         ("participants.OWN.entity_code", "91310000MA1K000009", "TRUST_CONTRADICTION"),
         ("participants.OWN.data_set", "set-9", "CONFIG_DATA_SET"),
         ("participants.OWN.num_examples", 41, "SIGN_NUM_EXAMPLES"),
+        ("participants.OWN.gate_order", "4.4", "SIGN_GATE_ORDER"),
+        ("participants.OWN.gate_order", None, "SIGN_GATE_ORDER"),
         ("data.columns.0.name", "income", "SIGN_COLUMNS"),
         ("data.label.name", "dead", "SIGN_LABEL"),
         ("privacy.entity", ENTITY, "SIGN_ENTITY_COLUMN"),
@@ -233,7 +236,7 @@ def test_the_entity_code_is_ours_even_where_the_trust_file_is_silent(world: Lab)
     other = changed(offered, f"participants.{own}.entity_code", "91310000MA1K000009")
     me = other.participant(world.home.participant_id)
     with pytest.raises(RefusedError) as caught:
-        reviews.check_own(world.home.config(), world.store, other, me)
+        reviews.check_own(world.home, world.home.config(), world.store, other, me)
     assert caught.value.code == "SIGN_ENTITY"
 
 
@@ -247,9 +250,10 @@ def test_without_a_card_nothing_is_signed(world: Lab) -> None:
     world.configure(data_set=DATA_SET.replace("set-1", "set-8"))
     offered = world.offer()
     other = changed(offered, f"participants.{own_place(world, offered)}.data_set", "set-8")
-    codes = {check.error.code for check in look(world, other).checks if check.error}
-    assert codes == {"DATA_SET_UNKNOWN"}
-    assert look(world, other).cost is None
+    found = look(world, other)
+    assert [(c.name, c.error.code) for c in found.checks if c.error] == [("own data", "DATA_SET_UNKNOWN")]
+    assert found.cost is not None, "what it would cost is told all the same"
+    assert found.cost.before == 0
 
 
 def test_a_card_and_agent_toml_that_differ_are_refused(world: Lab) -> None:
@@ -257,6 +261,59 @@ def test_a_card_and_agent_toml_that_differ_are_refused(world: Lab) -> None:
     text = world.home.config_path.read_text()
     replace_file(world.home.config_path, text.replace("num_examples = 40", "num_examples = 39").encode())
     assert refusal(world, offered).code == "SIGN_NUM_EXAMPLES"
+
+
+@pytest.fixture
+def of_patients(tmp_path: Path) -> Iterator[Lab]:
+    """A data set whose card says whose a row is: thirty patients, two rows each."""
+    with lab(tmp_path) as made:
+        made.enrol()
+        made.approve()
+        head, *rows = ROWS.splitlines()
+        lines = [f"{head},who", *(f"{row},p{i // 2}" for i, row in enumerate(rows))]
+        made.configure(
+            data_set=DATA_SET.replace('label = "ill"', 'label = "ill"\nentity = "who"'), rows="\n".join(lines)
+        )
+        made.declare()
+        yield made
+
+
+def test_a_card_that_says_whose_a_row_is_forces_the_clause(of_patients: Lab) -> None:
+    plain = of_patients.offer()
+    assert refusal(of_patients, plain).code == "POLICY_ENTITY"
+    assert look(of_patients, changed(plain, "privacy.entity", ENTITY)).refuse() is None
+    of_patients.configure(data_set="", max_epsilon="3\nmax_entity_epsilon = 98.9")
+    error = refusal(of_patients, changed(plain, "privacy.entity", ENTITY))
+    assert error.code == "POLICY_ENTITY_EPSILON"
+    assert "99" in error.message
+    assert "98.9" in error.message
+    of_patients.configure(data_set="", max_epsilon="3\nrequire_entity = false")
+    assert look(of_patients, plain).refuse() is None
+
+
+@pytest.mark.parametrize("line", ["", 'entity = "sex2"\n'])
+def test_an_entity_changed_since_the_card_is_refused(of_patients: Lab, line: str) -> None:
+    offered = changed(of_patients.offer(), "privacy.entity", ENTITY)
+    text = of_patients.home.config_path.read_text()
+    replace_file(of_patients.home.config_path, text.replace('entity = "who"\n', line, 1).encode())
+    error = refusal(of_patients, offered)
+    assert (error.code, error.file, error.field) == ("CARD_ENTITY_CHANGED", "agent.toml", "data_sets.entity")
+
+
+def test_a_source_moved_to_another_data_sets_file_is_refused(world: Lab) -> None:
+    """set-1's file was declared; set-9 is declared with its own, then pointed at set-1's, which grew meanwhile."""
+    offered = world.offer()
+    (world.home.path / "own.csv").write_text(ROWS.replace("20,f,yes", "90,f,yes"))
+    world.configure(data_set=DATA_SET.replace("set-1", "set-9").replace("rows.csv", "own.csv"))
+    with world.client() as client:
+        draft = cards.prepare(world.home, world.home.config(), world.store, "set-9")
+        cards.declare(world.home, world.store, client, draft, PASSPHRASE)
+    other = changed(offered, f"participants.{own_place(world, offered)}.data_set", "set-9")
+    assert look(world, other).refuse() is None
+    (world.home.path / "rows.csv").write_text(ROWS + "99,m,no\n")
+    text = world.home.config_path.read_text()
+    replace_file(world.home.config_path, text.replace("own.csv", "rows.csv", 1).encode())
+    assert refusal(world, other).code == "DATA_SET_KNOWN_ELSEWHERE"
 
 
 def test_a_term_still_to_come_can_be_signed_and_a_past_one_not(world: Lab) -> None:
@@ -483,7 +540,7 @@ def test_a_row_that_does_not_fit_is_found_before_it_costs_budget(world: Lab) -> 
 def test_rows_known_as_another_data_set_are_refused(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     offered = world.offer()
     other = DataSetCard.parse(
-        DataSetCard.from_bytes(read_envelope(world.store.data_set("set-1").card).body).plain() | {"data_set": "set-0"},
+        world.store.data_set("set-1").declaration.plain() | {"data_set": "set-0"},
         code="TEST",
     )
     key = world.home.load_contract_key(PASSPHRASE)

@@ -894,6 +894,12 @@ def test_another_schema_version_is_refused(used: Path, change: str):
     assert reopened_code(used, InputError) == "STORE_VERSION"
 
 
+def test_an_update_larger_than_sqlite_takes_is_named(store: Store):
+    taken = reserve(store)
+    store._db._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+    assert code_of(FailedError, lambda: complete(store, taken, train(100_000))) == "STORE_TOO_BIG"
+
+
 def test_a_full_disk_is_named_and_charges_nothing(store: Store):
     pages = store._db.one("PRAGMA page_count")
     assert pages is not None

@@ -51,6 +51,8 @@ def rich_contract() -> Contract:
         "strict_heads": True,
         "missed_rounds_limit": 7,
     }
+    for party, order in zip(plain["participants"], ("4.7", "8.9", "24.6"), strict=True):
+        party["gate_order"] = order
     plain["contribution"]["validation"] = {
         "root": "2" * 64,
         "slices": [{"source": "operator", "count": 501}, {"source": ids[0], "count": 73}],

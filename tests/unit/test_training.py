@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.central import CENTRAL
+from tests.support.contract_kit import change
 from tests.support.models_kit import a_model, digits, mean_step, plain_schema, random_examples, training_contract
 from tests.support.noise import FixedNoise
 
@@ -16,7 +18,7 @@ from fedpact_models.dp import SystemNoise, dp_sgd
 from fedpact_models.evaluate import evaluate, evaluate_round
 from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import build, initial_weights
-from fedpact_models.training import local_update
+from fedpact_models.training import local_update, train
 from fedpact_models.weights import flatten, load_flat
 
 COUNTS = (40, 60, 80)
@@ -142,3 +144,14 @@ def test_digits_at_epsilon_2_the_federation_beats_each_alone_and_wrong_labels_ea
     assert federated > alone.mean() + 0.12
     assert federated > alone.max()
     assert all(np.argmin(shares / np.array(SIZES)) == 2 for _, _, shares in results)
+
+
+def test_private_steps_of_a_contract_whose_operator_adds_the_noise_are_refused() -> None:
+    values = change(_contract().plain(), CENTRAL, "__")
+    base = _base()
+    module = build(a_model(), SCHEMA)
+    load_flat(module, base)
+    with pytest.raises(InputError) as caught:
+        train(Contract.parse(values), module, _examples(), FixedNoise(1), steps=1)
+    assert (caught.value.code, caught.value.field) == ("TRAINING_NOT_PRIVATE", "privacy.trust_model")
+    assert np.array_equal(flatten(module), base), "nothing was trained"

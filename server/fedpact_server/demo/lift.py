@@ -41,9 +41,9 @@ def lift(
     noise_multiplier = solve_noise_multiplier(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
     _, correct = evaluate(contract.model, contract.data, final, validation)
     lines = []
-    for party_id, party in contract.by_id().items():
-        draws = [_alone(contract, initial, data[party_id], validation, noise_multiplier, steps) for _ in range(DRAWS)]
-        lines.append({"id": party_id, "name": party.name, "draws": draws, "mean": float(np.mean(draws))})
+    for party in contract.participants:
+        draws = [_alone(contract, initial, data[party.id], validation, noise_multiplier, steps) for _ in range(DRAWS)]
+        lines.append({"id": party.id, "name": party.name, "draws": draws, "mean": float(np.mean(draws))})
     return {
         "together": correct / len(validation),
         "participants": lines,

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from fedpact_contract.contract import (
     MAX_STEPS,
+    Baseline,
     Column,
     Contract,
     Data,
@@ -29,6 +30,7 @@ from fedpact_contract.contract import (
 from fedpact_contract.errors import InputError
 from fedpact_contract.record import Code, Dec, Name, Part
 from fedpact_contract.request import instant
+from fedpact_contract.statistics import Statistics, check_statistics
 from fedpact_server.demo import data as digits
 
 DESCRIPTION = "federation.toml"
@@ -65,6 +67,8 @@ class Scenario:
     local_steps: int
     learning_rate: Decimal
     privacy: "Privacy"
+    statistics: Statistics | None = None
+    baseline: Baseline | None = None
 
 
 class Privacy(Part):
@@ -130,6 +134,8 @@ class Description(Part):
     validation: _Validation
     training: _Training
     privacy: Privacy
+    statistics: Statistics | None = None
+    baseline: Baseline | None = None
 
 
 def of_digits(folder: Path, participants: int | None = None, rounds: int | None = None) -> Scenario:
@@ -237,6 +243,8 @@ def of_folder(folder: Path, participants: int | None = None, rounds: int | None 
         local_steps=found.training.local_steps,
         learning_rate=found.training.learning_rate,
         privacy=found.privacy,
+        statistics=found.statistics,
+        baseline=found.baseline,
     )
 
 
@@ -247,8 +255,10 @@ def _check(found: Description, path: Path) -> None:
         InputError: naming file, field and rule.
     """
     data = Data(columns=found.columns, label=found.label, feature_scale=found.feature_scale)
+    part = cast("Contract", SimpleNamespace(data=data, statistics=found.statistics))  # the checks look at nothing else
     try:
-        check_data(cast("Contract", SimpleNamespace(data=data)))  # of a contract it looks at nothing else
+        check_data(part)
+        check_statistics(part)
     except InputError as err:
         place = (err.field or "").removeprefix("data.")
         raise InputError("DATA_DESCRIPTION", err.message, file=path, field=place, rule=err.code) from err
@@ -350,6 +360,9 @@ def template(scenario: Scenario, now: datetime.datetime) -> str:
             {"entity_code": e.entity_code, "data_set": e.data_set, "floor_fen": 0} for e in scenario.enterprises
         ],
     }
+    for name, clause in (("statistics", scenario.statistics), ("baseline", scenario.baseline)):
+        if clause is not None:
+            values[name] = clause.plain()
     head = "# Made by `fedpact demo`"
     return f"{head}{'; the participants release the validation rows' if released else ''}.\n{tomli_w.dumps(values)}"
 

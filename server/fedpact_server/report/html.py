@@ -16,6 +16,7 @@ from fedpact_contract.record import Hex32, Name, Part
 from fedpact_contract.request import instant, parse_instant
 from fedpact_contract.settlement import format_fen
 from fedpact_server.report.charts import COLOURS, INK, Bar, Series, bars, lines
+from fedpact_server.report.label_rows import label_rows
 from fedpact_server.report.labels import CENTRAL, Lang, not_stopped_zh, said, words
 
 
@@ -81,6 +82,7 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
         opened=_opened(report),
         outcomes=_outcomes(report),
         charts=_charts(report, lift, lang),
+        label=label_rows(report["privacy"], lang),
         not_stopped=not_stopped_zh(report) if lang == "zh" else report["not_stopped"],
     )
 

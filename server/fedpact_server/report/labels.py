@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from fedpact_contract.output import OUTWARD
+from fedpact_contract.privacy import ACCOUNTANT, CENTRAL_ACCOUNTANT
 
 Lang = Literal["en", "zh"]
 
@@ -22,6 +23,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "to": ("to", "至"),
     "close_by": ("Settlement due", "结算期限"),
     "close_days": ("within {} days after the term", "合约期限届满后{}天内"),
+    "close_day": ("within {} day after the term", "合约期限届满后{}天内"),
     "first_opened": ("First round opened", "首轮开启"),
     "last_opened": ("Last round opened", "末轮开启"),
     "times_note": (
@@ -97,6 +99,12 @@ LABELS: dict[str, tuple[str, str]] = {
     "value": ("Contribution (nat)", "贡献值（nat）"),
     "loo": ("Leave-one-out (nat)", "留一法（nat）"),
     "share": ("Share", "份额"),
+    "without_slices": ("What hangs on each part of the validation set", "验证集各部分的影响"),
+    "without": ("without", "去除"),
+    "without_slices_note": (
+        "Shares if that part of the validation rows (their number in brackets) had never been there. Never paid by.",
+        "若从无该部分验证样本（括号内为条数）时的份额；不用于分配。",
+    ),
     "interval": ("95 % interval", "95%区间"),
     "paid": ("Paid", "金额"),
     "total": ("Total", "合计"),
@@ -105,15 +113,18 @@ LABELS: dict[str, tuple[str, str]] = {
     "fees": ("Fees", "费用"),
     "statistics": ("Statistics", "统计量"),
     "statistics_note": (
-        "Each sum has noise of {} rows (standard deviation), added by the participant and charged to the contract's "
-        "epsilon.",
-        "每个求和项由参与方添加标准差为{}行的噪声，并计入合约的ε。",
+        "The participant adds noise to each sum (its standard deviation, in rows: {}), charged to the contract's "
+        "epsilon. Under each value stands its 95 % interval, of the noise only, not of sampling, and of each value by "
+        "itself: where the same answer without noise lies. A quantile's ends are edges of its histogram's parts. "
+        "Digits finer than the noise are left out.",
+        "每个求和项由参与方添加噪声（标准差，以行计：{}），并计入合约的ε。各值之下为其95%区间，仅反映噪声，不含抽样误差，且各值单独计：即无噪声时同一结果所在的范围。"
+        "分位数区间的两端为其直方图分段的边界。小于噪声精度的位数不予显示。",
     ),
     "query_mean": ("mean", "均值"),
     "query_histogram": ("rows", "行数"),
     "query_count": ("rows", "行数"),
     "query_quantile": ("quantiles", "分位数"),
-    "noise_error": ("error by noise", "噪声误差"),
+    "noise_error": ("standard deviation of the noise", "噪声标准差"),
     "accuracy_alone": ("alone, one model", "单独，一个模型"),
     "baselines": ("Trained alone", "单独训练"),
     "baselines_note": (
@@ -140,13 +151,13 @@ LABELS: dict[str, tuple[str, str]] = {
     "dp_randomness": ("Randomness", "随机源"),
     "dp_plan": ("Plan", "计划"),
     "dp_entity": ("All rows of one entity", "同一主体的全部行"),
-    "dp_column": ("told apart by the column", "主体列"),
+    "dp_column": ("column", "列"),
     "dp_max_rows": ("rows at most", "行数上限"),
     "dp_composition": ("Composition", "组合"),
     "dp_within_contract": ("within the contract", "合约之内"),
     "dp_across_contracts": ("across contracts", "合约之间"),
     "dp_hyperparameters": ("Hyperparameters", "超参数"),
-    "dp_method": ("method", "方式"),
+    "dp_method": ("method", "方法"),
     "dp_rate": ("rate", "比率"),
     "dp_not_protected_from": ("Not protected from", "不受保护的对象"),
     "dp_max_update_norm": ("largest update norm", "更新范数上限"),
@@ -154,7 +165,24 @@ LABELS: dict[str, tuple[str, str]] = {
     "dp_distribution": ("distribution", "分布"),
     "dp_multiplier": ("multiplier", "倍数"),
     "dp_steps": ("steps", "步数"),
-    "dp_measurements": ("and besides", "另有"),
+    "dp_measurements": ("Released once besides", "另行一次性发布"),
+    "dp_adversary": ("Adversary", "攻击者"),
+    "dp_accounting": ("Accounting", "核算"),
+    "dp_outside": ("Outside the guarantee", "保障范围之外"),
+    "dp_participants": ("Charged", "已计入"),
+    "dp_source": ("source", "来源"),
+    "dp_arithmetic": ("arithmetic", "运算"),
+    "dp_kind": ("what", "内容"),
+    "dp_value": ("value", "取值"),
+    "dp_noise_multiplier": ("noise multiplier", "噪声倍数"),
+    "dp_sample_rate": ("sample rate", "抽样率"),
+    "dp_quantity": ("quantity", "量"),
+    "dp_library": ("library", "程序库"),
+    "dp_orders": ("Rényi orders", "雷尼阶"),
+    "dp_gate_order": ("Rényi order of the data set's gate", "数据集门限的雷尼阶"),
+    "dp_renyi_plan": ("Rényi divergence of the plan at it", "计划在该阶的雷尼散度"),
+    "dp_entity_epsilon": ("epsilon for one entity", "单个主体的ε"),
+    "dp_entity_delta": ("delta for one entity", "单个主体的δ"),
     "dp_releases": ("releases", "发布次数"),
     "not_stopped": ("What nothing here stops", "本系统无法阻止的行为"),
     "unsettled": ("Not settled yet: scores are opened at the close of the period.", "尚未结算：得分在结算期末公开。"),
@@ -199,9 +227,61 @@ SAID: dict[str, tuple[str, str]] = {
     "flat": ("flat", "整体裁剪"),
     "gaussian": ("Gaussian", "高斯"),
     "mean": ("mean", "均值"),
-    "statistics": ("statistics", "统计量"),
-    "baseline": ("baseline", "单独基线"),
-    "statistics, baseline": ("statistics, baseline", "统计量、单独基线"),
+    "histogram": ("histogram", "直方图"),
+    "count": ("count", "计数"),
+    "quantile": ("quantile", "分位数"),
+    "baseline": ("baseline, a model trained alone", "单独训练的基线模型"),
+    "more than 100": ("more than 100", "大于100"),
+    "unbounded": ("unbounded", "无上界"),
+    "epsilon": ("epsilon of the contract", "合约的ε"),
+    "epsilon_pld": ("epsilon_pld, of the plan and of what was spent", "计划及已用的ε（epsilon_pld）"),
+    "epsilon_gate": ("epsilon_gate, of a data set over all contracts", "数据集在全部合约中的ε（epsilon_gate）"),
+    "privacy-loss-distributions": ("privacy loss distributions", "隐私损失分布"),
+    "renyi-least-of-orders": ("Rényi divergence, the least over the orders", "雷尼散度，取各阶最小值"),
+    "renyi-filter": ("Rényi filter at the one order of each data set", "雷尼散度过滤器，每个数据集固定一个阶"),
+    "sees-all-releases-and-knows-all-else": (
+        "sees all that is released, knows everything but the unit, and may collude with the others",
+        "可见全部发布内容，知悉隐私单元以外的一切，并可与其他各方串通",
+    ),
+    "float64-four-draws-then-float32": (
+        "float64, each normal number from four draws, then float32: the guarantee is proved for real numbers, not "
+        "for floating point",
+        "双精度浮点，每个正态数由四次抽取合成，再转为单精度；保障以实数证明，未对浮点运算证明",
+    ),
+    "participants-with-altered-code": (
+        "rows of a participant that runs altered code: its noise is its own",
+        "运行被改动代码的参与方的数据行：其噪声由其自定",
+    ),
+    "noise-by-the-operators-word": (
+        "whether the operator added the noise: its signed word alone",
+        "运营方是否确已加噪：仅有其签名陈述",
+    ),
+    "several-rows-of-one-person": (
+        "several rows of one person together: they have less (contract, clause on the unit)",
+        "同一人的多行数据合计：保障较弱（见合约隐私单元条款）",
+    ),
+    "counts-and-who-takes-part": (
+        "numbers of rows, who takes part, refuses or is missing: public",
+        "行数，以及谁参与、拒绝或缺席：均为公开信息",
+    ),
+    "validation-rows": (
+        "validation rows: they lie at the operator, and their scores are opened",
+        "验证行：存于运营方，其得分将公开",
+    ),
+    "timing": ("how long an answer takes, and other side channels", "应答时长及其他旁路信息"),
+    "data-where-they-are-kept": (
+        "the data where they are collected and kept",
+        "数据在采集与存放之处的安全",
+    ),
+    "dp-sgd-and-gaussian-sums": (
+        "DP-SGD, and Gaussian noise on sums (statistics)",
+        "差分隐私随机梯度下降；统计量为加高斯噪声的求和",
+    ),
+    ACCOUNTANT: (ACCOUNTANT, "dp-accounting 0.6，隐私损失分布（PLD），置零相邻（REPLACE_SPECIAL）"),
+    CENTRAL_ACCOUNTANT: (
+        CENTRAL_ACCOUNTANT,
+        "dp-accounting 0.6，雷尼散度（RDP），置零相邻，不计抽样放大（flwr 1.41 RdpAccountant）",
+    ),
     "dp-sgd": ("DP-SGD", "差分隐私随机梯度下降"),
     "aes-256-ctr": ("AES-256-CTR, keyed by the operating system", "密码学随机数，密钥由操作系统产生"),
     "mixture-of-gaussians": ("mixture of Gaussians", "高斯混合"),
