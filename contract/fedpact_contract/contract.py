@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints
 
+from fedpact_contract import estimators
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, form
@@ -247,11 +248,15 @@ class Contribution(Part):
 
     `unanimity`: it is not. Only models that everybody gets are scored; the fall of the loss is that of all who were
     admitted together, and no smaller group is looked at.
+
+    `exact`: every group of the admitted is scored. `sampled`: so are they where few were admitted, else as many groups
+    as `fedpact_contract.estimators` says, at most `max_coalitions` a round, drawn from the updates' digests.
     """
 
     game: Literal["fixed-weight", "unanimity"]
     loss: Literal["cross-entropy"]
-    estimator: Literal["exact"]
+    estimator: Literal["exact", "sampled"]
+    max_coalitions: Annotated[int, Field(ge=8, le=2**16)] | None = None
     validation: Validation
 
 
@@ -682,6 +687,10 @@ def check_participation(contract: Contract) -> None:
 
 MAX_UNSCORED = 200
 """Participants of the unanimity game, which looks at no group of them; their second moments stand in the log."""
+MAX_SAMPLED = 100
+"""Participants whose values are estimated."""
+MAX_EXACT = 12
+"""Participants whose values are exact: 4,096 groups a round."""
 
 
 def check_contribution(contract: Contract) -> None:
@@ -700,13 +709,57 @@ def check_contribution(contract: Contract) -> None:
             "A participant's own slice cannot be the only one: it is scored on the others' rows.",
             field="contribution.validation.slices",
         )
-    most = 12 if contract.contribution.game == "fixed-weight" else MAX_UNSCORED
+    sampled = contract.contribution.estimator == "sampled"
+    if sampled != (contract.contribution.max_coalitions is not None) or (
+        sampled and contract.contribution.game == "unanimity"
+    ):
+        raise InputError(
+            "CONTRACT_ESTIMATOR",
+            'max_coalitions goes with estimator = "sampled", and with it alone; the unanimity game samples nothing.',
+            field="contribution.estimator",
+        )
+    most = MAX_SAMPLED if sampled else MAX_EXACT
+    if contract.contribution.game == "unanimity":
+        most = MAX_UNSCORED
     if len(contract.participants) > most:
         raise InputError(
             "CONTRACT_TOO_MANY_PLAYERS",
-            f"Exact Shapley values of this game are offered for at most {most} participants.",
+            f"{'Sampled' if sampled else 'Exact'} values of this game are offered for at most {most} participants.",
             field="contribution.estimator",
+            remedy="" if sampled else 'Take estimator = "sampled" with max_coalitions, for up to 100 participants.',
         )
+    if sampled:
+        check_coalitions(contract)
+
+
+def estimator_plan(contract: Contract, players: int, seed: bytes) -> estimators.Plan:
+    """The groups that a round with so many players begins with.
+
+    Args:
+        contract: One whose estimator is `sampled`.
+        players: Of the round.
+        seed: `sampling.round_seed`.
+
+    Raises:
+        InputError: ESTIMATOR_BUDGET, max_coalitions is too small for so many.
+    """
+    return estimators.choose(
+        players,
+        game="fixed-weight",
+        linear=contract.model.kind == "softmax",
+        most=contract.contribution.max_coalitions or 0,
+        seed=seed,
+    )
+
+
+def check_coalitions(contract: Contract) -> None:
+    """The groups allowed suffice, however many are admitted."""
+    for players in range(1, len(contract.participants) + 1):
+        try:
+            estimator_plan(contract, players, bytes(32))
+        except InputError as err:
+            field = "contribution.max_coalitions"
+            raise InputError("CONTRACT_COALITIONS", err.message, field=field, rule=err.rule, remedy=err.remedy) from err
 
 
 def check_settlement(contract: Contract) -> None:

@@ -9,14 +9,20 @@ the same part of the fall, on all rows. Values are exact fractions in 1e-9 nat; 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
+from typing import TypeVar
 
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import Contract, estimator_plan
 from fedpact_contract.errors import FaultError, InputError
-from fedpact_contract.log import RoundScores
+from fedpact_contract.estimators import MAX_PAIRS, Estimate, Plan, coalitions, estimate, next_plan
+from fedpact_contract.log import RoundScores, Sampling
 from fedpact_contract.output import counted
+from fedpact_contract.sampling import round_seed, standard_error
 from fedpact_contract.shapley import banzhaf, shapley
+
+T = TypeVar("T")
 
 _LARGEST = 10**30
 
@@ -59,9 +65,12 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
     if (scores.admitted is not None) != contract.keeps_momentum or not {*admitted_in(scores)} <= {*scores.players}:
         message = "Who was admitted is named beside the players where the server's optimizer keeps momentum, else not."
         raise FaultError("SCORES_PLAYERS", message, field=field)
-    coalitions, slices = 2 ** len(scores.players), len(contract.contribution.validation.slices)
+    slices = len(contract.contribution.validation.slices)
     if contract.contribution.game == "unanimity":
         coalitions = 2  # nobody, and all together: no smaller group was looked at
+    else:
+        _check_sampled(scores, contract, field)
+        coalitions = len(masks(scores))
     if len(scores.losses) != coalitions:
         message = f"The table has {len(scores.losses)} coalitions, not {coalitions}."
         raise FaultError("SCORES_SHAPE", message, field=field)
@@ -74,6 +83,92 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
             raise FaultError("SCORES_RANGE", message, field=field)
     if not 0 <= min(scores.correct) <= max(scores.correct) <= validation_rows(contract):
         raise FaultError("SCORES_CORRECT", "More rows are counted right than there are, or fewer than 0.", field=field)
+
+
+def _check_sampled(scores: RoundScores, contract: Contract, field: str) -> None:
+    """Coalitions were drawn where the contract says so, and of as many players as were scored."""
+    sampling = scores.sampling
+    if contract.contribution.estimator == "exact":
+        if sampling is not None:
+            raise FaultError("SCORES_SAMPLING", "Coalitions were drawn; the contract wants all of them.", field=field)
+        return
+    start = estimator_plan(contract, len(scores.players), bytes(32))
+    if (start.estimator == "exact") != (sampling is None):
+        message = f"{len(scores.players)} players are scored by the estimator {start.estimator}."
+        raise FaultError("SCORES_SAMPLING", message, field=field)
+    if sampling is None:
+        return
+    if not sampling.errors or {len(sampling.first_order), *map(len, sampling.errors)} != {len(scores.players)}:
+        message = "First-order values or errors are not one for each player."
+        raise FaultError("SCORES_SAMPLING", message, field=field)
+    if not start.draws <= sampling.draws <= MAX_PAIRS:
+        raise FaultError("SCORES_DRAWS", f"{sampling.draws} permutation pairs were drawn.", field=field)
+
+
+def check_draws(scores: RoundScores, contract: Contract, update_digests: Sequence[str]) -> None:
+    """Draws came from the admitted updates, and stopped where the rule says.
+
+    Raises:
+        FaultError: SCORES_SEED, SCORES_DRAWS, or `check_scores`.
+    """
+    check_scores(scores, contract)
+    field, sampling = f"round {scores.round}", scores.sampling
+    if sampling is None:
+        return
+    seed = round_seed(scores.round, update_digests)
+    if seed.hex() != sampling.seed:
+        message = "The seed is not that of the round's admitted updates."
+        raise FaultError("SCORES_SEED", message, field=field)
+    due: Plan | None = estimator_plan(contract, len(scores.players), seed)
+    plan = _plan(scores, sampling)
+    for errors in sampling.errors:
+        if due is None or due.draws > sampling.draws:
+            break
+        plan = due
+        found = estimate(plan, utilities(scores, contract)[: len(coalitions(plan))])
+        due = next_draws(contract, plan, found, sampling.first_order, errors)
+    else:
+        if due is None and plan.draws == sampling.draws:
+            return
+    message = f"{sampling.draws} permutation pairs were drawn, not as many as the rule that stops calls for."
+    raise FaultError("SCORES_DRAWS", message, field=field)
+
+
+def next_draws(
+    contract: Contract, plan: Plan, found: Estimate, first_order: Sequence[int], errors: Sequence[int]
+) -> Plan | None:
+    """`estimators.next_plan` by the contract's terms, from what stands in `Sampling`."""
+    return next_plan(
+        plan,
+        found,
+        most=contract.contribution.max_coalitions or 0,
+        validation_errors=[Decimal(error) for error in errors],
+        first_order=[Fraction(value) for value in first_order],
+    )
+
+
+def masks(scores: RoundScores) -> tuple[int, ...]:
+    """The coalition of each row of `losses`: nobody first, all last, between them rising or in the order of draws."""
+    if scores.sampling is None:
+        return tuple(range(2 ** len(scores.players)))
+    nobody, everybody, *drawn = coalitions(_plan(scores, scores.sampling))
+    return (nobody, *drawn, everybody)
+
+
+def utilities(scores: RoundScores, contract: Contract) -> list[Fraction]:
+    """By how much each coalition lowers the mean loss, in 1e-9 nat, in the order of `estimators.coalitions`."""
+    rows, before = validation_rows(contract), sum(scores.losses[0])
+    return [Fraction(before - sum(row), rows) for row in _in_order(scores, scores.losses)]
+
+
+def _in_order(scores: RoundScores, rows: Sequence[T]) -> list[T]:
+    """What is given for each row of `losses`, in the order of `estimators.coalitions`."""
+    return list(rows) if scores.sampling is None else [rows[0], rows[-1], *rows[1:-1]]
+
+
+def _plan(scores: RoundScores, sampling: Sampling) -> Plan:
+    seed = bytes.fromhex(sampling.seed)
+    return Plan(estimator="pairs", players=len(scores.players), draws=sampling.draws, seed=seed)
 
 
 def check_rounds(rounds: Sequence[RoundScores], contract: Contract) -> None:
@@ -101,7 +196,9 @@ def round_values(scores: RoundScores, contract: Contract) -> dict[str, Fraction]
         FaultError: `check_scores`.
     """
     check_scores(scores, contract)
-    return _round(scores, contract, _SHAPLEY)
+    return dict.fromkeys(contract.by_id(), Fraction(0)) | {
+        player: value for player, (value, _) in _round(scores, contract, _SHAPLEY).items()
+    }
 
 
 def period_values(
@@ -142,22 +239,48 @@ def own_slice_difference(rounds: Sequence[RoundScores], contract: Contract) -> F
     return sum(period_values(rounds, contract).values(), Fraction(0)) - total_value(rounds, contract)
 
 
-def leave_one_out(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, Fraction]:
+def leave_one_out(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, Fraction] | None:
     """Diagnostic, never paid: the sum over rounds of v(N) - v(N without i), by id, in 1e-9 nat, same rows as Phi.
 
+    None where coalitions were drawn: then these are not among them.
+
     Raises:
         FaultError: `check_rounds`.
     """
-    return _period(rounds, contract, _LEAVE_ONE_OUT)
+    return None if _drawn(rounds) else _period(rounds, contract, _LEAVE_ONE_OUT)
 
 
-def banzhaf_values(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, Fraction]:
+def banzhaf_values(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, Fraction] | None:
     """Diagnostic, never paid: the sum over rounds of Banzhaf values, by id, in 1e-9 nat, same rows as Phi.
 
+    None where coalitions were drawn.
+
     Raises:
         FaultError: `check_rounds`.
     """
-    return _period(rounds, contract, _BANZHAF)
+    return None if _drawn(rounds) else _period(rounds, contract, _BANZHAF)
+
+
+def monte_carlo(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, Decimal] | None:
+    """Half-widths of the 95 % intervals of Phi for the draw of coalitions alone, by id, in 1e-9 nat, rounded up.
+
+    Rounds draw independently, so squares add up. None where every coalition was scored.
+
+    Raises:
+        FaultError: `check_rounds`.
+    """
+    if not _drawn(rounds):
+        return None
+    check_rounds(rounds, contract)
+    squares = dict.fromkeys(contract.by_id(), Fraction(0))
+    for scores in rounds:
+        for player, (_, half) in _round(scores, contract, _SHAPLEY).items():
+            squares[player] += half**2
+    return {player: standard_error(square) for player, square in squares.items()}
+
+
+def _drawn(rounds: Sequence[RoundScores]) -> bool:
+    return any(scores.sampling is not None for scores in rounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,28 +308,44 @@ def _period(
     check_rounds(rounds, contract)
     result = dict.fromkeys(contract.by_id(), Fraction(0))
     for scores in rounds:
-        for player, value in _round(scores, contract, index, without).items():
+        for player, (value, _) in _round(scores, contract, index, without).items():
             result[player] += value
     return result
 
 
-def _round(scores: RoundScores, contract: Contract, index: _Index, without: int | None = None) -> dict[str, Fraction]:
-    """One round's index by id, in 1e-9 nat: of the mean loss on every row that the participant did not give itself."""
+def _round(
+    scores: RoundScores, contract: Contract, index: _Index, without: int | None = None
+) -> dict[str, tuple[Fraction, Fraction]]:
+    """Of each player by id, in 1e-9 nat: one round's index, and the half-width of its Monte Carlo interval.
+
+    On the mean loss over every row that the participant did not give itself.
+    """
     slices = contract.contribution.validation.slices
     kept = [k for k in range(len(slices)) if k != without]
-    everybody = dict.fromkeys(contract.by_id(), Fraction(0))
     if contract.contribution.game == "unanimity":
         fall = sum(scores.losses[0][k] - scores.losses[1][k] for k in kept)
-        rows = _rows(contract, kept, scores.players[0])
-        return everybody | dict.fromkeys(scores.players, index.of_unanimity(len(scores.players)) * fall / rows)
-    rises = index.of_table([sum(row[k] for k in kept) for row in scores.losses])
+        part = index.of_unanimity(len(scores.players)) * fall / _rows(contract, kept, scores.players[0])
+        return dict.fromkeys(scores.players, (part, Fraction(0)))
     given = {slices[k].source: k for k in kept}
+    found: dict[int | None, list[tuple[Fraction, Fraction]]] = {}
+    result = {}
     for i, player in enumerate(scores.players):
-        own, rise = given.get(player), rises[i]
-        if own is not None:
-            rise -= index.of_table([row[own] for row in scores.losses])[i]
-        everybody[player] = -rise / _rows(contract, [k for k in kept if k != own], player)
-    return everybody
+        own = given.get(player)
+        others = [k for k in kept if k != own]
+        rows = _rows(contract, others, player)
+        if own not in found:
+            found[own] = _values(scores, index, [-sum(row[k] for k in others) for row in scores.losses])
+        value, half = found[own][i]
+        result[player] = (value / rows, half / rows)
+    return result
+
+
+def _values(scores: RoundScores, index: _Index, table: Sequence[int]) -> list[tuple[Fraction, Fraction]]:
+    """Of each player: the index of what is given for each row of `losses`, and its half-width, 0 where it is exact."""
+    if scores.sampling is None:
+        return [(value, Fraction(0)) for value in index.of_table(table)]
+    estimated = estimate(_plan(scores, scores.sampling), _in_order(scores, table))
+    return list(zip(estimated.values, map(Fraction, estimated.half_widths), strict=True))
 
 
 def _rows(contract: Contract, kept: Sequence[int], player: str) -> int:

@@ -12,7 +12,7 @@ Three estimators:
   contributions. Exact for games whose players interact at most two by two, as the fixed-weight game nearly is; for any
   game the values sum to v(N) - v(nobody), and a player that never changes v has exactly 0.
 - `stratified`: complementary coalitions sorted by size (fedpact_contract.stratified), for the re-normalised game, whose
-  marginal contributions are far from each other.
+  marginal contributions depend on the coalition's size far more than on its members.
 
 The rule that chooses (`choose`): exact where N is at most 12 (16 for linear models) and 2^N within the number of
 coalitions that the contract allows. Otherwise, in the fixed-weight game, 8 pairs, and in the re-normalised game about
@@ -23,7 +23,7 @@ each half-width is at most a tenth of its value's validation error, or the large
 do not go along with first-order values are a reason to double once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -201,6 +201,33 @@ def coefficients(plan: Plan) -> tuple[dict[int, Fraction], ...]:
                 factors[after] = factors.get(after, _ZERO) + part
                 factors[before] = factors.get(before, _ZERO) - part
     return tuple({mask: factor for mask, factor in factors.items() if factor} for factors in result)
+
+
+def left_out(players: int) -> tuple[int, ...]:
+    """All but one, by player: what `leave_one_out` needs beside all. `pairs` evaluates only a few of them."""
+    full = (1 << players) - 1
+    return tuple(full ^ 1 << i for i in range(players))
+
+
+def leave_one_out(players: int, value_of: Mapping[int, int | Fraction]) -> tuple[Fraction, ...]:
+    """Diagnostic, never paid: v(N) - v(N without i) for each player, from values by mask.
+
+    (The other one, Banzhaf values, are `shapley.banzhaf` of the values of an `exact` plan.)
+
+    Raises:
+        InputError: ESTIMATOR_UTILITIES, a coalition that it needs has no value.
+    """
+    needed = (*left_out(players), (1 << players) - 1)
+    missing = [mask for mask in needed if mask not in value_of]
+    if missing:
+        raise InputError(
+            "ESTIMATOR_UTILITIES",
+            f"{len(missing)} of {len(needed)} coalitions have no value, the first of them {missing[0]:#x}.",
+            rule="leave-one-out compares all with all but one",
+            remedy="Evaluate the coalitions of `left_out` too.",
+        )
+    *without, everybody = (Fraction(value_of[mask]) for mask in needed)
+    return tuple(everybody - value for value in without)
 
 
 def precise(estimated: Estimate, validation_errors: Sequence[Decimal]) -> bool:

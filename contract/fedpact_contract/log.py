@@ -210,14 +210,29 @@ class RoundAbandoned(Body):
     code: Code
 
 
+class Sampling(Part):
+    """How a round's coalitions were drawn, where not all were scored (fedpact_contract.estimators).
+
+    `seed` is that of the round's admitted updates. `draws` permutation pairs in the end. The rule that stops rests on
+    what else stands here, in 1e-9 nat: `first_order`, minus the gradient of the mean validation loss times each
+    player's step; `errors`, for each plan that was tried, the standard error of each value as a mean over validation
+    rows.
+    """
+
+    seed: Hex32
+    draws: Count
+    first_order: tuple[Big, ...]
+    errors: tuple[tuple[Big, ...], ...]
+
+
 class RoundScores(Part):
     """Coalition losses of one round, as integers.
 
     `players` are the admitted participants in the order of their ids. With a server's optimizer that keeps momentum
     they are all that were admitted in this round or before, and `admitted` names this round's. (Of the unanimity game
     `losses` has two rows, the base model's and the next one's.) `losses[mask][k]` is the sum, in 1e-9 nat, of the loss
-    over validation slice k of the model with the updates of the coalition `mask` (bit i: players[i]). `correct` counts
-    rightly classified validation rows before and after the round.
+    over validation slice k of the model with the updates of the coalition `mask` (bit i: players[i]). With `sampling`
+    the rows are those of `contribution.masks`. `correct` counts rightly classified rows before and after the round.
     """
 
     round: Count
@@ -225,6 +240,7 @@ class RoundScores(Part):
     losses: tuple[tuple[Big, ...], ...]
     correct: tuple[int, int]
     admitted: tuple[Hex32, ...] | None = None
+    sampling: Sampling | None = None
 
 
 class Moments(Part):

@@ -3,7 +3,7 @@
 Each function yields what is wrong with its entry and then takes it into the state.
 """
 
-from fedpact_contract.contribution import admitted_in, players_of
+from fedpact_contract.contribution import admitted_in, check_draws, players_of
 from fedpact_contract.errors import FedpactError
 from fedpact_contract.log import (
     BaselinesScored,
@@ -99,6 +99,12 @@ def scores_opened(run: Run, place: Place, body: ScoresOpened) -> Faults:
         if admitted_in(scores) != run.aggregated[number]:
             message = "Others are named as admitted than the log admitted in this round."
             yield place.fault("SCORES_PLAYERS", message, field="scores.admitted")
+    digests = next((list(r.digests.values()) for r in run.rounds if r.number == number), [])
+    if scores.sampling is not None and digests:
+        try:
+            check_draws(scores, run.parties.contract, digests)
+        except FedpactError as err:
+            yield place.within(err, field="scores")
     run.scores.setdefault(number, scores)
     yield from _scores_chain(run, place, number)
 

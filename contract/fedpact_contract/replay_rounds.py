@@ -215,6 +215,8 @@ def _admitted(run: Run, place: Place, body: UpdateDecided, update: Update) -> Fa
         message = "The same update was admitted before."
         yield place.fault("UPDATE_REPLAYED", message, field="update.update_digest", party=name)
     run.updates.add(update.update_digest)
+    if current is not None:
+        current.digests[body.participant] = update.update_digest
     run.heads[update.head.size, body.participant] = place
     yield from _head(run, place, update.head, "update.head", name)
     if current is not None and not current.index < update.head.size <= place.index:

@@ -32,6 +32,7 @@ class Round:
     base_digest: str
     invited: tuple[str, ...]
     outcomes: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)  # participant -> digest of its admitted update
     closed: bool = False
 
     @property

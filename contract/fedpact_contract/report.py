@@ -32,7 +32,7 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.messages import Receipt, Refusal, Update
 from fedpact_contract.record import Envelope, decimal_text, ratio_text, read_envelope
-from fedpact_contract.scorecard import nats, value_lines, without_slices
+from fedpact_contract.scorecard import NOT_SCORED, nats, value_lines, without_slices
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
 
 VERSION = 1
@@ -242,7 +242,7 @@ def _add_scores(report: dict[str, Any], bodies: Sequence[Body], contract: Contra
         paid = statement(result, contract, line["id"])["line"]
         line |= {key: paid[key] for key in ("rounds_admitted", "share_low", "share_high", "fen")}
         line["share"] = ratio_text(Fraction(paid["share"]), 9)
-        line |= values.get(line["id"], {"value": None, "leave_one_out": None, "banzhaf": None})
+        line |= values.get(line["id"], NOT_SCORED)
     report["settlement"] = {
         "currency": contract.settlement.currency,
         "revenue_fen": result.revenue_fen,

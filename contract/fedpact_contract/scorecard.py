@@ -12,6 +12,7 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.contribution import (
     banzhaf_values,
     leave_one_out,
+    monte_carlo,
     own_slice_difference,
     period_values,
     round_values,
@@ -21,6 +22,9 @@ from fedpact_contract.errors import InputError
 from fedpact_contract.log import Moments, RoundScores
 from fedpact_contract.record import decimal_text, ratio_text
 from fedpact_contract.shares import PeriodShares, shares, shares_without
+
+NOT_SCORED = {"value": None, "leave_one_out": None, "banzhaf": None, "monte_carlo": None}
+"""The line of `value_lines` where no scores are known."""
 
 
 def scorecard(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) -> dict[str, Any]:
@@ -77,8 +81,10 @@ def scorecard(contract: Contract, rounds: Sequence[RoundScores], moments: Moment
     }
 
 
-def value_lines(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, dict[str, str]]:
-    """By id: `value` (Shapley), `leave_one_out` and `banzhaf` over the rounds, in nat.
+def value_lines(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, dict[str, str | None]]:
+    """By id: `value` (Shapley), `leave_one_out` and `banzhaf` over the rounds, in nat; None where they are not known.
+
+    `monte_carlo`: half-width of the value's 95 % interval for the draw of coalitions alone; None where none was drawn.
 
     Raises:
         FaultError: `contribution.check_rounds`.
@@ -87,8 +93,12 @@ def value_lines(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, 
         "value": period_values(rounds, contract),
         "leave_one_out": leave_one_out(rounds, contract),
         "banzhaf": banzhaf_values(rounds, contract),
+        "monte_carlo": monte_carlo(rounds, contract),
     }
-    return {player: {name: nats(by[player]) for name, by in found.items()} for player in contract.by_id()}
+    return {
+        player: {name: None if by is None else nats(Fraction(by[player])) for name, by in found.items()}
+        for player in contract.by_id()
+    }
 
 
 def without_slices(rounds: Sequence[RoundScores], contract: Contract, paid: PeriodShares) -> list[dict[str, Any]]:
@@ -113,7 +123,7 @@ def without_slices(rounds: Sequence[RoundScores], contract: Contract, paid: Peri
     return result
 
 
-def game_table(scores: RoundScores, contract: Contract) -> dict[str, Any]:
+def game_table(scores: RoundScores) -> dict[str, Any]:
     """One round's game as `fedpact contribution recompute` reads it.
 
     A value is by how much a coalition lowers the loss, summed over all validation rows, in 1e-9 nat; players by id.
@@ -122,7 +132,7 @@ def game_table(scores: RoundScores, contract: Contract) -> dict[str, Any]:
         InputError: GAME_NOT_COMPLETE: the contract's game has no table of all coalitions.
     """
     if len(scores.losses) != 2 ** len(scores.players):
-        message = f"No table of all coalitions exists in the game {contract.contribution.game}."
+        message = "No table of all coalitions exists: not all of them were scored."
         raise InputError("GAME_NOT_COMPLETE", message, field="contribution.game")
     before = sum(scores.losses[0])
     names = [

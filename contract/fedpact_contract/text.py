@@ -17,6 +17,7 @@ from fedpact_contract.contract import (
     Party,
     RecordPrivacy,
 )
+from fedpact_contract.estimators import EXACT_LINEAR_PLAYERS, EXACT_PLAYERS
 from fedpact_contract.output import counted, visible
 from fedpact_contract.record import decimal_text
 from fedpact_contract.report import not_stopped
@@ -329,6 +330,14 @@ def _contribution(contract: Contract) -> Iterator[str]:
     contribution, names = contract.contribution, {p.id: p.name for p in contract.participants}
     validation, unmeasured = contribution.validation, contribution.game == "unanimity"
     yield _game(contribution, momentum=contract.keeps_momentum)
+    if contribution.max_coalitions is not None:
+        most = EXACT_LINEAR_PLAYERS if contract.model.kind == "softmax" else EXACT_PLAYERS
+        yield (
+            f"In a round all groups are scored if at most {most} were admitted and there are no more than "
+            f"{contribution.max_coalitions}. Otherwise no more than so many are, drawn by the admitted updates' "
+            "digests; the Shapley value is then estimated, what the draw leaves open is reported beside it, and every "
+            "party recomputes the draw."
+        )
     yield (
         "The validation rows are fixed before the first round and stay at the operator. Their salted Merkle root is: "
         f"{validation.root}"

@@ -1,38 +1,61 @@
-"""Validation: the losses of every coalition in one round, each player's value on each example, and plain evaluation.
+"""Validation: the losses of coalitions in one round, each player's value on each example, and plain evaluation.
 
-theta_S = base + the sum of the steps of the players in S, a step being eta w_i D_i, with no re-normalisation: the
-fixed-weight game. The first layer, which has no bias, is linear in the weights, so its outputs are computed once a
-player and then added up for each coalition; only the layers behind the first ReLU are computed coalition by coalition.
-
-One canonical path: matrix products come from `exact`, everything else is element by element in a fixed order (base,
-then steps by rising player number). So the result has the same bits whatever the chunk size, the threads or the BLAS,
-and a player whose step is zero has the value zero, exactly. What remains is numpy's exp and log, whose last bit depends
-on the processor's instruction set: on another kind of processor a loss integer may now and then move by one.
+The fixed-weight game: theta_S = base + the sum of the steps of the players in S, a step being eta w_i D_i. `coalitions`
+computes the models' outputs on one canonical path, `tasks` the losses, example by example. So the result has the same
+bits whatever the list of coalitions, the blocks of examples, the chunk size, the threads or the BLAS; a player whose
+step is zero has the value zero, and players with equal steps have equal values, exactly. What remains is numpy's exp
+and log, whose last bit depends on the processor's instruction set: on another kind of processor a loss integer may now
+and then move by one.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpact_contract.contract import Data, Model
-from fedpact_contract.errors import FailedError, InputError
-from fedpact_models.exact import matmul_transposed
+from fedpact_contract.errors import FailedError
+from fedpact_models.coalitions import Rows, coalition_logits, input_error, prepare
+from fedpact_models.exact import product, rounded_halves
 from fedpact_models.features import Examples, Floats
-from fedpact_models.registry import architecture, parameter_count
 from fedpact_models.tasks import correct, cross_entropy
-from fedpact_models.weights import check_flat
 
 UNIT = 10**9
 """Losses are kept as integers of 1e-9 nat."""
 
 MAX_PLAYERS = 16
-CHUNK_ELEMENTS = 2**19
-"""Activations (float64) of one layer that a chunk of coalitions may take: 4 MiB, near the size of a cache."""
+"""In a round of which all coalitions are evaluated."""
+
+MAX_LISTED_PLAYERS = 128
+"""In a list of coalitions."""
+
+LARGEST_LOSS = 2.0**30
+"""Nat: a loss from here on is refused like one that is not finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CoalitionLosses:
+    """The losses of a list of coalitions.
+
+    `losses[m][k]`: the sum over slice k of the loss of the m-th coalition, in 1e-9 nat. `by_example`: float64 [M, V] in
+    nat, from which any estimator that is linear in the losses can be carried example by example. `correct`: rightly
+    classified rows of nobody's model and of everybody's, by mask, where these are in the list.
+    """
+
+    losses: tuple[tuple[int, ...], ...]
+    by_example: Floats
+    correct: dict[int, int]
+
+    def joined(self, more: "CoalitionLosses") -> "CoalitionLosses":
+        """This list and then another one."""
+        return CoalitionLosses(
+            losses=self.losses + more.losses,
+            by_example=np.concatenate([self.by_example, more.by_example]),
+            correct=self.correct | more.correct,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,67 +72,94 @@ class RoundEvaluation:
     correct: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Block:
-    """The models of several coalitions: first-layer outputs [B, V, h] and the other layers' parameters [B, T]."""
-
-    first: Floats
-    rest: Floats
-
-    def plus(self, other: "_Block") -> "_Block":
-        return _Block(first=self.first + other.first, rest=self.rest + other.rest)
-
-
-@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused below
 def evaluate_round(
     model: Model,
     data: Data,
     base: NDArray[np.floating],
-    steps: NDArray[np.floating],
+    steps: Rows,
     examples: Examples,
     slices: Sequence[int],
     *,
     own_slice: Sequence[int | None],
     chunk: int | None = None,
+    block: int | None = None,
 ) -> RoundEvaluation:
     """Evaluate all 2^N coalitions of a round on the validation set.
-
-    Memory: 2^N x V losses and, for each of log2(2^N / chunk) + 1 levels, one chunk of activations.
 
     Args:
         model: The contract's model.
         data: The contract's schema.
         base: Weights before the round, float64 [P].
-        steps: What each player would add, eta w_i D_i, float64 [N, P]; players in the order of their ids.
+        steps: What each player would add, eta w_i D_i, [N, P]; players in the order of their ids.
         examples: The validation set, V rows, slices one after another.
         slices: Rows of each slice; they sum to V.
         own_slice: For each player the slice that it gave, or None.
-        chunk: Coalitions computed together, a power of two; by default from the sizes. Moves no bit of the result.
+        chunk: Coalitions computed together; by default from the sizes. Moves no bit of the result.
+        block: Examples computed together; as `chunk`.
 
     Raises:
         InputError: EVALUATION_INPUT (sizes that do not fit), WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
         FailedError: EVALUATION_NOT_FINITE.
     """
-    _check(steps, examples, slices, own_slice, chunk)
-    _check_features(model, data, examples.x)
-    for weights in (base, *steps):
-        check_flat(weights, parameter_count(model, data))
-    parts = np.vstack([base[None], steps]).astype(np.float64)
-    players = len(steps)
-    losses = np.empty((2**players, len(examples)))
-    right: dict[int, int] = {}
-    for first_mask, logits in _coalitions(model, data, parts, examples.x, chunk):
-        losses[first_mask : first_mask + len(logits)] = cross_entropy(logits, examples.y)
-        for mask in {0, 2**players - 1} & set(range(first_mask, first_mask + len(logits))):
-            right[mask] = correct(logits[mask - first_mask], examples.y)
-    if not np.isfinite(losses).all():
-        raise FailedError("EVALUATION_NOT_FINITE", "A coalition's loss on the validation set is not a finite number.")
-    edges = np.cumsum([0, *slices])
+    if not 1 <= len(steps) <= MAX_PLAYERS:
+        raise input_error(f"There are {len(steps)} steps; all coalitions are evaluated of 1 to {MAX_PLAYERS} players.")
+    _check_own(slices, own_slice, len(steps))
+    masks = [place ^ place >> 1 for place in range(2 ** len(steps))]  # Gray code: neighbours differ in one player
+    found = evaluate_coalitions(model, data, base, steps, examples, slices, masks, chunk=chunk, block=block)
+    values = shapley_by_example(found.by_example, masks)
     return RoundEvaluation(
-        losses=tuple(tuple(_unit_sum(row[a:b]) for a, b in pairwise(edges)) for row in losses),
-        values=_without_own(shapley_by_example(losses), edges, own_slice),
-        correct=(right[0], right[2**players - 1]),
+        losses=tuple(found.losses[place] for place in np.argsort(masks)),
+        values=_without_own(values, np.cumsum([0, *slices]), own_slice),
+        correct=(found.correct[0], found.correct[len(masks) - 1]),
     )
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused below
+def evaluate_coalitions(
+    model: Model,
+    data: Data,
+    base: NDArray[np.floating],
+    steps: Rows,
+    examples: Examples,
+    slices: Sequence[int],
+    masks: Sequence[int],
+    *,
+    chunk: int | None = None,
+    block: int | None = None,
+) -> CoalitionLosses:
+    """Evaluate a list of coalitions, as the prefixes of permutations and their complements give it, in any order.
+
+    A coalition's integers are those of `evaluate_round`, which is this function on the list of all.
+
+    Memory beside the losses [M, V], see `coalitions`: PART_ELEMENTS, twice TAIL_ELEMENTS (one model where that is
+    more), and a few chunks of activations. `steps` is read row by row, so that it may lie on a disk. Consecutive
+    coalitions that differ in few players are faster, most where the layers behind the first have many parameters.
+
+    Args:
+        model: The contract's model.
+        data: The contract's schema.
+        base: Weights before the round, float64 [P].
+        steps: What each player would add, eta w_i D_i, [N, P], N up to 128.
+        examples: The validation set, V rows, slices one after another.
+        slices: Rows of each slice; they sum to V.
+        masks: The coalitions; bit i: player i.
+        chunk: Coalitions computed together; by default from the sizes. Moves no bit of the result.
+        block: Examples computed together; as `chunk`.
+
+    Raises:
+        InputError: EVALUATION_INPUT (sizes that do not fit), WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
+        FailedError: EVALUATION_NOT_FINITE.
+    """
+    _check(len(steps), examples, slices, masks, chunk, block)
+    game = prepare(model, data, base, steps, examples.x)
+    by_example = np.empty((len(masks), len(examples)))
+    right = dict.fromkeys({0, 2 ** len(steps) - 1} & set(masks), 0)
+    places = {masks.index(mask): mask for mask in right}
+    for which, rows, scores in coalition_logits(game, examples.x, masks, chunk, block):
+        by_example[which, rows] = cross_entropy(scores, examples.y[rows])
+        for place in places.keys() & set(range(which.start, which.stop)):
+            right[places[place]] += correct(scores[place - which.start], examples.y[rows])
+    return CoalitionLosses(losses=_unit_sums(by_example, slices), by_example=by_example, correct=right)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -133,73 +183,85 @@ def logits(model: Model, data: Data, flat: NDArray[np.floating], x: Floats) -> F
     Raises:
         InputError: EVALUATION_INPUT, WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
     """
-    check_flat(flat, parameter_count(model, data))
-    _check_features(model, data, x)
-    ((_, result),) = _coalitions(model, data, np.asarray(flat, dtype=np.float64)[None], x, 1)
-    return np.asarray(result[0])
+    game = prepare(model, data, flat, np.empty((0, 0)), x)
+    return np.vstack([scores[0].copy() for _, _, scores in coalition_logits(game, x, [0], None, None)])
 
 
-def shapley_by_example(losses: Floats) -> Floats:
-    """Exact Shapley values of the drop of each example's loss: losses [2^N, V] by mask -> values [N, V].
+def shapley_by_example(losses: Floats, masks: Sequence[int] | None = None) -> Floats:
+    """Exact Shapley values of the drop of each example's loss: losses [2^N, V] -> values [N, V].
 
-    phi_i = sum over S without i of |S|! (N - |S| - 1)! / N! (loss(S) - loss(S + i)). Differences come first, so that a
-    player that changes nothing gets exactly 0.
+    The losses are in the order of `masks`, which are all; by default of rising masks.
+
+    phi_i = sum over S without i of |S|! (N - |S| - 1)! / N! (loss(S) - loss(S + i)), as an exact product: so a player
+    that changes nothing gets exactly 0, and players that change the same get the same.
     """
-    masks = np.arange(len(losses))
-    players = len(losses).bit_length() - 1
-    sizes = np.array([int(mask).bit_count() for mask in masks])
-    values = np.zeros((players, losses.shape[1]))
+    count = len(losses)
+    players = count.bit_length() - 1
+    factors = np.array([1 / (players * math.comb(players - 1, size)) for size in range(players)])
+    order = np.arange(count) if masks is None else np.array(masks)
+    sizes = np.array([mask.bit_count() for mask in order.tolist()])
+    coefficients = np.empty((players, count))
     for player in range(players):
-        for size in range(players):
-            coalitions = masks[(sizes == size) & (masks >> player & 1 == 0)]
-            drop = np.zeros(losses.shape[1])
-            for mask in coalitions:
-                drop += losses[mask] - losses[mask | 1 << player]
-            values[player] += drop / (players * math.comb(players - 1, size))
-    return values
+        inside = order >> player & 1
+        coefficients[player] = factors[sizes - inside] * (1 - 2 * inside)
+    cut = rounded_halves(coefficients, (0, 1), count)
+    blocks = [losses[:, at : at + 64] for at in range(0, losses.shape[1], 64)]  # that a few fit a core's cache
+    return np.hstack([product(cut, rounded_halves(block, 0, count)) for block in blocks])
 
 
-def _coalitions(model: Model, data: Data, parts: Floats, x: Floats, chunk: int | None) -> Iterator[tuple[int, Floats]]:
-    """Logits of all coalitions, block by block: (the block's first mask, float64 [B, V, classes])."""
-    shape = architecture(model, data)
-    (inputs, outputs), players = shape.layers[0], len(parts) - 1
-    weight, rest = parts[:, : inputs * outputs], parts[:, inputs * outputs :]
-    first = matmul_transposed(x, weight.reshape(players + 1, outputs, inputs))
-    single = [_Block(first=first[i : i + 1], rest=rest[i : i + 1]) for i in range(players + 1)]
-    low = _low_players(players, len(x) * max(shape.widths[1:]), chunk)
-    block = single[0]
-    for step in single[1 : low + 1]:
-        with_step = block.plus(step)
-        block = _Block(
-            first=np.concatenate([block.first, with_step.first]), rest=np.concatenate([block.rest, with_step.rest])
-        )
-    for high_mask, combined in _with_high(block, single[low + 1 :], 0):
-        yield high_mask << low, _behind_first(shape.layers[1:], combined)
+def _unit_sums(losses: Floats, slices: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Each slice's sum, [M, V] -> [M][slices]: of the losses cut to 2^-52 nat, exactly; then half-even to 1e-9 nat.
+
+    Raises:
+        FailedError: EVALUATION_NOT_FINITE.
+    """
+    starts = np.cumsum([0, *slices[:-1]])
+    result: list[tuple[int, ...]] = []
+    for at in range(0, len(losses), 32):
+        units = losses[at : at + 32] * 2.0**10
+        if not -LARGEST_LOSS < units.min() * 2.0**-10 <= units.max() * 2.0**-10 < LARGEST_LOSS:
+            raise FailedError(
+                "EVALUATION_NOT_FINITE",
+                "A coalition's loss on an example of the validation set is not a finite number below 2^30 nat.",
+            )
+        high = units.astype(np.int64)
+        units -= high
+        units *= 2.0**42
+        sums = [np.add.reduceat(part, starts, axis=1).tolist() for part in (high, units.astype(np.int64))]
+        result += (tuple(map(_nanonats, *pair)) for pair in zip(*sums, strict=True))
+    return tuple(result)
 
 
-def _low_players(players: int, elements: int, chunk: int | None) -> int:
-    """How many players vary inside a block: log2 of the block's coalitions."""
-    wanted = chunk or max(1, CHUNK_ELEMENTS // elements)
-    return min(players, wanted.bit_length() - 1)
+def _nanonats(high: int, low: int) -> int:
+    """A sum in 2^-10 and 2^-52 nat, in 1e-9 nat, half-even."""
+    exact, half = ((high << 42) + low) * UNIT, 1 << 51
+    floor = exact >> 52
+    rest = exact - (floor << 52)
+    return floor + (rest > half or (rest == half and floor & 1))
 
 
-def _with_high(block: _Block, steps: Sequence[_Block], mask: int) -> Iterator[tuple[int, _Block]]:
-    """The block with each subset of the further steps, added by rising player number; one addition a block."""
-    depth = mask.bit_length()
-    yield mask, block
-    for index in range(depth, len(steps)):
-        yield from _with_high(block.plus(steps[index]), steps, mask | 1 << index)
+def estimated_by_example(
+    found: CoalitionLosses,
+    masks: Sequence[int],
+    factors: Sequence[Mapping[int, Fraction]],
+    slices: Sequence[int],
+    own_slice: Sequence[int | None],
+) -> Floats:
+    """Each player's estimated value on each example, as `RoundEvaluation.values`: an estimator is linear in the losses.
 
+    Args:
+        found: The losses of coalitions.
+        masks: Which they are.
+        factors: For each player the factor of each coalition's utility in its value (`estimators.coefficients`).
+        slices: Rows of each slice.
+        own_slice: For each player the slice that it gave, or None.
 
-def _behind_first(layers: Sequence[tuple[int, int]], block: _Block) -> Floats:
-    """From first-layer outputs to logits, [B, V, classes]."""
-    hidden, start = block.first, 0
-    for inputs, outputs in layers:
-        weight = block.rest[:, start : start + inputs * outputs].reshape(-1, outputs, inputs)
-        start += inputs * outputs
-        hidden = matmul_transposed(np.maximum(hidden, 0.0), weight) + block.rest[:, None, start : start + outputs]
-        start += outputs
-    return hidden
+    Returns:
+        float64 [N, V].
+    """
+    _check_own(slices, own_slice, len(factors))
+    matrix = np.array([[float(of.get(mask, 0)) for mask in masks] for of in factors])
+    return _without_own(-(matrix @ found.by_example), np.cumsum([0, *slices]), own_slice)
 
 
 def _without_own(values: Floats, edges: NDArray[np.int64], own_slice: Sequence[int | None]) -> Floats:
@@ -214,40 +276,37 @@ def _without_own(values: Floats, edges: NDArray[np.int64], own_slice: Sequence[i
     return result
 
 
-def _unit_sum(losses: Floats) -> int:
-    """The exact sum, rounded to a float64, then half-even to units of 1e-9 nat."""
-    return round(Fraction(math.fsum(losses.tolist())) * UNIT)
-
-
 def _check(
-    steps: NDArray[np.floating],
+    players: int,
     examples: Examples,
     slices: Sequence[int],
-    own_slice: Sequence[int | None],
+    masks: Sequence[int],
     chunk: int | None,
+    block: int | None,
 ) -> None:
     count = len(examples)
     problem = None
-    if steps.ndim != 2 or not 1 <= len(steps) <= MAX_PLAYERS:
-        problem = f"The steps have the shape {steps.shape}; they are [N, P] with N from 1 to {MAX_PLAYERS}."
+    if players > MAX_LISTED_PLAYERS or players < 1:
+        problem = f"There are {players} steps; coalitions are of 1 to {MAX_LISTED_PLAYERS} players."
     elif not slices or min(slices) < 1 or sum(slices) != count:
         problem = f"The slices have {sum(slices)} rows and the validation set has {count}."
-    elif len(own_slice) != len(steps):
-        problem = f"{len(own_slice)} own slices are given for {len(steps)} players."
+    elif not masks:
+        problem = "There is no coalition to evaluate."
+    elif min(masks) < 0 or max(masks) >> players:
+        problem = f"A coalition is not a set of the {players} players."
+    elif any(size is not None and size < 1 for size in (chunk, block)):
+        problem = "A chunk or a block is not at least 1."
+    if problem:
+        raise input_error(problem)
+
+
+def _check_own(slices: Sequence[int], own_slice: Sequence[int | None], players: int) -> None:
+    problem = None
+    if len(own_slice) != players:
+        problem = f"{len(own_slice)} own slices are given for {players} players."
     elif any(own is not None and not 0 <= own < len(slices) for own in own_slice):
         problem = "A player's own slice does not exist."
-    elif any(own is not None and slices[own] == count for own in own_slice):
+    elif any(own is not None and slices[own] == sum(slices) for own in own_slice):
         problem = "A player's own slice is the whole validation set: there is nothing to score it on."
-    elif chunk is not None and (chunk < 1 or chunk & (chunk - 1)):
-        problem = "The chunk is not a power of two."
     if problem:
-        raise _input_error(problem)
-
-
-def _check_features(model: Model, data: Data, x: Floats) -> None:
-    if x.ndim != 2 or 0 in x.shape or x.shape[1] != architecture(model, data).widths[0]:
-        raise _input_error(f"The features have the shape {x.shape}, which does not fit the model.")
-
-
-def _input_error(message: str) -> InputError:
-    return InputError("EVALUATION_INPUT", message, remedy="Check the contract's validation slices and its schema.")
+        raise input_error(problem)

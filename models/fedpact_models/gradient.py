@@ -1,72 +1,100 @@
-"""The gradient of the validation loss, for values to first order: what each player's step would be worth alone.
+"""The gradient of the validation loss, and what it says that each player's step is worth: the first-order cross-check.
 
-It says whether estimated values go along with it, and decides whether more coalitions are drawn. Never paid by.
+By hand, since all models are stacks of dense layers, and with the products of `exact`: the same bits everywhere.
 """
 
-from collections.abc import Iterable
+import math
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpact_contract.contract import Data, Model
 from fedpact_contract.errors import FailedError
-from fedpact_models.evaluate import UNIT
+from fedpact_models.coalitions import Rows, input_error
+from fedpact_models.exact import product, rounded_halves
 from fedpact_models.features import Examples, Floats
-from fedpact_models.registry import architecture, parameter_count
-from fedpact_models.tasks import probabilities
+from fedpact_models.registry import architecture, parameter_count, parameter_shapes
+from fedpact_models.tasks import loss_gradient
 from fedpact_models.weights import check_flat
 
-
-def loss_gradient(model: Model, data: Data, flat: NDArray[np.floating], examples: Examples) -> Floats:
-    """The gradient of the mean cross-entropy over the examples: weights [P] -> float64 [P].
-
-    Raises:
-        InputError: WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
-    """
-    check_flat(flat, parameter_count(model, data))
-    weights, biases, start = [], [], 0
-    for index, (inputs, outputs) in enumerate(architecture(model, data).layers):
-        weights.append(np.asarray(flat[start : start + inputs * outputs], dtype=np.float64).reshape(outputs, inputs))
-        start += inputs * outputs
-        biases.append(flat[start : start + outputs] if index else 0.0)
-        start += outputs if index else 0
-    active = [examples.x]
-    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        scores = active[-1] @ weight.T + bias
-        active.append(scores if index == len(weights) - 1 else np.maximum(scores, 0.0))
-    back = probabilities(active[-1])
-    back[np.arange(len(examples)), examples.y] -= 1.0
-    back /= len(examples)
-    parts: list[Floats] = []
-    for index in reversed(range(len(weights))):
-        own = [(back.T @ active[index]).ravel(), back.sum(axis=0)]
-        parts[:0] = own if index else own[:1]
-        back = (back @ weights[index]) * (active[index] > 0) if index else back
-    return np.concatenate(parts)
+LARGEST_TERM = 1e300
 
 
-def first_order(
-    model: Model,
-    data: Data,
-    base: NDArray[np.floating],
-    steps: Iterable[NDArray[np.floating]],
-    examples: Examples,
-) -> tuple[int, ...]:
-    """Each player's value to first order, minus the gradient at the base model times its step, in 1e-9 nat.
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused below
+def first_order_values(
+    model: Model, data: Data, base: NDArray[np.floating], steps: Rows, examples: Examples
+) -> tuple[float, ...]:
+    """-<gradient, step> for each player: the fall of the mean loss in nat, were it linear in the weights.
 
     Args:
         model: The contract's model.
         data: The contract's schema.
         base: Weights before the round, float64 [P].
-        steps: What each player would add, [P] each.
+        steps: What each player would add, eta w_i D_i, [N, P], as in `evaluate_coalitions`; read once, row by row.
         examples: The validation set.
 
     Raises:
-        InputError: WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
+        InputError: EVALUATION_INPUT, WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
         FailedError: EVALUATION_NOT_FINITE.
     """
-    gradient = loss_gradient(model, data, base, examples)
-    values = [-float(gradient @ step) * UNIT for step in steps]
-    if not np.isfinite(values).all():
-        raise FailedError("EVALUATION_NOT_FINITE", "A value to first order is not a finite number.")
-    return tuple(round(value) for value in values)
+    slope = gradient(model, data, base, examples)
+    values = []
+    for player in range(len(steps)):
+        step = np.asarray(steps[player], dtype=np.float64)
+        check_flat(step, len(slope))
+        values.append(0.0 - _sum(slope * step))
+    if not all(map(math.isfinite, values)):
+        raise _not_finite()
+    return tuple(values)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused below
+def gradient(model: Model, data: Data, flat: NDArray[np.floating], examples: Examples) -> Floats:
+    """The mean loss's gradient at these weights, float64 [P].
+
+    Raises:
+        InputError: EVALUATION_INPUT, WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
+        FailedError: EVALUATION_NOT_FINITE.
+    """
+    check_flat(flat, parameter_count(model, data))
+    if examples.x.ndim != 2 or 0 in examples.x.shape or examples.x.shape[1] != architecture(model, data).widths[0]:
+        raise input_error(f"The features have the shape {examples.x.shape}, which does not fit the model.")
+    weights, biases = _layers(model, data, np.asarray(flat, dtype=np.float64))
+    inputs = [np.ascontiguousarray(examples.x.T)]  # of each layer, [width, V]
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        inputs.append(np.maximum(_product(weight, inputs[-1]) + bias, 0.0))
+    scores = _product(weights[-1], inputs[-1]) + biases[-1]
+    slope = loss_gradient(scores.T, examples.y).T / len(examples)  # by what goes out of a layer
+    parts: list[Floats] = []
+    for index in reversed(range(len(weights))):
+        own = [_product(slope, np.ascontiguousarray(inputs[index].T)).reshape(-1)]
+        if index:
+            own.append(np.array([_sum(row) for row in slope]))
+            slope = _product(np.ascontiguousarray(weights[index].T), slope) * (inputs[index] > 0)
+        parts = own + parts
+    result = np.concatenate(parts)
+    if not np.isfinite(result).all():
+        raise _not_finite()
+    return result
+
+
+def _layers(model: Model, data: Data, flat: Floats) -> tuple[list[Floats], list[Floats]]:
+    """Weights [outputs, inputs] and biases [outputs, 1] of each layer; the first has the bias 0."""
+    shapes = list(parameter_shapes(model, data).values())
+    edges = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
+    tensors = [flat[a:b].reshape(shape) for (a, b), shape in zip(pairwise(edges), shapes, strict=True)]
+    return tensors[:1] + tensors[1::2], [np.zeros((1, 1)), *(bias[:, None] for bias in tensors[2::2])]
+
+
+def _product(a: Floats, b: Floats) -> Floats:
+    return product(rounded_halves(a, (0, 1), a.shape[1]), rounded_halves(b, 0, a.shape[1]))
+
+
+def _sum(terms: Floats) -> float:
+    """The exact sum, rounded; not a number where it may be beyond float64's range."""
+    return math.fsum(terms.tolist()) if np.abs(terms).max() < LARGEST_TERM else math.nan
+
+
+def _not_finite() -> FailedError:
+    return FailedError("EVALUATION_NOT_FINITE", "The gradient of the validation loss is not finite.")

@@ -2,8 +2,8 @@
 
 The first layer has no bias of its own: the last feature is constant, and its weights are the bias (`features.encode`).
 
-That shape is used in three places: `build` (training), `initial_weights` and `evaluate` (which exploits that the first
-layer is linear in the weights). A kind of another shape needs its own path in `evaluate`.
+That shape is used in three places: `build` (training), `initial_weights` and `coalitions` (which exploits that the
+first layer is linear in the weights). A kind of another shape needs its own path in `coalitions`.
 """
 
 import math

@@ -13,13 +13,23 @@ TASK = "classification"
 
 def cross_entropy(logits: Floats, y: Integers) -> Floats:
     """Cross-entropy in nat: logits float64 [..., V, classes], y int64 [V] -> float64 [..., V]."""
-    by_class = np.ascontiguousarray(np.moveaxis(logits, -1, 0))
-    largest = by_class.max(axis=0)
+    by_class = np.ascontiguousarray(logits.swapaxes(-2, -1))  # a view of classes before examples is not copied
+    largest = by_class.max(axis=-2)
+    powers = by_class - largest[..., None, :]
+    np.exp(powers, out=powers)
     total = np.zeros_like(largest)
-    for scores in by_class:
-        total += np.exp(scores - largest)
-    chosen = np.take_along_axis(by_class, np.broadcast_to(y, largest.shape)[None], axis=0)[0]
+    for scores in np.moveaxis(powers, -2, 0):
+        total += scores
+    flat = by_class.reshape(*by_class.shape[:-2], -1)
+    chosen = flat.take(y * len(y) + np.arange(len(y)), axis=-1)
     return np.asarray(np.log(total) + (largest - chosen))
+
+
+def loss_gradient(logits: Floats, y: Integers) -> Floats:
+    """Each example's loss by its logits: float64 [V, classes], y int64 [V] -> float64 [V, classes]."""
+    slope = probabilities(logits)
+    slope[np.arange(len(y)), y] -= 1.0
+    return slope
 
 
 def probabilities(logits: Floats) -> Floats:

@@ -1,10 +1,11 @@
 """Aggregation over admitted updates: float64, in the order of participants' ids; never a mean of nothing."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,32 +32,56 @@ START = Memory(round=0, momenta={}, second=0.0)
 """Before the first round."""
 
 
+class Read(Mapping[str, NDArray[Any]]):
+    """Arrays by participant id, in the order of ids, each made when it is asked for: never all of them in memory."""
+
+    def __init__(self, ids: Iterable[str], make: Callable[[str], NDArray[Any]]) -> None:
+        self._ids, self._make = sorted(ids), make
+
+    def __getitem__(self, participant: str, /) -> NDArray[Any]:
+        """Make it.
+
+        Raises:
+            KeyError: nobody of these.
+        """
+        if participant not in self._ids:
+            raise KeyError(participant)
+        return self._make(participant)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
 def weighted_steps(
     updates: Mapping[str, NDArray[np.float32]], num_examples: Mapping[str, int], rate: Decimal
-) -> NDArray[np.float64]:
-    """The steps eta w_i D_i of each participant, in the order of ids.
+) -> Mapping[str, NDArray[np.float64]]:
+    """The steps eta w_i D_i of each participant, float64 [P], in the order of ids, each made when it is asked for.
 
     Args:
         updates: Participant id -> update, float32 [P].
         num_examples: Participant id -> contracted n; the weights are n_i / sum n over `updates`.
         rate: eta.
 
-    Returns:
-        float64 [N, P].
-
     Raises:
         FailedError: there is no update.
     """
     if not updates:
         raise FailedError("AGGREGATION_EMPTY", "There is no update to aggregate.")
-    ids = sorted(updates)
-    total = sum(num_examples[i] for i in ids)
-    return np.stack([updates[i].astype(np.float64) * (float(rate) * num_examples[i] / total) for i in ids])
+    total = sum(num_examples[i] for i in updates)
+
+    def step(participant: str) -> NDArray[np.float64]:
+        weight = float(rate) * num_examples[participant] / total
+        return updates[participant].astype(np.float64) * weight
+
+    return Read(updates, step)
 
 
 def server_steps(
     contract: Contract, updates: Mapping[str, NDArray[np.float32]], memory: Memory
-) -> tuple[dict[str, NDArray[np.float64]], Memory]:
+) -> tuple[Mapping[str, NDArray[np.float64]], Memory]:
     """Each player's part of the step that the server makes in a round, in the order of ids, and what it keeps.
 
     Without an optimizer, or with one that keeps no momentum, the players are those of `updates`. With momentum they
@@ -74,9 +99,8 @@ def server_steps(
     optimizer, rate = contract.training.server_optimizer, contract.training.server_rate
     counts = {p: contract.participant(p).num_examples for p in updates}
     if optimizer is None:
-        plain = weighted_steps(updates, counts, rate)
-        return dict(zip(sorted(updates), plain, strict=True)), Memory(round=memory.round + 1, momenta={}, second=0.0)
-    means = dict(zip(sorted(updates), weighted_steps(updates, counts, Decimal(1)), strict=True))
+        return weighted_steps(updates, counts, rate), Memory(round=memory.round + 1, momenta={}, second=0.0)
+    means = dict(weighted_steps(updates, counts, Decimal(1)))
     square = sum(means.values(), np.zeros(len(next(iter(means.values()))))) ** 2
     keep, take = float(optimizer.beta_1), float(1 - optimizer.beta_1)
     momenta = {p: m * keep for p, m in memory.momenta.items()} if contract.keeps_momentum else {}

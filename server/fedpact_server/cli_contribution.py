@@ -11,6 +11,15 @@ from fedpact_contract.files import refuse_existing, write_new
 from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
 from fedpact_server.cli_run import RUN, Opened, open_contract
 
+COLUMNS = {
+    "value": "value",
+    "value_se": "SE",
+    "monte_carlo": "Monte Carlo",
+    "leave_one_out": "leave-one-out",
+    "banzhaf": "Banzhaf",
+}
+"""What is shown of each participant, in nat, where it is known."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the group that the base has."""
@@ -52,7 +61,7 @@ def show_command(
     with at.database.read() as connection:
         rounds = [scores for _, scores in scoring.all_scores(connection, at.contract.id)]
     if game is not None:
-        output.emit_json(game_table(_round(rounds, game), at.contract))
+        output.emit_json(game_table(_round(rounds, game)))
         return
     if not rounds:
         raise InputError(
@@ -160,12 +169,13 @@ def _show(card: dict[str, Any], at: Opened, plot: Path | None) -> None:
         f"a value of {_short(card['total_value'])} ± {_short(card['total_value_se'])} (SE), "
         f"split by {card['basis']} ({card['reason']})"
     )
-    heads = ["participant", "rounds", "value", "SE", "leave-one-out", "Banzhaf", "share", "95 % interval"]
+    known = [key for key in COLUMNS if any(line[key] is not None for line in card["participants"])]
+    heads = ["participant", "rounds", *(COLUMNS[key] for key in known), "share", "95 % interval"]
     rows = [
         [
             line["name"],
             str(line["rounds_admitted"]),
-            *(_short(line[key]) for key in ("value", "value_se", "leave_one_out", "banzhaf")),
+            *(_short(line[key]) for key in known),
             output.format_share(line["share"]),
             output.format_interval(line["share_low"], line["share_high"]),
         ]
@@ -173,6 +183,8 @@ def _show(card: dict[str, Any], at: Opened, plot: Path | None) -> None:
     ]
     output.table(console, heads, rows, right=tuple(range(1, len(heads))))
     console.print(f"interval: {card['interval']['covers']}; {output.OUTWARD}")
+    if "monte_carlo" in known:
+        console.print("Monte Carlo: half-width of the value's 95 % interval for the draw of coalitions alone")
     if card["without_slices"]:
         _show_slices(card, at)
     if _live(at):

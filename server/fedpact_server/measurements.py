@@ -130,7 +130,9 @@ def baseline_losses(home: Path, connection: Connection, contract: Contract, exam
         if kind != "baseline":
             continue
         step = load_update(_folder(home, contract), record.array_digest).astype(np.float64)
-        scores, _ = scoring.score_round(contract, 1, [participant], initial, {participant: step}, examples, None)
+        scores, _ = scoring.score_round(
+            contract, 1, {participant: record.array_digest}, initial, {participant: step}, examples, None
+        )
         lines.append(BaselineLoss(participant=participant, losses=scores.losses[1], correct=scores.correct[1]))
     return lines
 

@@ -502,14 +502,14 @@ class Loop:
             model = load_model(context.home, led_to)
             return scoring.score_released(contract, number, list(admitted), base, model, self.examples, previous)
         steps = self._steps(number, admitted)
-        return scoring.score_round(contract, number, list(admitted), base, steps, self.examples, previous)
+        return scoring.score_round(contract, number, admitted, base, steps, self.examples, previous)
 
-    def _updates(self, admitted: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
-        """Participant id -> admitted update, float32 [P], in the order of ids."""
+    def _updates(self, admitted: Mapping[str, str]) -> Mapping[str, NDArray[np.float32]]:
+        """Participant id -> admitted update, float32 [P], in the order of ids, each read when it is asked for."""
         arrays = self.context.arrays
-        return {p: load_update(arrays, admitted[p])[: self.parameters] for p in sorted(admitted)}
+        return aggregation.Read(admitted, lambda p: load_update(arrays, admitted[p])[: self.parameters])
 
-    def _steps(self, number: int, admitted: Mapping[str, str]) -> dict[str, scoring.FloatArray]:
+    def _steps(self, number: int, admitted: Mapping[str, str]) -> Mapping[str, scoring.FloatArray]:
         """Each player's part of the step of a round, float64 [P], in the order of ids."""
         steps, _ = aggregation.server_steps(self.context.contract, self._updates(admitted), self._memory(number - 1))
         return steps

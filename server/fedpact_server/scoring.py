@@ -1,7 +1,8 @@
 """Contribution scores of a round: coalition losses on the committed validation set, kept behind salted commitments."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,12 +12,22 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import Contract, estimator_plan
+from fedpact_contract.contribution import next_draws
 from fedpact_contract.errors import FailedError
-from fedpact_contract.log import Moments, RoundScores, commitment
+from fedpact_contract.estimators import Plan, coalitions, coefficients, estimate
+from fedpact_contract.log import Moments, RoundScores, Sampling, commitment
 from fedpact_contract.record import Part
-from fedpact_models.evaluate import evaluate_round
+from fedpact_contract.sampling import round_seed
+from fedpact_models.evaluate import (
+    UNIT,
+    CoalitionLosses,
+    estimated_by_example,
+    evaluate_coalitions,
+    evaluate_round,
+)
 from fedpact_models.features import Examples
+from fedpact_models.gradient import first_order_values
 from fedpact_server import db
 from fedpact_server.run_state import write_array
 
@@ -27,7 +38,7 @@ P = TypeVar("P", bound=Part)
 def score_round(
     contract: Contract,
     round_number: int,
-    admitted: Sequence[str],
+    admitted: Mapping[str, str],
     base: FloatArray,
     steps: Mapping[str, FloatArray],
     examples: Examples,
@@ -38,7 +49,7 @@ def score_round(
     Args:
         contract: The contract.
         round_number: The round.
-        admitted: Admitted participants in the order of their ids.
+        admitted: Participant id -> update digest of the admitted updates, in the order of ids.
         base: The round's base model, float64 [P].
         steps: Each player's part of the step, float64 [P], in the order of ids (`aggregation.server_steps`).
         examples: The validation set, slices in the contract's order.
@@ -48,13 +59,16 @@ def score_round(
         The scores, and float64 [N, V] in nat.
     """
     slices = contract.contribution.validation.slices
-    sources = [s.source for s in slices]
+    sources, counts = [s.source for s in slices], [s.count for s in slices]
     own = [sources.index(p) if p in sources else None for p in steps]
-    parts = np.stack(list(steps.values()))
-    result = evaluate_round(
-        contract.model, contract.data, base, parts, examples, [s.count for s in slices], own_slice=own
-    )
-    losses, correct = list(result.losses), result.correct
+    parts = _Rows(steps)
+    sampling = None
+    if _is_drawn(contract, len(steps)):
+        seed = round_seed(round_number, list(admitted.values()))
+        losses, correct, values, sampling = _draw(contract, seed, base, parts, examples, own, previous)
+    else:
+        found = evaluate_round(contract.model, contract.data, base, parts, examples, counts, own_slice=own)
+        losses, correct, values = list(found.losses), found.correct, found.values
     if previous is not None:
         losses[0], correct = previous.losses[-1], (previous.correct[1], correct[1])
     scores = RoundScores(
@@ -63,8 +77,71 @@ def score_round(
         losses=tuple(losses),
         correct=correct,
         admitted=tuple(admitted) if contract.keeps_momentum else None,
+        sampling=sampling,
     )
-    return scores, result.values
+    return scores, values
+
+
+class _Rows:
+    """Steps by the player's place; each is read when it is asked for."""
+
+    def __init__(self, steps: Mapping[str, FloatArray]) -> None:
+        self._steps, self._ids = steps, list(steps)
+
+    def __getitem__(self, player: int, /) -> FloatArray:
+        return self._steps[self._ids[player]]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[FloatArray]:
+        return iter(self._steps.values())
+
+
+def _is_drawn(contract: Contract, players: int) -> bool:
+    """Whether not every coalition of so many players is scored."""
+    if contract.contribution.estimator == "exact":
+        return False
+    return estimator_plan(contract, players, bytes(32)).estimator != "exact"
+
+
+def _draw(
+    contract: Contract,
+    seed: bytes,
+    base: FloatArray,
+    steps: _Rows,
+    examples: Examples,
+    own: Sequence[int | None],
+    previous: RoundScores | None,
+) -> tuple[list[tuple[int, ...]], tuple[int, int], FloatArray, Sampling]:
+    """Evaluate drawn coalitions until the rule says that they are enough.
+
+    Returns:
+        Losses as in `RoundScores`, the counts of right answers before and after, per-example values, the draw.
+    """
+    model, data, counts = contract.model, contract.data, [s.count for s in contract.contribution.validation.slices]
+    first = tuple(round(value * UNIT) for value in first_order_values(model, data, base, steps, examples))
+    plan: Plan | None = estimator_plan(contract, len(steps), seed)
+    found: CoalitionLosses | None = None
+    errors: list[tuple[int, ...]] = []
+    while plan is not None:
+        drawn, masks = plan, coalitions(plan)
+        new = masks[0 if found is None else len(found.losses) :]
+        evaluated = evaluate_coalitions(model, data, base, steps, examples, counts, new)
+        found = evaluated if found is None else found.joined(evaluated)
+        everywhere = estimated_by_example(found, masks, coefficients(plan), counts, [None] * len(steps))
+        spread = everywhere.std(axis=1, ddof=1) / np.sqrt(len(examples))
+        errors.append(tuple(int(np.ceil(error * UNIT)) for error in spread))
+        before = sum(found.losses[0] if previous is None else previous.losses[-1])
+        falls = [Fraction(before - sum(row), len(examples)) for row in found.losses]
+        falls[0] = Fraction(0)
+        plan = next_draws(contract, plan, estimate(plan, falls), first, errors[-1])
+    assert found is not None  # noqa: S101 - there is a first plan
+    values = estimated_by_example(found, masks, coefficients(drawn), counts, own)
+    nobody, everybody, *between = found.losses
+    right = found.correct[0], found.correct[2 ** len(steps) - 1]
+    sampling = Sampling(seed=seed.hex(), draws=drawn.draws, first_order=first, errors=tuple(errors))
+    return [nobody, *between, everybody], right, values, sampling
 
 
 def score_released(

@@ -82,12 +82,8 @@ def test_an_additive_game_is_found_exactly(plan, label):
     parts = game(label, range(plan.players))
     values = [sum(p for i, p in enumerate(parts) if mask >> i & 1) for mask in coalitions(plan)]
     found = estimate(plan, values)
-    if plan.estimator == "stratified":
-        # What the others of a stratum are worth does not cancel, but in the mean over players.
-        assert sum(found.values) == sum(parts)
-    else:
-        assert found.values == tuple(parts)
-        assert set(found.half_widths) == {0}
+    assert found.values == tuple(parts)
+    assert set(found.half_widths) == {0}
 
 
 @laws

@@ -75,7 +75,8 @@ def _again(home: Path, contract: Contract, bodies: list[Body], number: int, vali
         {p: contract.participant(p).num_examples for p in players},
         contract.training.server_rate,
     )
-    scores, values = scoring.score_round(contract, number, players, load_model(home, base), steps, validation, None)
+    admitted = {p: digests[p] for p in players}
+    scores, values = scoring.score_round(contract, number, admitted, load_model(home, base), steps, validation, None)
     assert isinstance(scores, RoundScores)
     return {"scores": scores.plain(), "values": sha256_hex(values.astype("<f8").tobytes())}
 

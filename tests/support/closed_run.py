@@ -206,7 +206,7 @@ def copied(base: Federation, folder: Path) -> Federation:
 
 @functools.cache
 def _node_keys() -> list[ec.EllipticCurvePrivateKey]:
-    return [ec.generate_private_key(ec.SECP384R1()) for _ in range(4)]
+    return [ec.generate_private_key(ec.SECP384R1()) for _ in range(16)]
 
 
 def _completed(**changes: Any) -> Federation:

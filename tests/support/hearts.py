@@ -77,7 +77,7 @@ def federate(data: Data, train: list[Examples]) -> Floats:
     model = initial_weights(a_model(), data, np.random.default_rng(0))
     for _ in range(DESCRIBED["training"]["rounds"]):
         updates = {str(k): _update(data, part, model) for k, part in enumerate(train)}
-        model = apply(model, weighted_steps(updates, counts, Decimal(1)))
+        model = apply(model, weighted_steps(updates, counts, Decimal(1)).values())
     return model
 
 

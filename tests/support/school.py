@@ -107,7 +107,7 @@ def federate(
         anchor = None if method == "FedAvg" else model
         updates = [_update(s, start, anchor, noise) for s, start in zip(parts, starts, strict=True)]
         own = [start + update for start, update in zip(starts, updates, strict=True)]
-        model = apply(model, weighted_steps(dict(zip(counts, updates, strict=True)), counts, Decimal(1)))
+        model = apply(model, weighted_steps(dict(zip(counts, updates, strict=True)), counts, Decimal(1)).values())
     final = [model] * len(parts) if method == "FedAvg" else own
     return _error(parts, [s.test_x @ w for s, w in zip(parts, final, strict=True)]), _error(
         parts, [np.full(len(s.test_y), s.y.mean()) for s in parts]

@@ -25,6 +25,8 @@ from fedpact_contract.estimators import (
     coefficients,
     estimate,
     evaluations,
+    leave_one_out,
+    left_out,
     next_plan,
     precise,
 )
@@ -114,6 +116,20 @@ def test_the_first_pass_shows_everybody_inside_and_outside_of_every_size(players
         of_size = [m for m in masks if m.bit_count() == size]
         assert all(any(m >> i & 1 for m in of_size) for i in range(players))
         assert all(any(not m >> i & 1 for m in of_size) for i in range(players))
+
+
+def test_known_coalitions_stay_what_they_are():
+    """Of the seed 00 01 .. 1f: what another language must come to."""
+    seed = bytes(range(32))
+    assert coalitions(pairs_plan(6, 3, seed)) == (
+        *(0, 63, 2, 10, 11, 15, 31, 32, 48, 52, 53, 61, 8, 9, 25, 29, 34),
+        *(38, 54, 55, 4, 5, 7, 39, 47, 16, 24, 56, 58, 59),
+    )
+    assert coalitions(stratified_plan(6, 20, seed)) == (
+        *(0, 63, 1, 62, 2, 61, 4, 59, 8, 55, 16, 47, 32, 31),
+        *(10, 53, 5, 58, 48, 15, 25, 38, 34, 29, 24, 39, 22, 41, 9, 54, 20, 43, 40, 23),
+        *(18, 45, 28, 35, 33, 30, 12, 51, 13, 50, 42, 21, 52, 11, 37, 26, 7, 56, 36, 27),
+    )
 
 
 # Values
@@ -247,6 +263,20 @@ def test_coefficients_are_independent_of_values_so_examples_add_up():
     assert both == tuple(sum(column) for column in zip(*each, strict=True))
 
 
+def test_leave_one_out_compares_all_with_all_but_one():
+    game, players = FederatedGame.drawn(20, 7), 20
+    full = 2**players - 1
+    values = dict(zip((full, *left_out(players)), game.values([full, *left_out(players)]), strict=True))
+    found = leave_one_out(players, values)
+    assert found == tuple(values[full] - game.values([full - 2**i])[0] for i in range(players))
+    del values[full - 2**3]
+    with pytest.raises(InputError) as caught:
+        leave_one_out(players, values)
+    assert caught.value.code == "ESTIMATOR_UTILITIES"
+    assert "1 of 21" in caught.value.message
+    assert hex(full - 2**3) in caught.value.message
+
+
 # Stratified
 
 
@@ -275,6 +305,20 @@ def test_stratified_values_of_means_are_nearer_than_pairs_of_as_many_coalitions(
     assert errors["stratified"] < errors["pairs"] / 2
 
 
+@pytest.mark.parametrize("players", [6, 13])
+def test_where_a_player_counts_as_in_a_mean_stratified_values_are_exact(players):
+    """v(S) the mean of what its members have: the enumerated sizes foretell the rest."""
+    parts = [Fraction((-3) ** (i % 4), i + 1) for i in range(players)]
+
+    def value(mask):
+        return sum((parts[i] for i in members(mask)), Fraction(0)) / max(1, mask.bit_count())
+
+    plan = stratified_plan(players, 20)
+    found = estimate(plan, [value(mask) for mask in coalitions(plan)])
+    assert found.values == shapley([value(mask) for mask in range(2**players)])
+    assert set(found.half_widths) == {0}
+
+
 # Intervals
 
 
@@ -295,6 +339,24 @@ def test_the_half_width_is_students_over_the_pairs():
     found = np.array(list(map(float, estimate(plan, utilities(plan, game)).half_widths)))
     assert (found >= expected).all()
     assert np.allclose(found, expected, rtol=1e-4, atol=2e-3)
+
+
+def test_the_stratified_half_width_is_a_jackknife_of_twenty_groups():
+    from scipy.stats import t
+
+    players, values = 9, renormalised(9, 4)
+    plan = stratified_plan(players, 47)
+    masks = coalitions(plan)
+    utility = list(map(Fraction, values(masks)))
+    ends, estimates = 2 + 2 * players, []
+    for group in range(20):
+        kept = [k for k in range(len(masks)) if k < ends or (k - ends) // 2 % 20 != group]
+        estimates.append(stratified.estimate(players, [masks[k] for k in kept], [utility[k] for k in kept])[0])
+    column = np.array(estimates, dtype=np.float64)
+    expected = t.ppf(0.975, 19) * np.sqrt(19 / 20 * ((column - column.mean(axis=0)) ** 2).sum(axis=0))
+    found = np.array(list(map(float, estimate(plan, utility).half_widths)))
+    assert (expected > 1000).all()
+    assert np.allclose(found, expected, rtol=1e-4)
 
 
 def test_intervals_cover():

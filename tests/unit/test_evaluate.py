@@ -15,8 +15,16 @@ from tests.support.models_kit import a_model, plain_schema, random_examples
 from threadpoolctl import threadpool_limits
 
 from fedpact_contract.errors import FailedError, InputError
-from fedpact_models.evaluate import RoundEvaluation, evaluate, evaluate_round, logits, shapley_by_example
-from fedpact_models.exact import matmul_transposed, slice_bits, slices
+from fedpact_models.evaluate import (
+    CoalitionLosses,
+    RoundEvaluation,
+    evaluate,
+    evaluate_coalitions,
+    evaluate_round,
+    logits,
+    shapley_by_example,
+)
+from fedpact_models.exact import half_bits, halves, product, rounded_halves, to_grid
 from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import build, parameter_count
 from fedpact_models.weights import load_flat
@@ -86,10 +94,71 @@ def test_plain_evaluation_is_the_empty_coalitions(hidden: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize("hidden", SHAPES)
-def test_the_chunk_moves_no_bit(hidden: tuple[int, ...]) -> None:
+def test_neither_chunk_nor_block_moves_a_bit(hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     setting = _setting(hidden, players=5)
-    results = [evaluate_round(*setting, [60], own_slice=[None] * 5, chunk=c) for c in (None, 1, 2, 4, 8, 16, 32, 64)]
+    sizes = [(None, None), (1, 1), (3, 7), (8, 60), (64, 59), (None, 13)]
+    results = [evaluate_round(*setting, [60], own_slice=[None] * 5, chunk=c, block=b) for c, b in sizes]
+    for name, value in (("PART_ELEMENTS", 6 * 9 * 11), ("NARROWEST", 1), ("CHUNK_ELEMENTS", 64), ("TAIL_ELEMENTS", 1)):
+        monkeypatch.setattr(f"fedpact_models.coalitions.{name}", value)
+        results.append(evaluate_round(*setting, [60], own_slice=[None] * 5))
     assert all(_same(results[0], other) for other in results[1:])
+
+
+def _walks(players: int, pairs: int, rng: np.random.Generator) -> list[int]:
+    """The prefixes of random orders and of the same orders backwards; the ends once each."""
+    masks = [0, 2**players - 1]
+    for _ in range(pairs):
+        order = rng.permutation(players).tolist()
+        for walk in (order, order[::-1]):
+            masks += [sum(1 << p for p in walk[:end]) for end in range(1, players)]
+    return masks
+
+
+@pytest.mark.parametrize("hidden", SHAPES)
+def test_a_coalition_has_the_same_bits_on_any_way_to_it(hidden: tuple[int, ...]) -> None:
+    setting = _setting(hidden, players=6)
+    whole = evaluate_round(*setting, [25, 35], own_slice=[None] * 6)
+    rng = np.random.default_rng(3)
+    loop = _loop(*setting)
+    for masks in (_walks(6, 3, rng), rng.integers(0, 64, 40).tolist(), [63, 0, 63, 21, 21], [5]):
+        found = evaluate_coalitions(*setting, [25, 35], masks)
+        assert found.losses == tuple(whole.losses[mask] for mask in masks)
+        np.testing.assert_allclose(found.by_example, loop[masks], atol=1e-11)
+        ends = dict(zip((0, 63), whole.correct, strict=True))
+        assert found.correct == {mask: ends[mask] for mask in {0, 63} & set(masks)}
+        for one, sums in zip(found.by_example, found.losses, strict=True):
+            parts = (one[:25], one[25:])
+            assert sums == tuple(round(Fraction(sum(map(Fraction, part.tolist()))) * 10**9) for part in parts)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_hundred_and_twenty_eight_players_in_a_mapped_file(tmp_path: Path, dtype: str) -> None:
+    model, schema, base, steps, examples = _setting((9, 6), players=128)
+    steps = steps.astype(dtype) / 16
+    steps.tofile(tmp_path / "steps")
+    mapped = np.memmap(tmp_path / "steps", dtype, "r", shape=steps.shape)
+    masks = _walks(128, 1, np.random.default_rng(5))
+    found = evaluate_coalitions(model, schema, base, mapped, examples, [60], masks)
+    assert len(found.losses) == 256
+    for mask in (masks[1], masks[77], masks[200]):
+        flat = base + sum(step.astype(np.float64) for i, step in enumerate(steps) if mask >> i & 1)
+        loss, _ = evaluate(model, schema, flat, examples)
+        assert found.losses[masks.index(mask)][0] == pytest.approx(loss * 60e9, abs=2)
+    backwards = evaluate_coalitions(model, schema, base, steps, examples, [60], masks[::-1])
+    assert backwards.losses == found.losses[::-1]
+
+
+@pytest.mark.parametrize("hidden", SHAPES)
+def test_equal_twins_are_worth_the_same_to_the_last_bit(hidden: tuple[int, ...]) -> None:
+    model, schema, base, steps, examples = _setting(hidden, players=5)
+    steps[3] = steps[1]
+    result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 5)
+    assert result.values[1].tobytes() == result.values[3].tobytes()
+    assert all(result.losses[m | 2] == result.losses[m | 8] for m in range(32) if not m & 10)
+    # Another order of the players changes nothing but the order of the values.
+    order = [4, 2, 0, 3, 1]
+    renamed = evaluate_round(model, schema, base, steps[order], examples, [60], own_slice=[None] * 5)
+    assert renamed.values.tobytes() == result.values[order].tobytes()
 
 
 @pytest.mark.parametrize("hidden", [(), (33,)])
@@ -109,14 +178,34 @@ def test_threads_move_no_bit(hidden: tuple[int, ...]) -> None:
 def test_another_kernel_and_instruction_set_move_no_bit_of_a_product() -> None:
     """Another BLAS kernel, in a process of its own: seen to change the last bits of the plain product, not of ours."""
     code = (
-        "import hashlib, numpy as np; from fedpact_models.exact import matmul_transposed; r = np.random.default_rng(0);"
-        "a, b = r.normal(size=(57, 301)), r.normal(size=(23, 301));"
-        "print(hashlib.sha256(matmul_transposed(a, b).tobytes()).hexdigest())"
+        "import hashlib, numpy as np; from fedpact_models.exact import product, rounded_halves;"
+        "r = np.random.default_rng(0); a, b = r.normal(size=(57, 301)), r.normal(size=(301, 23));"
+        "c = product(rounded_halves(a, (0, 1), 301), rounded_halves(b, 0, 301));"
+        "print(hashlib.sha256(c.tobytes()).hexdigest())"
     )
     digests = set()
     for kernel in ("Prescott", "Haswell"):
         environment = os.environ | {"OPENBLAS_CORETYPE": kernel}
         run = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+        digests.add(run.stdout.strip())
+    assert len(digests) == 1
+    assert len(digests.pop()) == 64
+
+
+def test_another_kernel_and_other_threads_move_no_bit_of_a_list() -> None:
+    code = (
+        "import hashlib, numpy as np; from tests.unit.test_evaluate import _setting, _walks;"
+        "from fedpact_models.evaluate import evaluate_coalitions;"
+        "masks = _walks(7, 2, np.random.default_rng(0));"
+        "found = evaluate_coalitions(*_setting((33, 20), players=7, rows=301, features=200), [301], masks);"
+        "print(hashlib.sha256(found.by_example.tobytes() + str(found.losses).encode()).hexdigest())"
+    )
+    digests = set()
+    for kernel, threads in (("Prescott", "1"), ("Haswell", "2")):
+        environment = os.environ | {"OPENBLAS_CORETYPE": kernel, "OPENBLAS_NUM_THREADS": threads}
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+        )
         digests.add(run.stdout.strip())
     assert len(digests) == 1
     assert len(digests.pop()) == 64
@@ -129,6 +218,8 @@ def test_a_null_player_is_worth_exactly_nothing_on_every_example() -> None:
         result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 4)
         assert not result.values[2].any()
         assert all(result.losses[mask] == result.losses[mask | 4] for mask in range(16))
+        without = evaluate_round(model, schema, base, steps[[0, 1, 3]], examples, [60], own_slice=[None] * 3)
+        assert without.losses == tuple(result.losses[mask & 3 | (mask & 4) << 1] for mask in range(8))
         assert result.values[[0, 1, 3]].all()
 
 
@@ -165,20 +256,28 @@ def test_shapley_of_known_games() -> None:
     assert values([0.0, 5.0]) == [5.0]
 
 
+def _product(a: Floats, b: Floats) -> Floats:
+    return product(rounded_halves(a, (-2, -1), a.shape[-1]), rounded_halves(b, -2, a.shape[-1]))
+
+
 def test_the_exact_product_is_exact_and_close() -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(3, 40, 300)) * 1e3, rng.normal(size=(3, 20, 300)) * 1e-5
-    np.testing.assert_allclose(matmul_transposed(a, b), a @ b.swapaxes(1, 2), atol=1e-13)
-    assert not matmul_transposed(a, np.zeros((3, 20, 300))).any()
-    assert matmul_transposed(np.array([[3.0]]), np.array([[1 / 4]])).tolist() == [[0.75]]
+    a, b = rng.normal(size=(3, 40, 300)) * 1e3, rng.normal(size=(3, 300, 20)) * 1e-5
+    np.testing.assert_allclose(_product(a, b), a @ b, atol=1e-13)
+    assert not _product(a, np.zeros((3, 300, 20))).any()
+    assert _product(np.array([[3.0]]), np.array([[1 / 4]])).tolist() == [[0.75]]
     for terms in (1, 2, 3, 64, 784, 785, 100_000):
-        assert terms * 2 ** (2 * slice_bits(terms)) <= 2**53
+        assert terms * 2 ** (2 * half_bits(terms)) <= 2**53
     one = np.concatenate([rng.uniform(-1, 1, 1000), [1.0, -1.0, 0.0, 2.0**-60, 1 - 2.0**-53]])
-    high, low = slices(one, 21)
-    for part, bits in ((high, 21), (low, 43)):
-        assert np.array_equal(part * 2.0**bits, np.rint(part * 2.0**bits))
-        assert np.abs(part * 2.0**bits).max() <= 2**21
-    assert np.abs(one - high - low).max() <= 2.0**-44
+    for scale in (1.0, 2.0**-300, 2.0**40):
+        for bits in (21, 25):
+            grid = to_grid(one * scale, np.array(scale), bits)
+            assert np.abs(grid - one * scale).max() <= scale * 2.0 ** -(2 * bits + 2)
+            cut = halves(grid, np.array(scale), bits)
+            assert np.array_equal(cut.high + cut.low, grid)
+            for part, unit in ((cut.high, 2.0**-bits), (cut.low, 2.0 ** -(2 * bits + 1))):
+                assert np.array_equal(part / (scale * unit), np.rint(part / (scale * unit)))
+                assert np.abs(part / (scale * unit)).max() <= 2**bits
 
 
 BAD = [
@@ -188,7 +287,7 @@ BAD = [
     ({"own_slice": [None] * 3}, "EVALUATION_INPUT"),
     ({"own_slice": [None, None, None, 1]}, "EVALUATION_INPUT"),
     ({"own_slice": [None, None, None, 0]}, "EVALUATION_INPUT"),
-    ({"chunk": 3}, "EVALUATION_INPUT"),
+    ({"block": 0}, "EVALUATION_INPUT"),
     ({"chunk": 0}, "EVALUATION_INPUT"),
     ({"steps": np.zeros((0, 65))}, "EVALUATION_INPUT"),
     ({"steps": np.zeros(65)}, "EVALUATION_INPUT"),
@@ -217,3 +316,33 @@ def test_evaluate_refuses_no_rows_and_a_loss_that_is_not_finite() -> None:
         evaluate(model, schema, huge, examples)
     with pytest.raises(FailedError, match="EVALUATION_NOT_FINITE"):
         evaluate_round(model, schema, huge, steps, examples, [60], own_slice=[None] * 4)
+
+
+BAD_LISTS = [
+    ({"masks": []}, "no coalition"),
+    ({"masks": [0, 16]}, "of the 4 players"),
+    ({"masks": [-1]}, "of the 4 players"),
+    ({"chunk": 0}, "at least 1"),
+    ({"block": 0}, "at least 1"),
+    ({"slices": [61]}, "61 rows"),
+    ({"steps": np.zeros((129, 65))}, "129 steps"),
+    ({"steps": np.zeros((0, 65))}, "0 steps"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), BAD_LISTS)
+def test_a_list_that_does_not_fit_is_refused(change: dict, words: str) -> None:
+    model, schema, base, steps, examples = _setting(())
+    arguments = {"base": base, "steps": steps, "examples": examples, "slices": [60], "masks": [0, 5]} | change
+    with pytest.raises(InputError, match=words) as caught:
+        evaluate_coalitions(model, schema, **arguments)
+    assert caught.value.code == "EVALUATION_INPUT"
+
+
+@pytest.mark.parametrize("hidden", SHAPES)
+def test_a_list_with_a_loss_that_is_not_a_number_is_refused(hidden: tuple[int, ...]) -> None:
+    model, schema, base, steps, examples = _setting(hidden)
+    steps[2] *= 1e16
+    assert isinstance(evaluate_coalitions(model, schema, base, steps[:2], examples, [60], [3]), CoalitionLosses)
+    with pytest.raises(FailedError, match="EVALUATION_NOT_FINITE"):
+        evaluate_coalitions(model, schema, base, steps, examples, [60], [3, 4])

@@ -94,7 +94,7 @@ def test_a_game_table_is_what_recompute_reads():
     from json import dumps
 
     scores = a_round(CONTRACT, [(900 - m, 600, 50 * (m == 7)) for m in range(8)], places=[0, 1, 2])
-    table = game_table(scores, CONTRACT)
+    table = game_table(scores)
     assert table["players"] == list(IDS)
     assert table["values"][""] == 0
     found = recompute(dumps(table).encode())["shapley"]

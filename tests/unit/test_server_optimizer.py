@@ -1,6 +1,6 @@
 """FedOpt servers: the step is Flower's, a sum over participants, and the game is scored by each one's momentum."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,8 @@ def test_without_an_optimizer_the_steps_are_the_weighted_updates() -> None:
     steps, memory = aggregation.server_steps(contract, updates, aggregation.START)
     counts = {p: contract.participant(p).num_examples for p in updates}
     np.testing.assert_array_equal(
-        np.stack(list(steps.values())), aggregation.weighted_steps(updates, counts, Decimal("0.1"))
+        np.stack(list(steps.values())),
+        np.stack([u.astype(float) * (0.1 * counts[p] / sum(counts.values())) for p, u in sorted(updates.items())]),
     )
     assert (memory.round, memory.momenta) == (1, {})
 
@@ -261,7 +262,7 @@ def test_other_players_than_those_that_moved_the_model_are_a_fault(
     """An operator that leaves one out, or counts one as admitted that was not, from the commitment on."""
     right = scoring.score_round
 
-    def wrong(contract: Contract, number: int, admitted: Sequence[str], *rest: Any) -> Any:
+    def wrong(contract: Contract, number: int, admitted: Mapping[str, str], *rest: Any) -> Any:
         scores, values = right(contract, number, admitted, *rest)
         if number == 2 and changed == "admitted":
             scores = scores.model_copy(update={"admitted": scores.players[1:]})
