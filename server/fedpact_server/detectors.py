@@ -142,7 +142,7 @@ def observe(
         examples: Contracted n by participant.
         noise: The energy of its contracted noise by participant (`clipping.noise_energy`); 0 without local DP.
         step: The step that led to the round's base, [P]; None in a first round.
-        slope: The norm of the validation loss's gradient there (`gradient.loss_gradient`), times the server's rate.
+        slope: The norm of the validation loss's gradient there (`gradient.gradient`), times the server's rate.
         values: Values on validation rows, [N, V], in the order of ids.
     """
     ids = tuple(sorted(updates))

@@ -11,7 +11,7 @@ from fedpact_contract.clipping import noise_energy
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_models.features import Examples
-from fedpact_models.gradient import loss_gradient
+from fedpact_models.gradient import gradient
 from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, db, scoring
 from fedpact_server.detectors import Finding, Observed, findings, observe
@@ -66,13 +66,14 @@ def _observed(connection: Connection, contract: Contract, home: Path, examples: 
         rows = outcomes(connection, contract.id, scores.round)
         admitted = {p: str(row.update_digest) for p, row in sorted(rows.items()) if row.kind == "admitted"}
         updates = {p: load_update(arrays, digest) for p, digest in admitted.items()}
-        mean = aggregation.weighted_steps(updates, counts, contract.training.server_rate).sum(axis=0)
+        weighted = aggregation.weighted_steps(updates, counts, contract.training.server_rate)
+        mean = aggregation.apply(np.zeros(parameters), weighted.values())
         steps, memory = aggregation.server_steps(contract, updates, memory)
-        step = np.sum(list(steps.values()), axis=0)
+        step = aggregation.apply(np.zeros(parameters), steps.values())
         table = db.rounds.c
         where = (table.contract_id == contract.id, table.round == scores.round)
         base = load_model(home, str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one()))
-        slope = float(np.linalg.norm(loss_gradient(contract.model, contract.data, base, examples)))
+        slope = float(np.linalg.norm(gradient(contract.model, contract.data, base, examples)))
         longer = float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)  # 1 without a server's optimizer
         values = np.fromfile(scoring.values_path(arrays, scores.round), "<f8").reshape(len(scores.players), -1)
         yield observe(

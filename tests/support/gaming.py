@@ -20,7 +20,7 @@ from fedpact_contract.contract import Contract, Data, RecordPrivacy
 from fedpact_models.dp import dp_sgd
 from fedpact_models.evaluate import evaluate, evaluate_round
 from fedpact_models.features import Examples, Floats
-from fedpact_models.gradient import loss_gradient
+from fedpact_models.gradient import gradient
 from fedpact_models.registry import build, parameter_count
 from fedpact_models.training import local_update
 from fedpact_models.weights import flatten, load_flat
@@ -278,7 +278,7 @@ def simulate(
                 examples=examples,
                 noise={i: float(e) for i, e in declared.items()},
                 step=step,
-                slope=float(np.linalg.norm(loss_gradient(contract.model, contract.data, base, validation))),
+                slope=float(np.linalg.norm(gradient(contract.model, contract.data, base, validation))),
                 values=result.values,
             )
         )
