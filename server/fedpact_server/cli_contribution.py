@@ -1,15 +1,19 @@
-"""`fedpact contribution show` and `alarms`: what the operator knows of contributions while a period runs, and after."""
+"""Commands `fedpact contribution show` and `alarms`, the operator's, and `reevaluate`, the auditor's."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedpact_contract import output
 from fedpact_contract.cli import group
 from fedpact_contract.files import refuse_existing, write_new
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, PassphraseFile
 from fedpact_server.cli_run import RUN, Opened, open_contract
+
+if TYPE_CHECKING:
+    from fedpact_contract.contract import Contract
+    from fedpact_contract.reevaluation import Reevaluation
 
 COLUMNS = {
     "value": "value",
@@ -23,9 +27,10 @@ COLUMNS = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the group that the base has."""
-    commands = group(app, "contribution")
-    commands.command("show")(show_command)
-    commands.command("alarms")(alarms_command)
+    contribution = group(app, "contribution")
+    contribution.command("show")(show_command)
+    contribution.command("alarms")(alarms_command)
+    contribution.command("reevaluate")(reevaluate_command)
 
 
 def show_command(
@@ -111,6 +116,64 @@ def alarms_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -
         console.print("No alarm.")
     for finding in {f.code: f for f in found if f.outcome == "no power"}.values():
         console.print(f"{finding.code} has no power: {finding.power}")
+
+
+def reevaluate_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="What `fedpact evidence --auditor` of the operator wrote.")
+    ],
+    key: Annotated[Path, typer.Option("--key", help="The auditor's home: what `fedpact auditor init` made.")],
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=1, help="So many coalitions of each round, drawn; without it all, and moments."),
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option("--seed", help="What they are drawn by, 64 hexadecimal digits; fresh by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="A new file for the signed record.")] = Path("reevaluation.json"),
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate coalitions and next models again, as the contract's auditor, and sign what is found.
+
+    Exit codes: 0 the operator's figures are those that updates and rows give; 1 they are not, or FOLDER is at fault.
+
+    Example: fedpact contribution reevaluate handed-over --key auditor --out reevaluation.json
+    """
+    from fedpact_contract.auditor import AuditorHome
+    from fedpact_server.reevaluate import reevaluate
+
+    refuse_existing(out)
+    home = AuditorHome.open(key)
+    keys = home.keys(output.read_passphrase(passphrase_file, "the auditor's keys"))
+    contract, record, envelope = reevaluate(folder, home.party, keys, sample=sample, seed=seed)
+    write_new(out, envelope.to_bytes() + b"\n")
+    if as_json:
+        output.emit_json({"file": str(out.absolute())} | record.plain())
+    else:
+        _show_reevaluation(record, contract, out)
+    raise typer.Exit(1 if record.differing else 0)
+
+
+def _show_reevaluation(record: "Reevaluation", contract: "Contract", out: Path) -> None:
+    from fedpact_contract.reevaluation import scope
+
+    if record.coalitions == "none":
+        output.line("The deposit holds no rows to evaluate on; every next model was made again.")
+    else:
+        output.line(
+            f"{scope(record).capitalize()} of {record.rounds} rounds ({record.evaluated} evaluations), and every next "
+            f"model; the largest difference of a loss is {record.largest} of 1e-9 nat."
+        )
+    if record.seed is not None:
+        output.line(f"drawn by {record.seed}")
+    for difference in record.differences:
+        output.line(difference.words(contract))
+    if record.differing > len(record.differences):
+        output.line(f"and {record.differing - len(record.differences)} more differences")
+    count = record.differing or "NO"
+    verdict = f"{count} DIFFERENCE" + ("S" if record.differing > 1 else "")
+    output.line(f"{verdict}: signed in {out}. Hand it to whoever verifies: fedpact verify EVIDENCE --reevaluation FILE")
 
 
 def _round(rounds: list[Any], number: int) -> Any:  # noqa: ANN401 - RoundScores

@@ -511,10 +511,10 @@ class TestContribution:
         assert {f["round"] for f in found} == {1, 2}
         last = {f["code"]: f for f in found if f["round"] == 2}
         assert set(last) == {*TESTS, "NEGATIVES"}, "after the last round every detector looks"
-        assert not [f for f in found if f["outcome"] == "alarm"]
+        assert {f["code"] for f in found if f["outcome"] == "alarm"} <= {"NEGATIVES"}, "a rule, which noise may break"
         assert last["VALUE_PER_ROW"]["outcome"] == "no power", "four participants have three peers each"
         text = fedpact("contribution", "alarms", contract.id[:8], *home).out
-        assert text.startswith("No alarm.")
+        assert ("No alarm." in text) == (last["NEGATIVES"]["outcome"] == "quiet")
         assert "REPLAY has no power: none before 3 rounds" in text
 
     def test_a_rounds_game_is_recomputed_by_anybody(self, fedpact: Fedpact, run: ClosedRun) -> None:
