@@ -4,12 +4,15 @@ What they find of real training, and how often they are wrong there, is measured
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from fedpact_server import detectors
+from fedpact_contract.errors import InputError
+from fedpact_server import detectors, watch
 from fedpact_server.detectors import FAMILY, TESTS, Finding, Observed, findings, looks, observe
 
 P, V, ROUNDS = 400, 120, 6
@@ -239,3 +242,11 @@ def test_thresholds_are_student_s(degrees) -> None:
     for level in (0.4, 0.01, FAMILY / 1000):
         assert detectors._threshold(degrees, level) == pytest.approx(student.isf(level, degrees), rel=1e-6, abs=2e-6)
     assert detectors._threshold(0, 0.01) == np.inf
+
+
+def test_where_no_single_update_is_scored_none_is_compared() -> None:
+    """At client level."""
+    contract = SimpleNamespace(contribution=SimpleNamespace(game="unanimity"))
+    with pytest.raises(InputError) as caught:
+        watch.look(None, contract, Path(), None)
+    assert caught.value.code == "ALARMS_NO_GAME"
