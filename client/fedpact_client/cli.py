@@ -199,6 +199,49 @@ def contract_show(contract: ContractId, home: HomeOption = HOME, as_json: Json =
 
 
 @app.command()
+def quote(
+    contract: Annotated[
+        str, typer.Argument(help="A contract's id, or its beginning, or a contract's file.", metavar="CONTRACT")
+    ],
+    revenue: Annotated[str, typer.Option("--revenue", help="Also in yuan: what would be shared, fees taken off.")] = "",
+    seconds: Annotated[int, typer.Option("--seconds", min=0, help="Time for simulated runs; 0: none.")] = 20,
+    mbit: Annotated[str, typer.Option("--mbit", help="Assumed transfer rate, Mbit/s.")] = "10",
+    keep: Annotated[
+        Path | None, typer.Option("--keep", help="Also write the contract into this new file.", metavar="FILE")
+    ] = None,
+    home: HomeOption = HOME,
+    as_json: Json = False,
+) -> None:
+    """What joining a contract would cost, and what it might bring: epsilon, bytes, hours, shares. No promise.
+
+    From the signed card and the contract alone: no row is read. Only a contract that is not here yet is asked for.
+
+    Exit 0: the budget pays for it. Exit 5: it does not.
+
+    Example: fedpact-agent quote 3f2a91c0 --revenue 1000000.00
+    """
+    from fedpact_client import quote as quoting
+    from fedpact_client.quote_text import show_quote
+    from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.settlement import parse_yuan
+
+    pool, rate = parse_yuan(revenue, field="--revenue") if revenue else None, quoting.transfer_rate(mbit)
+    if keep is not None:
+        refuse_existing(keep)
+    file = Path(contract)
+    with desk(home, read_only=file.exists()) as at:
+        found = quoting.from_file(file) if file.exists() else quoting.here_or_offered(at, contract)
+        if keep is not None:
+            write_new(keep, found.to_bytes())
+        values = quoting.quote(
+            at.config, at.store, found, at.home.participant_id, seconds=seconds, mbit=rate, pool_fen=pool
+        )
+    _show(values, as_json, show_quote)
+    if not values["privacy"]["fits"]:
+        raise typer.Exit(5)
+
+
+@app.command()
 def sign(
     contract: ContractId,
     home: HomeOption = HOME,

@@ -128,7 +128,7 @@ def review(
     return Review(
         contract=contract,
         parties=tuple(
-            Standings(party=p, standing=standing(p, me.id, contract, trust)) for p in contract.parties().values()
+            Standings(party=p, standing=standing(p, me.id, contract, trust)) for p in contract.named().values()
         ),
         checks=tuple(checks),
         cost=spends,
@@ -372,8 +372,8 @@ def check_trust(contract: Contract, trust: Trust, file: object) -> None:
     Raises:
         RefusedError: TRUST_CONTRADICTION.
     """
-    for party in contract.parties().values():
-        entry = _contradicting(party, _role(party, contract), trust)
+    for party in contract.named().values():
+        entry = _contradicting(party, contract.role(party.id), trust)
         if entry is not None:
             raise RefusedError(
                 "TRUST_CONTRADICTION",
@@ -390,7 +390,7 @@ def standing(party: Party, own_id: str, contract: Contract, trust: Trust) -> Sta
     """How this enterprise knows a party's key (where nothing contradicts it)."""
     if party.id == own_id:
         return "self"
-    wanted = (_role(party, contract), party.entity_code, party.id)
+    wanted = (contract.role(party.id), party.entity_code, party.id)
     known = any((e.role, e.entity_code, e.fingerprint) == wanted for e in trust.party)
     return "known" if known else "operator only"
 
@@ -398,18 +398,15 @@ def standing(party: Party, own_id: str, contract: Contract, trust: Trust) -> Sta
 def _contradicting(party: Party, role: str, trust: Trust) -> TrustedParty | None:
     """An entry that gives this key to another legal entity, or this legal entity another key.
 
-    An entity may have a key in each role: entries in this role count, all of them only where there is none.
+    An entity may have a key in each role: entries in this role count, all of them only where there is none. An auditor
+    has keys of its own for that: other roles say nothing of them.
     """
     owner = next((e for e in trust.party if e.fingerprint == party.id), None)
     if owner is not None and owner.entity_code != party.entity_code:
         return owner
     entries = trust.entries(party.entity_code)
-    in_role = [e for e in entries if e.role == role] or list(entries)
+    in_role = [e for e in entries if e.role == role] or ([] if role == "auditor" else list(entries))
     return None if not in_role or any(e.fingerprint == party.id for e in in_role) else in_role[0]
-
-
-def _role(party: Party, contract: Contract) -> str:
-    return "operator" if party.id == contract.operator.id else "participant"
 
 
 def agreement(store: Store, contract_id: str) -> Agreement | None:

@@ -118,6 +118,7 @@ def review_values(review: "Review", offer: "Offer") -> dict[str, Any]:
                 "id": s.party.id,
                 "name": s.party.name,
                 "entity_code": s.party.entity_code,
+                "role": review.contract.role(s.party.id),
                 "standing": s.standing,
                 "signed": s.party.id in offer.signed,
             }
@@ -155,14 +156,14 @@ def show_review(review: "Review", offer: "Offer") -> None:
 
     line(render(review.contract))
     line()
-    line("WHO SIGNS")
+    line("WHO SIGNS" if review.contract.auditor is None else "WHO SIGNS, AND WHO AUDITS")
     rows = [
         [
             s.party.name,
             s.party.entity_code,
             show_fingerprint(s.party.id),
             STANDING[s.standing],
-            "yes" if s.party.id in offer.signed else "no",
+            "-" if s.party == review.contract.auditor else "yes" if s.party.id in offer.signed else "no",
         ]
         for s in review.parties
     ]

@@ -41,7 +41,7 @@ SERVER_COMMANDS: Mapping[str, tuple[str, ...]] = {
         "serve",
         "settle",
     ),
-    "contribution": ("show",),
+    "contribution": ("reevaluate", "retrain", "show"),
     "contract": ("new", "offer", "show", "sign", "status", "template", "terminate"),
 }
 """Group -> commands that only the extra `server` has; "" is the top."""
@@ -65,7 +65,7 @@ class FedpactGroup(TyperGroup):
         if self.get_command(ctx, name) is None and name in SERVER_COMMANDS.get(place, ()):
             command = f"{place} {name}".strip()
             extra = "demo" if command == "demo" else "server"
-            raise output.extra_missing(f"`fedpact {command}` is a command of the operator.", extra)
+            raise output.extra_missing(f"`fedpact {command}` is not in the base install.", extra)
         return super().resolve_command(ctx, args)
 
 
@@ -85,8 +85,11 @@ def make_app() -> typer.Typer:
         "Whom you know: fingerprints that you learnt from the parties themselves.", FedpactGroup
     )
     trust.command("add")(trust_add_command)
+    auditor = output.command_line("The auditor that a contract may name.", FedpactGroup)
+    auditor.command("init")(auditor_init_command)
     # A callback keeps typer from folding a group of one command into that command.
-    for name, sub in (("contribution", contribution), ("contract", contract), ("trust", trust)):
+    groups = {"auditor": auditor, "contribution": contribution, "contract": contract, "trust": trust}
+    for name, sub in groups.items():
         sub.callback()(_nothing)
         app.add_typer(sub, name=name)
     return app
@@ -133,7 +136,7 @@ def _base_alone(arguments: Sequence[str]) -> bool:
     words = [word for word in arguments if not word.startswith("-")][:2]
     return (
         words[:1] == ["verify"]
-        or words in (["contribution", "recompute"], ["contract", "read"], ["trust", "add"])
+        or words in (["auditor", "init"], ["contribution", "recompute"], ["contract", "read"], ["trust", "add"])
         or (not words and "--version" in arguments)
     )
 
@@ -159,6 +162,9 @@ def _root(
 def verify_command(
     evidence: Annotated[Path, typer.Argument(metavar="EVIDENCE")],
     trust: Annotated[Path | None, typer.Option("--trust", help="Whom you know: fingerprints, as TOML.")] = None,
+    reevaluation: Annotated[
+        Path | None, typer.Option("--reevaluation", help="The auditor's, where it does not lie in EVIDENCE.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Recompute everything in the folder EVIDENCE, offline, and say on whose word the rest stands.
@@ -168,7 +174,7 @@ def verify_command(
     from fedpact_contract.trust import Trust
     from fedpact_contract.verify import verify_folder
 
-    report = verify_folder(evidence, None if trust is None else Trust.read(trust))
+    report = verify_folder(evidence, None if trust is None else Trust.read(trust), record=reevaluation)
     if as_json:
         output.emit_json(report.as_dict())
     else:
@@ -232,6 +238,40 @@ def trust_add_command(
         output.line(f"{party.role} {party.name} ({party.entity_code}) is in {file}")
 
 
+def auditor_init_command(
+    auditor: Annotated[Path, typer.Argument(metavar="AUDITOR", help="A new folder.")],
+    name: Annotated[str, typer.Option("--name", help="The auditor's name, as contracts print it.")],
+    entity_code: Annotated[str, typer.Option("--entity-code", help="Legal-entity code: 18 digits and capitals.")],
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option("--passphrase-file", help="File with the passphrase in its first line; without it you are asked."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the auditor's keys: one signs re-evaluations, one opens the validation rows deposited for it.
+
+    Example: fedpact auditor init auditor --name "Audit House" --entity-code 91310000MA1AUDT001
+    """
+    from fedpact_contract.auditor import CARD, card_text, init
+    from fedpact_contract.keys import show_fingerprint
+
+    home = init(
+        auditor,
+        name=name,
+        entity_code=entity_code,
+        passphrase=output.read_passphrase(passphrase_file, "the auditor's keys", new=True),
+    )
+    if as_json:
+        output.emit_json({"home": str(home.path), "fingerprint": home.party.id} | home.party.plain())
+        return
+    output.line(f"The auditor's home is {home.path}")
+    output.line(f"Fingerprint of both keys  {show_fingerprint(home.party.id)}")
+    output.line("Tell it to each party by telephone: contracts print it, and trust files hold it.")
+    output.line(f"Send {CARD} to the operator, for the contract's template:")
+    output.line(card_text(home.party).rstrip())
+    output.line("Back up the whole folder. Without it and its passphrase no deposit opens.")
+
+
 def _show_contract(console: "Console", contract: "Contract", signed_by: Sequence[str]) -> None:
     from fedpact_contract.keys import show_fingerprint
 
@@ -240,13 +280,13 @@ def _show_contract(console: "Console", contract: "Contract", signed_by: Sequence
 
     line(f"contract {contract.id}")
     line(contract.title)
-    for party_id, party in contract.parties().items():
-        role = "operator" if party_id == contract.operator.id else "participant"
+    for party_id, party in contract.named().items():
         line()
-        line(f"{role} {party.name}")
+        line(f"{contract.role(party_id)} {party.name}")
         line(f"  entity code  {party.entity_code}")
         line(f"  fingerprint  {show_fingerprint(party_id)}")
-        line(f"  signed       {'yes' if party_id in signed_by else 'no'}")
+        if party is not contract.auditor:
+            line(f"  signed       {'yes' if party_id in signed_by else 'no'}")
     line()
     for path, value in _clauses(contract.plain()):
         line(f"{path} = {value}")

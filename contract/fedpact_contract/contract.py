@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints
 
-from fedpact_contract import estimators
+from fedpact_contract import estimators, sealed
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, decimal_text, form
@@ -55,6 +55,21 @@ class Participant(Party):
     num_examples: Count
     floor_fen: Fen
     gate_order: Dec | None = None
+
+
+class Auditor(Party):
+    """Who may re-evaluate the scores: it signs with `key`, and the validation rows are sealed to `encryption_key`.
+
+    It signs no contract, trains on nothing and is paid nothing. Its fingerprint is over both keys, so that whoever
+    compares it has compared the X25519 key too.
+    """
+
+    encryption_key: Hex32
+
+    @property
+    def id(self) -> str:
+        """SHA-256 over the 64 raw bytes of both public keys."""
+        return fingerprint(self.key + self.encryption_key)
 
 
 class NumberColumn(Part):
@@ -294,7 +309,10 @@ _CLIPS = {
 
 
 class Contract(Record):
-    """The contract. `parties` are the operator and the participants; a participant's id is its key's fingerprint."""
+    """The contract. `parties` are the operator and the participants; a participant's id is its key's fingerprint.
+
+    `auditor`: validation rows are sealed to it before round 1, and it may re-evaluate the scores (docs/adr/0007).
+    """
 
     TYPE = "contract"
 
@@ -313,6 +331,7 @@ class Contract(Record):
     term: Term
     statistics: Statistics | None = None
     baseline: Baseline | None = None
+    auditor: Auditor | None = None
 
     @classmethod
     def parse(cls, value: Any, *, code: str = "CONTRACT", file: object = None) -> Self:  # noqa: ANN401 - JSON value
@@ -406,6 +425,16 @@ class Contract(Record):
         """Everybody who signs, by id: the operator, then the participants in the contract's order."""
         return {self.operator.id: self.operator, **{p.id: p for p in self.participants}}
 
+    def named(self) -> dict[str, Party]:
+        """Everybody who is named by a key, by id: who signs, and the auditor."""
+        return self.parties() | ({} if self.auditor is None else {self.auditor.id: self.auditor})
+
+    def role(self, party_id: str) -> Literal["operator", "participant", "auditor"]:
+        """What somebody who is `named` is in this contract."""
+        if party_id == self.operator.id:
+            return "operator"
+        return "participant" if party_id in self.by_id() else "auditor"
+
 
 class Delegation(Record):
     """A party's word that `run_key` signs for it in this contract; signed by its contract key."""
@@ -465,25 +494,46 @@ def _no_toml(message: str, file: object) -> InputError:
 
 
 def check_parties(contract: Contract) -> None:
-    """Every party has its own key and legal entity; the operator is not a paid participant."""
+    """Every party has its own key and legal entity; neither operator nor auditor is a paid participant."""
     seen: dict[str, str] = {contract.operator.key: "operator", contract.operator.entity_code: "operator"}
-    for index, participant in enumerate(contract.participants):
-        for field in ("key", "entity_code"):
-            value = getattr(participant, field)
+    places: list[tuple[str, Party]] = [(f"participants.{i}", p) for i, p in enumerate(contract.participants)]
+    places += [] if contract.auditor is None else [("auditor", contract.auditor)]
+    for place, party in places:
+        for field in ("key", "entity_code", "encryption_key")[: 3 if isinstance(party, Auditor) else 2]:
+            value = getattr(party, field)
             if value in seen:
                 raise InputError(
                     "CONTRACT_PARTY_TWICE",
-                    f"The {field} of {participant.name} is also that of {seen[value]}.",
-                    field=f"participants.{index}.{field}",
-                    party=participant.name,
-                    rule="one legal entity is one party; the operator is no paid participant",
+                    f"The {field} of {party.name} is also that of {seen[value]}.",
+                    field=f"{place}.{field}",
+                    party=party.name,
+                    rule="one legal entity is one party; the operator is no paid participant, the auditor neither",
                 )
-            seen[value] = participant.name
+            seen[value] = party.name
     data_sets = [p.data_set for p in contract.participants]
     if len(set(data_sets)) != len(data_sets):
         raise InputError(
             "CONTRACT_DATA_SET_TWICE", "Two participants name one data set.", field="participants.data_set"
         )
+
+
+def check_auditor(contract: Contract) -> None:
+    """The auditor can be given what it re-evaluates."""
+    if contract.auditor is None:
+        return
+    if isinstance(contract.privacy, ClientPrivacy):
+        raise InputError(
+            "CONTRACT_CENTRAL_AUDITOR",
+            "At client level nobody but the operator may read an update, and its noise is in every model: an auditor "
+            "could re-evaluate nothing.",
+            field="auditor",
+            remedy="Leave it out, or take the trust model record-level-at-each-participant.",
+        )
+    try:
+        sealed.check_recipient(contract.auditor.encryption_key)
+    except InputError as err:
+        err.field, err.party = "auditor.encryption_key", contract.auditor.name
+        raise
 
 
 def check_gate_orders(contract: Contract) -> None:
@@ -809,6 +859,7 @@ def check_term(contract: Contract) -> None:
 
 CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_parties,
+    check_auditor,
     check_gate_orders,
     check_data,
     check_model,

@@ -5,8 +5,9 @@
     checkpoints.jsonl        every checkpoint that the operator signed, ascending by size
     countersignatures.jsonl  the participants' countersignatures, by size, then participant
 
-Every byte counts: lines end with one newline, there is no other file, no byte-order mark, no link. What the lines say
-is judged by `verify`.
+Every byte counts: lines end with one newline, there is no other file, no byte-order mark, no link. One more may lie
+there, from the auditor that the contract names: reevaluation.json, its signed re-evaluation of the run. What the lines
+say is judged by `verify`.
 """
 
 import os
@@ -23,17 +24,19 @@ from fedpact_contract.record import Envelope, read_envelope
 LOG, LEAVES = "log.jsonl", "leaves.txt"
 CHECKPOINTS, COUNTERSIGNATURES = "checkpoints.jsonl", "countersignatures.jsonl"
 FILES = (LOG, LEAVES, CHECKPOINTS, COUNTERSIGNATURES)
+REEVALUATION = "reevaluation.json"
 MAX_FILE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """The lines of the four files, without their newlines."""
+    """The lines of the four files, without their newlines; and an auditor's re-evaluation, where there is one."""
 
     log: tuple[bytes, ...]
     leaves: tuple[bytes, ...]
     checkpoints: tuple[bytes, ...]
     countersignatures: tuple[bytes, ...]
+    reevaluation: bytes | None = None
 
 
 def pack(
@@ -61,7 +64,7 @@ def unpack(files: Mapping[str, bytes], *, where: object = None) -> Evidence:
     """The evidence from its files' bytes by name.
 
     Args:
-        files: The four files.
+        files: The four files, and a re-evaluation if there is one.
         where: The folder they came from, to be named in faults.
 
     Raises:
@@ -75,7 +78,7 @@ def unpack(files: Mapping[str, bytes], *, where: object = None) -> Evidence:
         if name not in files:
             raise FaultError("EVIDENCE_FILE_MISSING", f"The evidence lacks {name}.", file=place(name))
     for name in sorted(files):
-        if name not in FILES:
+        if name not in (*FILES, REEVALUATION):
             raise FaultError("EVIDENCE_FILE_EXTRA", "This file does not belong to the evidence.", file=place(name))
     lines = {name: _lines(files[name], place(name)) for name in FILES}
     return Evidence(
@@ -83,6 +86,7 @@ def unpack(files: Mapping[str, bytes], *, where: object = None) -> Evidence:
         leaves=lines[LEAVES],
         checkpoints=lines[CHECKPOINTS],
         countersignatures=lines[COUNTERSIGNATURES],
+        reevaluation=files.get(REEVALUATION),
     )
 
 
@@ -138,7 +142,7 @@ def read_evidence(folder: Path) -> Evidence:
     files: dict[str, bytes] = {}
     for name in names:
         path = folder / name
-        if name not in FILES:
+        if name not in (*FILES, REEVALUATION):
             raise FaultError("EVIDENCE_FILE_EXTRA", "This file does not belong to the evidence.", file=path)
         if path.is_symlink() or not path.is_file():
             raise FaultError("EVIDENCE_FILE_KIND", "This is no plain file but a link, a folder or a device.", file=path)

@@ -1,4 +1,4 @@
-"""Ed25519 keys: made, stored 0600, loaded, named by their fingerprint.
+"""Keys: made, stored 0600, loaded, named by their fingerprint. Ed25519 signs; an auditor's X25519 opens what is sealed.
 
 A participant's id is the fingerprint of its contract key: SHA-256 over the 32 raw public bytes, in hexadecimal.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.errors import InputError
@@ -22,9 +23,9 @@ def generate_key() -> Ed25519PrivateKey:
     return Ed25519PrivateKey.generate()
 
 
-def public_hex(key: Ed25519PrivateKey | Ed25519PublicKey) -> str:
+def public_hex(key: Ed25519PrivateKey | Ed25519PublicKey | X25519PrivateKey | X25519PublicKey) -> str:
     """The raw public key, 64 hexadecimal characters."""
-    public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
+    public = key.public_key() if isinstance(key, Ed25519PrivateKey | X25519PrivateKey) else key
     return public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
 
 
@@ -103,7 +104,7 @@ def write_private(path: Path, data: bytes) -> None:
         os.fsync(out.fileno())
 
 
-def save_key(path: Path, key: Ed25519PrivateKey, passphrase: bytes | None = None) -> None:
+def save_key(path: Path, key: Ed25519PrivateKey | X25519PrivateKey, passphrase: bytes | None = None) -> None:
     """Store a key as PKCS#8 PEM, 0600, encrypted where a passphrase is given."""
     protection: serialization.KeySerializationEncryption = (
         serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
@@ -112,11 +113,26 @@ def save_key(path: Path, key: Ed25519PrivateKey, passphrase: bytes | None = None
 
 
 def load_key(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateKey:
-    """Load a key that `save_key` stored.
+    """Load a signing key that `save_key` stored.
 
     Raises:
         InputError: no such file, wrong passphrase, or not an Ed25519 key.
     """
+    key = _load(path, passphrase)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise InputError("KEY_KIND", "The file holds another kind of key than Ed25519.", file=path)
+    return key
+
+
+def load_opening_key(path: Path, passphrase: bytes) -> X25519PrivateKey:
+    """Load a key that opens what is sealed, as `load_key`."""
+    key = _load(path, passphrase)
+    if not isinstance(key, X25519PrivateKey):
+        raise InputError("KEY_KIND", "The file holds another kind of key than X25519.", file=path)
+    return key
+
+
+def _load(path: Path, passphrase: bytes | None) -> object:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), passphrase)
     except FileNotFoundError as err:
@@ -133,8 +149,6 @@ def load_key(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateKey:
             file=path,
             remedy="Give the passphrase at the prompt or with --passphrase-file.",
         ) from err
-    if not isinstance(key, Ed25519PrivateKey):
-        raise InputError("KEY_KIND", "The file holds another kind of key than Ed25519.", file=path)
     with contextlib.suppress(OSError):
         if path.stat().st_mode & 0o077:
             raise InputError("KEY_MODE", "Others can read this key file.", file=path, remedy=f"Run: chmod 600 {path}")

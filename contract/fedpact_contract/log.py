@@ -122,6 +122,17 @@ class ContractSigned(Body):
     signed: SignedContract
 
 
+class ValidationDeposited(Body):
+    """The validation rows and their salts, sealed to the auditor that the contract names: digest and size in bytes.
+
+    The operator keeps what it sealed. It stands in the log before the first round.
+    """
+
+    TYPE = "validation-deposited"
+    digest: Hex32
+    size: Count
+
+
 class RoundOpened(Body):
     """A round begins from this base model; these participants are invited, until the deadline."""
 
@@ -330,6 +341,7 @@ ENTRY_TYPES: dict[str, type[Body]] = {
     kind.TYPE: kind
     for kind in (
         ContractSigned,
+        ValidationDeposited,
         RoundOpened,
         UpdateDecided,
         UpdateRefused,

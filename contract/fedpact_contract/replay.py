@@ -29,6 +29,7 @@ from fedpact_contract.log import (
     ScoresOpened,
     UpdateDecided,
     UpdateRefused,
+    ValidationDeposited,
 )
 from fedpact_contract.logcheck import prefix_roots
 from fedpact_contract.parties import Place, open_parties
@@ -95,6 +96,7 @@ def _contract_again(_run: Run, place: Place, _body: ContractSigned) -> Faults:
 
 HANDLERS: dict[type[Body], Callable[[Run, Place, Any], Faults]] = {
     ContractSigned: _contract_again,
+    ValidationDeposited: replay_rounds.validation_deposited,
     RoundOpened: replay_rounds.round_opened,
     UpdateDecided: replay_rounds.update_decided,
     UpdateRefused: replay_rounds.update_refused,

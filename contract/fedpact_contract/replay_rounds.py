@@ -1,6 +1,7 @@
 """The entries of a round: opened, one outcome for each invited participant, aggregated or abandoned.
 
-Each function yields what is wrong with its entry and then takes it into the state.
+Before the first stands the deposit for the auditor. Each function yields what is wrong with its entry and then takes it
+into the state.
 """
 
 from fedpact_contract.arrays import update_digest
@@ -14,6 +15,7 @@ from fedpact_contract.log import (
     RoundOpened,
     UpdateDecided,
     UpdateRefused,
+    ValidationDeposited,
 )
 from fedpact_contract.measured import sums_of
 from fedpact_contract.messages import (
@@ -37,6 +39,20 @@ STOPPED = "RUN_STOPPED"
 MOVES = "a charge is a row of the ledger, and moves its head"
 
 
+def validation_deposited(run: Run, place: Place, body: ValidationDeposited) -> Faults:
+    """The contract names an auditor, and its deposit is made once, before the first round."""
+    operator = run.parties.contract.operator.name
+    if run.parties.contract.auditor is None:
+        yield place.fault("DEPOSIT_WITHOUT_AUDITOR", "The contract names no auditor to deposit rows for.")
+    if run.deposited is not None:
+        message = "The validation rows are deposited a second time."
+        yield place.fault("DEPOSIT_TWICE", message, party=operator, rule="one validation set a contract")
+    elif run.rounds:
+        message = "The validation rows are deposited after the first round was opened."
+        yield place.fault("DEPOSIT_LATE", message, party=operator, rule="deposited before round 1")
+    run.deposited = run.deposited or body
+
+
 def round_opened(run: Run, place: Place, body: RoundOpened) -> Faults:
     """Rounds increase by one, begin at the model before, and invite participants of the contract."""
     contract = run.parties.contract
@@ -55,6 +71,9 @@ def round_opened(run: Run, place: Place, body: RoundOpened) -> Faults:
     if missing := sorted(run.aggregated.keys() - run.committed.keys()):
         message = f"The scores of round {missing[-1]} are not committed to yet."
         yield place.fault("SCORES_NOT_COMMITTED", message, field="round")
+    if contract.auditor is not None and run.deposited is None and not run.rounds:
+        message = "The first round opens before the validation rows are deposited for the auditor."
+        yield place.fault("DEPOSIT_MISSING", message, party=contract.operator.name, rule="deposited before round 1")
     if body.base_digest != run.model_digest:
         message = "The base model is not the one that the round before led to (or the contract's initial one)."
         yield place.fault("BASE_MODEL", message, field="base_digest")

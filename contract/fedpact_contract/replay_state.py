@@ -14,6 +14,7 @@ from fedpact_contract.log import (
     RevenueRecorded,
     RoundScores,
     RunCompleted,
+    ValidationDeposited,
 )
 from fedpact_contract.parties import Parties, Place, opened
 from fedpact_contract.record import Record, read_envelope
@@ -59,6 +60,7 @@ class Run:
     roots: tuple[str, ...]
     checkpoints: Mapping[int, Checkpoint] | None
     model_digest: str
+    deposited: ValidationDeposited | None = None
     rounds: list[Round] = field(default_factory=list)
     abandoned: bool = False
     aggregated: dict[int, tuple[str, ...]] = field(default_factory=dict)  # round -> admitted

@@ -32,6 +32,8 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.messages import Receipt, Refusal, Update
 from fedpact_contract.record import Envelope, decimal_text, ratio_text, read_envelope
+from fedpact_contract.reevaluation import Reevaluation
+from fedpact_contract.reevaluation import statement as statement_of
 from fedpact_contract.scorecard import NOT_SCORED, nats, value_lines, without_slices
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
 
@@ -66,11 +68,12 @@ def not_stopped(contract: Contract) -> tuple[str, ...]:
     return NOT_STOPPED
 
 
-def build(entries: Sequence[Entry]) -> dict[str, Any]:
+def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) -> dict[str, Any]:
     """The report of a log.
 
     Args:
         entries: The log's entries in order; the first is the signed contract.
+        reevaluation: An auditor's, as `reevaluation.read` took it for this log.
 
     Raises:
         FaultError: the log is empty or an entry is malformed.
@@ -102,12 +105,21 @@ def build(entries: Sequence[Entry]) -> dict[str, Any]:
         "participants": _participants(contract, label, steps),
         "privacy": label,
         "utilities": "the operator's statement, not re-evaluated by an auditor",
+        "reevaluation": None,
         "not_stopped": list(not_stopped(contract)),
         "metric": None,
         "settlement": None,
         "statistics": measured.statistics(bodies, contract),
         "baselines": measured.baselines(bodies, contract),
     }
+    if reevaluation is not None and contract.auditor is not None:
+        report["utilities"] = statement_of(reevaluation, contract.auditor)
+        report["reevaluation"] = {
+            "auditor": contract.auditor.name,
+            "coalitions": reevaluation.coalitions,
+            "sample": reevaluation.sample,
+            "differing": reevaluation.differing,
+        }
     _add_scores(report, bodies, contract)
     return report
 

@@ -123,6 +123,30 @@ def shares(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) 
     )
 
 
+def projected(
+    contract: Contract, values: Mapping[str, Fraction], total: Fraction, total_variance: Fraction
+) -> tuple[Reason, dict[str, Parts]]:
+    """By what the shares would be paid, and their parts, were these the values and everybody admitted in every round.
+
+    Args:
+        contract: The contract.
+        values: Phi of each participant in the order of ids, as `total` in any one unit.
+        total: v(N).
+        total_variance: Its squared standard error.
+    """
+    _, reason, weights = _choose(contract.settlement, values, total, total_variance)
+    admitted = dict.fromkeys(values, contract.training.rounds)
+    return reason, dict(zip(values, _parts(contract, values, admitted, weights), strict=True))
+
+
+def fallback_shares(contract: Contract) -> dict[str, Fraction]:
+    """By id, what the contract's fallback pays where everybody is admitted in every round."""
+    nothing = dict.fromkeys(contract.by_id(), _ZERO)
+    admitted = dict.fromkeys(nothing, contract.training.rounds)
+    parts = _parts(contract, nothing, admitted, _fallback(contract.settlement))
+    return {player: part.total for player, part in zip(nothing, parts, strict=True)}
+
+
 def shares_without(
     contract: Contract, rounds: Sequence[RoundScores], paid: PeriodShares, index: int
 ) -> dict[str, Fraction]:

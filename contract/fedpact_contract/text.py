@@ -72,6 +72,12 @@ def _parties(contract: Contract) -> Iterator[str]:
             for p in contract.participants
         )
     )
+    if (auditor := contract.auditor) is not None:
+        yield (
+            "The auditor signs nothing here, trains on nothing and is paid nothing; it may re-evaluate the scores. "
+            f"{_party(auditor)}\n      Key for deposits: {auditor.encryption_key}"
+            "\n      The fingerprint is that of both keys."
+        )
     yield (
         "A party is its key: whoever signs must compare the fingerprints above with what the other parties told it "
         "directly. Names are labels. Each party delegates one run key for this contract with its signature."
@@ -357,10 +363,20 @@ def _contribution(contract: Contract) -> Iterator[str]:
         + "Scores are committed in each round and opened to all signatories at the close of the period; that uses the "
         "validation rows up."
     )
+    if (auditor := contract.auditor) is None:
+        yield (
+            "Scores are the operator's statement, computed from "
+            + ("the released models" if unmeasured else "the logged updates")
+            + "; whoever holds them and the validation rows can compute the scores again."
+        )
+        return
     yield (
-        "Scores are the operator's statement, computed from "
-        + ("the released models" if unmeasured else "the logged updates")
-        + "; whoever holds them and the validation rows can compute the scores again."
+        "Scores are the operator's statement, computed from the logged updates, until the auditor "
+        f"{visible(auditor.name)} has re-evaluated them. Before the first round the operator deposits the validation "
+        "rows, sealed to the auditor's key, and logs the digest of what it sealed. In a dispute it hands the auditor "
+        "that deposit, the models, and every admitted update with its noise; the auditor computes every loss and every "
+        "next model again and signs what it found. The operator keeps all of it until the period is closed and "
+        "undisputed."
     )
 
 

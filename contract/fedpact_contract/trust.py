@@ -34,7 +34,7 @@ def _fingerprint(value: object) -> object:
 
 
 class TrustedParty(Part):
-    """A legal entity in a role, and the fingerprint of its contract key."""
+    """A legal entity in a role, and the fingerprint of its contract key; an auditor's is over both of its keys."""
 
     role: Role
     name: Name
@@ -71,11 +71,11 @@ class Trust(Part):
     def of(cls, contract: Contract) -> Self:
         """What a contract itself says of its parties: shows the mechanism (the demo), proves nothing."""
 
-        def entry(role: Role, party: Party) -> dict[str, Any]:
+        def entry(party: Party) -> dict[str, Any]:
+            role = contract.role(party.id)
             return {"role": role, "name": party.name, "entity_code": party.entity_code, "fingerprint": party.id}
 
-        parties = [entry("operator", contract.operator), *(entry("participant", p) for p in contract.participants)]
-        return cls.parse({"party": parties}, code="TRUST")
+        return cls.parse({"party": [entry(party) for party in contract.named().values()]}, code="TRUST")
 
     def to_toml(self) -> str:
         """The file's text; `from_toml` reads it back."""

@@ -1,18 +1,19 @@
 """`fedpact verify`: what does this evidence prove, to whom, and on whose word does the rest stand?
 
 Exit codes: 0 verified and authenticated; 1 a fault; 3 internally consistent, not authenticated (no trust file);
-4 partly authenticated, naming what rests on which key. Utilities are always the operator's statement: nothing here
-re-evaluates a model.
+4 partly authenticated, naming what rests on which key. Nothing here evaluates a model: utilities are the operator's
+statement, unless the auditor that the contract names signed a re-evaluation and the reader knows its key.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedpact_contract.contract import Party
+from fedpact_contract import reevaluation
+from fedpact_contract.contract import Contract, Party
 from fedpact_contract.errors import FaultError
-from fedpact_contract.evidence import Evidence, read_evidence
+from fedpact_contract.evidence import REEVALUATION, Evidence, read_evidence
 from fedpact_contract.log import (
     ContractSigned,
     Countersignature,
@@ -24,6 +25,7 @@ from fedpact_contract.log import (
 from fedpact_contract.logcheck import Log, verify_log
 from fedpact_contract.parties import Place
 from fedpact_contract.record import decimal_text, ratio_text
+from fedpact_contract.reevaluation import Reevaluation
 from fedpact_contract.replay import replay
 from fedpact_contract.replay_state import Run
 from fedpact_contract.settlement import format_fen
@@ -34,7 +36,7 @@ __all__ = ["ParticipantResult", "Report", "Run", "replay", "verify", "verify_fol
 UTILITIES = (
     "Utilities (coalition losses on the validation set) are the operator's statement; no auditor re-evaluated them."
 )
-
+STATED = "the operator's statement"
 
 REVENUE = "Revenue and fees are the operator's statement."
 
@@ -72,8 +74,8 @@ class Report:
     """What verifying found.
 
     `status` is how far the run is: unreadable, running, stopped, completed, settled, closing (fen are held), closed.
-    `interval` says what the shares' 95 % intervals cover. A fault has code, message, and where there are any, file,
-    field (entries.7.lines.0.fen, or line 3), party, rule and remedy.
+    `interval` says what the shares' 95 % intervals cover, `utilities` on whose word the losses stand. A fault has code,
+    message, and where there are any, file, field (entries.7.lines.0.fen, or line 3), party, rule and remedy.
     """
 
     exit_code: int
@@ -89,6 +91,7 @@ class Report:
     pool_fen: int | None
     basis: str | None
     interval: str | None
+    utilities: str
     participants: tuple[ParticipantResult, ...]
     faults: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
@@ -102,26 +105,32 @@ class Report:
         return values
 
 
-def verify_folder(folder: Path, trust: Trust | None, *, privacy: bool = True) -> Report:
-    """Verify the evidence in a folder.
+def verify_folder(folder: Path, trust: Trust | None, *, privacy: bool = True, record: Path | None = None) -> Report:
+    """Verify the evidence in a folder, with the re-evaluation in this file, or else the one that lies in the folder.
 
     Raises:
+        InputError: REEVALUATION_MISSING.
         InputError: there is no evidence here. Everything that is wrong with evidence is a fault in the report.
     """
+    given = None if record is None else reevaluation.read_file(record)
     try:
         evidence = read_evidence(folder)
     except FaultError as err:
-        return _report(None, None, (err,), (), None, _sizes(None))
-    return verify(evidence, trust, privacy=privacy)
+        return _report(None, None, (err,), (), None, _sizes(None), None)
+    file = record or folder / REEVALUATION
+    if given is not None:
+        evidence = replace(evidence, reevaluation=given)
+    return verify(evidence, trust, privacy=privacy, file=file)
 
 
-def verify(evidence: Evidence, trust: Trust | None, *, privacy: bool = True) -> Report:
+def verify(evidence: Evidence, trust: Trust | None, *, privacy: bool = True, file: object = REEVALUATION) -> Report:
     """Verify evidence: log, signatures, rounds, openings, settlement; then who vouches for what.
 
     Args:
-        evidence: The four files' lines.
+        evidence: The four files' lines, and a re-evaluation if there is one.
         trust: Whom the reader knows; None: nobody.
         privacy: Whether to recompute that the plan keeps the contract's epsilon.
+        file: What faults call the re-evaluation's file.
     """
     log = verify_log(evidence)
     faults = list(log.faults)
@@ -135,7 +144,28 @@ def verify(evidence: Evidence, trust: Trust | None, *, privacy: bool = True) -> 
         faults += [fault for fault in run.faults if fault.as_dict() not in [known.as_dict() for known in log.faults]]
     if trust is not None and log.parties is not None:
         faults += _contradictions(log, trust)
-    return _report(log, run, tuple(faults), log.countersignatures, trust, _sizes(evidence))
+    record = None
+    if run is not None and not faults and evidence.reevaluation is not None:
+        try:
+            record = reevaluation.read(evidence.reevaluation, run.parties.contract, log.entries, file=file)
+            faults += _found_otherwise(run, record, file)
+        except FaultError as err:
+            faults.append(err)
+    return _report(log, run, tuple(faults), log.countersignatures, trust, _sizes(evidence), record)
+
+
+def _found_otherwise(run: Run, record: Reevaluation, file: object) -> Iterator[FaultError]:
+    """What the auditor found otherwise than the operator stated it."""
+    contract = run.parties.contract
+    for number, difference in enumerate(record.differences):
+        yield FaultError(
+            "REEVALUATION_DIFFERS",
+            difference.words(contract),
+            file=file,
+            field=f"differences.{number}",
+            party=contract.operator.name,
+            rule="scores and models are those that the updates and the deposited rows give",
+        )
 
 
 def _countersignatures(run: Run, held: tuple[Countersignature, ...]) -> Iterator[FaultError]:
@@ -178,12 +208,14 @@ def _report(
     held: tuple[Countersignature, ...],
     trust: Trust | None,
     sizes: dict[str, int],
+    record: Reevaluation | None,
 ) -> Report:
     contract = log.parties.contract if log and log.parties else None
     participants = tuple(_participants(run, held, trust)) if run else ()
     missing = tuple(_missing(run, participants, trust)) if run and trust is not None else ()
     exit_code, verdict = _verdict(faults, trust, missing)
     settled = [p for p in run.periods if p.settled] if run else []
+    utilities, audited = _utilities(contract, record, trust)
     return Report(
         exit_code=exit_code,
         verdict=verdict,
@@ -196,10 +228,39 @@ def _report(
         pool_fen=sum(p.settled.pool_fen for p in settled if p.settled) if settled else None,
         basis=settled[-1].settled.basis if settled and settled[-1].settled else None,
         interval=settled[-1].result.shares.covers if settled and settled[-1].result else None,
+        utilities=utilities,
         participants=participants,
         faults=tuple(fault.as_dict() for fault in faults),
-        notes=(*missing, *_notes(run, participants, trust), UTILITIES),
+        notes=(*missing, *_notes(run, participants, trust), *audited),
     )
+
+
+def _utilities(
+    contract: Contract | None, record: Reevaluation | None, trust: Trust | None
+) -> tuple[str, tuple[str, ...]]:
+    """On whose word the losses stand, in short and in sentences."""
+    auditor = contract.auditor if contract else None
+    if record is None or auditor is None:
+        return STATED, (UTILITIES,)
+    who = f"{auditor.name} ({auditor.entity_code})"
+    if trust is None or not _known(trust, "auditor", auditor):
+        why = "no trust file names" if trust is None else "the trust file does not name"
+        return STATED, (
+            f"A re-evaluation by {who} rests on the keys {auditor.id}, which {why} as an auditor's; without it "
+            "utilities are the operator's statement.",
+        )
+    found = "found otherwise" if record.differing else "found the same"
+    words = (
+        f"Utilities (coalition losses on the validation set) were re-evaluated by {who}, which {found}: "
+        f"{reevaluation.scope(record)} in {_rounds(list(range(1, record.rounds + 1)))}, and every next model."
+    )
+    if record.coalitions == "sampled":
+        return reevaluation.statement(record, auditor), (
+            words,
+            "The losses that were not drawn, and the second moments behind the intervals, are the operator's "
+            "statement.",
+        )
+    return reevaluation.statement(record, auditor), (words,)
 
 
 def _status(run: Run | None, participants: tuple[ParticipantResult, ...]) -> str:
@@ -322,8 +383,11 @@ def _known(trust: Trust, role: Role, party: Party) -> bool:
 def _contradictions(log: Log, trust: Trust) -> Iterator[FaultError]:
     """The trust file and the contract name the same legal entity, or the same key, and differ in the other."""
     assert log.parties is not None  # noqa: S101 - the caller looked
-    for party in log.parties.contract.parties().values():
+    contract = log.parties.contract
+    for party in contract.named().values():
         entries = trust.entries(party.entity_code)
+        if party is contract.auditor:  # who audits has keys of its own for it, whatever else it is elsewhere
+            entries = tuple(entry for entry in entries if entry.role == "auditor")
         other = next((e for e in trust.party if e.fingerprint == party.id and e.entity_code != party.entity_code), None)
         if other is not None:
             message = f"The contract gives the key of {other.name} ({other.entity_code}) to {party.entity_code}."

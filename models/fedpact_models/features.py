@@ -203,6 +203,28 @@ def validation_root(examples: Examples, salts: Sequence[bytes]) -> str:
     return merkle.root([validation_leaf(s, row) for s, row in zip(salts, _rows(examples), strict=True)]).hex()
 
 
+def pack_rows(examples: Examples, salts: Sequence[bytes]) -> bytes:
+    """The salted rows one after another: of each its salt and its canonical bytes, what the leaves of its root hash."""
+    return b"".join(salt + row for salt, row in zip(salts, _rows(examples), strict=True))
+
+
+def unpack_rows(data: bytes, features: int) -> tuple[Examples, tuple[bytes, ...]]:
+    """The rows, of so many features, that `pack_rows` made bytes of, and their salts.
+
+    Raises:
+        InputError: VALIDATION_ROWS: these are no such rows.
+    """
+    kind = np.dtype([("salt", "V32"), ("type", f"V{len(ROW_TYPE)}"), ("x", "<f8", (features,)), ("y", "<i8")])
+    if not data or len(data) % kind.itemsize:
+        raise InputError("VALIDATION_ROWS", f"These are no validation rows of {features} features.")
+    rows = np.frombuffer(data, kind)
+    examples = Examples(x=rows["x"].astype(np.float64), y=rows["y"].astype(np.int64))
+    salts = tuple(data[start : start + 32] for start in range(0, len(data), kind.itemsize))
+    if pack_rows(examples, salts) != data:
+        raise InputError("VALIDATION_ROWS", "A validation row is not in its one spelling.")
+    return examples, salts
+
+
 def _rows(examples: Examples) -> list[bytes]:
     return [row_bytes(x, int(y)) for x, y in zip(examples.x, examples.y, strict=True)]
 

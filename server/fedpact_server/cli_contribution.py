@@ -1,15 +1,19 @@
-"""The command `fedpact contribution show`: what the operator knows of contributions while a period runs, and after."""
+"""Commands `fedpact contribution show` and `alarms`, the operator's, and `reevaluate`, the auditor's."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedpact_contract import output
 from fedpact_contract.cli import group
 from fedpact_contract.files import refuse_existing, write_new
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, PassphraseFile
 from fedpact_server.cli_run import RUN, Opened, open_contract
+
+if TYPE_CHECKING:
+    from fedpact_contract.contract import Contract
+    from fedpact_contract.reevaluation import Reevaluation
 
 COLUMNS = {
     "value": "value",
@@ -22,8 +26,11 @@ COLUMNS = {
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the group that the base has."""
-    group(app, "contribution").command("show")(show_command)
+    """Add the commands to the group that the base has."""
+    contribution = group(app, "contribution")
+    contribution.command("show")(show_command)
+    contribution.command("alarms")(alarms_command)
+    contribution.command("reevaluate")(reevaluate_command)
 
 
 def show_command(
@@ -74,6 +81,99 @@ def show_command(
         output.emit_json(card | {"live": _live(at)})
     else:
         _show(card, at, plot)
+
+
+def alarms_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Show what looks like gaming in the rounds so far, and where the detectors cannot tell.
+
+    An alarm is a question, and moves no money: with honest participants one run in a hundred has one. Only the operator
+    sees it, for it says something of scores.
+
+    Example: fedpact contribution alarms 3f2a91
+    """
+    from fedpact_server import validation, watch
+
+    at = open_contract(home, run)
+    rows = validation.load(at.operator.path, at.contract.contribution.validation.root)
+    with at.database.read() as connection:
+        found = watch.look(connection, at.contract, at.operator.path, rows.examples)
+    if as_json:
+        output.emit_json({"contract": at.contract.id, "findings": [finding.plain() for finding in found]})
+        return
+    console = output.console()
+    if not found:
+        console.print("No round of this run has been scored yet.")
+        return
+    names = {p: party.name for p, party in at.contract.by_id().items()}
+    raised = [f for f in found if f.outcome == "alarm"]
+    lines = [
+        [str(f.round), f.code, ", ".join(names[p] for p in f.participants), f"{f.statistic:.3g}", f"{f.threshold:.3g}"]
+        for f in raised
+    ]
+    if lines:
+        output.table(console, ["round", "alarm", "participants", "statistic", "threshold"], lines, right=(0, 3, 4))
+    else:
+        console.print("No alarm.")
+    for finding in {f.code: f for f in found if f.outcome == "no power"}.values():
+        console.print(f"{finding.code} has no power: {finding.power}")
+
+
+def reevaluate_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="What `fedpact evidence --auditor` of the operator wrote.")
+    ],
+    key: Annotated[Path, typer.Option("--key", help="The auditor's home: what `fedpact auditor init` made.")],
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=1, help="So many coalitions of each round, drawn; without it all, and moments."),
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option("--seed", help="What they are drawn by, 64 hexadecimal digits; fresh by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="A new file for the signed record.")] = Path("reevaluation.json"),
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate coalitions and next models again, as the contract's auditor, and sign what is found.
+
+    Exit codes: 0 the operator's figures are those that updates and rows give; 1 they are not, or FOLDER is at fault.
+
+    Example: fedpact contribution reevaluate handed-over --key auditor --out reevaluation.json
+    """
+    from fedpact_contract.auditor import AuditorHome
+    from fedpact_server.reevaluate import reevaluate
+
+    refuse_existing(out)
+    home = AuditorHome.open(key)
+    keys = home.keys(output.read_passphrase(passphrase_file, "the auditor's keys"))
+    contract, record, envelope = reevaluate(folder, home.party, keys, sample=sample, seed=seed)
+    write_new(out, envelope.to_bytes() + b"\n")
+    if as_json:
+        output.emit_json({"file": str(out.absolute())} | record.plain())
+    else:
+        _show_reevaluation(record, contract, out)
+    raise typer.Exit(1 if record.differing else 0)
+
+
+def _show_reevaluation(record: "Reevaluation", contract: "Contract", out: Path) -> None:
+    from fedpact_contract.reevaluation import scope
+
+    if record.coalitions == "none":
+        output.line("The deposit holds no rows to evaluate on; every next model was made again.")
+    else:
+        output.line(
+            f"{scope(record).capitalize()} of {record.rounds} rounds ({record.evaluated} evaluations), and every next "
+            f"model; the largest difference of a loss is {record.largest} of 1e-9 nat."
+        )
+    if record.seed is not None:
+        output.line(f"drawn by {record.seed}")
+    for difference in record.differences:
+        output.line(difference.words(contract))
+    if record.differing > len(record.differences):
+        output.line(f"and {record.differing - len(record.differences)} more differences")
+    count = record.differing or "NO"
+    verdict = f"{count} DIFFERENCE" + ("S" if record.differing > 1 else "")
+    output.line(f"{verdict}: signed in {out}. Hand it to whoever verifies: fedpact verify EVIDENCE --reevaluation FILE")
 
 
 def _round(rounds: list[Any], number: int) -> Any:  # noqa: ANN401 - RoundScores

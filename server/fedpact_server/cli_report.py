@@ -39,6 +39,10 @@ def report_command(
         Path | None, typer.Option("--out", help="A new file (default: report-ID.html, or stdout for json).")
     ] = None,
     lift: Annotated[Path | None, typer.Option("--lift", help="The demo's comparison of together and alone.")] = None,
+    reevaluation: Annotated[
+        Path | None,
+        typer.Option("--reevaluation", help="The auditor's; the report then says whose word utilities are."),
+    ] = None,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
@@ -46,6 +50,7 @@ def report_command(
     import json
 
     from fedpact_contract.errors import InputError
+    from fedpact_contract.reevaluation import read, read_file
     from fedpact_contract.report import build
     from fedpact_server import logbook
     from fedpact_server.report.html import read_lift, render
@@ -54,10 +59,12 @@ def report_command(
     if form == "label" and out is not None:
         raise InputError("REPORT_LABEL_FILE", "The label alone is shown, not written.", field="--out", remedy=LABEL_IN)
     comparison = None if lift is None else read_lift(lift)
+    audited = None if reevaluation is None else read_file(reevaluation)
     at = open_contract(home, run)
     with at.database.read() as connection:
         signed_contract(connection, at.contract.id)
-        report = build(logbook.signed_entries(connection, at.contract.id))
+        entries = logbook.signed_entries(connection, at.contract.id)
+    report = build(entries, None if audited is None else read(audited, at.contract, entries, file=reevaluation))
     if form == "label":
         _show_label(report["privacy"], lang, as_json=as_json)
         return
@@ -76,11 +83,16 @@ def report_command(
 def evidence_command(
     run: RUN,
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    auditor: Annotated[
+        bool,
+        typer.Option("--auditor", help="For the contract's auditor: also the sealed rows, models and updates."),
+    ] = False,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
     """Write the evidence of a run, to be verified offline: fedpact verify FOLDER --trust FILE."""
     from fedpact_contract.evidence import write_evidence
+    from fedpact_server import bundle
     from fedpact_server.evidence import evidence_parts
     from fedpact_server.run_state import signed_contract
 
@@ -88,7 +100,10 @@ def evidence_command(
     with at.database.read() as connection:
         signed_contract(connection, at.contract.id)
         parts = evidence_parts(connection, at.contract.id)
-    write_evidence(out, *parts)
+    if auditor:
+        bundle.write(out, at.operator.path, at.contract, *parts)
+    else:
+        write_evidence(out, *parts)
     _wrote(out, as_json=as_json)
 
 

@@ -7,7 +7,7 @@
     operator.toml          name, entity code, host names, port, database
     operator.db            the database, unless operator.toml names another
     models/DIGEST.f8       models: flat little-endian float64
-    arrays/ID/             updates of the contract ID
+    arrays/ID/             updates of the contract ID, and the validation rows sealed to its auditor
     validation/ROOT/       committed validation sets (see `validation`)
 
 Folders are 0700, files 0600.

@@ -36,7 +36,7 @@ from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_models.features import Examples
 from fedpact_models.noise import Noise, SystemNoise
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, db, logbook, measurements, orders, replies, scoring
+from fedpact_server import aggregation, db, deposit, logbook, measurements, orders, replies, scoring
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import (
     RunContext,
@@ -147,15 +147,19 @@ class Loop:
         return True
 
     def _open(self, number: int) -> None:
-        """Wait for enough participants, then log that the round is open, from which model, until when."""
+        """Wait for enough participants, then log that the round is open, from which model, until when.
+
+        Before the first one the validation rows are deposited for the auditor, where the contract names one.
+        """
         context = self.context
         present = self._gather()
         started = time.perf_counter()
+        deposited = deposit.make(context) if number == 1 else []
         with context.write() as connection:
             base = self._base_digest(connection, number)
             deadline = instant(self.now() + timedelta(seconds=context.contract.participation.deadline_seconds))
             body = RoundOpened(round=number, base_digest=base, deadline=deadline, invited=tuple(sorted(present)))
-            (position,) = logbook.append(connection, context.contract_id, [body])
+            *_, position = logbook.append(connection, context.contract_id, [*deposited, body])
             head = logbook.checkpoint(connection, context.contract_id, context.run_key)
             connection.execute(
                 db.rounds.insert().values(

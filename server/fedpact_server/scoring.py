@@ -204,7 +204,12 @@ def moments(arrays: Path, contract: Contract, rounds: Sequence[RoundScores]) -> 
     for scores in rounds:
         values = np.fromfile(values_path(arrays, scores.round), "<f8")
         total[[ids.index(p) for p in scores.players]] += values.reshape(len(scores.players), rows)
-    scaled = total * 1e9
+    return second_moments(total)
+
+
+def second_moments(total: FloatArray) -> Moments:
+    """Second moments of per-example values, float64 [N, V] in nat, participants in the order of their ids."""
+    ids, scaled = range(len(total)), total * 1e9
     products = [[round(float(scaled[i] @ scaled[j])) for j in range(len(ids))] for i in range(len(ids))]
     return Moments(
         products=tuple(tuple(products[min(i, j)][max(i, j)] for j in range(len(ids))) for i in range(len(ids)))

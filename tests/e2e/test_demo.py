@@ -205,6 +205,22 @@ def test_each_agent_shows_what_left_and_what_was_spent(demo) -> None:
             assert len(spent) == 1
 
 
+def test_a_quote_says_what_left_and_what_was_charged(demo) -> None:
+    """Bytes within 1 % of the egress ledger of a run over the wire, all that is of the contract but questions."""
+    result, folder = demo
+    home = ("--home", str(folder / "enterprise-1" / "agent"))
+    quoted = fedpact("fedpact-agent", "quote", result["evidence"], "--seconds", "0", *home, "--json")
+    assert quoted.returncode == 0, quoted.stderr
+    egress = json.loads(fedpact("fedpact-agent", "egress", *home, "--json").stdout)["egress"]
+    left = {kind: sum(e["bytes"] for e in egress if e["kind"] == kind) for kind in ("update", "signature")}
+    left["countersignature"] = sum(e["bytes"] for e in egress if e["kind"] == "countersignature")
+    out = json.loads(quoted.stdout)["bytes"]["out"]
+    assert left["update"] > 2 * 4 * 650
+    for told, kind in (("updates", "update"), ("signature", "signature"), ("countersignature", "countersignature")):
+        assert out[told] == pytest.approx(left[kind], rel=0.01)
+    assert out["total"] == pytest.approx(sum(left.values()), rel=0.01)
+
+
 def test_keys_are_their_owners_alone(demo) -> None:
     _, folder = demo
     secrets = [*folder.rglob("*.key"), *folder.rglob("passphrase"), *folder.rglob("*.passphrase")]

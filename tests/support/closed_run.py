@@ -15,6 +15,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.support.agent_world import Wire
+from tests.support.auditor_kit import CLAUSE
 from tests.support.federation import Agent, DirectTransport, Federation, make_federation
 from tests.support.operator_world import NOW, Operator
 
@@ -139,7 +140,7 @@ def closed_run(folder: Path, **changes: Any) -> ClosedRun:
     """A fresh copy of a completed run of two rounds, with production's noise; `changes` as for `make_federation`.
 
     `stop_in`: the operator stops the run while this round waits for its replies. `drop`: the update of this round and
-    enterprise never arrives. `spoil`: its array arrives as another one.
+    enterprise never arrives. `spoil`: its array arrives as another one. `audited`: the contract names an auditor.
     """
     return copy(_completed(**({"training__rounds": 2} | EVERYBODY_IS_PAID | changes)), folder)
 
@@ -218,6 +219,7 @@ def _made(changes: tuple[tuple[str, Any], ...]) -> Federation:
     """A completed run; kept as long as the tests run."""
     options = dict(changes)
     stop_in, drop, spoil = (options.pop(name, None) for name in ("stop_in", "drop", "spoil"))
+    options |= {"auditor": CLAUSE} if options.pop("audited", False) else {}
     federation = make_federation(_folder(), **({"noise": lambda _index: SystemNoise()} | options))
     with_operator_home(federation)
 

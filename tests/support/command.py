@@ -1,7 +1,8 @@
-"""A command line of `fedpact`, run in this process. No tests here."""
+"""A command line of `fedpact` or `fedpact-agent`, run in this process. No tests here."""
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 
@@ -11,14 +12,19 @@ Run = Callable[..., tuple[int, str, str]]
 """A command line's words -> exit code, standard output, standard error."""
 
 
-def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `fedpact` with these words; what was printed before does not count."""
+def runner(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    main: Callable[[], NoReturn] = cli.main,
+    name: str = "fedpact",
+) -> Run:
+    """Runs the command with these words; what was printed before does not count."""
 
     def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedpact", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            main()
         shown = capsys.readouterr()
         assert left.value.code is None or isinstance(left.value.code, int)
         return left.value.code or 0, shown.out, shown.err

@@ -7,13 +7,11 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.support.federation import NOW, Federation, make_federation
+from tests.support.federation import NOW, Federation, fixed_keys, make_federation
 from tests.support.noise import FixedNoise
 
 from fedpact_contract.contract import load_toml
@@ -39,12 +37,8 @@ class DemoSetup:
     changes: dict[str, Any]
 
     def federation(self, folder: Path, seed: int, **more: Any) -> Federation:
-        """The demo's federation with the noise of this seed; `more` goes to `make_federation`.
-
-        Keys are always the same: the order of ids is that of float64 sums, and whose noise is drawn first.
-        """
-        keys = [Ed25519PrivateKey.from_private_bytes(sha256(f"demo {i}".encode()).digest()) for i in range(12)]
-        more = {"noise": lambda i: FixedNoise(100 * seed + i), "keys": keys[: len(self.counts)]} | more
+        """The demo's federation with the noise of this seed and fixed keys; `more` goes to `make_federation`."""
+        more = {"noise": lambda i: FixedNoise(100 * seed + i), "keys": fixed_keys(len(self.counts))} | more
         return make_federation(folder, self.counts, data=(self.parts, self.validation), **(self.changes | more))
 
 

@@ -4,7 +4,7 @@
 everything around the lie properly signed. Keys are derived from names: the same evidence every time, but for salts.
 
 Stages, in order ("N" a round, "P" a participant's place in the order of ids):
-    contract, delegation:operator, delegation:P, contract-signed
+    contract, delegation:operator, delegation:P, contract-signed; validation-deposited where there is an auditor
     round-opened:N; update:N:P, receipt:N:P, update-decided:N:P; round-aggregated:N; scores:N; scores-committed:N
     moments; run-completed; scores-opened:N; moments-opened; revenue-recorded; period-settled; period-closing
     checkpoint:SIZE, countersignature:SIZE:P
@@ -46,6 +46,7 @@ from fedpact_contract.log import (
     SettledLine,
     UpdateDecided,
     UpdateRefused,
+    ValidationDeposited,
     commitment,
 )
 from fedpact_contract.messages import Head, Metering, PrivacyEvent, Receipt, Refusal, Update
@@ -207,6 +208,11 @@ class Factory:
             delegations.append(self.signed(f"delegation:{place}", record, contract_key))
         signed = SignedContract(contract=envelope, delegations=tuple(delegations))
         self.append("contract-signed", ContractSigned(signed=signed))
+
+    def deposit(self) -> None:
+        if self.contract.auditor is not None:
+            body = ValidationDeposited(digest=digest("deposit"), size=1234)
+            self.append("validation-deposited", body)
 
     def open_round(self, number: int, invited: Sequence[str]) -> None:
         self.opened = len(self.made.entries)
@@ -370,6 +376,7 @@ def make_evidence(
     factory = Factory(contract, tamper, operator_run)
     factory.sign_contract()
     factory.checkpoint()
+    factory.deposit()
     ids, what = factory.made.ids, outcomes or {}
     for number in range(1, rounds + 1):
         said = {p: what.get((number, place), "admitted") for place, p in enumerate(ids)}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,17 @@ from fedpact_server.driver import run_context
 from fedpact_server.rounds import Loop
 from fedpact_server.run_state import store_model
 from fedpact_server.transport import Incoming, Outgoing
+from fedpact_server.validation import ValidationSet
+from fedpact_server.validation import save as save_validation
 
 BUNDLE = "ab" * 32
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 PIXELS = [f"pixel_{i}" for i in range(64)]
+
+
+def fixed_keys(count: int) -> list[Ed25519PrivateKey]:
+    """Contract keys that are always the same: the order of ids is whose noise is drawn first, and that of sums."""
+    return [Ed25519PrivateKey.from_private_bytes(sha256(f"demo {i}".encode()).digest()) for i in range(count)]
 
 
 def digits(counts: list[int], *, flip: Mapping[int, float] | None = None, seed: int = 0, validation: int = 220):
@@ -258,6 +266,11 @@ def make_federation(
     for index, name in enumerate(names or []):
         values["participants"][index]["name"] = name
     contract = Contract.parse(values)
+    if contract.auditor is not None:
+        (home / "validation").mkdir()
+        terms = contract.contribution.validation
+        rows = ValidationSet(examples=validation, salts=tuple(salts), root=terms.root, slices=terms.slices)
+        save_validation(home, rows)
     signed = _sign_all(contract, operator, operator_run, keys, run_keys)
     database = db.Database.in_home(home)
     database.create()

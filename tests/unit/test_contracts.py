@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from tests.support.auditor_kit import AUDITOR
 from tests.support.operator_world import (
     NOW,
     PASSPHRASE,
@@ -22,6 +23,7 @@ from tests.support.operator_world import (
     run_key_of,
 )
 
+from fedpact_contract.auditor import card_text
 from fedpact_contract.contract import Contract, Delegation
 from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError
 from fedpact_contract.keys import generate_key, public_hex
@@ -195,6 +197,13 @@ class TestNew:
             assert code_of(draft, world) == code
         path.unlink()
         assert code_of(draft, world) == "DATA_FILE_MISSING"
+
+    def test_an_auditor_stands_as_its_own_table_says_and_nobody_waits_for_its_signature(self, world: Operator) -> None:
+        contract = draft(world, f"{TEMPLATE}\n{card_text(AUDITOR)}")
+        assert contract.auditor == AUDITOR
+        assert AUDITOR.id not in contracts.offer(world.database, contract.id, now=NOW).missing
+        own = card_text(AUDITOR.model_copy(update={"entity_code": world.home.party.entity_code}))
+        assert code_of(draft, world, f"{TEMPLATE}\n{own}") == "CONTRACT_PARTY_TWICE"
 
     def test_a_participant_must_be_approved(self, world: Operator) -> None:
         enrolment.suspend(world.database, selector=PARTIES[2].id, now=NOW)

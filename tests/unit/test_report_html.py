@@ -197,6 +197,7 @@ class TestContent:
         assert "95%区间" in found.text
         shown = words("zh")
         elsewhere = {"unsettled", "fallback", "unopened", "before", "alone", "round", "close_day", *ENTITY}
+        elsewhere |= {key for key in LABELS if key.startswith("reevaluated_")}
         for key in LABELS.keys() - elsewhere:
             assert shown[key].replace("{}", str(report["close_days"])) in found.text, key
         english = words("en")

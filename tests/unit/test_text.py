@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from tests.support.auditor_kit import CLAUSE
 from tests.support.settlement_kit import a_contract
 
 from fedpact_contract.contract import Contract
@@ -58,6 +59,7 @@ def rich_contract() -> Contract:
         "slices": [{"source": "operator", "count": 501}, {"source": ids[0], "count": 73}],
     }
     plain["settlement"]["close_days"] = 29
+    plain["auditor"] = CLAUSE
     plain["code"] = {"release": "9.9.9", "models_digest": "3" * 64, "shell_digest": "4" * 64}
     return Contract.parse(plain)
 

@@ -81,6 +81,7 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
         central=report["privacy"]["trust_model"] == CENTRAL,
         opened=_opened(report),
         outcomes=_outcomes(report),
+        utilities=_utilities(report, lang),
         charts=_charts(report, lift, lang),
         label=label_rows(report["privacy"], lang),
         not_stopped=not_stopped_zh(report) if lang == "zh" else report["not_stopped"],
@@ -96,6 +97,16 @@ def number_ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _utilities(report: dict[str, Any], lang: Lang) -> str:
+    """On whose word the losses stand."""
+    known, found = words(lang), report["reevaluation"]
+    if found is None:
+        return known["utilities"]
+    if found["differing"]:
+        return known["reevaluated_otherwise"].format(found["auditor"], found["differing"])
+    return known[f"reevaluated_{found['coalitions']}"].format(found["auditor"], found["sample"])
 
 
 def _in_order(lift: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:

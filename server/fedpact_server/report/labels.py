@@ -42,6 +42,19 @@ LABELS: dict[str, tuple[str, str]] = {
         "Utilities are the operator's statement; no auditor has re-evaluated them.",
         "效用值为运营方陈述，尚未经审计方复评。",
     ),
+    "reevaluated_all": (
+        "Utilities were re-evaluated by {} (all coalitions).",
+        "效用值已由{}复评（全部联盟）。",
+    ),
+    "reevaluated_sampled": (
+        "Utilities were re-evaluated by {} ({} drawn coalitions of each round, and all together); the rest is the "
+        "operator's statement.",
+        "效用值已由{}复评（每轮抽取{}个联盟，并含全体联盟）；其余为运营方陈述。",
+    ),
+    "reevaluated_otherwise": (
+        "Utilities are the operator's statement; {} re-evaluated them and found otherwise; differences: {}.",
+        "效用值为运营方陈述；{}复评后发现{}处不符。",
+    ),
     "metric": ("Accuracy by round", "各轮准确率"),
     "metric_note": (
         "Measured at the operator on the committed validation set.",

@@ -1,0 +1,173 @@
+"""A contract tried out on made-up rows: how long one private step takes here, and what like data would be worth.
+
+No data of anybody is read. Rows are made up to the contract's schema: each class has a place of its own in the public
+range, and rows lie around it. Training is the contract's own (`local_update`), with its noise, numbers of rows and
+rounds; a round's values are those of one antithetic pair of orders, which is exact where participants interact in
+pairs alone, as they nearly do in the fixed-weight game (docs/adr/0004).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, sqrt
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpact_contract.contract import Contract
+from fedpact_contract.contribution import validation_rows
+from fedpact_models.dp import Noise
+from fedpact_models.evaluate import logits
+from fedpact_models.features import Examples, Floats, feature_count
+from fedpact_models.registry import initial_weights
+from fedpact_models.tasks import cross_entropy
+from fedpact_models.training import local_update
+
+MAX_ELEMENTS = 2**26
+"""Numbers (float64) in all made-up rows together: 512 MiB. Beyond it nothing is simulated."""
+STEP_SECONDS, STEP_REPEATS = 1.0, 10
+"""A step is timed again until so much time or so many repeats are used."""
+MAX_VALIDATION = 1000
+SPREAD = 0.7
+"""How far rows lie from their class's place, in parts of the public range: classes overlap, as they mostly do."""
+
+UNIT = 10**9
+Updates = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """One simulated run: every participant's value, the fall of the loss and its squared standard error.
+
+    Values are by id, in 1e-9 nat, the last in their square.
+    """
+
+    values: Mapping[str, Fraction]
+    total: Fraction
+    variance: Fraction
+
+
+def seconds_a_step(contract: Contract, participant: str, noise: Noise) -> float:
+    """Seconds of one local step of this participant's on made-up rows: the median of a few, after one unmeasured.
+
+    Where the rows would take too much memory, fewer are taken, and the time is scaled up by their number.
+    """
+    factor = max(1, ceil(contract.participant(participant).num_examples * feature_count(contract.data) / MAX_ELEMENTS))
+    small = _of_one_step(contract, factor)
+    rng = np.random.default_rng()
+    rows = _World(small, rng).rows(small.participant(participant).num_examples)
+    base = initial_weights(small.model, small.data, rng)
+    local_update(small, base, rows, noise)
+    taken: list[float] = []
+    while not taken or (sum(taken) < STEP_SECONDS and len(taken) < STEP_REPEATS):
+        began = time.perf_counter()
+        local_update(small, base, rows, noise)
+        taken.append(time.perf_counter() - began)
+    return median(taken) * factor
+
+
+def too_large(contract: Contract) -> bool:
+    """Whether all participants' rows together are more than is made up here."""
+    return sum(p.num_examples for p in contract.participants) * feature_count(contract.data) > MAX_ELEMENTS
+
+
+def simulated_run(
+    contract: Contract,
+    participant: str,
+    label_noise: float,
+    *,
+    noise: Noise,
+    rng: np.random.Generator,
+    in_time: Callable[[], bool],
+) -> Draw | None:
+    """One run of the contract in which everybody has like data, and the participant part of its labels wrong.
+
+    A server's optimizer is not simulated: the mean update is added as it is.
+
+    Args:
+        contract: The contract; its participants add the noise themselves.
+        participant: Whose labels are changed.
+        label_noise: The part of them that is replaced by another class.
+        noise: Where batches and privacy noise come from.
+        rng: Where rows and orders come from.
+        in_time: Whether to go on; asked before each round.
+
+    Returns:
+        The values, or None where time was up.
+    """
+    world, counts = _World(contract, rng), {i: p.num_examples for i, p in contract.by_id().items()}
+    parts = {i: world.rows(n, label_noise if i == participant else 0.0) for i, n in counts.items()}
+    validation = world.rows(max(2, min(MAX_VALIDATION, validation_rows(contract))))
+
+    def losses(model: Floats) -> Floats:
+        return cross_entropy(logits(contract.model, contract.data, model, validation.x), validation.y)
+
+    plain = contract.training.server_optimizer is None
+    rate = float(contract.training.server_rate) if plain else 1.0  # an optimizer's rate is of another measure
+    base = initial_weights(contract.model, contract.data, rng)
+    begun = before = losses(base)
+    values = dict.fromkeys(counts, 0.0)
+    for _ in range(contract.training.rounds):
+        if not in_time():
+            return None
+        updates = {i: local_update(contract, base, rows, noise) for i, rows in parts.items()}
+        steps = weighted_steps(updates, counts, rate)
+        order = [list(counts)[k] for k in rng.permutation(len(counts))]
+        for direction in (order, order[::-1]):
+            model, loss = base, float(before.mean())
+            for i in direction:
+                model = model + steps[i]
+                after = float(losses(model).mean())
+                values[i] += (loss - after) / 2
+                loss = after
+        base = sum(steps.values(), base)
+        before = losses(base)
+    fall = begun - before
+    return Draw(
+        values={i: _exact(value) for i, value in values.items()},
+        total=_exact(float(fall.mean())),
+        variance=_exact(float(fall.std(ddof=1)) / sqrt(len(fall))) ** 2,
+    )
+
+
+def weighted_steps(updates: Updates, counts: Mapping[str, int], server_rate: float) -> dict[str, Floats]:
+    """What the operator adds to the model for each participant: eta w_i D_i, w_i = n_i / sum n."""
+    total = sum(counts.values())
+    return {i: update.astype(np.float64) * (server_rate * counts[i] / total) for i, update in updates.items()}
+
+
+class _World:
+    """A made-up task on the contract's schema: where each class lies; rows as `features.encode` gives them."""
+
+    def __init__(self, contract: Contract, rng: np.random.Generator) -> None:
+        self._rng, self._width = rng, feature_count(contract.data)
+        self._classes = len(contract.data.label.classes)
+        self._scale = float(contract.data.feature_scale) / sqrt(self._width)
+        self._places = rng.uniform(-1, 1, (self._classes, self._width - 1))
+
+    def rows(self, count: int, label_noise: float = 0.0) -> Examples:
+        """So many rows; of the labels the given part is another class."""
+        y = self._rng.integers(0, self._classes, count)
+        x = np.ones((count, self._width))
+        x[:, :-1] = np.clip(self._places[y] + SPREAD * self._rng.standard_normal((count, self._width - 1)), -1, 1)
+        wrong = self._rng.random(count) < label_noise
+        y[wrong] = (y[wrong] + self._rng.integers(1, self._classes, int(wrong.sum()))) % self._classes
+        return Examples(x=x * self._scale, y=y.astype(np.int64))
+
+
+def _of_one_step(contract: Contract, factor: int) -> Contract:
+    """The contract with one local step, and a part of everybody's rows."""
+    return contract.model_copy(
+        update={
+            "training": contract.training.model_copy(update={"local_steps": 1}),
+            "participants": tuple(
+                p.model_copy(update={"num_examples": max(1, p.num_examples // factor)}) for p in contract.participants
+            ),
+        }
+    )
+
+
+def _exact(nats: float) -> Fraction:
+    return Fraction(round(nats * UNIT))

@@ -1,0 +1,198 @@
+"""An auditor's re-evaluation: the signed record of it, and what it must fit before anybody takes it for one.
+
+It covers the log up to a checkpoint, and says which coalitions were evaluated again: all, or so many of each round,
+drawn by a seed that the auditor chose once the scores were open. Every next model is made again in any case.
+
+Losses are integers of 1e-9 nat. Whoever evaluates again on the same kind of processor finds the same ones; on another
+the last bit of exp and log may differ, some 1e-14 nat a row, so a slice's sum may be off by one unit for each begun
+100,000 rows. Digests of models and counts of right answers have no tolerance.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedpact_contract.canonical import sha256
+from fedpact_contract.contract import Auditor, Contract, Count
+from fedpact_contract.errors import FaultError, FedpactError, InputError
+from fedpact_contract.log import Entry, MomentsOpened, RoundScores, ScoresOpened
+from fedpact_contract.merkle import root
+from fedpact_contract.parties import opened
+from fedpact_contract.record import Big, Hex32, Name, Part, Record, read_envelope
+
+TOLERANCE = 1
+"""Units of 1e-9 nat by which a slice's loss may differ, for each begun `ROWS` rows of it."""
+ROWS = 100_000
+LISTED = 100
+"""Differences that a record lists; it counts them all."""
+
+Number = Annotated[int, Field(ge=0, le=2**53 - 1)]
+
+
+class Difference(Part):
+    """One thing that is not as the operator stated it.
+
+    `deposit`: what was deposited is no set of the committed rows; `model`: the model that a round led to; `loss`: of a
+    coalition on a slice, in 1e-9 nat; `correct`: right answers before and after a round; `draws`: what the draw of a
+    round's coalitions rests on; `moments`: of two participants, in 1e-18 nat^2. Round 0 is the whole run.
+    """
+
+    what: Literal["deposit", "model", "loss", "correct", "draws", "moments"]
+    round: Number
+    stated: Name
+    found: Name
+    coalition: tuple[Hex32, ...] | None = None
+    slice: Number | None = None
+
+    def words(self, contract: Contract) -> str:
+        """The difference as a sentence."""
+        names = [contract.by_id()[p].name if p in contract.by_id() else p for p in self.coalition or ()]
+        who = ", ".join(names) or "nobody"
+        part = f"loss of the coalition of {who} on slice {self.slice}" if self.slice is not None else "losses"
+        where = {
+            "deposit": "The deposit for the auditor",
+            "model": f"The model that round {self.round} led to",
+            "loss": f"Round {self.round}, {part}",
+            "correct": f"Round {self.round}, right answers before and after",
+            "draws": f"Round {self.round}, the draw of its coalitions",
+            "moments": f"The second moments of {' and '.join(names)}",
+        }[self.what]
+        return f"{where}: the operator states {self.stated}, the auditor finds {self.found}."
+
+
+class Reevaluation(Record):
+    """What an auditor found; signed by its key, over the log up to the checkpoint of this size and root.
+
+    `coalitions`: "all" with the second moments, "sampled" (`sample` of each round by `seed`, beside nobody and all), or
+    "none", where the deposit holds nothing to evaluate on. `evaluated` counts them over all rounds. `tolerance` is
+    `TOLERANCE`; `largest` the largest difference of any loss, within it or not. `differing` counts what is beyond it.
+    """
+
+    TYPE = "reevaluation"
+
+    contract_id: Hex32
+    auditor: Hex32
+    size: Count
+    root: Hex32
+    rounds: Count
+    coalitions: Literal["all", "sampled", "none"]
+    sample: Count | None = None
+    seed: Hex32 | None = None
+    evaluated: Number
+    tolerance: Count
+    largest: Big
+    differing: Number
+    differences: Annotated[tuple[Difference, ...], Field(max_length=LISTED)]
+
+
+def tolerance(rows: int) -> int:
+    """By how many units of 1e-9 nat the loss of a slice of so many rows may differ."""
+    return TOLERANCE * -(-rows // ROWS)
+
+
+def drawn(scores: RoundScores, sample: int | None, seed: str | None) -> list[int]:
+    """The rows of a round's loss table that are evaluated again: all, or nobody's, everybody's and `sample` between.
+
+    Those between are the first by SHA-256(type, seed, round, row).
+    """
+    rows = range(len(scores.losses))
+    if sample is None or seed is None:
+        return list(rows)
+
+    def rank(row: int) -> bytes:
+        place = scores.round.to_bytes(8, "big") + row.to_bytes(8, "big")
+        return sha256(b"fedpact.reevaluation.v1:" + bytes.fromhex(seed) + place)
+
+    return sorted({rows[0], *sorted(rows[1:-1], key=rank)[:sample], rows[-1]})
+
+
+def read(data: bytes, contract: Contract, entries: Sequence[Entry], *, file: object = None) -> Reevaluation:
+    """A signed re-evaluation of the run in this log.
+
+    Args:
+        data: The file's bytes: the envelope, and perhaps a newline.
+        contract: The log's contract.
+        entries: The log, verified.
+        file: What faults call the file.
+
+    Raises:
+        FaultError: it is not the auditor's, not whole, or of another log, a part of it, or other coalitions than it
+            says. What it found is not judged here.
+    """
+    auditor = contract.auditor
+    try:
+        if auditor is None:
+            raise FaultError("REEVALUATION_NO_AUDITOR", "The contract names no auditor: nobody's word is due here.")
+        record: Reevaluation = opened(read_envelope(data.removesuffix(b"\n")), Reevaluation, auditor.key)
+        _check(record, contract, auditor, entries)
+    except FedpactError as err:
+        party = None if auditor is None else auditor.name
+        message = f"The re-evaluation: {err.message}"
+        raise FaultError(err.code, message, file=file, field=err.field, party=party, rule=err.rule) from err
+    return record
+
+
+def _check(record: Reevaluation, contract: Contract, auditor: Auditor, entries: Sequence[Entry]) -> None:
+    bodies = [(index, entry.open()) for index, entry in enumerate(entries)]
+    scores = [body.scores for _, body in bodies if isinstance(body, ScoresOpened)]
+    last = max((index for index, body in bodies if isinstance(body, ScoresOpened | MomentsOpened)), default=None)
+    if last is None or record.size <= last:
+        raise FaultError("REEVALUATION_EARLY", "It covers a log in which the scores are not open.", field="size")
+    sampled = record.coalitions == "sampled"
+    count = 0 if record.coalitions == "none" else sum(len(drawn(s, record.sample, record.seed)) for s in scores)
+    due: dict[str, object] = {
+        "contract_id": contract.id,
+        "auditor": auditor.id,
+        "rounds": len(scores),
+        "tolerance": TOLERANCE,
+        "evaluated": count,
+    }
+    wrong = [name for name, value in due.items() if getattr(record, name) != value]
+    if record.size > len(entries) or record.root != root([e.leaf_hash for e in entries[: record.size]]).hex():
+        wrong.append("root")
+    if (record.sample is not None, record.seed is not None) != (sampled, sampled):
+        wrong.append("sample")
+    listed = len(record.differences)
+    empty = any(difference.what == "deposit" for difference in record.differences)
+    if listed != min(record.differing, LISTED) or empty != (record.coalitions == "none"):
+        wrong.append("differences")
+    if wrong:
+        raise FaultError(
+            "REEVALUATION_MISMATCH",
+            f"Its {wrong[0]} is not that of this contract, of this log or of its other fields.",
+            field=wrong[0],
+            rule="a re-evaluation is of one contract, one log, and what it says",
+        )
+
+
+def scope(record: Reevaluation) -> str:
+    """Which coalitions, in words."""
+    if record.coalitions == "sampled":
+        return f"{record.sample} drawn coalitions of each round, and all together"
+    return "all coalitions"
+
+
+def statement(record: Reevaluation, auditor: Auditor) -> str:
+    """Whose word the utilities are once this record is taken."""
+    if record.differing:
+        return f"the operator's statement, which {auditor.name} re-evaluated and found otherwise"
+    return f"re-evaluated by {auditor.name} ({scope(record)})"
+
+
+def read_file(path: Path) -> bytes:
+    """A re-evaluation's bytes.
+
+    Raises:
+        InputError: REEVALUATION_MISSING.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as err:
+        raise InputError(
+            "REEVALUATION_MISSING",
+            "There is no re-evaluation here.",
+            file=path,
+            remedy="Name the file that `fedpact contribution reevaluate` wrote.",
+        ) from err

@@ -1,0 +1,298 @@
+"""The auditor's re-evaluation of a run, from what the operator handed it (`bundle`).
+
+Every next model is made again, and the losses of all coalitions or of some are, by the functions that the operator
+scores with.
+
+What the bundle lacks, or holds otherwise than the log, is an error: nothing is signed, and the operator is asked again.
+What the log itself states otherwise than the updates and the committed rows give is a difference, and is signed.
+"""
+
+import math
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedpact_contract.arrays import model_digest
+from fedpact_contract.contract import Auditor, Contract
+from fedpact_contract.contribution import admitted_in, masks
+from fedpact_contract.errors import FailedError, FaultError, InputError
+from fedpact_contract.evidence import Evidence, read_evidence
+from fedpact_contract.log import (
+    Body,
+    Checkpoint,
+    ContractSigned,
+    Entry,
+    Moments,
+    MomentsOpened,
+    PeriodSettled,
+    RoundScores,
+    ScoresOpened,
+)
+from fedpact_contract.record import Envelope, read_envelope, sign
+from fedpact_contract.reevaluation import LISTED, TOLERANCE, Difference, Reevaluation, drawn, tolerance
+from fedpact_contract.verify import verify
+from fedpact_models.evaluate import evaluate_coalitions
+from fedpact_models.features import Examples
+from fedpact_models.registry import parameter_count
+from fedpact_server import aggregation, bundle, deposit, scoring
+from fedpact_server.pool import load_update
+from fedpact_server.run_state import FloatArray, load_model
+
+ROW_ERROR = 1e-5
+"""What another processor may move a row's loss by, in 1e-9 nat: 100,000 rows make the one unit of `tolerance`."""
+
+
+def reevaluate(
+    folder: Path,
+    party: Auditor,
+    keys: tuple[Ed25519PrivateKey, X25519PrivateKey],
+    *,
+    sample: int | None = None,
+    seed: str | None = None,
+) -> tuple[Contract, Reevaluation, Envelope[Reevaluation]]:
+    """Evaluate a run again.
+
+    Args:
+        folder: What `bundle.write` wrote.
+        party: The auditor.
+        keys: Its keys: what signs, and what opens the deposit.
+        sample: How many coalitions of each round, beside nobody and all; None: all, and the second moments.
+        seed: What they are drawn by, 32 bytes in hexadecimal; fresh ones by default.
+
+    Returns:
+        The contract, what was found, and that signed.
+
+    Raises:
+        InputError: no such folder; AUDITOR_OTHER, the contract names another auditor; REEVALUATE_EARLY, the scores are
+            not open yet; REEVALUATE_SEED.
+        FaultError: REEVALUATE_EVIDENCE, the evidence itself is at fault; or a file of the bundle is missing or is not
+            what the log says.
+    """
+    if seed is not None and (len(seed) != 64 or not set(seed) <= set("0123456789abcdef") or sample is None):
+        raise InputError(
+            "REEVALUATE_SEED",
+            "A seed is 64 hexadecimal digits, and goes with a sample.",
+            field="--seed",
+            remedy="Leave it out: a fresh one is drawn and recorded.",
+        )
+    evidence = read_evidence(folder / bundle.EVIDENCE)
+    contract, bodies = _read(evidence, folder)
+    if contract.auditor is None or contract.auditor.id != party.id:
+        named = "no auditor" if contract.auditor is None else f"the auditor {contract.auditor.id}"
+        raise InputError(
+            "AUDITOR_OTHER", f"The contract names {named}; these keys are {party.id}.", field="--key", party=party.name
+        )
+    if not any(isinstance(body, PeriodSettled) for body in bodies) or not any(
+        isinstance(body, MomentsOpened) for body in bodies
+    ):
+        raise InputError(
+            "REEVALUATE_EARLY",
+            "The scores are not open: nobody but the operator knows what there is to evaluate again.",
+            file=folder,
+            remedy="Ask for the folder again once the period is closed.",
+        )
+    task = _Task(
+        folder=folder,
+        contract=contract,
+        bodies=bodies,
+        sample=sample,
+        seed=None if sample is None else seed or secrets.token_hex(32),
+    )
+    record = task.look(keys[1], _head(evidence))
+    return contract, record, sign(record, keys[0])
+
+
+def _read(evidence: Evidence, folder: Path) -> tuple[Contract, list[Body]]:
+    """The contract and the entries of sound evidence.
+
+    Raises:
+        FaultError: REEVALUATE_EVIDENCE.
+    """
+    faults = verify(evidence, None).faults
+    if faults:
+        raise FaultError(
+            "REEVALUATE_EVIDENCE",
+            f"The evidence itself is at fault, first by {faults[0]['code']}: {faults[0]['message']}",
+            file=folder / bundle.EVIDENCE,
+            remedy="`fedpact verify` lists every fault; nothing is evaluated on such evidence.",
+        )
+    bodies = [Entry.from_bytes(line).open() for line in evidence.log]
+    assert isinstance(bodies[0], ContractSigned)  # noqa: S101 - verified evidence begins with it
+    return Contract.from_bytes(bodies[0].signed.contract.body), bodies
+
+
+def _head(evidence: Evidence) -> Checkpoint:
+    """The latest checkpoint."""
+    heads = (Checkpoint.from_bytes(read_envelope(line).body) for line in evidence.checkpoints)
+    return max(heads, key=lambda head: head.size)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Task:
+    """A run to be evaluated again, and what is found in it."""
+
+    folder: Path
+    contract: Contract
+    bodies: Sequence[Body]
+    sample: int | None
+    seed: str | None
+    differences: list[Difference] = field(default_factory=list)
+    largest: int = 0
+    whole: bool = True  # whether every round could be evaluated
+
+    def look(self, key: X25519PrivateKey, head: Checkpoint) -> Reevaluation:
+        """Evaluate, and say what was found."""
+        scores = [body.scores for body in self.bodies if isinstance(body, ScoresOpened)]
+        examples = self.rows(key)
+        values = self.rounds(scores, examples)
+        if examples is not None and self.sample is None and self.whole:
+            stated = next(body.moments for body in self.bodies if isinstance(body, MomentsOpened))
+            self.differences += self.moments(values, stated, len(scores))
+        if examples is None:
+            self.sample = self.seed = None
+        assert self.contract.auditor is not None  # noqa: S101 - `reevaluate` looked
+        return Reevaluation(
+            contract_id=self.contract.id,
+            auditor=self.contract.auditor.id,
+            size=head.size,
+            root=head.root,
+            rounds=len(scores),
+            coalitions="none" if examples is None else "all" if self.sample is None else "sampled",
+            sample=self.sample,
+            seed=self.seed,
+            evaluated=0 if examples is None else sum(len(drawn(said, self.sample, self.seed)) for said in scores),
+            tolerance=TOLERANCE,
+            largest=self.largest,
+            differing=len(self.differences),
+            differences=tuple(self.differences[:LISTED]),
+        )
+
+    def rows(self, key: X25519PrivateKey) -> Examples | None:
+        """The committed rows; None where the operator deposited none, which is a difference."""
+        data = bundle.read_sealed(self.folder / bundle.SEALED, self.bodies)
+        try:
+            return deposit.unseal(data, key, self.contract)
+        except FaultError as err:
+            root = self.contract.contribution.validation.root
+            self.differences.append(Difference(what="deposit", round=0, stated=root, found=err.code))
+            return None
+
+    def rounds(self, scores: Sequence[RoundScores], examples: Examples | None) -> FloatArray:
+        """Every round: the next model, and the losses that are evaluated again.
+
+        Returns:
+            Per-example values of the whole run, float64 [all participants, V], where all coalitions are evaluated.
+        """
+        contract, ids = self.contract, list(self.contract.by_id())
+        bases, led_to = bundle.bases(self.bodies), bundle.models(self.bodies)
+        updates, memory, previous = bundle.updates(self.bodies), aggregation.START, None
+        slices = contract.contribution.validation.slices
+        total = np.zeros((len(ids), 0 if examples is None else len(examples)))
+        for said in scores:
+            base, stated = load_model(self.folder, bases[said.round]), led_to[said.round]
+            admitted = {p: updates[said.round, p] for p in admitted_in(said)}
+            arrays = {p: load_update(self.folder / bundle.UPDATES, digest) for p, digest in admitted.items()}
+            if {len(base), *map(len, arrays.values())} != {parameter_count(contract.model, contract.data)}:
+                self.skip("model", said.round, stated, "an update that does not fit the model")
+                break  # what the server remembers of such an update, and what comes of it, is nobody's to say
+            steps, memory = aggregation.server_steps(contract, arrays, memory)
+            digest = model_digest(aggregation.apply(base, steps.values()).astype("<f8").tobytes())
+            if digest != stated:
+                self.differences.append(Difference(what="model", round=said.round, stated=stated, found=digest))
+            if examples is None:
+                continue
+            try:
+                if self.sample is None:
+                    again, values = scoring.score_round(contract, said.round, admitted, base, steps, examples, previous)
+                    self.differences += _draws(said, again)
+                    if masks(again) == masks(said):
+                        total[[ids.index(p) for p in said.players]] += values
+                        self.differences += self.compare(said, dict(enumerate(again.losses)), again.correct)
+                        previous = again
+                        continue
+                    self.whole = False  # other coalitions were due: those that are stated are evaluated all the same
+                rows, counts = drawn(said, self.sample, self.seed), [part.count for part in slices]
+                named = [masks(said)[row] for row in rows]
+                found = evaluate_coalitions(
+                    contract.model, contract.data, base, list(steps.values()), examples, counts, named
+                )
+                previous = None
+            except (FailedError, InputError) as err:  # what is not finite has no loss, whatever the operator states
+                self.skip("loss", said.round, "losses", err.code)
+                continue
+            right = found.correct[named[0]], found.correct[named[-1]]
+            self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), right)
+        return total
+
+    def skip(self, what: Literal["model", "loss"], number: int, stated: str, found: str) -> None:
+        """A round that cannot be evaluated: a difference, after which the run's sums say nothing."""
+        self.whole = False
+        self.differences.append(Difference(what=what, round=number, stated=stated, found=found))
+
+    def compare(
+        self, said: RoundScores, table: dict[int, tuple[int, ...]], right: tuple[int, int]
+    ) -> Iterator[Difference]:
+        """What a round's scores state otherwise."""
+        slices, named = self.contract.contribution.validation.slices, masks(said)
+        for row, losses in table.items():
+            coalition = tuple(p for place, p in enumerate(said.players) if named[row] >> place & 1)
+            for number, (part, stated, again) in enumerate(zip(slices, said.losses[row], losses, strict=True)):
+                self.largest = max(self.largest, abs(stated - again))
+                if abs(stated - again) > tolerance(part.count):
+                    yield Difference(
+                        what="loss",
+                        round=said.round,
+                        coalition=coalition,
+                        slice=number,
+                        stated=str(stated),
+                        found=str(again),
+                    )
+        if said.correct != right:
+            stated_right, found_right = (f"{before}, {after}" for before, after in (said.correct, right))
+            yield Difference(what="correct", round=said.round, stated=stated_right, found=found_right)
+
+    def moments(self, values: FloatArray, stated: Moments, rounds: int) -> Iterator[Difference]:
+        """Second moments that are stated otherwise.
+
+        A value may be off by what two losses of its row may be in each round, rescaled where an own slice is left out;
+        the product of the sums by what that makes of them, and by what adding up its float64 terms in another order
+        does.
+        """
+        ids, again = list(self.contract.by_id()), scoring.second_moments(values).products
+        slices, count = self.contract.contribution.validation.slices, values.shape[1]
+        own = max((part.count for part in slices if part.source in ids), default=0)
+        error = 2 * ROW_ERROR * rounds * count / (count - own)
+        sizes = np.abs(values).sum(axis=1) * 1e9
+        for i, first in enumerate(ids):
+            for j, second in enumerate(ids[i:], start=i):
+                scale = math.sqrt(float(again[i][i])) * math.sqrt(float(again[j][j]))
+                room = error * (sizes[i] + sizes[j]) + count * error**2 + count * 2.0**-50 * scale + 1
+                for said in sorted({stated.products[i][j], stated.products[j][i]}):
+                    if abs(said - again[i][j]) > room:
+                        yield Difference(
+                            what="moments", round=0, coalition=(first, second), stated=str(said), found=str(again[i][j])
+                        )
+
+
+def _draws(said: RoundScores, again: RoundScores) -> Iterator[Difference]:
+    """What a round's draw of coalitions rests on and states otherwise, by more than a unit; one difference a round."""
+    if said.sampling is None or again.sampling is None:
+        return
+    pairs: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = [
+        ("permutation pairs", (said.sampling.draws,), (again.sampling.draws,), 0)
+    ]
+    pairs += [("first-order values", said.sampling.first_order, again.sampling.first_order, 1)]
+    for stated, found in zip_longest(said.sampling.errors, again.sampling.errors, fillvalue=()):
+        pairs += [("standard errors", stated, found, 1)]
+    for name, stated, found, room in pairs:
+        for one, other in zip_longest(stated, found, fillvalue=-1):
+            if abs(one - other) > room:
+                yield Difference(what="draws", round=said.round, stated=f"{one} ({name})", found=str(other))
+                return
