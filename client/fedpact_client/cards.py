@@ -207,7 +207,7 @@ def _not_finite(table: "pl.DataFrame", names: Sequence[str]) -> dict[str, int]:
     import polars as pl
 
     numbers = {n: table[n] for n in names if table[n].dtype.is_float() or table[n].dtype == pl.String}
-    found = {n: (~cells.cast(pl.Float64, strict=False).is_finite()).sum() for n, cells in numbers.items()}
+    found = {n: int((~cells.cast(pl.Float64, strict=False).is_finite()).sum()) for n, cells in numbers.items()}
     return {name: count for name, count in found.items() if count}
 
 

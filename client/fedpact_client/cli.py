@@ -234,7 +234,7 @@ def quote(
         if keep is not None:
             write_new(keep, found.to_bytes())
         values = quoting.quote(
-            at.config, at.store, found, at.home.participant_id, seconds=seconds, mbit=rate, pool_fen=pool
+            at.home, at.config, at.store, found, at.home.participant_id, seconds=seconds, mbit=rate, pool_fen=pool
         )
     _show(values, as_json, show_quote)
     if not values["privacy"]["fits"]:
