@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
 
@@ -16,6 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # tests.support
 
 from tests.support.required import lacking  # noqa: E402 - by the path above
+
+hypothesis.settings.register_profile("fedpact", deadline=None)  # a busy machine is no finding
+hypothesis.settings.load_profile("fedpact")
 
 DATA = Path(os.environ.get("FEDPACT_DATA", ROOT.parent / "shared" / "data"))
 

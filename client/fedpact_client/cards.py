@@ -6,6 +6,7 @@ but the number of released rows, which leave as they are and are outside the pri
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +19,7 @@ from fedpact_client.home import AgentHome
 from fedpact_client.store import Store
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.errors import InputError, RefusedError
-from fedpact_contract.messages import DataSetCard
+from fedpact_contract.messages import DataSetCard, check_card_delta
 from fedpact_contract.output import counted
 from fedpact_contract.record import decimal_text, sign
 
@@ -37,7 +38,8 @@ class Draft:
 
     `limit` is R, the bound on the Rényi sum; `rows` are those to be released; `available` are the source's rows
     that are left for training; `capped` says how many of them, by cap, where at most so many rows of one entity are
-    trained on (empty where no entity is declared); by `fingerprints` the source is known again.
+    trained on (empty where no entity is declared); `not_finite` how many cells of a column are NaN or infinite, where
+    there are any; `one_class` whether all labels are the same; by `fingerprints` the source is known again.
     """
 
     card: DataSetCard
@@ -45,6 +47,8 @@ class Draft:
     rows: tuple[released.Row, ...]
     available: int
     capped: dict[int, int]
+    not_finite: dict[str, int]
+    one_class: bool
     source: Path
     fingerprints: tuple[str, ...]
 
@@ -69,21 +73,21 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     """Read the data set once and draft its card; nothing leaves.
 
     Raises:
-        InputError: CONFIG_DATA_SET, DATA_*, CARD_BUDGET, RELEASE_EMPTY, RELEASE_CELL, RELEASE_TOO_LARGE.
+        InputError: CONFIG_DATA_SET, DATA_*, CARD_BUDGET, CARD_DELTA, RELEASE_EMPTY, RELEASE_CELL, RELEASE_TOO_LARGE.
         RefusedError: DATA_SET_BUDGET_FIXED, DATA_SET_KNOWN_ELSEWHERE.
         FaultError: RELEASED_DAMAGED.
     """
     data_set = config.data_set(data_set_id)
     place = check_own_file(home, config, store, data_set_id)
     content = sources.content_fingerprint(data_set.source, home.path)
-    check_known_elsewhere(store, data_set_id, content)
-    alpha, limit = limits(data_set)
+    check_known_elsewhere(home, store, data_set_id, content)
+    alpha, limit = limits(home, data_set)
     table = sources.read(data_set.source, home.path)
     source = sources.file_path(data_set.source, home.path)
     _check_columns(data_set, table, source)
     _check_entities(data_set, table, source)
     whole = sources.table_fingerprint(table, data_set.names)
-    check_known_elsewhere(store, data_set_id, whole)
+    check_known_elsewhere(home, store, data_set_id, whole)
     rows = _rows_to_release(home, data_set, table)
     left = released.exclude(table, [*released.read(home.released_path(data_set_id)), *rows])
     if left.height < data_set.num_examples:
@@ -100,13 +104,15 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         alpha=alpha,
         released_rows=len(rows),
     )
-    _check_fixed_budget(store, card)
+    _check_fixed_budget(home, store, card)
     return Draft(
         card=card,
         limit=limit,
         rows=tuple(rows),
         available=left.height,
         capped=_capped(data_set, left, source),
+        not_finite=_not_finite(left, (*data_set.columns, data_set.label)),
+        one_class=left[data_set.label].drop_nulls().n_unique() == 1,
         source=source,
         fingerprints=(place, content, whole),
     )
@@ -195,22 +201,33 @@ def _capped(data_set: DataSet, table: "pl.DataFrame", file: Path) -> dict[int, i
     return {cap: sum(min(count, cap) for count in each) for cap in CAPS}
 
 
-def limits(data_set: DataSet) -> tuple[Decimal, Decimal]:
+def _not_finite(table: "pl.DataFrame", names: Sequence[str]) -> dict[str, int]:
+    """By column, how many cells are NaN or infinite, or read as such where a file has text only."""
+    import polars as pl
+
+    numbers = {n: table[n] for n in names if table[n].dtype.is_float() or table[n].dtype == pl.String}
+    found = {n: int((~cells.cast(pl.Float64, strict=False).is_finite()).sum()) for n, cells in numbers.items()}
+    return {name: count for name, count in found.items() if count}
+
+
+def limits(home: AgentHome, data_set: DataSet) -> tuple[Decimal, Decimal]:
     """Alpha and the limit R that follow from epsilon and delta.
 
     Raises:
-        InputError: CARD_BUDGET, nothing would fit.
+        InputError: CARD_BUDGET, nothing would fit; CARD_DELTA.
     """
     from fedpact_contract.privacy import filter_alpha, filter_limit
 
+    check_card_delta(data_set.delta, data_set.num_examples, file=home.config_path)
     alpha = filter_alpha(data_set.epsilon, data_set.delta)
     limit = filter_limit(data_set.epsilon, data_set.delta, alpha)
     if limit <= 0:
         raise InputError(
             "CARD_BUDGET",
             f"Under epsilon {decimal_text(data_set.epsilon)} at delta {decimal_text(data_set.delta)} nothing fits.",
+            file=home.config_path,
             field="epsilon",
-            remedy="Declare a larger epsilon or delta.",
+            remedy="Declare a larger epsilon.",
         )
     return alpha, limit
 
@@ -227,12 +244,14 @@ def check_own_file(home: AgentHome, config: AgentConfig, store: Store, data_set_
     declared = {d.data_set for d in store.data_sets()}
     for other in config.data_sets:
         if other.id != data_set_id and other.id in declared and sources.file_path(other.source, home.path) == path:
-            raise _known_elsewhere(f"The file {path} is", data_set_id, other.id)
-    check_known_elsewhere(store, data_set_id, place, f"The file {path} is")
+            raise _known_elsewhere(home, f"The file {path} is", data_set_id, other.id)
+    check_known_elsewhere(home, store, data_set_id, place, f"The file {path} is")
     return place
 
 
-def check_known_elsewhere(store: Store, data_set_id: str, fingerprint: str, what: str = "These rows are") -> None:
+def check_known_elsewhere(
+    home: AgentHome, store: Store, data_set_id: str, fingerprint: str, what: str = "These rows are"
+) -> None:
     """No other data set has a version with this fingerprint.
 
     Raises:
@@ -240,14 +259,14 @@ def check_known_elsewhere(store: Store, data_set_id: str, fingerprint: str, what
     """
     for other in store.data_sets():
         if other.data_set != data_set_id and fingerprint in store.versions(other.data_set):
-            raise _known_elsewhere(what, data_set_id, other.data_set)
+            raise _known_elsewhere(home, what, data_set_id, other.data_set)
 
 
-def _known_elsewhere(what: str, data_set_id: str, other: str) -> RefusedError:
+def _known_elsewhere(home: AgentHome, what: str, data_set_id: str, other: str) -> RefusedError:
     return RefusedError(
         "DATA_SET_KNOWN_ELSEWHERE",
         f"{what} known as data set {other}.",
-        file="agent.toml",
+        file=home.config_path,
         field=f"data set {data_set_id}",
         rule="one source has one budget",
         remedy=f"Use the id {other}: other rows in its file are a new version of it, which inherits what was spent; a "
@@ -255,16 +274,18 @@ def _known_elsewhere(what: str, data_set_id: str, other: str) -> RefusedError:
     )
 
 
-def _check_fixed_budget(store: Store, card: DataSetCard) -> None:
+def _check_fixed_budget(home: AgentHome, store: Store, card: DataSetCard) -> None:
     known = next((d for d in store.data_sets() if d.data_set == card.data_set), None)
     if known is not None and (known.epsilon, known.delta, known.alpha) != (card.epsilon, card.delta, card.alpha):
+        fixed = f"epsilon {decimal_text(known.epsilon)} at delta {decimal_text(known.delta)}"
         raise RefusedError(
             "DATA_SET_BUDGET_FIXED",
-            f"The data set was declared with epsilon {decimal_text(known.epsilon)} at delta "
-            f"{decimal_text(known.delta)}.",
+            f"agent.toml says epsilon {decimal_text(card.epsilon)} at delta {decimal_text(card.delta)}; the data set's "
+            f"first card fixed {fixed}.",
+            file=home.config_path,
             field=f"data set {card.data_set}",
             rule="epsilon, delta and alpha are declared once for a data set",
-            remedy="Keep the budget of the first card in agent.toml.",
+            remedy=f"Write {fixed} again.",
         )
 
 

@@ -234,7 +234,7 @@ def quote(
         if keep is not None:
             write_new(keep, found.to_bytes())
         values = quoting.quote(
-            at.config, at.store, found, at.home.participant_id, seconds=seconds, mbit=rate, pool_fen=pool
+            at.home, at.config, at.store, found, at.home.participant_id, seconds=seconds, mbit=rate, pool_fen=pool
         )
     _show(values, as_json, show_quote)
     if not values["privacy"]["fits"]:
@@ -392,10 +392,14 @@ def plan(
 def _number(text: str, option: str) -> "Decimal | None":
     from decimal import Decimal, InvalidOperation
 
+    wrong = InputError("PLAN", f"{text[:40]} is no number.", field=option, remedy="Write a decimal number such as 0.5.")
     try:
-        return Decimal(text) if text else None
+        number = Decimal(text) if text else None
     except InvalidOperation as err:
-        raise InputError("PLAN", f"{text[:40]} is no decimal number.", field=option) from err
+        raise wrong from err
+    if number is not None and not number.is_finite():
+        raise wrong
+    return number
 
 
 @app.command()

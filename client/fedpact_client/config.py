@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from fedpact_client.policy import Policy
 from fedpact_client.sources import Source
@@ -55,6 +55,27 @@ class DataSet(Part):
     release_fraction: Dec | None = None
     release_file: Annotated[str, StringConstraints(min_length=1)] | None = None
 
+    @field_validator("epsilon")
+    @classmethod
+    def _check_epsilon(cls, epsilon: Decimal) -> Decimal:
+        if epsilon <= 0:
+            raise ValueError("must be greater than 0")
+        return epsilon
+
+    @field_validator("delta")
+    @classmethod
+    def _check_delta(cls, delta: Decimal) -> Decimal:
+        if not 0 < delta < 1:
+            raise ValueError("must lie between 0 and 1")
+        return delta
+
+    @field_validator("release_fraction")
+    @classmethod
+    def _check_fraction(cls, fraction: Decimal | None) -> Decimal | None:
+        if fraction is not None and not 0 < fraction <= Decimal("0.5"):
+            raise ValueError("must be above 0 and at most 0.5")
+        return fraction
+
     @property
     def names(self) -> tuple[str, ...]:
         """The features and the label: what a table of this data set is known again by."""
@@ -62,17 +83,13 @@ class DataSet(Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.epsilon <= 0:
-            raise ValueError("epsilon must be greater than 0")
-        if not 0 < self.delta < 1:
-            raise ValueError("delta must lie between 0 and 1")
         names = (*self.columns, self.label, *([] if self.entity is None else [self.entity]))
-        if len(set(names)) != len(names):
-            raise ValueError("a column stands twice (neither the label nor the entity is a feature)")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"the column {twice[0]} stands twice among columns, label and entity (neither of these is a feature)"
+            )
         if self.release_fraction is not None and self.release_file is not None:
             raise ValueError("give release_fraction or release_file, not both")
-        if self.release_fraction is not None and not 0 < self.release_fraction <= Decimal("0.5"):
-            raise ValueError("release_fraction must be above 0 and at most 0.5")
         return self
 
 

@@ -35,9 +35,23 @@ OPERATOR = Party(name="operator", entity_code="0" * 18, key="0" * 64)
 SOFTWARE = Software(release=__version__, models_digest="0" * 64, shell_digest="0" * 64)
 """Stand-ins: no template names operator and code."""
 
-NOT_IN_TEMPLATES = ("operator", "other participants", "code")
-NOT_IN_TERMS = ("purpose", *NOT_IN_TEMPLATES, "columns", "model", "term")
-"""What the rest of a contract says, and so is not looked at."""
+NOT_READ = ("rows",)
+"""What is not looked at even where there is a contract: `sign` reads the data set, a plan does not."""
+NOT_IN_TEMPLATES = (*NOT_READ, "operator", "other participants", "code")
+NOT_IN_TERMS = (*NOT_READ, "purpose", *NOT_IN_TEMPLATES[1:], "columns", "model", "term")
+"""And what the rest of a contract says."""
+
+OPTIONS = {
+    "privacy.epsilon": "--epsilon",
+    "privacy.noise_multiplier": "--noise-multiplier",
+    "privacy.delta": "--delta",
+    "privacy.sample_rate": "--sample-rate",
+    "privacy.spare_attempts": "--spare-attempts",
+    "privacy.entity.max_rows": "--entity-rows",
+    "training.rounds": "--rounds",
+    "training.local_steps": "--local-steps",
+}
+"""Where a fault of a sketch stands that was made of options."""
 
 NO_CARD = "the signed card"
 """Where the data set has none yet: `sign` holds agent.toml and contract against it."""
@@ -107,13 +121,14 @@ def of_file(home: AgentHome, config: AgentConfig, store: Store, path: Path, now:
     """The plan of a contract, or of a template that names this enterprise.
 
     Raises:
-        InputError: neither; a rule of contracts that it breaks; PLAN_NOT_NAMED, CONFIG_DATA_SET, PRIVACY_UNREACHABLE.
+        InputError: neither; a rule of contracts that it breaks; PLAN_OPTIONS, a data set's id without options;
+            PLAN_NOT_NAMED, CONFIG_DATA_SET, PRIVACY_UNREACHABLE.
     """
     values = _template(path)
     if values is None:
-        contract, _ = read_contract(path)
+        contract = _contract(config, path)
         found = review.review(home, config, store, contract, now, read_data=False)
-        return _plan(home, config, store, found, ())
+        return _plan(home, config, store, found, NOT_READ)
     contract = solve(sketch(_filled(home, config, values, path), OPERATOR, SOFTWARE, file=path), file=path)
     declared = config.data_set(contract.participant(home.participant_id).data_set)
     own = _own(home, config, store, declared, contract)
@@ -137,8 +152,12 @@ def of_terms(
             "Give the contract's epsilon or its noise multiplier: each follows from the other.",
             field="--epsilon, --noise-multiplier",
         )
-    values = _filled(home, config, _values(config, data_set, asked, now), None)
-    contract = solve(sketch(values, OPERATOR, SOFTWARE), asked.noise_multiplier)
+    try:
+        values = _filled(home, config, _values(config, data_set, asked, now), None)
+        contract = solve(sketch(values, OPERATOR, SOFTWARE), asked.noise_multiplier)
+    except InputError as err:
+        err.field = OPTIONS.get(err.field or "", err.field)
+        raise
     if asked.epsilon is None:
         contract = _promising_its_cost(contract)
     own = _own(home, config, store, config.data_set(data_set), contract)
@@ -157,7 +176,7 @@ def _reviewed(
 ) -> Review:
     """The part of a review that a sketch can stand: nothing about whom and what it does not name."""
     me = home.participant_id
-    terms, cost, budget = review.price(config, store, contract, me)
+    terms, cost, budget = review.price(home, config, store, contract, me)
     checks = (
         *first,
         held("noise covers the plan", lambda: review.check_noise(contract)),
@@ -195,7 +214,7 @@ def _plan(home: AgentHome, config: AgentConfig, store: Store, found: Review, not
 
     data_set, gate, fitting = found.contract.participant(home.participant_id).data_set, None, 0
     if found.terms is not None and found.cost is not None:
-        limits = review.limits(config, store, data_set)
+        limits = review.limits(home, config, store, data_set)
         gate = epsilon_gate(found.cost.after, limits.delta, limits.alpha)
         fitting = _fitting(found.contract, found.terms, found.cost)
     if _card(store, data_set) is None:
@@ -217,6 +236,30 @@ def _fitting(contract: Contract, terms: Terms, cost: Cost) -> int:
     baseline = 0 if contract.baseline is None else contract.baseline.steps
     most = (MAX_STEPS - baseline) // contract.noised_steps
     return max(0, min(floor(left / Fraction(terms.rdp)), most) - terms.spare_attempts)
+
+
+def _contract(config: AgentConfig, path: Path) -> Contract:
+    """The contract in a file or in evidence, where there is one."""
+    terms = "--rounds, --local-steps, --sample-rate, and --epsilon or --noise-multiplier"
+    ids = [d.id for d in config.data_sets]
+    try:
+        return read_contract(path)[0]
+    except InputError as err:
+        if err.code != "CONTRACT_FILE_MISSING":
+            raise
+        if str(path) in ids:
+            raise InputError(
+                "PLAN_OPTIONS",
+                f"{path} is a data set of agent.toml, and no terms are given.",
+                field=str(path),
+                rule="a data set's plan needs privacy terms",
+                remedy=f"Give {terms}.",
+            ) from err
+        err.remedy = (
+            "Give the file of a contract or template, a folder of evidence, or a data set's id "
+            f"({', '.join(ids) or 'agent.toml has none'}) with {terms}."
+        )
+        raise
 
 
 def _template(path: Path) -> dict[str, Any] | None:
@@ -259,7 +302,7 @@ def _filled(home: AgentHome, config: AgentConfig, values: Mapping[str, Any], fil
             "sector": config.agent.sector if mine else "unknown",
             "num_examples": rows,
         }
-        filled.append(merge(item, who))
+        filled.append(merge(item, who, file=file, under=f"participants.{place}"))
     return {**values, "participants": filled}
 
 

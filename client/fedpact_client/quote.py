@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpact_client.config import AgentConfig
+from fedpact_client.home import AgentHome
 from fedpact_client.review import limits, price
 from fedpact_client.store import Store
 from fedpact_client.views import epsilon_text, share_text
@@ -116,6 +117,7 @@ def transfer_rate(text: str) -> Decimal:
 
 
 def quote(
+    home: AgentHome,
     config: AgentConfig,
     store: Store,
     contract: Contract,
@@ -128,6 +130,7 @@ def quote(
     """The whole quote as plain values: quantities are decimal strings, bytes and fen integers.
 
     Args:
+        home: The agent's; faults of agent.toml name it.
         config: The agent's settings: its data sets, and how many threads training may use.
         store: The agent's ledgers; only read.
         contract: A contract that names this enterprise.
@@ -137,11 +140,11 @@ def quote(
         pool_fen: What would be shared, if somebody says it.
 
     Raises:
-        InputError: CONTRACT_NOT_A_PARTY; CONFIG_DATA_SET, CARD_BUDGET, PRIVACY_RANGE.
+        InputError: CONTRACT_NOT_A_PARTY; CONFIG_DATA_SET, CARD_BUDGET, CARD_DELTA, PRIVACY_RANGE.
         RefusedError: BUDGET_PLAN_EXCEEDED, one attempt alone has no bound.
     """
     me, threads = contract.participant(participant), config.limits.threads
-    privacy, moved = privacy_cost(config, store, contract, participant), traffic(contract, me)
+    privacy, moved = privacy_cost(home, config, store, contract, participant), traffic(contract, me)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is loaded, below
 
     from fedpact_client.simulation import seconds_a_step
@@ -161,7 +164,9 @@ def quote(
     }
 
 
-def privacy_cost(config: AgentConfig, store: Store, contract: Contract, participant: str) -> dict[str, Any]:
+def privacy_cost(
+    home: AgentHome, config: AgentConfig, store: Store, contract: Contract, participant: str
+) -> dict[str, Any]:
     """What the plan costs the data set, and what would be left of its budget; `fits` is the check of `sign`.
 
     Raises:
@@ -169,11 +174,11 @@ def privacy_cost(config: AgentConfig, store: Store, contract: Contract, particip
     """
     from fedpact_contract.privacy import entity_guarantee, epsilon_gate, epsilon_pld, plan_groups
 
-    _, found, budget = price(config, store, contract, participant)
+    _, found, budget = price(home, config, store, contract, participant)
     if found is None:
         assert budget.error is not None  # noqa: S101 - why there is no cost
         raise budget.error
-    declared = limits(config, store, contract.participant(participant).data_set)
+    declared = limits(home, config, store, contract.participant(participant).data_set)
     entity = contract.privacy.entity
     protected = None if entity is None else entity_guarantee(contract, contract.planned_steps)
     return {

@@ -20,7 +20,7 @@ from fedpact_contract import ledger
 from fedpact_contract.contract import Contract, Participant, Party
 from fedpact_contract.errors import FedpactError, InputError, RefusedError
 from fedpact_contract.ledger import Terms
-from fedpact_contract.messages import DataSetCard, measurement_event
+from fedpact_contract.messages import DataSetCard, check_card_delta, measurement_event
 from fedpact_contract.record import decimal_text
 from fedpact_contract.request import parse_instant
 from fedpact_contract.trust import Trust, TrustedParty
@@ -111,11 +111,12 @@ def review(
     me = contract.participant(home.participant_id)
     known = agreement(store, contract.id)
     trust = home.trust()
-    terms, spends, budget = price(config, store, contract, me.id)
+    terms, spends, budget = price(home, config, store, contract, me.id)
     checks = [
         held("enrolled operator", lambda: check_operator(home, contract)),
         held("fingerprints", lambda: check_trust(contract, trust, home.trust_path)),
         held("own data", lambda: check_own(home, config, store, contract, me)),
+        *_entities(config, store, contract, me),
         held("installed code", lambda: check_code(contract)),
         held("noise covers the plan", lambda: check_noise(contract)),
         budget,
@@ -136,31 +137,32 @@ def review(
     )
 
 
-def limits(config: AgentConfig, store: Store, data_set: str) -> Limits:
+def limits(home: AgentHome, config: AgentConfig, store: Store, data_set: str) -> Limits:
     """The budget on the data set's card or, where none was signed yet, that its card would have.
 
     Raises:
-        InputError: CONFIG_DATA_SET, CARD_BUDGET.
+        InputError: CONFIG_DATA_SET, CARD_BUDGET, CARD_DELTA.
     """
     from fedpact_client import cards
 
     known = next((d for d in store.data_sets() if d.data_set == data_set), None)
     if known is not None:
+        check_card_delta(known.delta, known.declaration.num_examples)
         return Limits(delta=known.delta, alpha=known.alpha, limit=known.limit)
     declared = config.data_set(data_set)
-    alpha, limit = cards.limits(declared)
+    alpha, limit = cards.limits(home, declared)
     return Limits(delta=declared.delta, alpha=alpha, limit=limit)
 
 
 def price(
-    config: AgentConfig, store: Store, contract: Contract, participant_id: str
+    home: AgentHome, config: AgentConfig, store: Store, contract: Contract, participant_id: str
 ) -> tuple[Terms | None, Cost | None, Check]:
     """What the contract charges the data set, what comes of that, and whether it fits; None where it has no bound."""
     from fedpact_contract.privacy import epsilon_plan
 
     data_set = contract.participant(participant_id).data_set
     try:
-        budget = limits(config, store, data_set)
+        budget = limits(home, config, store, data_set)
         terms = make_terms(contract, participant_id, budget.alpha)
     except (RefusedError, InputError) as err:
         return None, None, Check(name="budget", error=err)
@@ -216,7 +218,7 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
 
     Raises:
         RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_GATE_ORDER, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE,
-            DATA_SET_KNOWN_ELSEWHERE, or what `policy.check_entities` refuses.
+            DATA_SET_KNOWN_ELSEWHERE.
         InputError: CONFIG_DATA_SET, DATA_SET_UNKNOWN.
     """
     data_set = config.data_set(me.data_set)
@@ -240,13 +242,22 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
         )
     check_schema(card, contract)
     check_own_file(home, config, store, me.data_set)
-    policy.check_entities(contract, config.policy, me.data_set, data_set.entity, card.entity)
     if slices.get(me.id, 0) > card.released_rows:
         raise _own(
             "SIGN_SLICE",
             f"The contract counts {slices[me.id]} validation rows from us; {card.released_rows} were released.",
             "contribution.validation.slices",
         )
+
+
+def _entities(config: AgentConfig, store: Store, contract: Contract, me: Participant) -> list[Check]:
+    """What tells entities apart, by agent.toml, card, contract and policy; "own data" says where one is missing."""
+    declared = next((d for d in config.data_sets if d.id == me.data_set), None)
+    known = next((d for d in store.data_sets() if d.data_set == me.data_set), None)
+    if declared is None or known is None:
+        return []
+    columns = declared.entity, known.declaration.entity
+    return [held("entities", lambda: policy.check_entities(contract, config.policy, me.data_set, *columns))]
 
 
 def check_num_examples(declared: DataSet, card: DataSetCard) -> None:
@@ -355,7 +366,8 @@ def check_rows(home: AgentHome, config: AgentConfig, store: Store, contract: Con
 
     trial = try_rows(home, config, contract)
     for fingerprint in trial.fingerprints:
-        check_known_elsewhere(store, contract.participant(home.participant_id).data_set, fingerprint)
+        data_set = contract.participant(home.participant_id).data_set
+        check_known_elsewhere(home, store, data_set, fingerprint)
 
 
 def check_policy(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 5
 SHORT = 12
+FEW = 10
 
 ENROLMENT = {
     "requested": ": the operator has still to approve it, by the fingerprint above",
@@ -60,12 +61,28 @@ def show_card(draft: "Draft") -> None:
     line("This card leaves your premises, signed by the contract key:")
     output.table(output.console(), ["item", "value", "where it comes from"], draft.items())
     line(f"It stays here: {draft.source} has {counted(draft.available, 'row')} for training beside the released ones.")
+    for remark in _remarks(draft):
+        line(f"Mind (computed from the data; stays here): {remark}.")
     if draft.capped:
         line("Rows left where a contract caps those of one entity (computed from the data; stays here):")
         enough = {True: "enough", False: "too few"}
         rows = [[str(cap), str(left), enough[left >= draft.card.num_examples]] for cap, left in draft.capped.items()]
         output.table(output.console(), ["at most", "rows left", "for the examples on the card"], rows)
     line(f"Rényi limit of the data set over all contracts: {decimal_text(draft.limit)} at alpha {draft.card.alpha}.")
+
+
+def _remarks(draft: "Draft") -> list[str]:
+    """What the enterprise may want to look into before it signs; nothing is refused for it."""
+    few, numbers = draft.card.num_examples < FEW, draft.not_finite
+    return [
+        *(["all rows are of one class: there is nothing to tell apart"] if draft.one_class else []),
+        *([f"fewer than {FEW} examples: beside the noise so few rows teach a model next to nothing"] if few else []),
+        *(
+            f"column {name} has {counted(count, 'cell')} that {'is' if count == 1 else 'are'} NaN or infinite: a "
+            "contract that reads it as a number is refused"
+            for name, count in numbers.items()
+        ),
+    ]
 
 
 def show_released(draft: "Draft") -> None:
@@ -324,8 +341,7 @@ def show_plan(plan: "Plan") -> None:
     fitting = counted(plan.rounds_that_fit, "round")
     line(f"With this noise the budget pays for {fitting}; asked are {contract.training.rounds}.")
     _show_checks(plan.checks)
-    if plan.not_checked:
-        line(f"  not looked at, for it is not said: {', '.join(plan.not_checked)}")
+    line(f"  not looked at: {', '.join(plan.not_checked)}")
     line("It would be refused." if plan.refused else "It fits.")
 
 

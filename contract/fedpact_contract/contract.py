@@ -7,7 +7,7 @@ integers, never floats.
 
 import tomllib
 from collections.abc import Callable, Mapping
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Context, Decimal
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints
 from fedpact_contract import estimators, sealed
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint
-from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, form
+from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, decimal_text, form
 from fedpact_contract.statistics import Statistics, check_statistics
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
@@ -478,9 +478,19 @@ def load_toml(text: str, *, file: object = None) -> dict[str, Any]:
     try:
         return tomllib.loads(text, parse_float=Decimal)
     except RecursionError as err:
-        raise InputError("TOML_SYNTAX", "The file is nested too deep to be read.", file=file) from err
+        raise _no_toml("The file is nested too deep to be read.", file) from err
     except ValueError as err:  # TOMLDecodeError, or an integer longer than Python reads
-        raise InputError("TOML_SYNTAX", f"The file is not valid TOML: {err}.", file=file) from err
+        raise _no_toml(f"The file is not valid TOML: {err}.", file) from err
+
+
+def _no_toml(message: str, file: object) -> InputError:
+    return InputError(
+        "TOML_SYNTAX",
+        message,
+        file=file,
+        rule="TOML 1.0: each key once, texts in quotes, a value behind each =",
+        remedy="Correct the line named, or the one before it.",
+    )
 
 
 def check_parties(contract: Contract) -> None:
@@ -614,24 +624,35 @@ def check_privacy(contract: Contract) -> None:
             "CONTRACT_SAMPLE_RATE",
             "The sample rate must be below 1, also as the number of 64 bits that rows are drawn by.",
             field="privacy.sample_rate",
-            rule="sample_rate < 1",
-            remedy="Take a smaller one, such as 0.2.",
+            rule="0 < sample_rate < 1",
+            remedy="Write the probability with which a row is drawn in a step, such as 0.1.",
         )
     units, words = max(p.num_examples for p in contract.participants), "max num_examples"
     if isinstance(privacy, ClientPrivacy):
         units, words = len(contract.participants), "participants"
-    limit = min(Decimal("1e-5"), 1 / (10 * Decimal(units)))
+    limit = delta_limit(units)
     if privacy.delta > limit:
         raise InputError(
             "CONTRACT_DELTA",
-            f"delta must be at most {limit:.3g}.",
+            f"delta must be at most {delta_text(limit)}.",
             field="privacy.delta",
             rule=f"delta <= min(1e-5, 1/(10 {words}))",
+            remedy=f"Write delta = {delta_text(limit)}, or less.",
         )
     if isinstance(privacy, ClientPrivacy):
         _check_central(contract)
     elif privacy.entity is not None:
         _check_entity(contract, privacy.entity)
+
+
+def delta_limit(units: int) -> Decimal:
+    """The largest delta that may be promised to so many rows, or participants where these are protected as a whole."""
+    return min(Decimal("1e-5"), 1 / (10 * Decimal(units)))
+
+
+def delta_text(limit: Decimal) -> str:
+    """A limit of delta for people: three digits, rounded down, so that what they copy is allowed."""
+    return decimal_text(Context(prec=3, rounding=ROUND_FLOOR).plus(limit))
 
 
 def check_trust_model(contract: Contract) -> None:
@@ -858,21 +879,27 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
 )
 
 
-def merge(base: Mapping[str, Any], derived: Mapping[str, Any]) -> dict[str, Any]:
-    """A template with derived values filled in; a value that stands in both is an error.
+def merge(
+    base: Mapping[str, Any], derived: Mapping[str, Any], *, file: object = None, under: str = ""
+) -> dict[str, Any]:
+    """A template, or its part `under` a place, with derived values filled in; what stands in both is an error.
 
     Raises:
-        InputError: the template gives a value that is derived.
+        InputError: TEMPLATE_DERIVED_KEY, the template gives a value that is derived.
     """
     result = dict(base)
     for key, value in derived.items():
+        place = f"{under}.{key}" if under else key
         if isinstance(value, Mapping) and isinstance(result.get(key, {}), Mapping):
-            result[key] = merge(result.get(key, {}), value)
+            result[key] = merge(result.get(key, {}), value, file=file, under=place)
         elif key in result:
             raise InputError(
                 "TEMPLATE_DERIVED_KEY",
-                f"{key} is worked out by `contract new` and cannot be given.",
-                field=key,
+                f"{place} is worked out by `contract new` and cannot be given.",
+                file=file,
+                field=place,
+                rule="a template says what people decide, and nothing that follows from it",
+                remedy=f"Remove {key} from the template.",
             )
         else:
             result[key] = value
@@ -881,4 +908,10 @@ def merge(base: Mapping[str, Any], derived: Mapping[str, Any]) -> dict[str, Any]
 
 def _positive(value: Decimal, field: str) -> None:
     if value <= 0:
-        raise InputError("CONTRACT_NOT_POSITIVE", f"{field} must be greater than 0.", field=field, rule="above 0")
+        raise InputError(
+            "CONTRACT_NOT_POSITIVE",
+            f"{field} must be greater than 0.",
+            field=field,
+            rule="above 0",
+            remedy="Write a number above 0.",
+        )

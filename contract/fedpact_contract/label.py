@@ -18,7 +18,10 @@ from fedpact_contract.privacy import (
     plan_rdp,
 )
 from fedpact_contract.record import decimal_text
-from fedpact_contract.statistics import CountQuery
+from fedpact_contract.statistics import CountQuery, MeanQuery, QuantileQuery, Query, bounds_of, values_of
+
+_ENTITY_OUTSIDE = ["entity-in-several-data-sets", "entity-under-several-names", "rows-that-the-column-gives-to-others"]
+"""What the unit of all rows of one entity does not cover."""
 
 
 def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]) -> dict[str, Any]:
@@ -28,9 +31,9 @@ def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]
     client level to the released models that its updates entered; its lines stand in the contract's order.
     `epsilon` is what the contract promises, `epsilon_pld` what the plan costs and what was spent, by privacy loss
     distributions; statistics and a baseline count as released by everybody, in `releases` each query for one.
-    `renyi_plan` is the most that the contract charges to a participant's data set, at the one order of its gate. What
-    all contracts together spent of a data set, `epsilon_gate` and the Rényi sum, only the agent that keeps its ledger
-    knows (`fedpact-agent budget`).
+    `gates` names the most that the contract charges to a data set, at the one order of its gate, whatever was charged.
+    What all contracts together spent of a data set, `epsilon_gate` and the Rényi sum, only the agent that keeps its
+    ledger knows (`fedpact-agent budget`).
 
     Raises:
         InputError: CONTRACT_NOT_A_PARTY.
@@ -55,6 +58,7 @@ def dp_label(contract: Contract, charged_steps_by_participant: Mapping[str, int]
             "releases": contract.planned_steps // contract.noised_steps + beside,
             "epsilon_pld": _shown(epsilon_pld(plan_groups(contract), privacy.delta)),
         },
+        **({"gates": gates} if (gates := _gates(contract)) else {}),
         **({"measurements": measurements} if measurements else {}),
         **({} if entity is None else {"entity": entity.plain()}),
         "composition": {
@@ -74,7 +78,6 @@ def _participants(contract: Contract, charged: Mapping[str, int], beside: int) -
     for party_id in charged:
         contract.participant(party_id)
     lines = []
-    plans = {order: plan_rdp(contract, order) for order in _gate_orders(contract)}
     for party in contract.participants:
         if party.id not in charged:
             continue
@@ -86,15 +89,26 @@ def _participants(contract: Contract, charged: Mapping[str, int], beside: int) -
             "releases": -(-steps // contract.noised_steps) + beside,
             "epsilon_pld": _shown(epsilon_pld(plan_groups(contract, steps), contract.privacy.delta)),
         }
-        if party.gate_order is not None:
-            plan = plans[party.gate_order]
-            line["gate_order"] = decimal_text(party.gate_order)
-            line["renyi_plan"] = decimal_text(plan) if plan.is_finite() else "unbounded"
         if contract.privacy.entity is not None:
             epsilon, delta = entity_guarantee(contract, steps)
             line |= {"entity_epsilon": _shown(epsilon), "entity_delta": decimal_text(delta)}
         lines.append(line)
     return lines
+
+
+def _gates(contract: Contract) -> list[dict[str, Any]]:
+    """Each data set's order, as far as the contract states it, and the whole plan's Rényi divergence at it."""
+    plans = {order: plan_rdp(contract, order) for order in _gate_orders(contract)}
+    return [
+        {
+            "participant": party.id,
+            "name": party.name,
+            "gate_order": decimal_text(party.gate_order),
+            "renyi_plan": decimal_text(plan) if (plan := plans[party.gate_order]).is_finite() else "unbounded",
+        }
+        for party in contract.participants
+        if party.gate_order is not None
+    ]
 
 
 def _measurements(contract: Contract) -> list[dict[str, Any]]:
@@ -104,10 +118,7 @@ def _measurements(contract: Contract) -> list[dict[str, Any]]:
         noise = statistics.noise_multiplier
         alone = _shown(epsilon_pld([(noise, Decimal(1), 1)], delta))
         for query in statistics.queries:
-            line: dict[str, Any] = {"kind": query.kind, "column": query.column}
-            if isinstance(query, CountQuery):
-                counted = query.value if query.value is not None else f">= {query.at_least:f}"
-                line["value"] = counted
+            line = {"kind": query.kind, "column": query.column} | _asked(contract, query)
             lines.append(line | {"noise_multiplier": decimal_text(noise), "releases": 1, "epsilon_pld": alone})
     if (baseline := contract.baseline) is not None:
         noise, rate = contract.privacy.noise_multiplier, contract.privacy.sample_rate
@@ -122,6 +133,21 @@ def _measurements(contract: Contract) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def _asked(contract: Contract, query: Query) -> dict[str, Any]:
+    """What a query asks of its column; a number is clipped to its bounds before it is counted or summed."""
+    if isinstance(query, CountQuery):
+        return {"value": query.value if query.value is not None else f">= {query.at_least:f}"}
+    asked: dict[str, Any] = {}
+    if not values_of(contract, query.column):
+        low, high = bounds_of(contract, query.column)
+        asked = {"low": decimal_text(low), "high": decimal_text(high)}
+    if not isinstance(query, MeanQuery) and query.bins is not None:
+        asked["bins"] = query.bins
+    if isinstance(query, QuantileQuery):
+        asked["probabilities"] = [decimal_text(p) for p in query.probabilities]
+    return asked
 
 
 def _mechanism(contract: Contract) -> dict[str, Any]:
@@ -165,7 +191,13 @@ def _outside(contract: Contract) -> list[str]:
     central = isinstance(contract.privacy, ClientPrivacy)
     return [
         "noise-by-the-operators-word" if central else "participants-with-altered-code",
-        *(["several-rows-of-one-person"] if contract.privacy.entity is None and not central else []),
+        *(
+            []
+            if central
+            else _ENTITY_OUTSIDE
+            if contract.privacy.entity is not None
+            else ["several-rows-of-one-person"]
+        ),
         "counts-and-who-takes-part",
         "validation-rows",
         "timing",

@@ -4,13 +4,14 @@ import base64
 import struct
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
+from fractions import Fraction
 from itertools import islice
 from typing import Any
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.contribution import validation_rows
 from fedpact_contract.log import BaselinesScored, Body, MeasurementTaken
-from fedpact_contract.record import decimal_text
+from fedpact_contract.record import decimal_text, ratio_text
 from fedpact_contract.statistics import cell_count, results
 
 _WIDE = Context(prec=1000)
@@ -93,7 +94,7 @@ def baselines(bodies: Iterable[Body], contract: Contract) -> list[dict[str, str]
         {
             "id": party.id,
             "name": party.name,
-            "metric": f"{lines[party.id].correct / rows:.6f}",
+            "metric": ratio_text(Fraction(lines[party.id].correct, rows)),
             "loss": f"{sum(lines[party.id].losses) / rows / 1e9:.6f}",
         }
         for party in contract.participants

@@ -9,10 +9,18 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
-from fedpact_contract.contract import ClientPrivacy, Contract, Count, EntityCode, MeasurementKind
+from fedpact_contract.contract import (
+    ClientPrivacy,
+    Contract,
+    Count,
+    EntityCode,
+    MeasurementKind,
+    delta_limit,
+    delta_text,
+)
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import Checkpoint, Countersignature, Proved
-from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record
+from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, decimal_text
 
 
 class PrivacyEvent(Part):
@@ -240,6 +248,25 @@ class DataSetCard(Record):
     delta: Dec
     alpha: Dec
     released_rows: Annotated[int, Field(ge=0)]
+
+
+def check_card_delta(delta: Decimal, num_examples: int, *, file: object = None, party: str | None = None) -> None:
+    """A data set's delta keeps the rule of contracts: it is a chance of no protection at all, for each row.
+
+    Raises:
+        InputError: CARD_DELTA.
+    """
+    limit = delta_limit(num_examples)
+    if delta > limit:
+        raise InputError(
+            "CARD_DELTA",
+            f"delta is {decimal_text(delta)}; for {num_examples} examples it must be at most {delta_text(limit)}.",
+            file=file,
+            field="delta",
+            party=party,
+            rule="delta <= min(1e-5, 1/(10 num_examples))",
+            remedy=f"Write delta = {delta_text(limit)}, or less; after the first card, which fixed it, fewer examples.",
+        )
 
 
 class Invitation(Part):

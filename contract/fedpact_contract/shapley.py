@@ -1,4 +1,4 @@
-"""Exact Shapley and Banzhaf values of a game that is given as a complete table.
+"""Exact Shapley, Banzhaf and Owen values of a game that is given as a complete table.
 
 A table lists v(S) by coalition mask: bit i stands for player i, so it has 2**N values. All arithmetic is exact.
 Shapley (1953), "A value for n-person games"; Banzhaf (1965), "Weighted voting doesn't work".
@@ -72,6 +72,60 @@ def banzhaf(values: Sequence[int | Fraction]) -> tuple[Fraction, ...]:
     return tuple(Fraction(2 * sum(held) - total, 2 ** (n - 1) * unit) for held in holding)
 
 
+def owen(values: Sequence[int | Fraction], unions: Sequence[Sequence[int]]) -> tuple[Fraction, ...]:
+    """Each player's Owen value: unions share as players of a game among themselves, and inside each its members.
+
+    A member's marginal contributions count in the orders in which every union stands together. Owen (1977), "Values of
+    games with a priori unions". With unions of one each, or one union of all, these are Shapley values.
+
+    Args:
+        values: 2**N values by mask, N >= 1.
+        unions: The players' numbers, each in one union. Time grows with the sum over unions of
+            2**(unions - 1) 2**(members - 1) members.
+
+    Raises:
+        InputError: GAME_TABLE_SIZE, as `shapley`; GAME_UNIONS: the unions are no partition of the players.
+    """
+    n, scaled, unit = _scaled(values)
+    if sorted(i for union in unions for i in union) != list(range(n)) or not all(unions):
+        raise InputError(
+            "GAME_UNIONS",
+            f"The unions are no partition of the {n} players.",
+            field="unions",
+            remedy="Name each player in one union; whoever is alone is a union of one.",
+        )
+    masks = [sum(1 << i for i in union) for union in unions]
+    result = [Fraction(0)] * n
+    for k, union in enumerate(unions):
+        outside = _coalitions([mask for j, mask in enumerate(masks) if j != k])
+        for i in union:
+            inside = _coalitions([1 << j for j in union if j != i])
+            gain = sum(
+                among * within * (scaled[other | own | 1 << i] - scaled[other | own])
+                for other, among in outside
+                for own, within in inside
+            )
+            result[i] = Fraction(gain, factorial(len(unions)) * factorial(len(union)) * unit)
+    return tuple(result)
+
+
+def union_counts(counts: Sequence[int], unions: Sequence[Sequence[int]]) -> tuple[Fraction, ...]:
+    """What each player's n counts for where a union's rows are the same ones: all of it together its largest n.
+
+    Inside a union the n are scaled down in proportion, so a union of one keeps its own.
+
+    Args:
+        counts: Each player's n, above 0.
+        unions: A partition, as for `owen`.
+    """
+    result = [Fraction(n) for n in counts]
+    for union in unions:
+        total = sum(counts[i] for i in union)
+        for i in union:
+            result[i] = Fraction(counts[i] * max(counts[j] for j in union), total)
+    return tuple(result)
+
+
 def read_game(data: bytes, *, file: object = None) -> Game:
     """Read a game table: `{"players": [...], "values": {"": 0, "a": 3, "a,b": 7}}`.
 
@@ -110,6 +164,14 @@ def recompute(table_json: bytes, *, file: object = None) -> dict[str, dict[str, 
         "shapley": dict(zip(game.players, map(str, shapley(game.values)), strict=True)),
         "banzhaf": dict(zip(game.players, map(str, banzhaf(game.values)), strict=True)),
     }
+
+
+def _coalitions(parts: Sequence[int]) -> list[tuple[int, int]]:
+    """Every union of these disjoint masks, and in how many orders of them and one more it stands before that one."""
+    found = [(0, 0)]
+    for part in parts:
+        found += [(mask | part, size + 1) for mask, size in found]
+    return [(mask, factorial(size) * factorial(len(parts) - size)) for mask, size in found]
 
 
 def _scaled(values: Sequence[int | Fraction]) -> tuple[int, Sequence[int], int]:

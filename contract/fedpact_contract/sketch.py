@@ -32,7 +32,7 @@ def sketch(values: Mapping[str, Any], operator: Party, software: Software, *, fi
         "contribution": {"validation": {"root": _DIGEST, "slices": [{"source": "operator", "count": 1}]}},
         "code": software.plain(),
     }
-    return Contract.parse(merge(values, derived), file=file)
+    return Contract.parse(merge(values, derived, file=file), file=file)
 
 
 def solve(sketched: Contract, noise: Decimal | None = None, *, file: object = None) -> Contract:

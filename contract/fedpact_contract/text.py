@@ -6,6 +6,7 @@ the contract's id. Values come from several parties: characters that a terminal 
 
 from collections.abc import Iterable, Iterator
 from decimal import ROUND_CEILING, Context, Decimal
+from itertools import count
 
 from fedpact_contract.contract import (
     ClientPrivacy,
@@ -307,9 +308,15 @@ def _meaning(
         "In words: whatever anybody learns from this training, it is at most "
         f"{_rounded(factor, '0.01')} times as likely (e^epsilon) as it would be without {what}, apart from a "
         f"chance of {delta}. Someone who held it for even {whether} used guesses right at most "
-        f"{_rounded(guess, '0.1')} % of the time instead of 50 %, apart from the same chance. What is true of people "
+        f"{_below_100(guess)} % of the time instead of 50 %, apart from the same chance. What is true of people "
         f"in general, and would be learned without {it} too, is not protected."
     )
+
+
+def _below_100(percent: Decimal) -> str:
+    """Rounded up, with the digits that it takes not to read 100."""
+    places = next(places for places in count(1) if percent.quantize(Decimal(10) ** -places, ROUND_CEILING) < 100)
+    return _rounded(percent, f"1e-{places}")
 
 
 def _participation(contract: Contract) -> Iterator[str]:

@@ -161,6 +161,8 @@ def audit(contract: Contract, *, noise: Noise, coins: Noise, seconds: float, can
             "AUDIT_TRUST_MODEL",
             "At client level participants train without noise: there is none to audit.",
             field="privacy.trust_model",
+            rule="what is audited is the noise of each participant",
+            remedy="Audit a contract whose trust model is record-level-at-each-participant.",
         )
     check_plan(contract)
     begun = time.monotonic()

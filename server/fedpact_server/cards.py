@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from fedpact_contract import privacy
 from fedpact_contract.errors import FaultError, InputError, RefusedError
-from fedpact_contract.messages import DataSetCard
+from fedpact_contract.messages import DataSetCard, check_card_delta
 from fedpact_contract.output import counted
 from fedpact_contract.record import Envelope, open_signed, read_envelope
 from fedpact_server import db
@@ -29,8 +29,8 @@ def accept_card(
 
     Raises:
         FaultError: CARD_PARTICIPANT, SIGNATURE_COUNT, or a signature that is not the participant's.
-        InputError: CARD_BUDGET, a budget under which nothing fits; RELEASE_COUNT, RELEASE_ROW, RELEASE_COLUMNS,
-            RELEASE_CELL.
+        InputError: CARD_BUDGET, a budget under which nothing fits; CARD_DELTA; RELEASE_COUNT, RELEASE_ROW,
+            RELEASE_COLUMNS, RELEASE_CELL.
         RefusedError: CARD_BUDGET_CHANGED.
     """
     if len(envelope.signatures) != 1:
@@ -45,6 +45,7 @@ def accept_card(
             field="epsilon",
             remedy="Declare a larger epsilon, or the alpha that `fedpact-agent` works out.",
         )
+    check_card_delta(card.delta, card.num_examples, party=member.name)
     rows = _rows(card, released)
     known = db.cards.c
     where = (known.participant == member.id, known.data_set == card.data_set)

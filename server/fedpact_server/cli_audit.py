@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedpact_contract import output
+from fedpact_contract.errors import InputError
 from fedpact_contract.output import counted, line
 from fedpact_server.cli_common import Json
 
@@ -50,7 +51,11 @@ def audit_privacy_command(
     from fedpact_models.audit import audit
     from fedpact_models.dp import SystemNoise
 
-    result = audit(found, noise=SystemNoise(), coins=SystemNoise(), seconds=seconds)
+    try:
+        result = audit(found, noise=SystemNoise(), coins=SystemNoise(), seconds=seconds)
+    except InputError as err:
+        err.file = err.file or str(contract)
+        raise
     if as_json:
         output.emit_json(_plain(found, result))
     else:

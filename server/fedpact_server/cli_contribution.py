@@ -1,4 +1,4 @@
-"""Commands `fedpact contribution show`, the operator's, and `fedpact contribution reevaluate`, the auditor's."""
+"""Commands `fedpact contribution show` and `alarms`, the operator's, and `reevaluate`, the auditor's."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the group that the base has."""
     contribution = group(app, "contribution")
     contribution.command("show")(show_command)
+    contribution.command("alarms")(alarms_command)
     contribution.command("reevaluate")(reevaluate_command)
 
 
@@ -80,6 +81,41 @@ def show_command(
         output.emit_json(card | {"live": _live(at)})
     else:
         _show(card, at, plot)
+
+
+def alarms_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
+    """Show what looks like gaming in the rounds so far, and where the detectors cannot tell.
+
+    An alarm is a question, and moves no money: with honest participants one run in a hundred has one. Only the operator
+    sees it, for it says something of scores.
+
+    Example: fedpact contribution alarms 3f2a91
+    """
+    from fedpact_server import validation, watch
+
+    at = open_contract(home, run)
+    rows = validation.load(at.operator.path, at.contract.contribution.validation.root)
+    with at.database.read() as connection:
+        found = watch.look(connection, at.contract, at.operator.path, rows.examples)
+    if as_json:
+        output.emit_json({"contract": at.contract.id, "findings": [finding.plain() for finding in found]})
+        return
+    console = output.console()
+    if not found:
+        console.print("No round of this run has been scored yet.")
+        return
+    names = {p: party.name for p, party in at.contract.by_id().items()}
+    raised = [f for f in found if f.outcome == "alarm"]
+    lines = [
+        [str(f.round), f.code, ", ".join(names[p] for p in f.participants), f"{f.statistic:.3g}", f"{f.threshold:.3g}"]
+        for f in raised
+    ]
+    if lines:
+        output.table(console, ["round", "alarm", "participants", "statistic", "threshold"], lines, right=(0, 3, 4))
+    else:
+        console.print("No alarm.")
+    for finding in {f.code: f for f in found if f.outcome == "no power"}.values():
+        console.print(f"{finding.code} has no power: {finding.power}")
 
 
 def reevaluate_command(

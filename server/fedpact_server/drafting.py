@@ -130,8 +130,9 @@ def _participants(
     for index, item in enumerate(given):
         signatory = _signatory(connection, item, f"participants.{index}", file)
         member, card = signatory.member, signatory.card
-        derived = {"name": member.name, "key": member.contract_key, "sector": member.sector}
-        filled.append(merge(item, {**derived, "num_examples": card.num_examples, "gate_order": card.alpha}))
+        derived: dict[str, Any] = {"name": member.name, "key": member.contract_key, "sector": member.sector}
+        derived = {**derived, "num_examples": card.num_examples, "gate_order": card.alpha}
+        filled.append(merge(item, derived, file=file, under=f"participants.{index}"))
         signatories.append(signatory)
     return signatories, values | {"participants": filled}
 

@@ -4,7 +4,7 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpact_contract.shapley import banzhaf, shapley
+from fedpact_contract.shapley import banzhaf, owen, shapley
 
 numbers = st.one_of(
     st.integers(-(10**20), 10**20), st.fractions(min_value=-1000, max_value=1000, max_denominator=10**6)
@@ -91,3 +91,49 @@ def test_additivity(game, data):
 @given(games(), st.fractions(max_denominator=1000))
 def test_homogeneity(game, factor):
     assert shapley([Fraction(v) * factor for v in game]) == tuple(v * factor for v in shapley(game))
+
+
+@st.composite
+def games_with_unions(draw):
+    game = draw(games(most=4))
+    groups = draw(st.lists(st.integers(0, 3), min_size=players(game), max_size=players(game)))
+    return game, [[i for i, g in enumerate(groups) if g == group] for group in sorted(set(groups))]
+
+
+@given(games_with_unions())
+def test_owen_is_the_mean_over_the_orders_in_which_unions_stand_together(case):
+    game, unions = case
+    n = players(game)
+    places = [{i: k for k, union in enumerate(unions) for i in union}[i] for i in range(n)]
+    orders = [
+        order
+        for order in permutations(range(n))
+        if all(a == b or b not in [places[i] for i in order[:k]] for k, (a, b) in enumerate(_steps(order, places)))
+    ]
+    total = [Fraction(0)] * n
+    for order in orders:
+        mask = 0
+        for i in order:
+            total[i] += Fraction(game[mask | 1 << i]) - Fraction(game[mask])
+            mask |= 1 << i
+    assert list(owen(game, unions)) == [t / len(orders) for t in total]
+
+
+def _steps(order, places):
+    """(union of the one before, union of this one) along an order."""
+    return [(None if k == 0 else places[order[k - 1]], places[i]) for k, i in enumerate(order)]
+
+
+@given(games())
+def test_owen_without_unions_or_with_one_of_all_is_shapley(game):
+    n = players(game)
+    assert owen(game, [[i] for i in range(n)]) == owen(game, [list(range(n))]) == shapley(game)
+
+
+@given(games_with_unions())
+def test_a_union_has_the_value_that_it_has_among_unions(case):
+    game, unions = case
+    masks = [sum(1 << i for i in union) for union in unions]
+    among = shapley([game[sum(m for k, m in enumerate(masks) if s >> k & 1)] for s in range(2 ** len(unions))])
+    values = owen(game, unions)
+    assert [sum((values[i] for i in union), Fraction(0)) for union in unions] == list(among)

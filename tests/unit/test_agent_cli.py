@@ -459,7 +459,13 @@ def test_plan_says_what_a_contract_would_cost_and_changes_nothing(call: Call, wo
     assert 0 <= Decimal(found.json["sum_of_limit"]) - Decimal(cost["after"]) / Decimal(cost["limit"]) < Decimal("0.001")
     assert float(found.json["epsilon_gate"]) > float(cost["epsilon"]), "all contracts of the data set"
     shown = call(*PLAN, "3", "--epsilon", "1").out
-    for words in ("epsilon of the whole plan (20 steps)", "sum / R", "epsilon_gate", "not said: purpose", "It fits."):
+    for words in (
+        "epsilon of the whole plan (20 steps)",
+        "sum / R",
+        "epsilon_gate",
+        "not looked at: rows, purpose",
+        "It fits.",
+    ):
         assert words in shown
     noise = found.json["noise_multiplier"]
     most = found.json["rounds_that_fit"]
@@ -548,13 +554,13 @@ def test_rounds_that_fit_are_counted_without_rounding() -> None:
         (("3",), "PLAN_NOISE", "--epsilon, --noise-multiplier"),
         (("3", "--epsilon", "1", "--noise-multiplier", "1"), "PLAN_NOISE", "--epsilon, --noise-multiplier"),
         (("3", "--epsilon", "much"), "PLAN", "--epsilon"),
-        (("3", "--epsilon", "nan"), "PLAN", "epsilon"),
-        (("3", "--epsilon", "0"), "CONTRACT_NOT_POSITIVE", "privacy.epsilon"),
-        (("3", "--noise-multiplier", "0"), "CONTRACT_NOT_POSITIVE", "privacy.noise_multiplier"),
-        (("0", "--epsilon", "1"), "CONTRACT", "training.rounds"),
-        (("99999", "--epsilon", "1"), "CONTRACT_TOO_MANY_STEPS", "training.local_steps"),
-        (("3", "--epsilon", "1", "--delta", "0.0001"), "CONTRACT_DELTA", "privacy.delta"),
-        (("3", "--epsilon", "0.0001"), "PRIVACY_UNREACHABLE", "privacy.epsilon"),
+        (("3", "--epsilon", "nan"), "PLAN", "--epsilon"),
+        (("3", "--epsilon", "0"), "CONTRACT_NOT_POSITIVE", "--epsilon"),
+        (("3", "--noise-multiplier", "0"), "CONTRACT_NOT_POSITIVE", "--noise-multiplier"),
+        (("0", "--epsilon", "1"), "CONTRACT", "--rounds"),
+        (("99999", "--epsilon", "1"), "CONTRACT_TOO_MANY_STEPS", "--local-steps"),
+        (("3", "--epsilon", "1", "--delta", "0.0001"), "CONTRACT_DELTA", "--delta"),
+        (("3", "--epsilon", "0.0001"), "PRIVACY_UNREACHABLE", "--epsilon"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_named(
@@ -564,11 +570,26 @@ def test_a_plan_that_makes_no_sense_is_named(
     assert (result.code, result.error, result.json["error"]["field"]) == (2, code, field)
 
 
+def test_a_plan_on_a_data_set_that_promises_too_little_is_refused(call: Call, ready: Lab) -> None:
+    text = ready.home.config_path.read_text().replace("delta = 0.00001\ncolumns", "delta = 0.1\ncolumns")
+    replace_file(ready.home.config_path, text.encode())
+    found = call(*PLAN, "3", "--epsilon", "1", "--json")
+    assert (found.code, refusals(found)) == (5, {"budget": "CARD_DELTA"})
+    assert call("card", "set-1", "--yes", "--json").error == "CARD_DELTA"
+    assert ready.store.data_sets() == []
+
+
 def test_plan_needs_all_terms_or_a_file(call: Call, ready: Lab) -> None:
     result = call("plan", "set-1", "--rounds", "3", "--json")
     assert (result.code, result.error, result.json["error"]["field"]) == (2, "PLAN_OPTIONS", "--local-steps")
     result = call("plan", "set-1", "--json")
-    assert (result.code, result.error) == (2, "CONTRACT_FILE_MISSING")
+    assert (result.code, result.error) == (2, "PLAN_OPTIONS")
+    assert "set-1 is a data set" in result.json["error"]["message"]
+    assert "--epsilon or --noise-multiplier" in result.json["error"]["remedy"]
+    for nothing in ("set-2", ready.home.path):
+        result = call("plan", nothing, "--json")
+        assert (result.code, result.error) == (2, "CONTRACT_FILE_MISSING")
+        assert "a data set's id (set-1) with --rounds" in result.json["error"]["remedy"]
 
 
 def test_a_plan_for_a_data_set_without_a_card_counts_from_nothing(call: Call, ready: Lab) -> None:
@@ -597,7 +618,7 @@ def test_the_plan_of_a_contract_in_a_file_is_what_sign_shows(call: Call, ready: 
     path = tmp_path / "heart.json"
     path.write_bytes(offered.to_bytes())
     found = call("plan", path, "--json")
-    assert (found.code, found.json["refused"], found.json["not_checked"]) == (0, False, [])
+    assert (found.code, found.json["refused"], found.json["not_checked"]) == (0, False, ["rows"])
     shown = call("contract", "show", offered.id, "--json").json
     assert (found.json["cost"], found.json["checks"]) == (shown["cost"], shown["checks"])
     assert found.json["measurements"] == ["statistics", "baseline"]
@@ -627,7 +648,7 @@ def test_a_template_is_planned_before_the_operator_has_made_a_contract_of_it(
     offered = ready.offer("[participation]", MEASURED + "[participation]")
     assert found.json["noise_multiplier"] == str(offered.privacy.noise_multiplier)
     assert found.json["cost"] == call("contract", "show", offered.id, "--json").json["cost"]
-    assert found.json["not_checked"] == ["operator", "other participants", "code"]
+    assert found.json["not_checked"] == ["rows", "operator", "other participants", "code"]
     path.write_text(template.replace("disease-prediction", "advertising").replace('name = "sex"', 'name = "size"'))
     refused = call("plan", path, "--json")
     assert refused.code == 5

@@ -101,11 +101,11 @@ def test_a_relative_witness_is_taken_from_the_files_folder(tmp_path: Path) -> No
         ('url = ""', 'url = "https://operator\\n"', "url =", "CONFIG"),
         ("num_examples = 5000", "num_examples = 5000.0", "num_examples =", "CONFIG"),
         ("num_examples = 5000", "num_examples = true", "num_examples =", "CONFIG"),
-        ("epsilon = 8", "epsilon = 0", "[[data_sets]]", "CONFIG"),
+        ("epsilon = 8", "epsilon = 0", "epsilon =", "CONFIG"),
         ("epsilon = 8", "epsilon = nan", "epsilon =", "CONFIG"),
-        ("delta = 0.00001", "delta = 1", "[[data_sets]]", "CONFIG"),
-        ("release_fraction = 0.05", "release_fraction = 0.51", "[[data_sets]]", "CONFIG"),
-        ("release_fraction = 0.05", "release_fraction = 0", "[[data_sets]]", "CONFIG"),
+        ("delta = 0.00001", "delta = 1", "delta =", "CONFIG"),
+        ("release_fraction = 0.05", "release_fraction = 0.51", "release_fraction =", "CONFIG"),
+        ("release_fraction = 0.05", "release_fraction = 0", "release_fraction =", "CONFIG"),
         ("release_fraction = 0.05", 'release_fraction = 0.05\nrelease_file = "x"', "[[data_sets]]", "CONFIG"),
         ('label = "disease"', 'label = "age"', "[[data_sets]]", "CONFIG"),
         ('id = "heart-2026"', 'id = "heart 2026"', "id =", "CONFIG"),
@@ -200,6 +200,11 @@ def test_unreadable_files(tmp_path: Path, content: bytes, code: str) -> None:
     with pytest.raises(InputError) as caught:
         load(path)
     assert caught.value.code == code
+
+
+def test_a_column_that_stands_twice_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the column age stands twice"):
+        parse(changed('label = "disease"', 'label = "age"'), tmp_path / "agent.toml")
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:

@@ -333,15 +333,19 @@ def test_what_is_no_contract_is_a_mistake_in_what_was_given(fedpact: Any, tmp_pa
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "other.json").write_text('{"rounds": []}')
     (tmp_path / "weak.json").write_bytes(a_plan(epsilon="0.5").to_bytes())
+    (tmp_path / "central.json").write_bytes(Contract.parse(change(a_plan().plain(), CENTRAL, "__")).to_bytes())
     for name, expected in (
         ("missing.json", "CONTRACT_FILE_MISSING"),
         ("bad.toml", "CONTRACT"),
         ("bad.json", "CANONICAL"),
         ("other.json", "CONTRACT_FILE_FORM"),
         ("weak.json", "CONTRACT_NOISE_TOO_SMALL"),
+        ("central.json", "AUDIT_TRUST_MODEL"),
     ):
         code, out, err = fedpact("audit-privacy", tmp_path / name, "--json")
         assert code == 2, name
-        assert expected in json.loads(out)["error"]["code"], name
+        error = json.loads(out)["error"]
+        assert expected in error["code"], name
+        assert error["file"] == str(tmp_path / name)
         assert "Traceback" not in out + err
     assert fedpact("audit-privacy", tmp_path / "weak.json", "--seconds", "0")[0] == 2

@@ -4,6 +4,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def world(tmp_path: Path) -> Iterator[Lab]:
 def draft(world: Lab, data_set: str = DATA_SET, rows: str = ROWS) -> cards.Draft:
     world.configure(data_set=data_set, rows=rows)
     return cards.prepare(world.home, world.home.config(), world.store, "set-1")
+
+
+def rewrite(world: Lab, old: str, new: str) -> None:
+    text = world.home.config_path.read_text()
+    assert old in text
+    world.home.config_path.write_text(text.replace(old, new, 1))
 
 
 def with_line(line: str) -> str:
@@ -121,11 +128,53 @@ def test_a_wrong_passphrase_declares_nothing(world: Lab) -> None:
 def test_a_budget_is_declared_once(world: Lab) -> None:
     draft(world)
     world.declare()
-    text = world.home.config_path.read_text().replace("epsilon = 8\ndelta", "epsilon = 9\ndelta", 1)
-    world.home.config_path.write_text(text.replace("#epsilon", "#epsilon"))
+    rewrite(world, "epsilon = 8\ndelta", "epsilon = 9\ndelta")
     with pytest.raises(RefusedError) as caught:
         cards.prepare(world.home, world.home.config(), world.store, "set-1")
-    assert caught.value.code == "DATA_SET_BUDGET_FIXED"
+    assert (caught.value.code, caught.value.file) == ("DATA_SET_BUDGET_FIXED", str(world.home.config_path))
+    assert "says epsilon 9 at delta 0.00001" in caught.value.message
+    assert caught.value.remedy == "Write epsilon 8 at delta 0.00001 again."
+
+
+def test_what_is_odd_about_the_rows_is_shown_and_stays_here(world: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    """All labels alike, few examples, cells that are no number: column and count, never a value."""
+    odd = "".join(f"{age},f,sure\n" for age in ("nan", "-inf", "1e999", "30", "31", "", "32", "33", "34", "35"))
+    made = draft(world, DATA_SET.replace("num_examples = 40", "num_examples = 9"), "age,sex,ill\n" + odd)
+    assert (made.not_finite, made.one_class) == ({"age": 3}, True)
+    show_card(made)
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "all rows are of one class",
+        "fewer than 10 examples",
+        "column age has 3 cells that are NaN or infinite",
+    ):
+        assert words in shown
+    assert "1e999" not in shown
+    assert "sure" not in shown
+    world.declare()
+    assert all(b"one_class" not in r.content and b"not_finite" not in r.content for r in world.wire.sent)
+
+
+def test_of_usual_rows_nothing_is_remarked(world: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    made = draft(world)
+    assert (made.not_finite, made.one_class) == ({}, False)
+    show_card(made)
+    assert "Mind" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("count", "delta", "most"), [(40, "0.1", "0.00001"), (15_000, "0.00001", "0.00000666")])
+def test_a_card_keeps_the_contracts_rule_for_delta(world: Lab, count: int, delta: str, most: str) -> None:
+    """Where rows are many the limit is the fraction, and what the message says is allowed."""
+    wrong = DATA_SET.replace("num_examples = 40", f"num_examples = {count}").replace("0.00001", delta)
+    with pytest.raises(InputError) as caught:
+        draft(world, wrong)
+    assert (caught.value.code, caught.value.field) == ("CARD_DELTA", "delta")
+    assert caught.value.file == str(world.home.config_path)
+    assert f"delta = {most}," in caught.value.remedy
+    assert world.store.data_sets() == []
+    rewrite(world, f"delta = {delta}\ncolumns", f"delta = {most}\ncolumns")
+    with pytest.raises(InputError, match="DATA_TOO_FEW_ROWS") if count > 60 else nullcontext():
+        cards.prepare(world.home, world.home.config(), world.store, "set-1")
 
 
 def test_a_second_name_for_one_file_buys_no_budget(world: Lab) -> None:
@@ -134,7 +183,7 @@ def test_a_second_name_for_one_file_buys_no_budget(world: Lab) -> None:
     world.configure(data_set=DATA_SET.replace("set-1", "set-2"))
     with pytest.raises(RefusedError) as caught:
         cards.prepare(world.home, world.home.config(), world.store, "set-2")
-    assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
+    assert (caught.value.code, caught.value.file) == ("DATA_SET_KNOWN_ELSEWHERE", str(world.home.config_path))
     assert "set-1" in caught.value.message
 
 

@@ -154,6 +154,7 @@ def test_toml_that_python_cannot_hold_is_refused(text: str) -> None:
     with pytest.raises(InputError) as err:
         Contract.from_toml(text, file="contract.toml")
     assert (err.value.code, err.value.file) == ("TOML_SYNTAX", "contract.toml")
+    assert "line named" in err.value.remedy
 
 
 def test_broken_toml_names_the_line() -> None:
@@ -178,5 +179,6 @@ def test_a_changed_byte_is_another_contract_or_none(values) -> None:
 def test_a_template_does_not_give_what_is_derived() -> None:
     assert merge({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
     with pytest.raises(InputError) as err:
-        merge({"a": {"b": 1}}, {"a": {"b": 2}})
-    assert err.value.code == "TEMPLATE_DERIVED_KEY"
+        merge({"a": {"b": 1}}, {"a": {"b": 2}}, file="heart.toml")
+    assert (err.value.code, err.value.file, err.value.field) == ("TEMPLATE_DERIVED_KEY", "heart.toml", "a.b")
+    assert err.value.remedy == "Remove b from the template."

@@ -159,7 +159,12 @@ class TestNew:
             ('unit = "example"', 'unit = "person"', "CONTRACT", "privacy.unit"),
             ('not_after = "2027-11-01T00:00:00Z"', 'not_after = "2026-11-24T12:00:00Z"', "CONTRACT_EXPIRED", None),
             ("spare_attempts = 1", "spare_attempts = 1\nnoise_multiplier = 1", "TEMPLATE_DERIVED_KEY", None),
-            ("floor_fen = 100", "floor_fen = 100\nnum_examples = 5", "TEMPLATE_DERIVED_KEY", "num_examples"),
+            (
+                "floor_fen = 100",
+                "floor_fen = 100\nnum_examples = 5",
+                "TEMPLATE_DERIVED_KEY",
+                "participants.0.num_examples",
+            ),
             ('purpose = "disease-prediction"', 'purpose = "x"\n[code]\nrelease = "1"', "TEMPLATE_DERIVED_KEY", None),
             ("91310000MA1K000003", "91310000MA1K000009", "TEMPLATE_NOT_APPROVED", "participants.2.entity_code"),
             ('data_set = "set-3"', 'data_set = "set-9"', "TEMPLATE_NO_CARD", "participants.2.data_set"),

@@ -31,6 +31,7 @@ from fedpact_server.report.labels import LABELS, SAID
 
 D = Decimal
 DELTA = D("0.00001")
+HIGH = "120"
 STATISTICS = {
     "noise_multiplier": 30,
     "queries": [
@@ -38,6 +39,8 @@ STATISTICS = {
         {"kind": "count", "column": "age", "at_least": 60},
         {"kind": "count", "column": "again", "value": "yes"},
         {"kind": "quantile", "column": "age", "bins": 8, "probabilities": ["0.5"]},
+        {"kind": "histogram", "column": "again"},
+        {"kind": "histogram", "column": "age", "bins": 6},
     ],
 }
 ENTITY = {"column": "patient", "max_rows": 2, "method": "mixture-of-gaussians", "epsilon": 9, "delta": DELTA}
@@ -93,19 +96,29 @@ class TestRecordLevel:
         }
 
     def test_the_plan_counts_every_release(self) -> None:
-        """Three attempts of three steps, four queries and the baseline."""
-        cost = epsilon_pld([(D("1.25"), D("0.1"), 13), (D(30), D(1), 4)], DELTA)
-        assert whole(with_all())["plan"] == {"steps": 9, "releases": 3 + 4 + 1, "epsilon_pld": decimal_text(cost)}
+        """Three attempts of three steps, six queries and the baseline."""
+        cost = epsilon_pld([(D("1.25"), D("0.1"), 13), (D(30), D(1), 6)], DELTA)
+        assert whole(with_all())["plan"] == {"steps": 9, "releases": 3 + 6 + 1, "epsilon_pld": decimal_text(cost)}
         assert whole(record_level())["plan"]["releases"] == 3
 
     def test_measurements_are_itemised(self) -> None:
         alone = decimal_text(epsilon_pld([(D(30), D(1), 1)], DELTA))
         cost = {"noise_multiplier": "30", "releases": 1, "epsilon_pld": alone}
         assert whole(with_all())["measurements"] == [
-            {"kind": "mean", "column": "age", **cost},
+            {"kind": "mean", "column": "age", "low": "0", "high": HIGH, **cost},
             {"kind": "count", "column": "age", "value": ">= 60", **cost},
             {"kind": "count", "column": "again", "value": "yes", **cost},
-            {"kind": "quantile", "column": "age", **cost},
+            {
+                "kind": "quantile",
+                "column": "age",
+                "low": "0",
+                "high": HIGH,
+                "bins": 8,
+                "probabilities": ["0.5"],
+                **cost,
+            },
+            {"kind": "histogram", "column": "again", **cost},
+            {"kind": "histogram", "column": "age", "low": "0", "high": HIGH, "bins": 6, **cost},
             {
                 "kind": "baseline",
                 "steps": 4,
@@ -138,7 +151,13 @@ class TestRecordLevel:
 
     def test_what_is_outside(self) -> None:
         always = ["counts-and-who-takes-part", "validation-rows", "timing", "data-where-they-are-kept"]
-        assert whole(with_all())["outside"] == ["participants-with-altered-code", *always]
+        assert whole(with_all())["outside"] == [
+            "participants-with-altered-code",
+            "entity-in-several-data-sets",
+            "entity-under-several-names",
+            "rows-that-the-column-gives-to-others",
+            *always,
+        ]
         assert whole(record_level())["outside"] == [
             "participants-with-altered-code",
             "several-rows-of-one-person",
@@ -153,20 +172,23 @@ class TestRecordLevel:
         lines = dp_label(contract, dict(sorted({first.id: 6, second.id: 7, third.id: 0}.items())))["participants"]
         assert [line["name"] for line in lines] == [p.name for p in contract.participants]
         assert [line["participant"] for line in lines] == [first.id, second.id, third.id]
-        assert [(line["steps"], line["releases"]) for line in lines] == [(6, 2 + 5), (7, 3 + 5), (0, 5)]
-        assert [line["gate_order"] for line in lines] == ["25", "4.3", "9.1"]
+        assert [(line["steps"], line["releases"]) for line in lines] == [(6, 2 + 7), (7, 3 + 7), (0, 7)]
+        assert not any({"gate_order", "renyi_plan"} & line.keys() for line in lines), "of the plan, not charged"
         for line, steps in zip(lines, (6, 7, 0), strict=True):
             assert D(line["epsilon_pld"]) == epsilon_pld(plan_groups(contract, steps), DELTA) > 0
 
     def test_the_most_that_a_ledger_is_charged(self) -> None:
-        """Three attempts, four queries of alpha / (2 30^2) each, and the baseline."""
-        for line in whole(with_all())["participants"]:
+        """Three attempts, six queries of alpha / (2 30^2) each, and the baseline."""
+        gates = whole(with_all())["gates"]
+        assert [line["gate_order"] for line in gates] == ["9.1", "4.3", "25"]
+        assert dp_label(with_all(), {})["gates"] == gates, "whatever was charged"
+        for line in gates:
             alpha = D(line["gate_order"])
             steps = rdp(D("1.25"), D("0.1"), 3, alpha) * 3 + rdp(D("1.25"), D("0.1"), 4, alpha)
-            assert abs(D(line["renyi_plan"]) - steps - 4 * alpha / (2 * 30**2)) < D("1e-7")
+            assert abs(D(line["renyi_plan"]) - steps - 6 * alpha / (2 * 30**2)) < D("1e-7")
         plain = record_level()
         assert plan_rdp(plain, D("4.3")) == 3 * attempt_rdp(plain, D("4.3"))
-        assert "renyi_plan" not in whole(plain)["participants"][0]
+        assert "gates" not in whole(plain)
 
     def test_it_knows_only_participants(self) -> None:
         contract = with_all()
@@ -201,7 +223,7 @@ class TestClientLevel:
         assert label["plan"]["releases"] == 3
         assert {(line["releases"], D(line["epsilon_pld"])) for line in label["participants"]} == {(2, two)}
         attempts = contract.training.rounds + contract.privacy.spare_attempts
-        for line in label["participants"]:
+        for line in label["gates"]:
             assert D(line["renyi_plan"]) == attempts * attempt_rdp(contract, D("4.3"))
 
     def test_accountants_and_orders(self) -> None:
@@ -241,11 +263,12 @@ class TestShown:
         shown = dict(label_rows(whole(with_all()), "en"))
         assert shown["Standard"] == ["NIST SP 800-226"]
         assert shown["Released once besides"][0].startswith(
-            "what: mean; column: age; noise multiplier: 30; releases: 1; "
+            f"what: mean; column: age; lower bound: 0; upper bound: {HIGH}; noise multiplier: 30; releases: 1; "
         )
         assert "Rényi orders: 4.3, 9.1, 25" in shown["Accounting"][1]
-        assert re.match(r"kit company \d: steps: 9; releases: 8; ", shown["Charged"][0])
-        assert len(shown["Outside the guarantee"]) == 5
+        assert re.match(r"kit company \d: steps: 9; releases: 10; ", shown["Charged"][0])
+        assert shown["Whole plan at each data set's gate"][0].startswith("kit company ")
+        assert len(shown["Outside the guarantee"]) == 8
         central = dict(label_rows(whole(client_level()), "zh"))
         assert "1.1, 1.2 … 11, 12 … 63, 128, 256, 512, 1024" in central["核算"][0]
 

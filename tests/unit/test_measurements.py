@@ -134,6 +134,7 @@ class TestWhole:
         assert [q["kind"] for q in built["statistics"]["queries"]] == [q["kind"] for q in STATISTICS["queries"]]
         assert [p["name"] for p in built["baselines"]] == ["Enterprise 1", "Enterprise 2", "Enterprise 3"]
         assert all(0 <= float(p["metric"]) <= 1 for p in built["baselines"])
+        assert not any(p["metric"].endswith("0") and "." in p["metric"] for p in built["baselines"]), "as the metric"
         assert [line["kind"] for line in built["privacy"]["measurements"]] == [
             *(q["kind"] for q in STATISTICS["queries"]),
             "baseline",
@@ -142,12 +143,19 @@ class TestWhole:
 
         english, chinese = render(built, "en"), render(built, "zh")
         assert "Trained alone" in english
-        assert "what: quantile; column: pixel_20; noise multiplier: 30; releases: 1; " in english
+        assert (
+            "what: quantile; column: pixel_20; lower bound: 0; upper bound: 16; bins: 8; probabilities: 0.5; "
+            in english
+        )
         assert "of the noise only, not of sampling" in english
         low, high = (built["statistics"]["queries"][1]["answers"]["together"][key][3] for key in ("low", "high"))
         assert f"<small>{low} to {high}</small>" in english
         assert f"<small>{low} 至 {high}</small>" in chinese
-        for words in ("单独训练", "内容：分位数；列：pixel_20；噪声倍数：30", "仅反映噪声，不含抽样误差"):
+        for words in (
+            "单独训练",
+            "内容：分位数；列：pixel_20；下界：0；上界：16；分箱数：8；分位点：0.5；噪声倍数：30",
+            "仅反映噪声，不含抽样误差",
+        ):
             assert words in chinese
         shown = re.sub("<style>.*</style>|<[^>]*>|[0-9a-f]{64}", " ", chinese, flags=re.DOTALL)
         for known in ("Enterprise", "finance", "pixel_20", "digit-recognition", "digit", "Digits", "Operator", *KNOWN):

@@ -210,7 +210,7 @@ def test_epsilon_is_that_of_signing_and_a_signed_contract_needs_no_operator(call
     with made.client() as client:
         offer = fetch_offer(client, offered.id)
         found = review(made.home, made.home.config(), made.store, offer.contract, utc_now(), read_data=False)
-        quoted = privacy_cost(made.home.config(), made.store, offered, made.home.participant_id)
+        quoted = privacy_cost(made.home, made.home.config(), made.store, offered, made.home.participant_id)
         commit(made.home, made.store, client, found, PASSPHRASE)
     assert found.cost is not None
     told = cost_values(found.cost)
@@ -243,7 +243,7 @@ def test_an_entity_clause_is_quoted(made: Lab) -> None:
     entity = {"column": "person", "max_rows": 2, "method": "mixture-of-gaussians", "epsilon": D(9), "delta": D("1e-5")}
     plain = offered.plain()
     plain["privacy"]["entity"] = entity
-    found = privacy_cost(made.home.config(), made.store, Contract.parse(plain), made.home.participant_id)
+    found = privacy_cost(made.home, made.home.config(), made.store, Contract.parse(plain), made.home.participant_id)
     assert found["entity"]["max_rows"] == 2
     assert D(found["epsilon"]) < D(found["entity"]["epsilon"]) < 9, "worked out, not believed"
 
@@ -328,7 +328,8 @@ def test_floors_and_fen_are_those_of_the_settlement(tmp_path: Path) -> None:
         }
     )
     none = Simulated(by_label_noise={}, why_not="no")
-    assert plausible_share(contract, mine, none, 100_000)["share_by_rows"]["fen"] == 18_333
+    got = plausible_share(contract, mine, none, 100_000)["share_by_rows"]["fen"]
+    assert got in (18_333, 18_334), "all three end in a third of a fen: the one left goes by fingerprint"
     assert plausible_share(floored, of(floored, 1), none, 100_000)["share_by_rows"]["fen"] == 50_000
     paid = [plausible_share(floored, p, none, 100_000)["share_by_rows"]["fen"] for p in floored.participants]
     assert sum(paid) == 100_000

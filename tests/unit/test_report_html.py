@@ -99,6 +99,7 @@ def comparison(report: dict[str, Any]) -> dict[str, Any]:
 ENTITY = (
     *("dp_kind", "dp_value", "dp_noise_multiplier", "dp_sample_rate", "dp_entity_epsilon", "dp_entity_delta"),
     *("dp_entity", "dp_column", "dp_max_rows", "dp_measurements", "statistics", "statistics_note", "noise_error"),
+    *("dp_low", "dp_high", "dp_bins", "dp_probabilities"),
     *("dp_not_protected_from", "dp_max_update_norm", "privacy_note_central", "cumulative_note_central"),
     *(
         "query_mean",

@@ -19,8 +19,9 @@ from tests.support.federation import Federation, make_federation
 from fedpact_client.closing import close
 from fedpact_contract.record import ratio_text
 from fedpact_contract.trust import Trust, write
-from fedpact_server import db, logbook, runs, scoring
+from fedpact_server import db, logbook, runs, scoring, validation
 from fedpact_server.cli_run import FOLLOW_SECONDS
+from fedpact_server.detectors import TESTS
 from fedpact_server.home import OperatorHome
 
 COUNTS = [90, 60, 70, 80]
@@ -496,6 +497,25 @@ class TestContribution:
         for line, shown in zip(report["participants"], card["participants"], strict=True):
             for key in ("value", "leave_one_out", "banzhaf", "share"):
                 assert line[key] == shown[key]
+
+    def test_alarms_are_told_and_where_there_is_no_power(self, fedpact: Fedpact, run: ClosedRun) -> None:
+        contract, home = run.federation.contract, ("--home", str(run.federation.home))
+        asked, rows = contract.contribution.validation, run.federation.validation
+        (run.federation.home / "validation").mkdir(exist_ok=True)
+        salts = tuple(i.to_bytes(32, "big") for i in range(len(rows)))  # as `make_federation` committed to them
+        validation.save(
+            run.federation.home,
+            validation.ValidationSet(examples=rows, salts=salts, root=asked.root, slices=asked.slices),
+        )
+        found = fedpact("contribution", "alarms", contract.id[:8], *home, "--json").json["findings"]
+        assert {f["round"] for f in found} == {1, 2}
+        last = {f["code"]: f for f in found if f["round"] == 2}
+        assert set(last) == {*TESTS, "NEGATIVES"}, "after the last round every detector looks"
+        assert {f["code"] for f in found if f["outcome"] == "alarm"} <= {"NEGATIVES"}, "a rule, which noise may break"
+        assert last["VALUE_PER_ROW"]["outcome"] == "no power", "four participants have three peers each"
+        text = fedpact("contribution", "alarms", contract.id[:8], *home).out
+        assert ("No alarm." in text) == (last["NEGATIVES"]["outcome"] == "quiet")
+        assert "REPLAY has no power: none before 3 rounds" in text
 
     def test_a_rounds_game_is_recomputed_by_anybody(self, fedpact: Fedpact, run: ClosedRun) -> None:
         contract, home = run.federation.contract, ("--home", str(run.federation.home))

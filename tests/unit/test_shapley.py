@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from fedpact_contract.errors import InputError
-from fedpact_contract.shapley import banzhaf, read_game, recompute, shapley
+from fedpact_contract.shapley import banzhaf, owen, read_game, recompute, shapley, union_counts
 
 
 def table(n, value):
@@ -38,6 +38,34 @@ def test_majority_game():
     game = voting(51, [50, 49, 1])
     assert shapley(game) == (Fraction(2, 3), Fraction(1, 6), Fraction(1, 6))
     assert banzhaf(game) == (Fraction(3, 4), Fraction(1, 4), Fraction(1, 4))
+
+
+def test_owen_values_of_the_glove_game():
+    """The left glove and a right one bargain together: the other right one is not needed, and yet it counts inside."""
+    game = table(3, lambda s: int(0 in s and (1 in s or 2 in s)))
+    assert owen(game, [[0, 1], [2]]) == (Fraction(3, 4), Fraction(1, 4), 0)
+    assert owen(game, [[0], [1, 2]]) == (Fraction(1, 2), Fraction(1, 4), Fraction(1, 4))
+
+
+def test_a_union_alone_moves_nothing_in_an_additive_game():
+    """So the union's n must count once: that is what takes from two copies what they are too many."""
+    game = table(4, lambda s: sum([5, 7, 7, 11][i] for i in s))
+    assert owen(game, [[0], [1, 2], [3]]) == shapley(game) == (5, 7, 7, 11)
+    assert union_counts([100, 200, 200, 300], [[0], [1, 2], [3]]) == (100, 100, 100, 300)
+    assert union_counts([300, 100, 7], [[0, 1], [2]]) == (225, 75, 7)
+
+
+def test_of_copies_in_one_union_none_counts_more_than_once():
+    """A union that is worth what one of it is worth: together they have its Shapley value beside one other."""
+    game = table(3, lambda s: 6 * int(0 in s or 1 in s) + 4 * int(2 in s) - 2 * int(2 in s and len(s) > 1))
+    assert owen(game, [[0, 1], [2]]) == (Fraction(5, 2), Fraction(5, 2), 3)
+
+
+@pytest.mark.parametrize("unions", [[], [[0, 1]], [[0, 1], [1, 2]], [[0, 1], [2], []], [[0, 1], [2, 3]]])
+def test_unions_that_are_no_partition_are_refused(unions):
+    with pytest.raises(InputError) as caught:
+        owen([0] * 8, unions)
+    assert caught.value.code == "GAME_UNIONS"
 
 
 def test_airport_game():
@@ -93,7 +121,7 @@ def test_a_value_of_the_empty_coalition_is_nobodys():
 
 @pytest.mark.parametrize("size", [0, 1, 3, 6])
 def test_a_table_of_another_size_is_refused(size):
-    for value in (shapley, banzhaf):
+    for value in (shapley, banzhaf, lambda game: owen(game, [])):
         with pytest.raises(InputError) as caught:
             value([0] * size)
         assert caught.value.code == "GAME_TABLE_SIZE"

@@ -291,6 +291,15 @@ def test_a_card_that_says_whose_a_row_is_forces_the_clause(of_patients: Lab) -> 
     assert look(of_patients, plain).refuse() is None
 
 
+def test_entities_have_a_line_of_their_own(of_patients: Lab) -> None:
+    plain = of_patients.offer()
+    verdicts = {c.name: c.error for c in look(of_patients, changed(plain, "privacy.entity", ENTITY)).checks}
+    assert list(verdicts)[2:4] == ["own data", "entities"]
+    assert verdicts["entities"] is None
+    refused = {c.name: c.error.code for c in look(of_patients, plain).checks if c.error}
+    assert refused == {"entities": "POLICY_ENTITY"}
+
+
 @pytest.mark.parametrize("line", ["", 'entity = "sex2"\n'])
 def test_an_entity_changed_since_the_card_is_refused(of_patients: Lab, line: str) -> None:
     offered = changed(of_patients.offer(), "privacy.entity", ENTITY)

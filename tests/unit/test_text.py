@@ -145,6 +145,16 @@ def test_privacy_is_said_in_words() -> None:
     assert "no protection" in render(Contract.parse(plain))
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "percent"), [("1.9", "87.0"), ("7", "99.91"), ("8", "99.97"), ("19", "99.9999995")]
+)
+def test_a_guess_is_never_called_certain(epsilon: str, percent: str) -> None:
+    """e^7 : 1 is 99.9089, e^8 : 1 is 99.9665, e^19 : 1 is 99.99999944: rounded up, and below 100."""
+    plain = rich_contract().plain()
+    plain["privacy"]["epsilon"] = epsilon
+    assert f"guesses right at most {percent} % of the time" in render(Contract.parse(plain))
+
+
 def test_one_is_one_and_more_are_many() -> None:
     many = render(CONTRACT)
     for words in ("24 rounds", "3 training steps", "5 spare attempts", "321 seconds", "501 rows", "29 days"):

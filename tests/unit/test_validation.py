@@ -200,7 +200,7 @@ def test_a_later_card_replaces_rows_and_numbers_but_never_the_budget(world: Oper
     with world.database.read() as connection:
         assert validation.released_table(connection, enterprise(1).id, "set-1") is None
         assert [c.num_examples for c in cards.card_list(connection, enterprise(1).id)] == [500]
-    for values in ({"epsilon": 9}, {"delta": "0.00002"}, {"alpha": "5"}):
+    for values in ({"epsilon": 9}, {"delta": "0.000002"}, {"alpha": "5"}):
         with pytest.raises(FedpactError) as err:
             send_card(world, [], **values)
         assert err.value.code == "CARD_BUDGET_CHANGED"
@@ -213,6 +213,10 @@ def test_a_card_is_its_senders_and_has_a_budget_under_which_something_fits(world
     with pytest.raises(FedpactError) as err:
         send_card(world, [], epsilon="0.001")
     assert err.value.code == "CARD_BUDGET"
+    for values in ({"delta": "0.1"}, {"delta": "0.00001", "num_examples": 10_001}):
+        with pytest.raises(FedpactError) as err:
+            send_card(world, [], **values)
+        assert (err.value.code, err.value.field, err.value.party) == ("CARD_DELTA", "delta", enterprise(1).name)
     for values in ({"epsilon": -1}, {"delta": 0}, {"delta": 1}, {"alpha": 1}):
         with pytest.raises(FedpactError) as err:
             send_card(world, [], **values)

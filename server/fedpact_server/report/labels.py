@@ -193,7 +193,12 @@ LABELS: dict[str, tuple[str, str]] = {
     "dp_library": ("library", "程序库"),
     "dp_orders": ("Rényi orders", "雷尼阶"),
     "dp_gate_order": ("Rényi order of the data set's gate", "数据集门限的雷尼阶"),
-    "dp_renyi_plan": ("Rényi divergence of the plan at it", "计划在该阶的雷尼散度"),
+    "dp_gates": ("Whole plan at each data set's gate", "整个计划在各数据集门限处"),
+    "dp_renyi_plan": ("Rényi divergence of the whole plan at it", "整个计划在该阶的雷尼散度"),
+    "dp_low": ("lower bound", "下界"),
+    "dp_high": ("upper bound", "上界"),
+    "dp_bins": ("bins", "分箱数"),
+    "dp_probabilities": ("probabilities", "分位点"),
     "dp_entity_epsilon": ("epsilon for one entity", "单个主体的ε"),
     "dp_entity_delta": ("delta for one entity", "单个主体的δ"),
     "dp_releases": ("releases", "发布次数"),
@@ -272,6 +277,18 @@ SAID: dict[str, tuple[str, str]] = {
     "several-rows-of-one-person": (
         "several rows of one person together: they have less (contract, clause on the unit)",
         "同一人的多行数据合计：保障较弱（见合约隐私单元条款）",
+    ),
+    "entity-in-several-data-sets": (
+        "an entity with rows in several data sets: its epsilons add up, and its deltas",
+        "在多个数据集中有数据行的主体：其各ε相加，各δ亦相加",
+    ),
+    "entity-under-several-names": (
+        "somebody under two names, who counts as two entities",
+        "以两个名称出现的同一人：按两个主体计",
+    ),
+    "rows-that-the-column-gives-to-others": (
+        "rows about an entity that the column gives to another: only those that it gives to the entity are counted",
+        "与某主体有关、但列中归于他人的数据行：仅计入该列归于该主体的行",
     ),
     "counts-and-who-takes-part": (
         "numbers of rows, who takes part, refuses or is missing: public",

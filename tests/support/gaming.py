@@ -1,0 +1,318 @@
+"""One attacker among eight equal participants on the digits: its updates, the defence, what it gains. No tests here.
+
+Record-level DP is the product's own training (`local_update`, epsilon 2 over five rounds and a spare attempt, the
+demo's terms) with the tests' fixed noise; "without DP" the same path with silent noise and a norm that clips nothing.
+Whoever cheats alters its own agent, so it may do what it likes to what it sends: but the weights are contracted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+from tests.support.attacks import NO_CLIPPING, Silent
+from tests.support.models_kit import a_model, digits, training_contract
+from tests.support.noise import FixedNoise
+
+from fedpact_contract.clipping import clip_factors, noise_energy
+from fedpact_contract.contract import Contract, Data, RecordPrivacy
+from fedpact_models.dp import dp_sgd
+from fedpact_models.evaluate import evaluate, evaluate_round
+from fedpact_models.features import Examples, Floats
+from fedpact_models.gradient import gradient
+from fedpact_models.registry import build, parameter_count
+from fedpact_models.training import local_update
+from fedpact_models.weights import flatten, load_flat
+from fedpact_server.detectors import Finding, Observed, findings, observe
+
+PARTICIPANTS, ROWS, GIVEN, GIVER = 8, 175, 130, 3
+"""Of 397 validation rows the operator holds all but the last 130, which the fourth participant gave."""
+
+PRIVATE = {"rounds": 5, "local_steps": 6, "learning_rate": 4}
+PLAIN = {"rounds": 5, "local_steps": 10, "learning_rate": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class State:
+    """What the attacker knows in a round, and what it has: its rows, its honest update, its own source of draws."""
+
+    contract: Contract
+    base: Floats
+    own: Examples
+    honest: Floats
+    last: Floats | None
+    validation: Examples
+    private: bool
+    noise: FixedNoise
+    rng: np.random.Generator
+
+    def silence(self) -> Floats:
+        """The contracted noise alone; nothing without DP."""
+        energy = float(noise_energy(self.contract, ROWS, len(self.base))) if self.private else 0.0
+        return np.asarray(self.rng.normal(size=len(self.base)) * (energy / len(self.base)) ** 0.5)
+
+    def rough(self, part: float) -> Floats:
+        """A random direction, with this part of the honest update's norm."""
+        size = float(np.linalg.norm(self.honest)) / len(self.base) ** 0.5
+        return np.asarray(self.rng.normal(size=len(self.base)) * part * size)
+
+    def trained(self, rows: Examples, contracted: int = ROWS) -> Floats:
+        """Trained on these rows, whatever their number, with the denominator and the noise of a contracted number."""
+        contract, privacy = self.contract, self.contract.privacy
+        assert isinstance(privacy, RecordPrivacy)
+        module = build(contract.model, contract.data)
+        load_flat(module, self.base)
+        dp_sgd(
+            module,
+            torch.from_numpy(rows.x),
+            torch.from_numpy(rows.y),
+            steps=contract.training.local_steps,
+            sample_rate=float(privacy.sample_rate),
+            noise_multiplier=float(privacy.noise_multiplier),
+            max_grad_norm=float(privacy.max_grad_norm),
+            denominator=float(privacy.sample_rate) * contracted,
+            learning_rate=float(contract.training.learning_rate),
+            noise=self.noise,
+            physical_batch=1024,
+        )
+        return flatten(module) - self.base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Behaviour:
+    """What an attacker sends: an update for each of its identities, and the rows that each has contracted."""
+
+    send: Callable[[State], list[Floats]]
+    contracted: tuple[int, ...] = (ROWS,)
+
+
+def _drawn(state: State, times: int) -> list[Floats]:
+    """The draw whose model has the least loss on the attacker's own rows."""
+    draws = [state.honest, *(state.trained(state.own) for _ in range(times - 1))]
+    contract = state.contract
+    losses = [evaluate(contract.model, contract.data, state.base + d / PARTICIPANTS, state.own)[0] for d in draws]
+    return [draws[int(np.argmin(losses))]]
+
+
+def _repeated(rows: Examples, times: int) -> Examples:
+    return rows.take(np.tile(np.arange(len(rows)), times))
+
+
+def _to(rows: Examples, count: int) -> Examples:
+    """So many of these rows, again and again."""
+    return rows.take(np.arange(count) % len(rows))
+
+
+def _false_count(state: State) -> list[Floats]:
+    """Five times the rows claimed: with DP they are the denominator, and of the noise."""
+    return [state.trained(state.own, 5 * ROWS) if state.private else state.honest]
+
+
+def _flipped(state: State) -> list[Floats]:
+    return [state.trained(Examples(x=state.own.x, y=(state.own.y + 1) % 10))]
+
+
+def _halves(state: State) -> list[Floats]:
+    return [state.trained(state.own.take(np.arange(k, ROWS, 2)), n) for k, n in enumerate(HALVES)]
+
+
+HALVES = ((ROWS + 1) // 2, ROWS // 2)
+TWICE = (ROWS, ROWS)
+BEHAVIOURS: dict[str, Behaviour] = {
+    "honest": Behaviour(send=lambda s: [s.honest]),
+    "zero update": Behaviour(send=lambda s: [np.zeros_like(s.honest)]),
+    "noise alone": Behaviour(send=lambda s: [s.silence()]),
+    "replay of the last step": Behaviour(
+        send=lambda s: [s.silence() + s.rough(0.1) if s.last is None else s.last + s.rough(0.1)]
+    ),
+    "replay, contracted noise": Behaviour(send=lambda s: [s.silence() if s.last is None else s.last + s.silence()]),
+    "random, same norm": Behaviour(send=lambda s: [s.rough(1.0)]),
+    "update x2": Behaviour(send=lambda s: [2 * s.honest]),
+    "update x4": Behaviour(send=lambda s: [4 * s.honest]),
+    "claims n x5": Behaviour(send=_false_count, contracted=(5 * ROWS,)),
+    "rows padded x2": Behaviour(send=lambda s: [s.trained(_repeated(s.own, 2))]),
+    "rows padded x5": Behaviour(send=lambda s: [s.trained(_repeated(s.own, 5))]),
+    "labels flipped": Behaviour(send=_flipped),
+    "best of 2, the spare attempt": Behaviour(send=lambda s: _drawn(s, 2 if s.last is None else 1)),
+    "best of 4 draws": Behaviour(send=lambda s: _drawn(s, 4)),
+    "best of 16 draws": Behaviour(send=lambda s: _drawn(s, 16)),
+    "full copy": Behaviour(send=lambda s: [s.honest, s.honest], contracted=TWICE),
+    "near-copy, 1 % noise": Behaviour(send=lambda s: [s.honest, s.honest + s.rough(0.01)], contracted=TWICE),
+    "near-copy, 50 % noise": Behaviour(send=lambda s: [s.honest, s.honest + s.rough(0.5)], contracted=TWICE),
+    "same rows, fresh noise": Behaviour(send=lambda s: [s.honest, s.trained(s.own)], contracted=TWICE),
+    "rows split in two": Behaviour(send=_halves, contracted=HALVES),
+    "leaked validation set": Behaviour(send=lambda s: [s.trained(_to(s.validation, ROWS))]),
+    "leaked slice": Behaviour(send=lambda s: [s.trained(_to(s.validation.take(np.arange(397 - GIVEN, 397)), ROWS))]),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """One run: the share (of values above 0) of the attacker's identities together, and what was seen in each round."""
+
+    share: float
+    observed: list[Observed]
+    slices: list[tuple[str, int]]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the detectors said, round after round."""
+        rounds = len(self.observed)
+        return [f for k in range(1, rounds + 1) for f in findings(self.observed[:k], rounds, self.slices)]
+
+    @property
+    def alarms(self) -> list[Finding]:
+        return [f for f in self.findings if f.outcome == "alarm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A run in two words: the attacker's share, and the codes of its alarms."""
+
+    share: float
+    codes: tuple[str, ...]
+
+
+def outcome(name: str, seed: int, private: bool) -> Outcome:
+    """Of `run`."""
+    torch.set_num_threads(1)
+    return _outcome(run(name, seed, private=private))
+
+
+def wrecker(seed: int, private: bool, hostile: bool) -> Outcome:
+    """Of `wrecked`."""
+    return _outcome(wrecked(seed, private=private, hostile=hostile))
+
+
+def _outcome(found: Run) -> Outcome:
+    return Outcome(share=found.share, codes=tuple(sorted({f.code for f in found.alarms})))
+
+
+def contract_of(data: Data, *, private: bool) -> Contract:
+    privacy = {
+        "epsilon": 2,
+        "delta": "0.00001",
+        "sample_rate": "0.2",
+        "noise_multiplier": "2.686",
+        "max_grad_norm": "1" if private else NO_CLIPPING,
+    }
+    training = PRIVATE if private else PLAIN
+    return training_contract(data, a_model(), [ROWS] * PARTICIPANTS, training=training, privacy=privacy)
+
+
+def run(name: str, seed: int, *, private: bool) -> Run:
+    """The contract's rounds, the first participant behaving so; the others honest."""
+    data, parts, rest = digits(seed, [ROWS] * PARTICIPANTS, {})
+    behaviour = BEHAVIOURS[name]
+    contract = contract_of(data, private=private)
+
+    def crafted(state: State) -> list[Floats]:
+        return behaviour.send(state)
+
+    return simulate(contract, parts, rest, seed, private=private, attacker=0, send=crafted, counts=behaviour.contracted)
+
+
+def simulate(
+    contract: Contract,
+    parts: Sequence[Examples],
+    validation: Examples,
+    seed: int,
+    *,
+    private: bool,
+    attacker: int,
+    send: Callable[[State], list[Floats]],
+    counts: Sequence[int] = (ROWS,),
+    paid: int | None = None,
+) -> Run:
+    """Train, clip, aggregate, score and look, as the whole defence does; the share is that of `paid` or the attacker.
+
+    The attacker's identities are the first one in its place and the others at the end.
+    """
+    honest = [i for i in range(len(parts)) if i != attacker]
+    names = {i: f"p{i}" for i in range(len(parts))}
+    own = [names[attacker], *(f"q{k}" for k in range(1, len(counts)))]
+    examples = {names[i]: len(parts[i]) for i in honest} | dict(zip(own, counts, strict=True))
+    ids, parameters = sorted(examples), parameter_count(contract.model, contract.data)
+    declared = {i: noise_energy(contract, n, parameters) if private else Fraction(0) for i, n in examples.items()}
+    noises = [(FixedNoise if private else Silent)(1000 * seed + i) for i in range(len(parts))]
+    other, rng = (FixedNoise if private else Silent)(1000 * seed + 999), np.random.default_rng(seed)
+    base, step = np.zeros(parameters), None
+    slices = [("operator", len(validation) - GIVEN), (names[GIVER], GIVEN)]
+    seen: list[Observed] = []
+    total = dict.fromkeys(ids, 0.0)
+    for number in range(1, contract.training.rounds + 1):
+        trained = [
+            local_update(contract, base, part, noise).astype(np.float64)
+            for part, noise in zip(parts, noises, strict=True)
+        ]
+        state = State(
+            contract=contract,
+            base=base,
+            own=parts[attacker],
+            honest=trained[attacker],
+            last=step,
+            validation=validation,
+            private=private,
+            noise=other,
+            rng=rng,
+        )
+        updates = {names[i]: trained[i] for i in honest} | dict(zip(own, send(state), strict=True))
+        energies = {i: Fraction(float(d @ d)) for i, d in updates.items()}
+        factors = clip_factors(energies, declared, parameters)
+        whole = sum(examples.values())
+        steps = np.stack([updates[i] * (float(factors[i]) * examples[i] / whole) for i in ids])
+        result = evaluate_round(
+            contract.model,
+            contract.data,
+            base,
+            steps,
+            validation,
+            [count for _, count in slices],
+            own_slice=[1 if i == names[GIVER] else None for i in ids],
+        )
+        seen.append(
+            observe(
+                number,
+                updates,
+                examples=examples,
+                noise={i: float(e) for i, e in declared.items()},
+                step=step,
+                slope=float(np.linalg.norm(gradient(contract.model, contract.data, base, validation))),
+                values=result.values,
+            )
+        )
+        for i, values in zip(ids, result.values, strict=True):
+            total[i] += float(values.mean())
+        step = steps.sum(axis=0)
+        base = base + step
+    positive = {i: max(0.0, value) for i, value in total.items()}
+    shown = own if paid is None else [names[paid]]
+    return Run(share=sum(positive[i] for i in shown) / sum(positive.values()), observed=seen, slices=slices)
+
+
+def wrecked(seed: int, *, private: bool, hostile: bool) -> Run:
+    """Digits 0 and 1 are nearly all the first one's; the last one is its fake, and sends noise, or against them.
+
+    The share is the first one's.
+    """
+    _, (rows,), rest = digits(seed, [ROWS * PARTICIPANTS], {})
+    data, _, _ = digits(seed, [ROWS], {})
+    scarce, others = np.flatnonzero(rows.y < 2), np.flatnonzero(rows.y >= 2)
+    mine = np.concatenate([scarce[:120], others[: ROWS - 120]])
+    left = np.concatenate([scarce[120:140], others[ROWS - 120 :]])
+    left = np.random.default_rng(seed).permutation(left)
+    parts = [rows.take(mine), *(rows.take(left[k * ROWS : (k + 1) * ROWS]) for k in range(PARTICIPANTS - 2))]
+    parts.append(parts[1])  # the fake trains on nothing of its own
+
+    def send(state: State) -> list[Floats]:
+        target = state.validation.x[state.validation.y < 2].mean(axis=0)
+        push = np.zeros((10, len(target)))
+        push[:2] = -target
+        size = np.linalg.norm(state.honest) if state.private else 1.5 * np.linalg.norm(state.honest)
+        against = push.reshape(-1) * (size / np.linalg.norm(push))
+        return [against if hostile else state.silence()]
+
+    contract = contract_of(data, private=private)
+    last = PARTICIPANTS - 1
+    return simulate(contract, parts, rest, seed, private=private, attacker=last, send=send, paid=0)
