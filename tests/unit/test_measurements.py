@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.agent_world import contract as agents_contract
 from tests.support.closed_run import ClosedRun, open_run
 from tests.support.federation import declare_another
 from tests.support.models_kit import a_model, a_schema, category, number, training_contract
@@ -403,6 +405,25 @@ class TestOperator:
         assert noise_floor.kept(contract, 650, 1) == 1
         assert noise_floor.kept(contract, 650, 4) > noise_floor.kept(contract, 650)
         assert noise_floor.pooled([1.0], contract, 650, 4).kept == noise_floor.kept(contract, 650, 4)
+
+    def test_a_baseline_too_small_for_a_floor_is_not_zero(self) -> None:
+        contract = agents_contract(None, {"baseline": {"steps": 4}})
+        me, cells = contract.participants[0], measurements.cells(contract, "baseline")
+        record = Measurement(
+            contract_id=contract.id,
+            participant=me.id,
+            kind="baseline",
+            array_digest="0" * 64,
+            num_examples=me.num_examples,
+            privacy_event=measurements.measurement_event(contract, "baseline"),
+            noise="csprng",
+            ledger_head="0" * 64,
+        )
+        for value, refused in ((0.0, True), (1e-6, False)):
+            array = np.full(cells, value, "<f4").tobytes()
+            signed = record.model_copy(update={"array_digest": update_digest(array)})
+            with pytest.raises(InputError, match="MEASUREMENT_NOISE_FLOOR") if refused else nullcontext():
+                measurements.check(signed, array, contract, me.id)
 
     def test_statistics_without_noise_are_refused_whatever_they_say(self, run: ClosedRun) -> None:
         contract, agent = run.federation.contract, run.federation.agent(1)
