@@ -38,11 +38,11 @@ class TrainingFailedError(FedpactError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What the trainer gave: the update (little-endian float32), how its noise was made, the data's version."""
+    """What the trainer gave: the update (little-endian float32), how its noise was made, by what its rows are known."""
 
     update: bytes
     noise: str
-    rows_fingerprint: str
+    fingerprints: tuple[str, ...]
 
 
 class Train(Protocol):
@@ -62,7 +62,8 @@ class Train(Protocol):
 class Desk:
     """What answering needs: ledgers, this contract's keys, the policy, the trainer, a clock.
 
-    `entity` is the column that agent.toml declares for the contract's data set: whose a row is.
+    `entity` is the column that agent.toml declares for the contract's data set: whose a row is. `own_file` holds the
+    data set's file against the others' (`cards.check_own_file`) and gives the fingerprint of its place.
     """
 
     store: Store
@@ -73,6 +74,7 @@ class Desk:
     run_key: Ed25519PrivateKey
     policy: Policy
     entity: str | None
+    own_file: Callable[[], str]
     train: Train
     now: Callable[[], datetime.datetime]
 
@@ -85,12 +87,23 @@ class Desk:
         """The installed code is the contract's, and agent.toml allows it now. Before anything is charged.
 
         Raises:
-            RefusedError: CODE_MODELS_MISMATCH, POLICY_*, or what `policy.check_entities` refuses.
+            RefusedError: CODE_MODELS_MISMATCH, POLICY_*, DATA_SET_KNOWN_ELSEWHERE, or what `policy.check_entities`
+                refuses.
+            InputError: CONFIG_DATA_SET, agent.toml has lost the data set.
         """
         check_code(self.contract)
         check(self.contract, self.participant, self.policy, self.now())
         card = self.store.data_set(self.data_set).declaration
         check_entities(self.contract, self.policy, self.data_set, self.entity, card.entity)
+        self.own_file()
+
+    def know_again(self, trained: Trained) -> None:
+        """Enter what was trained on as this data set's. Before anything leaves.
+
+        Raises:
+            RefusedError: DATA_SET_KNOWN_ELSEWHERE, another data set has these rows: nothing is entered.
+        """
+        self.store.add_version(self.data_set, self.own_file(), *trained.fingerprints)
 
     def known(self, before: int, shown: int = 0) -> checks.Known:
         """What this agent knows of the contract's log, and its last reply to a round before this one.
@@ -167,7 +180,7 @@ def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:
         desk.store.add_alarm("REPLY_LATE", desk.contract_id, f"the log says that no reply came before {order.round}")
     try:
         _check_terms(desk, order, model, head, bundle)
-    except (RefusedError, FaultError) as err:
+    except (RefusedError, FaultError, InputError) as err:
         return _refuse(desk, order, err, head=head, evidence=data)
     return _train(desk, order, model, head)
 
@@ -220,7 +233,7 @@ def _train(desk: Desk, order: Order, model: bytes, head: Head) -> Ready | None:
             return reserved
         try:
             trained = desk.train(desk.contract, order.round, reserved.attempt, model)
-            desk.store.add_version(desk.data_set, trained.rows_fingerprint)
+            desk.know_again(trained)
         except TrainerLostError as err:
             desk.store.add_alarm("TRAINER_LOST", desk.contract_id, f"round {order.round}: {err.message}")
             log.warning("trainer lost", round=order.round, attempt=reserved.attempt)

@@ -86,7 +86,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     source = sources.file_path(data_set.source, home.path)
     _check_columns(data_set, table, source)
     _check_entities(data_set, table, source)
-    whole = sources.table_fingerprint(table, (*data_set.columns, data_set.label))
+    whole = sources.table_fingerprint(table, data_set.names)
     check_known_elsewhere(home, store, data_set_id, whole)
     rows = _rows_to_release(home, data_set, table)
     left = released.exclude(table, [*released.read(home.released_path(data_set_id)), *rows])
@@ -132,13 +132,12 @@ def declare(home: AgentHome, store: Store, client: OperatorClient, draft: Draft,
     if draft.rows:
         released.record(home.released_path(draft.card.data_set), list(draft.rows))
     store.declare(envelope.to_bytes(), draft.limit)
-    for fingerprint in draft.fingerprints:
-        store.add_version(draft.card.data_set, fingerprint)
+    store.add_version(draft.card.data_set, *draft.fingerprints)
     client.send_card(envelope.plain(), [dict(row) for row in draft.rows] or None)
 
 
 def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") -> list[released.Row]:
-    names = [*data_set.columns, data_set.label]
+    names = list(data_set.names)
     if data_set.release_fraction is not None:
         slice_ = released.choose(table, names, data_set.release_fraction, home.release_key())
     elif data_set.release_file is not None:
@@ -167,7 +166,7 @@ def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") 
 
 
 def _check_columns(data_set: DataSet, table: "pl.DataFrame", file: Path) -> None:
-    for name in (*data_set.columns, data_set.label, *([] if data_set.entity is None else [data_set.entity])):
+    for name in (*data_set.names, *([] if data_set.entity is None else [data_set.entity])):
         if name not in table.columns:
             raise InputError(
                 "DATA_COLUMN_MISSING",

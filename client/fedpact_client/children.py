@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import structlog
 
@@ -34,6 +34,7 @@ MAX_ARRAY = 1 << 29
 """Largest array on either pipe, in bytes: a model of 64 million parameters."""
 TRAINER_KINDS = frozenset({"ready", "update", "checked", "failed"})
 EXECUTOR_KINDS = frozenset({"ready", "connected", "order"})
+FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 FAILURE = re.compile(r"(DATA|TRAINING)_[A-Z0-9_]{1,60}", re.ASCII)
 
 
@@ -111,6 +112,7 @@ class TrainerChild:
             "source": data_set.source.plain(),
             "base_dir": str(self.home.path),
             "released": str(self.home.released_path(data_set.id)),
+            "columns": list(data_set.names),
             "selection_key": self.key.hex(),
             **more,
         }
@@ -207,11 +209,19 @@ def _trained(frame: Frame | None) -> Trained:
     if frame is None:
         raise TrainerLostError("TRAINER_LOST", "The trainer ended without an answer.")
     texts = {name: value for name, value in frame.header.items() if isinstance(value, str)}
-    if frame.kind == "update" and {"noise", "rows_fingerprint"} <= texts.keys():
-        return Trained(update=frame.array, noise=texts["noise"], rows_fingerprint=texts["rows_fingerprint"])
+    known_by = frame.header.get("fingerprints")
+    if frame.kind == "update" and "noise" in texts and _are_fingerprints(known_by):
+        return Trained(update=frame.array, noise=texts["noise"], fingerprints=tuple(known_by))
     if frame.kind == "failed" and FAILURE.fullmatch(texts.get("code", "")):
         raise TrainingFailedError(texts["code"], texts.get("message", ""), file=texts.get("file"))
     raise TrainerLostError("TRAINER_ANSWER", f"The trainer answered with a frame of kind {frame.kind} that is none.")
+
+
+def _are_fingerprints(value: object) -> TypeGuard[list[str]]:
+    """Whether these are a trainer's fingerprints: at least one, or nothing would be known again."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(item, str) and FINGERPRINT.fullmatch(item) for item in value)
 
 
 @dataclass(slots=True)

@@ -76,6 +76,11 @@ class DataSet(Part):
             raise ValueError("must be above 0 and at most 0.5")
         return fraction
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features and the label: what a table of this data set is known again by."""
+        return (*self.columns, self.label)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = (*self.columns, self.label, *([] if self.entity is None else [self.entity]))

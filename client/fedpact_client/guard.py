@@ -21,6 +21,7 @@ import structlog
 from fedpact_client import sandbox, silence
 from fedpact_client.answer import Desk, Trained, answer, open_contract
 from fedpact_client.api import AnsweredInputError, AnsweredRefusedError, OperatorClient, egress_of, printable
+from fedpact_client.cards import check_own_file
 from fedpact_client.children import ExecutorChild, TrainerChild, selection_key
 from fedpact_client.closing import Closing, close
 from fedpact_client.config import AgentConfig
@@ -270,6 +271,7 @@ class Guard:
             self.store.replace_signed(contract_id, canonical_bytes(fetched.plain()))
         if agreement.state == "signed":
             self.store.set_state(contract_id, "running")
+        data_set = contract.participant(self.home.participant_id).data_set
         self.desks[contract_id] = Desk(
             store=self.store,
             contract=contract,
@@ -278,7 +280,8 @@ class Guard:
             run_keys=run_keys,
             run_key=self.home.run_key(contract_id),
             policy=self.config.policy.resolve(self.home.operator().id),
-            entity=self._entity(contract.participant(self.home.participant_id).data_set),
+            entity=self._entity(data_set),
+            own_file=lambda: check_own_file(self.home, self.config, self.store, data_set),
             train=self._train,
             now=self.now,
         )

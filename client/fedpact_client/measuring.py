@@ -81,7 +81,7 @@ def _ready(desk: Desk, client: OperatorClient, kind: MeasurementKind, run: Measu
         return reserved if reserved.kind == "update" else None
     try:
         trained = run(desk.contract, kind, base)
-        desk.store.add_version(desk.data_set, trained.rows_fingerprint)
+        desk.know_again(trained)
     except TrainerLostError as err:
         _alarm(desk, err)
         return None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpact_client import policy, review
+from fedpact_client.cards import check_own_file
 from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.home import AgentHome
 from fedpact_client.review import Check, Cost, Review, held
@@ -24,7 +25,8 @@ from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.contract import MAX_STEPS, Contract, Party, Software, load_toml, merge
 from fedpact_contract.contract_file import read_contract
 from fedpact_contract.errors import InputError
-from fedpact_contract.ledger import UPWARD, Terms
+from fedpact_contract.ledger import Terms
+from fedpact_contract.messages import DataSetCard
 from fedpact_contract.record import Dec, Part
 from fedpact_contract.request import instant
 from fedpact_contract.sketch import sketch, solve
@@ -50,6 +52,9 @@ OPTIONS = {
     "training.local_steps": "--local-steps",
 }
 """Where a fault of a sketch stands that was made of options."""
+
+NO_CARD = "the signed card"
+"""Where the data set has none yet: `sign` holds agent.toml and contract against it."""
 
 ASKED_OF_TEMPLATES = [c for c in policy.CLAUSES if c not in (policy.check_operator, policy.check_sectors)]
 ASKED_OF_TERMS = [policy.check_trust_model, policy.check_epsilon, policy.check_entity_epsilon, policy.check_rounds]
@@ -126,11 +131,9 @@ def of_file(home: AgentHome, config: AgentConfig, store: Store, path: Path, now:
         return _plan(home, config, store, found, NOT_READ)
     contract = solve(sketch(_filled(home, config, values, path), OPERATOR, SOFTWARE, file=path), file=path)
     declared = config.data_set(contract.participant(home.participant_id).data_set)
-    own = (
-        held("own data", lambda: review.check_schema(declared, contract)),
-        held("entities", lambda: _check_entities(config, declared, contract)),
-    )
-    found = _reviewed(home, config, store, contract, now, ASKED_OF_TEMPLATES, *own)
+    own = _own(home, config, store, declared, contract)
+    schema = held("columns", lambda: review.check_schema(_card(store, declared.id) or declared, contract))
+    found = _reviewed(home, config, store, contract, now, ASKED_OF_TEMPLATES, schema, *own)
     return _plan(home, config, store, found, NOT_IN_TEMPLATES)
 
 
@@ -157,8 +160,8 @@ def of_terms(
         raise
     if asked.epsilon is None:
         contract = _promising_its_cost(contract)
-    entities = held("entities", lambda: _check_entities(config, config.data_set(data_set), contract))
-    found = _reviewed(home, config, store, contract, now, ASKED_OF_TERMS, entities)
+    own = _own(home, config, store, config.data_set(data_set), contract)
+    found = _reviewed(home, config, store, contract, now, ASKED_OF_TERMS, *own)
     return _plan(home, config, store, found, NOT_IN_TERMS)
 
 
@@ -183,8 +186,27 @@ def _reviewed(
     return Review(contract=contract, parties=(), checks=checks, cost=cost, terms=terms, signed_here=False)
 
 
-def _check_entities(config: AgentConfig, declared: DataSet, contract: Contract) -> None:
-    policy.check_entities(contract, config.policy, declared.id, declared.entity, declared.entity)
+def _own(
+    home: AgentHome, config: AgentConfig, store: Store, declared: DataSet, contract: Contract
+) -> tuple[Check, Check]:
+    """The data set's file is its own, and agent.toml says what the signed card says, where there is one."""
+    card = _card(store, declared.id)
+
+    def check_data() -> None:
+        if card is not None:
+            review.check_num_examples(declared, card)
+        check_own_file(home, config, store, declared.id)
+
+    def check_entities() -> None:
+        entity = declared.entity if card is None else card.entity
+        policy.check_entities(contract, config.policy, declared.id, declared.entity, entity)
+
+    return held("own data", check_data), held("entities", check_entities)
+
+
+def _card(store: Store, data_set: str) -> DataSetCard | None:
+    """The signed card; None where none was signed yet."""
+    return next((d.declaration for d in store.data_sets() if d.data_set == data_set), None)
 
 
 def _plan(home: AgentHome, config: AgentConfig, store: Store, found: Review, not_checked: tuple[str, ...]) -> Plan:
@@ -195,6 +217,8 @@ def _plan(home: AgentHome, config: AgentConfig, store: Store, found: Review, not
         limits = review.limits(home, config, store, data_set)
         gate = epsilon_gate(found.cost.after, limits.delta, limits.alpha)
         fitting = _fitting(found.contract, found.terms, found.cost)
+    if _card(store, data_set) is None:
+        not_checked = (*not_checked, NO_CARD)
     return Plan(
         contract=found.contract,
         data_set=data_set,
@@ -208,12 +232,10 @@ def _plan(home: AgentHome, config: AgentConfig, store: Store, found: Review, not
 
 def _fitting(contract: Contract, terms: Terms, cost: Cost) -> int:
     """Rounds that are paid for by what the rest leaves, at most as many as contracts may have steps."""
-    left = cost.limit - cost.before
-    for measurement in terms.measurements:
-        left = UPWARD.subtract(left, measurement.rdp)
+    left = Fraction(cost.limit) - Fraction(cost.before) - sum(Fraction(m.rdp) for m in terms.measurements)
     baseline = 0 if contract.baseline is None else contract.baseline.steps
     most = (MAX_STEPS - baseline) // contract.noised_steps
-    return max(0, min(floor(Fraction(left) / Fraction(terms.rdp)), most) - terms.spare_attempts)
+    return max(0, min(floor(left / Fraction(terms.rdp)), most) - terms.spare_attempts)
 
 
 def _contract(config: AgentConfig, path: Path) -> Contract:

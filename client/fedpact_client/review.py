@@ -226,13 +226,13 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
     slices = {s.source: s.count for s in contract.contribution.validation.slices}
     if me.entity_code != config.agent.entity_code:
         raise _own("SIGN_ENTITY", f"The contract gives our key the entity code {me.entity_code}.", "entity_code")
-    if not me.num_examples == card.num_examples == data_set.num_examples:
+    if me.num_examples != card.num_examples:
         raise _own(
             "SIGN_NUM_EXAMPLES",
-            f"The contract says {me.num_examples} examples, the signed card {card.num_examples}, "
-            f"agent.toml {data_set.num_examples}.",
+            f"The contract says {me.num_examples} examples, the signed card {card.num_examples}.",
             "num_examples",
         )
+    check_num_examples(data_set, card)
     if me.gate_order != card.alpha:
         raise _own(
             "SIGN_GATE_ORDER",
@@ -258,6 +258,23 @@ def _entities(config: AgentConfig, store: Store, contract: Contract, me: Partici
         return []
     columns = declared.entity, known.declaration.entity
     return [held("entities", lambda: policy.check_entities(contract, config.policy, me.data_set, *columns))]
+
+
+def check_num_examples(declared: DataSet, card: DataSetCard) -> None:
+    """agent.toml promises as many examples as the signed card.
+
+    Raises:
+        RefusedError: SIGN_NUM_EXAMPLES.
+    """
+    if declared.num_examples != card.num_examples:
+        raise RefusedError(
+            "SIGN_NUM_EXAMPLES",
+            f"The signed card says {card.num_examples} examples, agent.toml {declared.num_examples}.",
+            file="agent.toml",
+            field="data_sets.num_examples",
+            rule="what was signed is what is declared",
+            remedy=f"Put `num_examples` back in agent.toml, or sign a new card: fedpact-agent card {declared.id}.",
+        )
 
 
 def check_schema(declared: DataSet | DataSetCard, contract: Contract) -> None:
@@ -348,7 +365,9 @@ def check_rows(home: AgentHome, config: AgentConfig, store: Store, contract: Con
     from fedpact_client.trial import try_rows
 
     trial = try_rows(home, config, contract)
-    check_known_elsewhere(home, store, contract.participant(home.participant_id).data_set, trial.rows_fingerprint)
+    for fingerprint in trial.fingerprints:
+        data_set = contract.participant(home.participant_id).data_set
+        check_known_elsewhere(home, store, data_set, fingerprint)
 
 
 def check_policy(

@@ -194,8 +194,8 @@ class Records:
         with self._db.reading():
             return [self._data_set(row[0]) for row in self._db.all("SELECT data_set FROM data_sets ORDER BY data_set")]
 
-    def add_version(self, data_set: str, rows_fingerprint: str) -> None:
-        """Remember that these contents are a version of this data set; it inherits all that was spent.
+    def add_version(self, data_set: str, *fingerprints: str) -> None:
+        """Remember what a version of this data set is known by, all or none; it inherits all that was spent.
 
         Raises:
             RefusedError: DATA_SET_KNOWN_ELSEWHERE.
@@ -203,19 +203,20 @@ class Records:
         """
         with self._db.transaction():
             self._data_set(data_set)
-            known = self._db.one("SELECT data_set FROM versions WHERE fingerprint = ?", (rows_fingerprint,))
-            if known is None:
-                self._db.execute(
-                    "INSERT INTO versions (fingerprint, data_set) VALUES (?, ?)", (rows_fingerprint, data_set)
-                )
-            elif known[0] != data_set:
-                raise RefusedError(
-                    "DATA_SET_KNOWN_ELSEWHERE",
-                    f"These rows are known as data set {known[0]}.",
-                    field=f"data set {data_set}",
-                    rule="one source has one budget",
-                    remedy=f"Use {known[0]}: renaming or converting a source buys no budget.",
-                )
+            for fingerprint in fingerprints:
+                known = self._db.one("SELECT data_set FROM versions WHERE fingerprint = ?", (fingerprint,))
+                if known is None:
+                    self._db.execute(
+                        "INSERT INTO versions (fingerprint, data_set) VALUES (?, ?)", (fingerprint, data_set)
+                    )
+                elif known[0] != data_set:
+                    raise RefusedError(
+                        "DATA_SET_KNOWN_ELSEWHERE",
+                        f"These rows are known as data set {known[0]}.",
+                        field=f"data set {data_set}",
+                        rule="one source has one budget",
+                        remedy=f"Use {known[0]}: renaming or converting a source buys no budget.",
+                    )
 
     def versions(self, data_set: str) -> list[str]:
         """Fingerprints of the data set's versions, oldest first."""

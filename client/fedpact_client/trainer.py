@@ -3,12 +3,12 @@
 First it closes itself in, then it imports torch. Frames from the guard and its answers:
 
     setup  {read_paths, threads, idle_seconds, memory?, train?}                -> ready   {isolation}
-    train  {contract, participant, source, base_dir, selection_key, released?, -> update  {noise, num_examples,
-            round, attempt}, array: base model, little-endian float64              rows_fingerprint}, array: float32
-    measure {contract, participant, source, base_dir, selection_key, released?, -> update, as above
-            kind}, array: the initial model for a baseline
-    check  {contract, participant, source, base_dir, released?}                -> checked {num_rows, duplicates,
-                                                                                   rows_fingerprint}
+    train  {contract, participant, source, base_dir, columns, selection_key,   -> update  {noise, num_examples,
+            released?, round, attempt}, array: base model, little-endian float64   fingerprints}, array: float32
+    measure {contract, participant, source, base_dir, columns, selection_key,  -> update, as above
+            released?, kind}, array: the initial model for a baseline
+    check  {contract, participant, source, base_dir, columns, released?}       -> checked {num_rows, duplicates,
+                                                                                   fingerprints}
     train, check                                                               -> failed  {code, message, file, ...}
 
 `code` is DATA_* or TRAINING_* and may leave the enterprise; everything else in `failed` stays there. Exit codes: 0 the
@@ -39,7 +39,7 @@ from fedpact_client.spawn import child_main
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256, sha256_hex
 from fedpact_contract.contract import Contract, Count, MeasurementKind
 from fedpact_contract.errors import FaultError, FedpactError, InputError
-from fedpact_contract.record import Hex32, Part
+from fedpact_contract.record import Hex32, Name, Part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,12 +78,16 @@ class Setup(Part):
 
 
 class CheckOrder(Part):
-    """Which rows, for which contract (its canonical text). `released`: a file of rows that training leaves out."""
+    """Which rows, for which contract (its canonical text).
+
+    `columns` are those of the data set's card; `released` is a file of rows that training leaves out.
+    """
 
     contract: str
     participant: Hex32
     source: Source
     base_dir: AbsolutePath
+    columns: Annotated[tuple[Name, ...], Field(min_length=1)]
     released: AbsolutePath | None = None
 
 
@@ -111,12 +115,15 @@ FORMS: dict[str, type[CheckOrder]] = {"train": TrainOrder, "measure": MeasureOrd
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rows:
-    """Rows to train on, and what the whole source was: rows that may be used, exact copies, version of the data."""
+    """Rows to train on, and what the whole source was: rows that may be used, exact copies, by what it is known again.
+
+    The fingerprints are of the files' bytes, of the table under the card's columns, of the rows under the contract's.
+    """
 
     examples: "Examples"
     num_rows: int
     duplicates: int
-    fingerprint: str
+    fingerprints: tuple[str, ...]
 
 
 def main(noise_factory: "Callable[[], Noise] | None" = None) -> NoReturn:
@@ -280,9 +287,9 @@ def _failed(reason: Mapping[str, str]) -> tuple[str, dict[str, Any], bytes]:
 
 def _check(order: CheckOrder) -> tuple[str, dict[str, Any], bytes]:
     n = _contract(order.contract).participant(order.participant).num_examples
-    rows = _load(order.contract, _key(order.source), order.base_dir, order.released, n, "")
+    rows = _load(order.contract, _key(order.source), order.base_dir, order.columns, order.released, n, "")
     counts = {"num_rows": rows.num_rows, "duplicates": rows.duplicates}
-    return "checked", {**counts, "rows_fingerprint": rows.fingerprint}, b""
+    return "checked", {**counts, "fingerprints": list(rows.fingerprints)}, b""
 
 
 def _train(order: TrainOrder, base: bytes, noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
@@ -315,11 +322,12 @@ def _weights(base: bytes) -> "Floats":
 
 def _rows(order: RowsOrder) -> Rows:
     n = _contract(order.contract).participant(order.participant).num_examples
-    return _load_warm(order.contract, _key(order.source), order.base_dir, order.released, n, order.selection_key)
+    where = (order.contract, _key(order.source), order.base_dir, order.columns, order.released)
+    return _load_warm(*where, n, order.selection_key)
 
 
 def _update(rows: Rows, update: "NDArray[np.floating]", noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
-    header = {"noise": noise.label, "num_examples": len(rows.examples), "rows_fingerprint": rows.fingerprint}
+    header = {"noise": noise.label, "num_examples": len(rows.examples), "fingerprints": list(rows.fingerprints)}
     return "update", header, update.astype("<f4").tobytes()
 
 
@@ -332,7 +340,9 @@ def _key(source: Source) -> bytes:
     return canonical_bytes(source.plain())
 
 
-def _load(contract: str, source: bytes, base_dir: str, released: str | None, n: int, key: str) -> Rows:
+def _load(
+    contract: str, source: bytes, base_dir: str, columns: tuple[str, ...], released: str | None, n: int, key: str
+) -> Rows:
     """Read, encode, leave out what was released, choose n rows.
 
     Raises:
@@ -345,9 +355,10 @@ def _load(contract: str, source: bytes, base_dir: str, released: str | None, n: 
     where = Source.parse(parse_canonical(source), code="SOURCE")
     path = sources.file_path(where, Path(base_dir))
     begins = first_line(where.kind, where.column_names)
+    rows = sources.read(where, Path(base_dir))
     whole = encode(
         data,
-        sources.read(where, Path(base_dir)),
+        rows,
         file=str(path),
         first_line=begins,
         entity=None if entity is None else entity.column,
@@ -360,7 +371,11 @@ def _load(contract: str, source: bytes, base_dir: str, released: str | None, n: 
         examples=select_rows(usable, n, bytes.fromhex(key), None if entity is None else entity.max_rows),
         num_rows=len(usable),
         duplicates=duplicate_count(usable),
-        fingerprint=rows_fingerprint(whole),
+        fingerprints=(
+            sources.content_fingerprint(where, Path(base_dir)),
+            sources.table_fingerprint(rows, [name for name in columns if name in rows.columns]),
+            rows_fingerprint(whole),
+        ),
     )
 
 

@@ -19,11 +19,11 @@ KINDS = frozenset({"ready", "checked", "failed"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What the trainer found: rows that may be used, exact copies among them, the version of the data."""
+    """What the trainer found: rows that may be used, exact copies among them, by what they are known again."""
 
     num_rows: int
     duplicates: int
-    rows_fingerprint: str
+    fingerprints: tuple[str, ...]
 
 
 def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
@@ -48,6 +48,7 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
         "source": data_set.source.plain(),
         "base_dir": str(home.path),
         "released": released,
+        "columns": list(data_set.names),
     }
     log = home.logs / "trainer.log"
     try:
@@ -68,7 +69,7 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
     return Trial(
         num_rows=int(counts["num_rows"]),
         duplicates=int(counts["duplicates"]),
-        rows_fingerprint=str(counts["rows_fingerprint"]),
+        fingerprints=tuple(counts["fingerprints"]),
     )
 
 

@@ -619,10 +619,10 @@ def check_privacy(contract: Contract) -> None:
     clip = "max_grad_norm" if isinstance(privacy, RecordPrivacy) else "max_update_norm"
     for name in ("epsilon", "delta", clip, "sample_rate", "noise_multiplier"):
         _positive(getattr(privacy, name), f"privacy.{name}")
-    if privacy.sample_rate >= 1:
+    if float(privacy.sample_rate) >= 1:
         raise InputError(
             "CONTRACT_SAMPLE_RATE",
-            "The sample rate must be below 1.",
+            "The sample rate must be below 1, also as the number of 64 bits that rows are drawn by.",
             field="privacy.sample_rate",
             rule="0 < sample_rate < 1",
             remedy="Write the probability with which a row is drawn in a step, such as 0.1.",
@@ -707,11 +707,10 @@ def _check_entity(contract: Contract, entity: EntityUnit) -> None:
             field="privacy.entity.column",
             rule="what tells entities apart is not learned from",
         )
-    most = max(p.num_examples for p in contract.participants)
-    if entity.delta > 1 / (10 * Decimal(most)):
+    if entity.delta > (most := entity_delta_limit(contract)):
         raise InputError(
             "CONTRACT_ENTITY_DELTA",
-            f"The entities' delta is {entity.delta:.3g}; it must be at most {1 / (10 * Decimal(most)):.3g}.",
+            f"The entities' delta is {entity.delta:.3g}; it must be at most {most:.3g}.",
             field="privacy.entity.delta",
             rule="delta <= 1/(10 entities), and there may be as many entities as rows",
             remedy='Take method = "mixture-of-gaussians", which keeps the contract\'s delta, or fewer rows an entity.',
@@ -722,6 +721,11 @@ def _check_entity(contract: Contract, entity: EntityUnit) -> None:
             "With method = \"mixture-of-gaussians\" the entities' delta is the contract's.",
             field="privacy.entity.delta",
         )
+
+
+def entity_delta_limit(contract: Contract) -> Decimal:
+    """The largest delta that protects entities: there may be as many of them as rows."""
+    return 1 / (10 * Decimal(max(p.num_examples for p in contract.participants)))
 
 
 MAX_STEPS = 100_000

@@ -110,10 +110,10 @@ def epsilon_entity(groups: Sequence[Group], max_rows: int, delta: Decimal) -> De
 
 
 def group_guarantee(epsilon: Decimal, delta: Decimal, rows: int) -> tuple[Decimal, Decimal]:
-    """(epsilon, delta) of `rows` rows together from one row's, by the formula for groups, rounded up.
+    """(epsilon, delta) of `rows` rows together from one row's, by the formula for groups, rounded up; delta at most 1.
 
     (k epsilon, delta (e^(k epsilon) - 1) / (e^epsilon - 1)): Vadhan 2017, "The complexity of differential privacy",
-    lemma 2.2.
+    lemma 2.2. The quotient is 1 + e^epsilon + ... + e^((k - 1) epsilon), which subtracts nothing.
 
     Raises:
         InputError: PRIVACY_RANGE.
@@ -121,9 +121,11 @@ def group_guarantee(epsilon: Decimal, delta: Decimal, rows: int) -> tuple[Decima
     _require(0 < epsilon <= CEILING, "epsilon", f"above 0 and at most {CEILING}")
     _require(1 <= rows <= MAX_ENTITY_ROWS, "rows", f"between 1 and {MAX_ENTITY_ROWS}")
     _require(delta.is_finite() and 0 < delta < 1, "delta", "between 0 and 1")
-    together = rows * epsilon
-    factor = _UP.divide(_CONTEXT.exp(together) - 1, _CONTEXT.exp(epsilon) - 1)
-    return together, _UP.multiply(delta, factor).quantize(_DELTA_STEP, ROUND_CEILING, _CONTEXT)
+    factor = Decimal(1)
+    for others in range(1, rows):
+        factor = _UP.add(factor, _CONTEXT.exp(_UP.multiply(others, epsilon)).next_plus(_CONTEXT))
+    product = min(Decimal(1), _UP.multiply(delta, factor))
+    return _UP.multiply(rows, epsilon), product.quantize(_DELTA_STEP, ROUND_CEILING, _CONTEXT)
 
 
 def entity_guarantee(contract: Contract, steps: int) -> tuple[Decimal, Decimal]:
@@ -278,7 +280,7 @@ def rdp(noise_multiplier: Decimal, sample_rate: Decimal, steps: int, alpha: Deci
     value = max(low, min(high, at[order])) if math.isfinite(at[order]) else high
     if not value < _RDP_CEILING:
         return INFINITE
-    return (Decimal(steps) * _decimal(value)).quantize(_RDP_STEP, ROUND_CEILING, _CONTEXT)
+    return _UP.multiply(steps, _decimal(value)).quantize(_RDP_STEP, ROUND_CEILING, _CONTEXT)
 
 
 def filter_alpha(epsilon: Decimal, delta: Decimal) -> Decimal:
@@ -312,8 +314,9 @@ def filter_limit(epsilon: Decimal, delta: Decimal, alpha: Decimal) -> Decimal:
 def epsilon_gate(rdp_sum: Decimal, delta: Decimal, alpha: Decimal) -> Decimal:
     """The Rényi sum converted to epsilon at its order, rounded up to 1e-6; 0 for an empty ledger.
 
-    At most `epsilon` exactly where the sum is at most `filter_limit`. It is a gate, no meter: a small sum converts
-    to a large epsilon.
+    At most an `epsilon` of up to six decimals exactly where the sum is at most its `filter_limit`; one of more
+    decimals may hold where this, rounded up, is above it. It is a gate, no meter: a small sum converts to a large
+    epsilon.
 
     Raises:
         InputError: PRIVACY_RANGE.

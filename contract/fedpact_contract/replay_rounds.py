@@ -4,6 +4,8 @@ Before the first stands the deposit for the auditor. Each function yields what i
 into the state.
 """
 
+import struct
+
 from fedpact_contract.arrays import update_digest
 from fedpact_contract.contract import ClientPrivacy
 from fedpact_contract.ledger import GENESIS
@@ -31,7 +33,7 @@ from fedpact_contract.messages import (
 from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
 from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
-from fedpact_contract.statistics import total_cells
+from fedpact_contract.statistics import can_be_noised, total_cells
 
 STOPPED = "RUN_STOPPED"
 """The code of a round that the operator gave up when it stopped the run: that may be at any time."""
@@ -320,6 +322,9 @@ def measurement_taken(run: Run, place: Place, body: MeasurementTaken) -> Faults:
     if record.kind == "statistics" and not signed:
         message = "The noised sums in the log are not those that the participant signed."
         yield place.fault("MEASUREMENT_DIGEST", message, field="array", party=run.parties.contract.operator.name)
+    elif record.kind == "statistics" and not can_be_noised(contract, struct.unpack(f"<{len(array) // 4}f", array)):
+        message = "Every sum that counts rows is a whole number, which noise does not make."
+        yield place.fault("MEASUREMENT_NOISE_FLOOR", message, field="array", party=name)
     run.measured.add((body.participant, record.kind))
 
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from fedpact_contract import privacy
-from fedpact_contract.contract import ClientPrivacy, Contract, EntityUnit, Party, Software, merge
+from fedpact_contract.contract import ClientPrivacy, Contract, EntityUnit, Party, Software, entity_delta_limit, merge
 from fedpact_contract.errors import InputError
 from fedpact_contract.output import counted
 
@@ -76,6 +76,16 @@ def _guarantee(noised: Contract, entity: EntityUnit) -> EntityUnit:
             field="privacy.entity.max_rows",
             rule=f"the entities' epsilon is at most {privacy.CEILING}",
             remedy="Allow fewer rows of one entity (max_rows), or take a smaller privacy.epsilon, which brings noise.",
+        )
+    if delta > (most := entity_delta_limit(noised)):
+        raise InputError(
+            "TEMPLATE_ENTITY_UNPROTECTED",
+            f"By the formula for groups {counted(entity.max_rows, 'row')} of one entity would be protected at a delta "
+            f"of {delta:.3g}, which promises nothing; it must be at most {most:.3g}.",
+            field="privacy.entity.method",
+            rule="the entities' delta is at most 1/(10 entities), and there may be as many entities as rows",
+            remedy='Take method = "mixture-of-gaussians", which keeps the contract\'s delta, or allow fewer rows of '
+            "one entity (max_rows).",
         )
     return entity.model_copy(update={"epsilon": epsilon, "delta": delta})
 

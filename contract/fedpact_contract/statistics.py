@@ -5,6 +5,7 @@ normal noise of the contract's `noise_multiplier` is added to each sum. So each 
 sampling, charged like training. Everything computed from the noised sums is free.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Bins = Annotated[int, Field(ge=2, le=1000)]
 _SHOWN = 12  # names in a message
+
+FLOAT_BITS, UNLIKELY_BITS = 24, 16
 
 DEVIATIONS = NormalDist().inv_cdf(0.975)
 """So many standard deviations to both sides hold 95 % of the noise."""
@@ -73,7 +76,7 @@ class Statistics(Part):
 
 
 def check_statistics(contract: "Contract") -> None:
-    """Each query asks something of a column that training reads, in the column's own terms, and none asks it again.
+    """Each query asks something of a column that training reads, in the column's own terms, by sums of its own.
 
     Raises:
         InputError: CONTRACT_STATISTICS, naming the query.
@@ -82,17 +85,20 @@ def check_statistics(contract: "Contract") -> None:
         return
     if contract.statistics.noise_multiplier <= 0:
         raise _wrong("noise_multiplier", "The noise must be greater than 0.")
+    places: dict[object, int] = {}
     for index, query in enumerate(contract.statistics.queries):
         problem = _problem(contract, query)
         if problem:
             raise _wrong(f"queries.{index}", f"The {query.kind} of {query.column}: {problem}.")
-        first = contract.statistics.queries.index(query)
+        first = places.setdefault(_asked(query), index)
         if first < index:
             raise _wrong(
                 f"queries.{index}",
-                f"The {query.kind} of {query.column} is asked twice, in queries.{first} too, and would cost twice.",
-                remedy="Leave one of them out; for a sharper answer take a smaller noise_multiplier.",
-                rule="each query is asked once",
+                f"The {query.kind} of {query.column} is asked twice, by the sums of queries.{first} too, and would "
+                "cost twice.",
+                remedy="Leave one of them out, and ask one quantile for all `probabilities`; a quantile's sums are the "
+                "histogram. For a sharper answer take a smaller noise_multiplier.",
+                rule="each query has sums of its own",
             )
 
 
@@ -108,6 +114,24 @@ def cell_count(contract: "Contract", query: Query) -> int:
 def total_cells(contract: "Contract") -> int:
     """How many sums answer all of a contract's queries; 0 where it asks none."""
     return 0 if contract.statistics is None else sum(cell_count(contract, q) for q in contract.statistics.queries)
+
+
+def can_be_noised(contract: "Contract", sums: Sequence[float]) -> bool:
+    """Whether the sums that count rows can hold noise, which makes no whole numbers; True where they cannot tell.
+
+    Of a number of 24 bits those below the unit are even chances: a noised sum that is at least 2^k is whole once in
+    2^(23 - k). All of them together are, in honest sums, less often than once in 2^UNLIKELY_BITS where this is False.
+    """
+    assert contract.statistics is not None  # noqa: S101 - the caller has its sums
+    place, bits = 0, 0
+    for query in contract.statistics.queries:
+        found = sums[place : (place := place + cell_count(contract, query))]
+        if isinstance(query, MeanQuery):
+            continue
+        if not all(float(value).is_integer() for value in found):
+            return True
+        bits += sum(max(0, FLOAT_BITS - max(0, math.frexp(value)[1])) for value in found)
+    return bits < UNLIKELY_BITS
 
 
 def values_of(contract: "Contract", column: str) -> tuple[str, ...]:
@@ -246,6 +270,15 @@ def _labels(contract: "Contract", query: Query) -> list[str]:
     return [f"{a:.6g} – {b:.6g}" for a, b in pairwise(edges)]
 
 
+def _asked(query: Query) -> tuple[object, ...]:
+    """What a query's sums are over: queries with the same are one release, charged twice."""
+    if isinstance(query, MeanQuery):
+        return query.column, "mean"
+    if isinstance(query, CountQuery):
+        return query.column, query.value, query.at_least
+    return query.column, query.bins
+
+
 def _problem(contract: "Contract", query: Query) -> str | None:
     """What is wrong with a query, or None."""
     kinds = {c.name: c.kind for c in contract.data.columns} | {contract.data.label.name: "category"}
@@ -263,6 +296,10 @@ def _problem(contract: "Contract", query: Query) -> str | None:
         values = values_of(contract, query.column)
         if query.value is not None and query.value not in values:
             return f"it has no such value; its values are {_some(values)}"
+        if query.at_least is not None:
+            low, high = bounds_of(contract, query.column)
+            if not low < query.at_least <= high:
+                return f"all rows or none are counted; `at_least` lies above {low:f} and up to {high:f}, its bounds"
     if isinstance(query, QuantileQuery) and not all(0 < p < 1 for p in query.probabilities):
         return "`probabilities` lie between 0 and 1"
     return None

@@ -20,7 +20,7 @@ NOISE_ERROR = 1e-6
 _ENOUGH = 30  # numbers, or pairs; of tensors with fewer the sums are added up
 _SMALL = "the small tensors together"
 _ALL = "all tensors together"
-_GRID = 1e-9  # in deviations; finer than that the noise is not always recovered
+_GRID = 1e-9  # in deviations: what of the noise is recovered at least, but where a step moves weights by few digits
 _SKETCH = 256  # coordinates, evenly spread, by which every step is compared with every other
 _SKETCHES = 4096  # steps so compared, the first: 8 MB, and a quarter of a second
 
@@ -55,6 +55,7 @@ class NoiseSeen:
         self._values: list[Floats] = []
         self._sums: list[Floats] = []
         self._last: list[Floats] = []
+        self._grid = _GRID
         self._found: dict[tuple[str, str], Floats] = {}
         self._sketches: list[Floats] = []
         self._repeated, self._expected = 0, 0.0
@@ -65,6 +66,9 @@ class NoiseSeen:
         self._open = optimizer
         self._values = [p.detach().double().numpy().flatten() for p in optimizer.params]  # copies
         self._sums = [p.summed_grad.double().numpy().flatten() for p in optimizer.params]
+        weights = [p.detach().numpy() for p in optimizer.params]
+        digit = max(float(np.finfo(w.dtype).eps * np.abs(w).max()) for w in weights)
+        self._grid = max(_GRID, self._scale * digit / self._deviation)
 
     def result(self) -> NoiseTests:
         """The tests of every step so far."""
@@ -95,9 +99,9 @@ class NoiseSeen:
         together = np.concatenate(step)
         if len(self._sketches) < _SKETCHES:
             self._sketches.append(together[:: math.ceil(len(together) / _SKETCH)])
-        together = np.rint(np.abs(together) / _GRID)
+        together = np.rint(np.abs(together) / self._grid)
         self._repeated += len(together) - len(np.unique(together))
-        self._expected += math.comb(len(together), 2) * _GRID / math.sqrt(math.pi)  # half-normal: density's square
+        self._expected += math.comb(len(together), 2) * self._grid / math.sqrt(math.pi)  # half-normal: density's square
         self._last = step
 
     def _add(self, tensor: str, test: str, sums: Floats) -> None:

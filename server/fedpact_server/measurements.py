@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
 from fedpact_contract.arrays import update_digest
@@ -15,10 +16,10 @@ from fedpact_contract.log import BaselineLoss, MeasurementTaken
 from fedpact_contract.messages import Measurement, measurement_event
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope, read_envelope
-from fedpact_contract.statistics import total_cells
+from fedpact_contract.statistics import can_be_noised, total_cells
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
-from fedpact_server import db, logbook, mirror, scoring
+from fedpact_server import db, logbook, mirror, noise_floor, scoring
 from fedpact_server.admission import norm_bound
 from fedpact_server.home import OperatorHome
 from fedpact_server.pool import load_update
@@ -92,7 +93,7 @@ def check(record: Measurement, array: bytes, contract: Contract, participant: st
 
     Raises:
         InputError: MEASUREMENT_PLACE, MEASUREMENT_NOT_PLANNED, MEASUREMENT_EVENT, MEASUREMENT_TEST_NOISE,
-            MEASUREMENT_DIGEST, MEASUREMENT_SHAPE, MEASUREMENT_NOT_FINITE, MEASUREMENT_NORM.
+            MEASUREMENT_DIGEST, MEASUREMENT_SHAPE, MEASUREMENT_NOT_FINITE, MEASUREMENT_NORM, MEASUREMENT_NOISE_FLOOR.
     """
     if (record.contract_id, record.participant) != (contract.id, participant):
         raise _wrong("PLACE", "names another contract or participant")
@@ -115,6 +116,23 @@ def check(record: Measurement, array: bytes, contract: Contract, participant: st
         bound = float(np.sqrt(len(numbers))) * (rows + 6 * float(event.noise_multiplier))
     if float(np.linalg.norm(numbers)) > bound:
         raise _wrong("NORM", f"is larger than {bound:.3g}, the most that was contracted")
+    _check_noise(numbers, contract, record.kind, rows)
+
+
+def _check_noise(numbers: NDArray[np.float64], contract: Contract, kind: MeasurementKind, rows: int) -> None:
+    """There is noise in it, as far as the numbers can tell: against misconfiguration, not malice."""
+    if not numbers.any():
+        raise _wrong("NOISE_FLOOR", "is zero throughout, which noise does not make")
+    if kind == "statistics":
+        if not can_be_noised(contract, numbers.tolist()):
+            raise _wrong("NOISE_FLOOR", "counts whole rows throughout, which noise does not make")
+        return
+    steps = measurement_event(contract, kind).steps
+    ratio = noise_floor.energy_ratio(numbers, contract, rows, steps)
+    found = noise_floor.pooled([ratio], contract, len(numbers), steps)
+    if found.outcome == "failed":
+        told = f"{found.ratio:.3f} of the energy that the contracted noise alone brings; {found.floor:.3f} are due"
+        raise _wrong("NOISE_FLOOR", f"has {told}")
 
 
 def cells(contract: Contract, kind: MeasurementKind) -> int:

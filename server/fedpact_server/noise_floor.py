@@ -74,12 +74,13 @@ class NoiseFloor:
         }
 
 
-def kept(contract: Contract, parameters: int) -> float:
-    """The part of the noise's energy that the gradients of one attempt leave at least."""
+def kept(contract: Contract, parameters: int, steps: int | None = None) -> float:
+    """The part of the noise's energy that the gradients leave at least, of one attempt or of so many steps."""
     training, classes = contract.training, len(contract.data.label.classes)
     curvature = (1 - 1 / classes) * float(contract.data.feature_scale) ** 2
     left = (1 - min(1.0, float(training.learning_rate) * curvature / parameters)) ** 2  # f falls until c = 1
-    return 1.0 if left == 1 else float((1 - left**training.local_steps) / (1 - left) / training.local_steps)
+    steps = training.local_steps if steps is None else steps
+    return 1.0 if left == 1 else float((1 - left**steps) / (1 - left) / steps)
 
 
 def power_at(kept: float) -> float:
@@ -94,20 +95,20 @@ def pool_size(contract: Contract, parameters: int) -> int:
     return min(math.ceil(needed), rounds) if needed < rounds else rounds
 
 
-def energy_ratio(values: NDArray[np.float64], contract: Contract, num_examples: int) -> float:
-    """||D||^2 / (d T (lr sigma C / B)^2) of one update [d]."""
+def energy_ratio(values: NDArray[np.float64], contract: Contract, num_examples: int, steps: int | None = None) -> float:
+    """||D||^2 / (d T (lr sigma C / B)^2) of one update [d], or of what so many steps gave."""
     privacy, training = release_event(contract), contract.training
     batch = float(privacy.sample_rate) * num_examples
     deviation = float(training.learning_rate * privacy.noise_multiplier * privacy.max_grad_norm) / batch
     scaled = float(np.linalg.norm(values)) / deviation
-    return scaled * scaled / (len(values) * training.local_steps)
+    return scaled * scaled / (len(values) * (training.local_steps if steps is None else steps))
 
 
-def pooled(ratios: Sequence[float], contract: Contract, parameters: int) -> NoiseFloor:
+def pooled(ratios: Sequence[float], contract: Contract, parameters: int, steps: int | None = None) -> NoiseFloor:
     """The result of these updates' ratios together."""
     return NoiseFloor(
         updates=len(ratios),
         degrees=len(ratios) * parameters,
         ratio=sum(ratios) / len(ratios),
-        kept=kept(contract, parameters),
+        kept=kept(contract, parameters, steps),
     )

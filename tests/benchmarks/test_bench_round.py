@@ -113,7 +113,7 @@ def _untrained(contract: Contract, _round: int, _attempt: int, base: bytes) -> T
     batch = privacy.sample_rate * min(p.num_examples for p in contract.participants)
     scale = float(training.learning_rate * privacy.noise_multiplier * privacy.max_grad_norm / batch)
     noise = np.random.default_rng().normal(scale=scale * training.local_steps**0.5, size=len(base) // 8)
-    return Trained(update=noise.astype("<f4").tobytes(), noise="test", rows_fingerprint="0" * 64)
+    return Trained(update=noise.astype("<f4").tobytes(), noise="test", fingerprints=("0" * 64,))
 
 
 def _federation(

@@ -52,6 +52,7 @@ class Home:
             "participant": self.contract.participants[0].id,
             "source": {"path": "data/rows.csv", "kind": "csv"},
             "base_dir": str(self.path),
+            "columns": ["age", "sex", "ill"],
         } | values
 
     def train_order(self, **values: Any) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def test_check_looks_at_the_rows_and_trains_nothing(home: Home, start):
     child.pipe.send("check", home.order())
     checked = receive(child, "checked")
     assert checked.header["num_rows"] == ROWS
-    assert checked.header["rows_fingerprint"] == train(child, home).header["rows_fingerprint"]
+    assert checked.header["fingerprints"] == train(child, home).header["fingerprints"]
     assert checked.array == b""
 
 

@@ -48,7 +48,7 @@ class Draws:
 
     def __call__(self, _contract: Any, round_number: int, _attempt: int, _base: bytes) -> Trained:
         self.count[round_number] += 1
-        return Trained(update=os.urandom(4 * PARAMETERS), noise="csprng", rows_fingerprint="a" * 64)
+        return Trained(update=os.urandom(4 * PARAMETERS), noise="csprng", fingerprints=("a" * 64,))
 
 
 class Ends:

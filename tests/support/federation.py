@@ -322,6 +322,15 @@ def _fill_database(database, contract, signed, operator_run, nodes) -> None:
         )
 
 
+def declare_another(agent: Agent, fingerprint_of_rows: str) -> None:
+    """Declare a data set `another` in the agent's store, which is known by this fingerprint."""
+    store, key = agent.desk.store, generate_key()
+    mine = store.data_set(agent.desk.data_set)
+    changes = {"data_set": "another", "participant": fingerprint(public_hex(key))}
+    store.declare(sign(mine.declaration.model_copy(update=changes), key).to_bytes(), mine.limit)
+    store.add_version("another", fingerprint_of_rows)
+
+
 def _agent(folder, contract, signed, index, key, run_key, examples, noise, policy) -> Agent:
     folder.mkdir(parents=True)
     participant = contract.participants[index]
@@ -357,7 +366,7 @@ def _agent(folder, contract, signed, index, key, run_key, examples, noise, polic
         if agent.crash(attempt):
             raise TrainerLostError("TRAINER_LOST", "killed by the test")
         update = local_update(contract, np.frombuffer(base, "<f8").copy(), agent.examples, agent.noise)
-        return Trained(update=update.astype("<f4").tobytes(), noise=agent.noise.label, rows_fingerprint=f"{index:064x}")
+        return Trained(update=update.astype("<f4").tobytes(), noise=agent.noise.label, fingerprints=(f"{index:064x}",))
 
     desk = Desk(
         store=store,
@@ -368,6 +377,7 @@ def _agent(folder, contract, signed, index, key, run_key, examples, noise, polic
         run_key=run_key,
         policy=own_policy,
         entity=card.entity,
+        own_file=lambda: f"{index:062x}ff",
         train=train,
         now=lambda: NOW + timedelta(minutes=1),
     )

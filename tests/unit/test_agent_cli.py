@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import typer
-from tests.support.agent_world import ENTITY, PASSPHRASE, Lab, lab
+from tests.support.agent_world import DATA_SET, ENTITY, PASSPHRASE, ROWS, Lab, lab
+from tests.support.agent_world import contract as agents_contract
 from tests.support.central import central_toml
 from tests.support.operator_world import TEMPLATE
 
-from fedpact_client import cli, guard, trial, views
+from fedpact_client import cards, cli, guard, trial, views
+from fedpact_client import plan as plans
 from fedpact_client.cli import app, main
 from fedpact_contract.errors import FaultError
 from fedpact_contract.files import replace_file
@@ -78,7 +81,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     with lab(tmp_path) as made:
         monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda _, request: made.wire.handle_request(request))
         monkeypatch.setenv("FEDPACT_AGENT_HOME", str(made.home.path))
-        found = trial.Trial(num_rows=60, duplicates=0, rows_fingerprint="ef" * 32)
+        found = trial.Trial(num_rows=60, duplicates=0, fingerprints=("ef" * 32,))
         monkeypatch.setattr(trial, "try_rows", lambda *_: found)
         yield made
 
@@ -497,10 +500,52 @@ def test_plan_counts_all_rows_of_one_person(call: Call, ready: Lab) -> None:
     replace_file(ready.home.config_path, text.encode())
     found = call(*PLAN, "3", "--epsilon", "1", "--entity-rows", "3", "--json")
     assert (found.code, found.json["entity"]["column"]) == (0, "who")
+    assert "the signed card" in found.json["not_checked"], "there is none yet"
     assert 1 < Decimal(found.json["entity"]["epsilon"]) < 10
     assert "for all rows of one entity, at most 3" in call(*PLAN, "3", "--epsilon", "1", "--entity-rows", "3").out
     none = call(*PLAN, "3", "--epsilon", "3", "--entity-rows", "32", "--json")
     assert (none.code, none.error) == (2, "TEMPLATE_ENTITY_UNPROTECTED")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name", "code"),
+    [
+        ('label = "ill"\n', 'label = "ill"\nentity = "who"\n', "entities", "CARD_ENTITY_CHANGED"),
+        ("num_examples = 40", "num_examples = 39", "own data", "SIGN_NUM_EXAMPLES"),
+        ('path = "rows.csv"', 'path = "own.csv"', "own data", "DATA_SET_KNOWN_ELSEWHERE"),
+    ],
+)
+def test_plan_refuses_what_the_signed_card_does_not_say(
+    call: Call, ready: Lab, tmp_path: Path, old: str, new: str, name: str, code: str
+) -> None:
+    ready.declare()
+    (ready.home.path / "own.csv").write_text(ROWS.replace("20,f,yes", "90,f,yes"))
+    ready.configure(data_set=DATA_SET.replace("set-1", "set-9").replace("rows.csv", "own.csv"))
+    with ready.client() as client:
+        other = cards.prepare(ready.home, ready.home.config(), ready.store, "set-9")
+        cards.declare(ready.home, ready.store, client, other, PASSPHRASE)
+    template = tmp_path / "heart.toml"
+    template.write_text(TEMPLATE)
+    for asked in ((*PLAN, "3", "--epsilon", "1"), ("plan", template)):
+        found = call(*asked, "--json")
+        assert (found.code, "the signed card" in found.json["not_checked"]) == (0, False)
+    text = ready.home.config_path.read_text()
+    start = text.index('id = "set-1"')
+    replace_file(ready.home.config_path, (text[:start] + text[start:].replace(old, new, 1)).encode())
+    for asked in ((*PLAN, "3", "--epsilon", "1"), ("plan", template)):
+        found = call(*asked, "--json")
+        assert (found.code, refusals(found)) == (5, {name: code})
+
+
+def test_rounds_that_fit_are_counted_without_rounding() -> None:
+    """What is left is a hair less than one attempt costs."""
+    cost, spent = SimpleNamespace(limit=Decimal(1), before=Decimal("1e-40")), SimpleNamespace(rdp=Decimal("1e-40"))
+    terms = SimpleNamespace(rdp=Decimal(1), measurements=(), spare_attempts=0)
+    assert plans._fitting(agents_contract(), terms, cost) == 0
+    cost.before, terms.measurements = Decimal(0), (spent,)
+    assert plans._fitting(agents_contract(), terms, cost) == 0
+    terms.measurements = ()
+    assert plans._fitting(agents_contract(), terms, cost) == 1
 
 
 @pytest.mark.parametrize(
@@ -607,7 +652,7 @@ def test_a_template_is_planned_before_the_operator_has_made_a_contract_of_it(
     path.write_text(template.replace("disease-prediction", "advertising").replace('name = "sex"', 'name = "size"'))
     refused = call("plan", path, "--json")
     assert refused.code == 5
-    assert refusals(refused) == {"own data": "SIGN_COLUMNS", "policy": "POLICY_PURPOSE_MISMATCH"}
+    assert refusals(refused) == {"columns": "SIGN_COLUMNS", "policy": "POLICY_PURPOSE_MISMATCH"}
     path.write_text(template.replace(ENTITY, "91310000MA1K000009"))
     stranger = call("plan", path, "--json")
     assert (stranger.code, stranger.error, stranger.json["error"]["file"]) == (2, "PLAN_NOT_NAMED", str(path))

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.federation import BUNDLE, Federation, make_federation
+from tests.support.federation import BUNDLE, Federation, declare_another, make_federation
 
 from fedpact_client.answer import TrainingFailedError, answer, open_contract
 from fedpact_client.order import check_order, check_results, count_witnesses, open_order
 from fedpact_client.store import Store
 from fedpact_contract import merkle
 from fedpact_contract.contract import Delegation
-from fedpact_contract.errors import FaultError, RefusedError
+from fedpact_contract.errors import FaultError, InputError, RefusedError
 from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.log import (
     Body,
@@ -383,6 +383,47 @@ def test_a_failure_of_the_data_is_charged_refused_and_never_retried(tmp_path) ->
     log = b"".join(entry.to_bytes() for entry in federation.entries())
     assert b"secret" not in log
     assert [r.state for r in agent.desk.store.rows(agent.desk.data_set)] == ["reserved", "failed"] * 2
+
+
+def test_rows_known_as_another_data_set_are_not_released(tmp_path) -> None:
+    federation = make_federation(tmp_path)
+    agent = federation.agent(2)
+    store, train, leaving = agent.desk.store, agent.desk.train, []
+
+    def swapped(*order):
+        leaving.append(dataclasses.replace(train(*order), fingerprints=("1" * 64, "2" * 64, "3" * 64)))
+        return leaving[-1]
+
+    declare_another(agent, "2" * 64)
+    agent.desk = dataclasses.replace(agent.desk, train=swapped)
+    federation.run()
+    assert leaving
+    assert federation.outcomes(1)["Enterprise 2"] == ("refused", "TRAINING_FAILED")
+    assert "DATA_SET_KNOWN_ELSEWHERE" in {a.code for a in store.alarms()}
+    assert store.versions("another") == ["2" * 64]
+    assert store.versions(agent.desk.data_set) == [], "nothing is entered where one is another's"
+
+
+def test_what_was_trained_on_is_entered_with_its_place(tmp_path) -> None:
+    federation = make_federation(tmp_path)
+    agent = federation.agent(2)
+    federation.run()
+    trained = agent.desk.train(federation.contract, 1, 1, bytes(8 * 650))
+    assert agent.desk.store.versions(agent.desk.data_set) == [agent.desk.own_file(), *trained.fingerprints]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RefusedError, "DATA_SET_KNOWN_ELSEWHERE"), (InputError, "CONFIG_DATA_SET")]
+)
+def test_a_file_that_is_not_its_own_is_refused_before_anything_is_charged(world, error, code) -> None:
+    _, _, agent, order, model = world
+
+    def not_its_own() -> str:
+        raise error(code, "The file is known as data set another.")
+
+    ready = answer(dataclasses.replace(agent.desk, own_file=not_its_own), order, model, BUNDLE)
+    assert refusal(ready).code == code
+    assert charged(agent) == 1
 
 
 def test_an_update_that_the_operator_forgets_is_noticed_in_the_next_order(world) -> None:

@@ -168,6 +168,19 @@ def test_a_noise_that_is_no_number_is_a_fault() -> None:
     assert audit_noise._chance(np.array([np.nan, 100.0])) == 0
 
 
+@pytest.mark.parametrize(("network", "rate"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.float64, 0.5)])
+def test_right_noise_passes_where_a_step_hardly_moves_the_weights(network: torch.dtype, rate: float) -> None:
+    """Of a small step the weights keep few digits: noises that differ come back as one number."""
+    layer = torch.nn.Linear(40, 20).to(network)
+    x, y = torch.zeros(50, 40, dtype=network), torch.zeros(50, dtype=torch.int64)
+    for noise, failed in ((FixedNoise(3), False), (Uneven(lambda z: z * (np.arange(len(z)) % 3 > 0)), True)):
+        seen = audit_noise.NoiseSeen(["weight", "bias"], deviation=1.2, scale=10 / rate)
+        terms = {"sample_rate": 0.2, "noise_multiplier": 1.2, "max_grad_norm": 1.0, "denominator": 10.0}
+        more = {"steps": 6, "learning_rate": rate, "physical_batch": 64, "before_noise": seen}
+        dp.dp_sgd(layer, x, y, noise=noise, **terms, **more)
+        assert seen.result().failed == failed
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_right_noise_passes_the_tests_of_the_noise(seed: int) -> None:
     tests = audited(FixedNoise(seed), 30).noise_tests

@@ -44,7 +44,7 @@ ISOLATION = {
 }
 BASE = bytes(8 * 6)
 UPDATE = b"\x01\x02\x03\x04" * 6
-GOOD = {"noise": "csprng", "rows_fingerprint": "a" * 64, "num_examples": 40}
+GOOD = {"noise": "csprng", "fingerprints": ["a" * 64, "b" * 64], "num_examples": 40}
 
 
 @pytest.fixture
@@ -135,12 +135,13 @@ class TestTrainer:
 
         trainer = trainers.make(behave)
         found = trainer.train(signed, 3, 2, BASE)
-        assert (found.update, found.noise, found.rows_fingerprint) == (UPDATE, "csprng", "a" * 64)
+        assert (found.update, found.noise, found.fingerprints) == (UPDATE, "csprng", ("a" * 64, "b" * 64))
         (order,) = orders
         assert (order.kind, order.array) == ("train", BASE)
         assert (order.header["round"], order.header["attempt"]) == (3, 2)
         assert order.header["contract"] == signed.to_bytes().decode()
         assert order.header["source"] == {"path": "rows.csv", "kind": "csv"} | order.header["source"]
+        assert order.header["columns"] == ["age", "sex", "ill"]
         assert order.header["selection_key"] == (b"k" * 32).hex()
         assert trainer.isolation == Isolation.parse(ISOLATION, code="X")
 
@@ -176,8 +177,11 @@ class TestTrainer:
         [
             ("update", {}),
             ("update", {"noise": "csprng"}),
-            ("update", {"noise": 1, "rows_fingerprint": "a"}),
-            ("update", {"noise": None, "rows_fingerprint": ["a"]}),
+            ("update", {"noise": 1, "fingerprints": ["a" * 64]}),
+            ("update", {"noise": "csprng", "fingerprints": []}),
+            ("update", {"noise": "csprng", "fingerprints": "a" * 64}),
+            ("update", {"noise": "csprng", "fingerprints": ["a" * 64, 7]}),
+            ("update", {"noise": "csprng", "fingerprints": ["a" * 64, "b"]}),
             ("failed", {}),
             ("failed", {"code": 7}),
             ("failed", {"code": "POLICY_EPSILON"}),

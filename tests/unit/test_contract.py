@@ -73,6 +73,7 @@ BROKEN = [
     ("privacy.epsilon", 1.5, "CONTRACT"),
     ("privacy.delta", Decimal("0.0001"), "CONTRACT_DELTA"),
     ("privacy.sample_rate", Decimal(1), "CONTRACT_SAMPLE_RATE"),
+    ("privacy.sample_rate", Decimal("0.99999999999999999999"), "CONTRACT_SAMPLE_RATE"),
     ("privacy.unit", "user", "CONTRACT"),
     ("privacy.trust_model", "central", "CONTRACT"),
     ("privacy.spare_attempts", -1, "CONTRACT"),

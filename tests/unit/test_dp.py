@@ -334,7 +334,7 @@ def test_a_batch_is_a_poisson_sample_of_the_given_rate() -> None:
     assert np.var(counts) == pytest.approx(72, rel=0.45)
 
 
-def test_float32_networks_train_too_with_noise_added_in_float64() -> None:
+def test_float32_networks_train_too() -> None:
     x, y = _data()
     double = _update(x, y, FixedNoise(1), 5)
     module = _network(5)
@@ -342,6 +342,38 @@ def test_float32_networks_train_too_with_noise_added_in_float64() -> None:
     single = _update(x.float(), y, FixedNoise(1), module=module)
     np.testing.assert_allclose(single, double, atol=1e-6)
     assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+def _optimizer(weights: nn.Parameter, noise: Any) -> dp.SecureDPOptimizer:
+    return dp.SecureDPOptimizer(
+        torch.optim.SGD([weights], lr=1.0), noise=noise, noise_multiplier=1.5, max_grad_norm=0.7
+    )
+
+
+def test_to_a_float32_sum_the_noise_is_added_in_float64_and_rounded_once() -> None:
+    weights = nn.Parameter(torch.zeros(1000))
+    optimizer, z = _optimizer(weights, FixedNoise(1)), FixedNoise(1).normal(1000) * (1.5 * 0.7)
+    optimizer.begin()
+    weights.summed_grad += torch.linspace(-3, 3, 1000)
+    summed = weights.summed_grad.numpy().copy()
+    optimizer.add_noise()
+    np.testing.assert_array_equal(weights.grad.numpy(), (summed.astype(np.float64) + z).astype(np.float32))
+    assert (weights.grad.numpy() != summed + z.astype(np.float32)).any(), "float32 would add other bits"
+
+
+def test_trap_5_a_logical_batch_begins_from_nothing_whatever_was_left() -> None:
+    """As one is broken off where nobody cleans up: in the middle of a backward pass."""
+    weights = nn.Parameter(torch.zeros(4))
+    optimizer = _optimizer(weights, ScriptedNoise([]))
+    optimizer.begin()
+    weights.summed_grad += 9
+    weights.grad = weights.grad_sample = torch.full((3, 4), 9.0).mean(0)
+    optimizer.begin()
+    assert (weights.grad, weights.grad_sample) == (None, None)
+    assert torch.equal(weights.summed_grad, torch.zeros(4))
+    weights.grad = torch.ones(4)
+    optimizer.accumulate_clipped()
+    assert torch.equal(weights.summed_grad, torch.ones(4))
 
 
 def test_the_noise_floor_holds_and_tells_missing_noise() -> None:

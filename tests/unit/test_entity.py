@@ -2,14 +2,17 @@
 
 import math
 from collections import Counter
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.integrate import quad
+from tests.support.agent_world import contract as agents_contract
 from tests.support.evidence_factory import contract_values
 from tests.support.models_kit import a_schema, number
 from tests.support.operator_world import NOW, TEMPLATE, operator
@@ -27,6 +30,7 @@ from fedpact_contract.privacy import (
     epsilon_pld,
     group_guarantee,
 )
+from fedpact_contract.sketch import solve
 from fedpact_models.features import encode, select_rows
 from fedpact_server.drafting import ValidationFile, new
 from fedpact_server.enrolment import find
@@ -99,6 +103,23 @@ class TestArithmetic:
             with pytest.raises((InputError, ArithmeticError)):
                 group_guarantee(*bad)
 
+    @pytest.mark.parametrize(("epsilon", "rows"), [("4", 32), ("6", 12)])
+    def test_a_delta_is_never_above_one(self, epsilon: str, rows: int) -> None:
+        """delta times e^((rows - 1) epsilon) has more digits than any context holds."""
+        assert group_guarantee(D(epsilon), D("1e-5"), rows) == (rows * D(epsilon), 1)
+
+    @given(
+        st.decimals("1e-6", 8, places=6),
+        st.decimals("1e-12", "1e-5", places=12),
+        st.integers(1, 32),
+    )
+    def test_the_formula_is_rounded_up_and_by_no_more_than_it_must(self, epsilon: D, delta: D, rows: int) -> None:
+        with localcontext(prec=200):
+            truth = min(D(1), delta * ((rows * epsilon).exp() - 1) / (epsilon.exp() - 1))
+            together, found = group_guarantee(epsilon, delta, rows)
+            assert together == rows * epsilon
+            assert truth - D("1e-150") <= found <= truth * (1 + D("1e-45")) + D("1e-30")
+
 
 class TestContract:
     def test_the_promise_is_recomputed(self) -> None:
@@ -118,6 +139,15 @@ class TestContract:
         epsilon, delta = entity_guarantee(made, made.planned_steps)
         assert epsilon == 4 * epsilon_pld([(D("1.25"), D("0.1"), made.planned_steps)], D("1e-10"))
         assert delta <= D("0.1")
+
+    @pytest.mark.parametrize(("epsilon", "noise", "rows"), [("4", "1.2", 32), ("6", "1", 12)])
+    def test_a_formula_that_protects_nobody_is_refused_and_no_crash(self, epsilon: str, noise: str, rows: int) -> None:
+        clause = CLAUSE | {"method": "group-formula", "max_rows": rows, "delta": "0.0001"}
+        made = agents_contract(
+            None, {"privacy.epsilon": epsilon, "privacy.noise_multiplier": noise, "privacy.entity": clause}
+        )
+        assert code_of(check_plan, made) == "CONTRACT_ENTITY_EPSILON"
+        assert code_of(solve, made) == "TEMPLATE_ENTITY_UNPROTECTED"
 
     @pytest.mark.parametrize(
         ("clause", "code"),
@@ -266,7 +296,10 @@ class TestDrafting:
 
     def test_the_formula_is_refused_where_its_delta_is_too_large(self, tmp_path: Path) -> None:
         formula = self.ADDED.replace("mixture-of-gaussians", "group-formula").replace("max_rows = 3", "max_rows = 4")
-        assert code_of(self.draft, tmp_path, formula) == "CONTRACT_ENTITY_DELTA"
+        with pytest.raises(InputError) as caught:
+            self.draft(tmp_path, formula)
+        assert (caught.value.code, caught.value.field) == ("TEMPLATE_ENTITY_UNPROTECTED", "privacy.entity.method")
+        assert "mixture-of-gaussians" in caught.value.remedy
 
 
 def test_examples_without_entities_lose_nothing() -> None:

@@ -18,15 +18,16 @@ from typing import Any
 
 import pytest
 import structlog
-from tests.support.agent_world import DATA_SET, ENTITY, NOW, PASSPHRASE, Lab, lab
+from tests.support.agent_world import DATA_SET, ENTITY, NOW, PASSPHRASE, ROWS, Lab, lab
 from tests.support.closed_run import ClosedRun, closed_run
 from tests.support.fake_child import Spawner
 from tests.support.federation import BUNDLE, Agent
 from tests.support.open_round import OpenRound, open_round, read
 
-from fedpact_client import children, guard, views
+from fedpact_client import cards, children, guard, views
 from fedpact_client.answer import TrainingFailedError
 from fedpact_client.children import CancelledError, TrainerChild
+from fedpact_client.config import AgentConfig
 from fedpact_client.facts import ROUNDS, Facts, cut_off
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.guard import Guard
@@ -670,6 +671,10 @@ def guard_of(run: ClosedRun, number: int, home: AgentHome) -> Guard:
     return made
 
 
+def lost_set_9(config: AgentConfig) -> AgentConfig:
+    return config.model_copy(update={"data_sets": tuple(d for d in config.data_sets if d.id != "set-9")})
+
+
 class TestContracts:
     """A contract from this agent's signature to everybody's, against the operator's real API."""
 
@@ -703,6 +708,27 @@ class TestContracts:
             at._look(client)
         assert at.desks[contract.id].entity == declared
 
+    def test_a_source_pointed_at_another_data_sets_file_since_the_signature_is_refused(self, made: Lab) -> None:
+        contract = self.signed(made)
+        made.others_sign(contract)
+        (made.home.path / "own.csv").write_text(ROWS.replace("20,f,yes", "90,f,yes"))
+        made.configure(data_set=DATA_SET.replace("set-1", "set-9").replace("rows.csv", "own.csv"))
+        with made.client() as client:
+            draft = cards.prepare(made.home, made.home.config(), made.store, "set-9")
+            cards.declare(made.home, made.store, client, draft, PASSPHRASE)
+        at = Guard(home=made.home, config=made.home.config(), store=made.store)
+        with made.client() as client:
+            at._look(client)
+        at.desks.pop(contract.id).check_allowed()
+        text = made.home.config_path.read_text().replace('"rows.csv"', '"own.csv"')
+        replace_file(made.home.config_path, text.encode())
+        for config in (made.home.config(), lost_set_9(made.home.config())):
+            at.config = config
+            with made.client() as client, pytest.raises(RefusedError) as caught:
+                at._desk(contract.id, client).check_allowed()
+            assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
+            at.desks.clear()
+
     def test_a_data_set_that_agent_toml_has_lost_keeps_no_contract_from_closing(self, made: Lab) -> None:
         contract = self.signed(made)
         made.others_sign(contract)
@@ -711,6 +737,8 @@ class TestContracts:
         with made.client() as client:
             at._look(client)
         assert at.desks[contract.id].entity is None
+        with pytest.raises(InputError, match="CONFIG_DATA_SET"):
+            at.desks[contract.id].check_allowed()
 
     def test_it_runs_when_everybody_has_signed(self, made: Lab) -> None:
         contract = self.signed(made)

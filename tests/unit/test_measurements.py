@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.closed_run import ClosedRun, open_run
+from tests.support.federation import declare_another
 from tests.support.models_kit import a_model, a_schema, category, number, training_contract
+from tests.support.weak_noise import Weak
 
 from fedpact_client.answer import Desk, Trained, TrainerLostError, TrainingFailedError
 from fedpact_client.closing import close
@@ -32,13 +34,13 @@ from fedpact_contract.messages import Measurement, Order
 from fedpact_contract.privacy import check_plan, epsilon_pld, plan_groups, plan_words
 from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.request import parse_instant
-from fedpact_contract.statistics import cell_count, results
+from fedpact_contract.statistics import can_be_noised, cell_count, results
 from fedpact_contract.verify import verify
 from fedpact_models.dp import SystemNoise
 from fedpact_models.features import Examples, encode
 from fedpact_models.statistics import noised_sums
 from fedpact_models.training import local_baseline
-from fedpact_server import db, measurements
+from fedpact_server import db, measurements, noise_floor
 
 D = Decimal
 STATISTICS = {
@@ -54,6 +56,8 @@ STATISTICS = {
 KNOWN = ("fedpact verify EVIDENCE --trust FILE", "NIST SP 800-226", "SHA-256", "UTC", "nat", "DP", "gt", "ADMITTED")
 KNOWN = (*KNOWN, "dp-accounting", "PLD", "REPLACE_SPECIAL", "epsilon_pld", "epsilon_gate", "AES-256-CTR")
 """What a page in Chinese says in Latin letters: names of things."""
+HISTOGRAM = {"kind": "histogram", "column": "age", "bins": 10}
+QUANTILE = {"kind": "quantile", "column": "age", "bins": 10, "probabilities": ["0.5"]}
 CLAUSES = {"statistics": STATISTICS, "baseline": {"steps": 4}, "privacy__epsilon": D(3), "training__rounds": 2}
 
 
@@ -83,7 +87,7 @@ def trainer(run: ClosedRun, number: int) -> Callable[[Contract, MeasurementKind,
             array = noised_sums(contract, agent.examples, agent.noise)
         else:
             array = local_baseline(contract, np.frombuffer(base, "<f8").copy(), agent.examples, agent.noise)
-        return Trained(update=array.astype("<f4").tobytes(), noise=agent.noise.label, rows_fingerprint=f"{number:064x}")
+        return Trained(update=array.astype("<f4").tobytes(), noise=agent.noise.label, fingerprints=(f"{number:064x}",))
 
     return give
 
@@ -264,6 +268,14 @@ class TestFailures:
         assert taken(run) == []
         assert "DATA_TOO_FEW_ROWS" in {a.code for a in desk.store.alarms()}
 
+    def test_rows_known_as_another_data_set_are_charged_and_not_released(self, run: ClosedRun) -> None:
+        agent, give = run.federation.agent(1), trainer(run, 1)
+        declare_another(agent, "2" * 64)
+        assert look(run, 1, lambda *asked: dataclasses.replace(give(*asked), fingerprints=("1" * 64, "2" * 64)))
+        assert [r.state for r in rows(agent.desk)] == ["reserved", "failed", "reserved", "failed"]
+        assert taken(run) == []
+        assert "DATA_SET_KNOWN_ELSEWHERE" in {a.code for a in agent.desk.store.alarms()}
+
     def test_the_policy_is_asked_first(self, run: ClosedRun) -> None:
         agent = run.federation.agent(1)
         agent.desk = dataclasses.replace(agent.desk, policy=agent.desk.policy.model_copy(update={"purposes": ()}))
@@ -302,17 +314,20 @@ class TestOperator:
     def honest(self, run: ClosedRun) -> tuple[Measurement, bytes]:
         contract, agent = run.federation.contract, run.federation.agent(1)
         array = noised_sums(contract, agent.examples, SystemNoise()).astype("<f4").tobytes()
-        record = Measurement(
-            contract_id=contract.id,
-            participant=agent.desk.participant,
+        return self.statistics_of(run, array), array
+
+    @staticmethod
+    def statistics_of(run: ClosedRun, array: bytes) -> Measurement:
+        return Measurement(
+            contract_id=run.federation.contract.id,
+            participant=run.federation.agent(1).desk.participant,
             kind="statistics",
             array_digest=update_digest(array),
             num_examples=90,
-            privacy_event=measurements.measurement_event(contract, "statistics"),
+            privacy_event=measurements.measurement_event(run.federation.contract, "statistics"),
             noise="csprng",
             ledger_head="0" * 64,
         )
-        return record, array
 
     def give(self, run: ClosedRun, record: Measurement, array: bytes, key: Any = None) -> str:
         desk = run.federation.agent(1).desk
@@ -360,6 +375,40 @@ class TestOperator:
         with pytest.raises(FedpactError) as err:
             self.give(run, honest[0].model_copy(update={"array_digest": update_digest(array)}), array)
         assert err.value.code == code
+
+    @pytest.mark.parametrize("noise", [NoNoise(), Weak(0.5), None])
+    def test_a_baseline_with_too_little_noise_is_refused_whatever_it_says(self, run: ClosedRun, noise: Any) -> None:
+        contract, agent = run.federation.contract, run.federation.agent(1)
+        assert contract.baseline.steps != contract.training.local_steps
+        initial = np.zeros(650)
+
+        def sent(by: Any) -> tuple[Measurement, bytes]:
+            made = np.zeros(650) if by is None else local_baseline(contract, initial, agent.examples, by)
+            array = made.astype("<f4").tobytes()
+            changes = {"kind": "baseline", "array_digest": update_digest(array)}
+            event = {"privacy_event": measurements.measurement_event(contract, "baseline")}
+            return self.statistics_of(run, array).model_copy(update=changes | event), array
+
+        with pytest.raises(InputError, match="MEASUREMENT_NOISE_FLOOR"):
+            self.give(run, *sent(noise))
+        assert self.give(run, *sent(SystemNoise())) == "baseline"
+
+    def test_a_baselines_floor_is_that_of_its_own_steps(self, run: ClosedRun) -> None:
+        """As much energy as six steps bring is four steps' and a half."""
+        contract = run.federation.contract
+        ones = np.ones(650)
+        assert (contract.training.local_steps, contract.baseline.steps) == (6, 4)
+        of_a_round, own = (noise_floor.energy_ratio(ones, contract, 90, steps) for steps in (None, 4))
+        assert own == pytest.approx(of_a_round * 6 / 4)
+        assert noise_floor.kept(contract, 650, 1) == 1
+        assert noise_floor.kept(contract, 650, 4) > noise_floor.kept(contract, 650)
+        assert noise_floor.pooled([1.0], contract, 650, 4).kept == noise_floor.kept(contract, 650, 4)
+
+    def test_statistics_without_noise_are_refused_whatever_they_say(self, run: ClosedRun) -> None:
+        contract, agent = run.federation.contract, run.federation.agent(1)
+        array = noised_sums(contract, agent.examples, NoNoise()).astype("<f4").tobytes()
+        with pytest.raises(InputError, match="MEASUREMENT_NOISE_FLOOR"):
+            self.give(run, self.statistics_of(run, array), array)
 
     def test_a_second_draw_is_refused(self, run: ClosedRun, honest: Any) -> None:
         record, array = honest
@@ -429,6 +478,22 @@ class TestVerifier:
             return bodies
 
         assert "MEASUREMENT_DIGEST" in self.faults(done, change)
+
+    def test_sums_without_noise(self, done: ClosedRun) -> None:
+        """Signed, and taken by an operator that did not look."""
+        contract, agent = done.federation.contract, done.federation.agent(1)
+        array = noised_sums(contract, agent.examples, NoNoise()).astype("<f4").tobytes()
+
+        def change(bodies: list[Any]) -> list[Any]:
+            for place, body in enumerate(bodies):
+                if isinstance(body, MeasurementTaken) and body.array and body.participant == agent.desk.participant:
+                    record = Measurement.from_bytes(read_envelope(body.measurement).body)
+                    signed = sign(record.model_copy(update={"array_digest": update_digest(array)}), agent.desk.run_key)
+                    told = {"measurement": signed.plain(), "array": base64.b64encode(array).decode()}
+                    bodies[place] = body.model_copy(update=told)
+            return bodies
+
+        assert "MEASUREMENT_NOISE_FLOOR" in self.faults(done, change)
 
     def test_a_measurement_twice_and_one_too_late(self, done: ClosedRun) -> None:
         def twice(bodies: list[Any]) -> list[Any]:
@@ -583,6 +648,22 @@ class TestQueries:
         between = np.corrcoef(draws.T) - np.eye(draws.shape[1])
         assert np.abs(between).max() < 0.35  # 300 draws: standard deviation .058
 
+    def test_whole_numbers_are_no_noise_where_there_are_enough_of_them(self) -> None:
+        count = {"kind": "count", "column": "ill", "value": "yes"}
+        alone = self.asked(count, {"kind": "mean", "column": "age"})
+        assert not can_be_noised(alone, [20.0, 3.25])
+        assert not can_be_noised(alone, [-127.0, 3.25])
+        assert can_be_noised(alone, [20.5, 3.0])
+        assert can_be_noised(alone, [257.0, 3.0]), "once in 32,768 by chance"
+        assert can_be_noised(alone, [2.0**24, 3.0]), "a float32 of this size is always whole"
+        two = self.asked(count, count | {"value": "no"})
+        assert not can_be_noised(two, [30001.0, 29999.0])
+        assert can_be_noised(two, [30001.0, 29999.5])
+        assert can_be_noised(self.asked({"kind": "mean", "column": "age"}), [4.0])
+        parts = self.asked({"kind": "histogram", "column": "age", "bins": 2}, {"kind": "mean", "column": "age"}, count)
+        assert not can_be_noised(parts, [20.0, 21.0, 0.5, 7.0])
+        assert can_be_noised(parts, [20.0, 21.0, 7.0, 0.5])
+
     def test_intervals_hold_what_the_rows_say(self) -> None:
         """Of 2,000 draws of noise 95 % hold the answer without noise: of sums exactly, of quantiles at least."""
         ages = np.repeat([3.0, 17.0, 41.0, 42.0, 77.0, 99.0], [60, 20, 150, 90, 30, 50])
@@ -692,11 +773,35 @@ class TestQueries:
 
     def test_the_same_query_twice_is_refused_and_another_value_of_the_column_is_not(self) -> None:
         count = {"kind": "count", "column": "age", "at_least": "50"}
-        with pytest.raises(InputError, match=r"The count of age is asked twice, in queries\.0 too") as err:
+        with pytest.raises(InputError, match=r"The count of age is asked twice, by the sums of queries\.0 too") as err:
             self.asked(count, {"kind": "mean", "column": "age"}, dict(count))
         assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.2")
         assert err.value.remedy
         self.asked(count, count | {"at_least": "51"})
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            (HISTOGRAM, QUANTILE),
+            (QUANTILE, HISTOGRAM),
+            (QUANTILE, QUANTILE | {"probabilities": ["0.9"]}),
+            ({"kind": "count", "column": "age", "at_least": "50"}, {"kind": "count", "column": "age", "at_least": 50}),
+        ],
+    )
+    def test_the_same_sums_are_not_charged_twice(self, first: dict[str, Any], second: dict[str, Any]) -> None:
+        with pytest.raises(InputError, match=r"by the sums of queries\.0 too") as err:
+            self.asked(first, second)
+        assert (err.value.code, err.value.field) == ("CONTRACT_STATISTICS", "statistics.queries.1")
+        if "bins" in first:
+            self.asked(first, second | {"bins": 20})
+
+    @pytest.mark.parametrize("at_least", ["-5", "0", "100.5", "1000"])
+    def test_a_count_of_all_rows_or_none_is_refused(self, at_least: str) -> None:
+        with pytest.raises(InputError, match="all rows or none") as err:
+            self.asked({"kind": "count", "column": "age", "at_least": at_least})
+        assert err.value.code == "CONTRACT_STATISTICS"
+        for inside in ("0.001", "100"):
+            self.asked({"kind": "count", "column": "age", "at_least": inside})
 
     def test_without_noise_nothing_is_asked(self) -> None:
         with pytest.raises(InputError, match="CONTRACT_STATISTICS"):

@@ -1,10 +1,14 @@
 import importlib.metadata
 import time
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from tests.support.evidence_factory import contract_values
 
+from fedpact_contract import privacy
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError
 from fedpact_contract.privacy import (
@@ -164,6 +168,16 @@ def test_rdp_is_the_steps_times_one_step_rounded_up_once() -> None:
     assert many <= 30 * one < many + D("3e-8")
 
 
+@pytest.mark.parametrize("steps", [7, 999_983, 10**6])
+def test_rdp_is_not_rounded_down_where_it_is_large(steps) -> None:
+    """Of 1e20 a step, 28 digits hold no 1e-9."""
+    noise, alpha = D("2.7e-10"), D(3)
+    (one,) = privacy._rdp_one(noise, D(1), [3.0])
+    truth = steps * Fraction(one)
+    assert one > 1e19
+    assert truth <= Fraction(rdp(noise, D(1), steps, alpha)) < truth + Fraction(1, 10**9)
+
+
 def test_rdp_stays_finite_and_bounded_where_the_series_does_not_converge(capsys) -> None:
     # dp-accounting answers infinity here, and warns on stderr that it leaves the order out.
     assert rdp(D("0.5"), D("0.5"), 100, D("1.01")) <= rdp(D("0.5"), D("0.5"), 100, D(2))
@@ -195,6 +209,15 @@ def test_the_gate_and_the_limit_say_the_same(epsilon, alpha) -> None:
     assert epsilon_gate(limit, D("1e-5"), alpha) == epsilon
     assert epsilon_gate(limit + D("0.000001"), D("1e-5"), alpha) > epsilon
     assert epsilon_gate(limit - D("0.01"), D("1e-5"), alpha) < epsilon
+
+
+@given(st.decimals("0.1", 20, places=6), st.sampled_from(["1e-5", "1e-9"]), st.integers(-2, 2))
+def test_the_gate_and_the_limit_agree_to_the_last_digit_where_epsilon_has_six_decimals(epsilon, delta, more) -> None:
+    alpha = filter_alpha(epsilon, D(delta))
+    limit = filter_limit(epsilon, D(delta), alpha)
+    total = limit + more * D("1e-9")
+    assume(total > 0)
+    assert (epsilon_gate(total, D(delta), alpha) <= epsilon) == (total <= limit)
 
 
 def test_the_gate_of_an_empty_ledger_is_zero_and_of_a_small_sum_is_large() -> None:

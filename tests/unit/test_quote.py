@@ -92,7 +92,7 @@ def _measured(agent: Any) -> Any:
             array = noised_sums(contract, agent.examples, agent.noise)
         else:
             array = local_baseline(contract, np.frombuffer(base, "<f8").copy(), agent.examples, agent.noise)
-        return Trained(update=array.astype("<f4").tobytes(), noise=agent.noise.label, rows_fingerprint="1" * 64)
+        return Trained(update=array.astype("<f4").tobytes(), noise=agent.noise.label, fingerprints=("1" * 64,))
 
     return give
 

@@ -555,10 +555,26 @@ def test_rows_known_as_another_data_set_are_refused(world: Lab, monkeypatch: pyt
     key = world.home.load_contract_key(PASSPHRASE)
     world.store.declare(sign(other, key).to_bytes(), Decimal(1))
     world.store.add_version("set-0", "ef" * 32)
-    found = trial.Trial(num_rows=60, duplicates=0, rows_fingerprint="ef" * 32)
+    found = trial.Trial(num_rows=60, duplicates=0, fingerprints=("ab" * 32, "ef" * 32))
     monkeypatch.setattr(trial, "try_rows", lambda *_: found)
     with pytest.raises(RefusedError, match="DATA_SET_KNOWN_ELSEWHERE"):
         look(world, offered, read_data=True).refuse()
+
+
+def test_a_file_filled_with_another_data_sets_rows_since_the_card_is_refused(world: Lab) -> None:
+    offered = world.offer()
+    own = world.home.path / "own.csv"
+    own.write_text(ROWS.replace("20,f,yes", "90,f,yes"))
+    world.configure(data_set=DATA_SET.replace("set-1", "set-9").replace("rows.csv", "own.csv"))
+    with world.client() as client:
+        draft = cards.prepare(world.home, world.home.config(), world.store, "set-9")
+        cards.declare(world.home, world.store, client, draft, PASSPHRASE)
+    assert look(world, offered, read_data=True).refuse() is None
+    header, *rows = own.read_text().splitlines()
+    for text in (own.read_text(), "\n".join([header, *reversed(rows)])):  # its bytes, and its rows in another order
+        (world.home.path / "rows.csv").write_text(text)
+        with pytest.raises(RefusedError, match="DATA_SET_KNOWN_ELSEWHERE"):
+            look(world, offered, read_data=True).refuse()
 
 
 def test_a_trainer_that_does_not_start_says_where_to_look(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

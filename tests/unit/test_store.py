@@ -123,7 +123,10 @@ def test_a_source_known_under_another_id_is_refused(store: Store):
     store.add_version(DATA_SET, "1" * 64)
     assert store.versions(DATA_SET) == ["1" * 64, "2" * 64]
     assert code_of(RefusedError, lambda: store.add_version("copy", "1" * 64)) == "DATA_SET_KNOWN_ELSEWHERE"
+    assert code_of(RefusedError, lambda: store.add_version("copy", "4" * 64, "1" * 64)) == "DATA_SET_KNOWN_ELSEWHERE"
     assert store.versions("copy") == []
+    store.add_version("copy", "4" * 64, "5" * 64)
+    assert store.versions("copy") == ["4" * 64, "5" * 64]
     assert code_of(InputError, lambda: store.add_version("nowhere", "3" * 64)) == "DATA_SET_UNKNOWN"
 
 

@@ -10,8 +10,9 @@ import pytest
 from tests.support.models_kit import a_model, a_schema, category, number, training_contract
 from tests.support.noise import FixedNoise
 
-from fedpact_client import trainer
+from fedpact_client import sources, trainer
 from fedpact_client.frames import Frame
+from fedpact_client.sources import Source
 from fedpact_client.trainer import rows_fingerprint
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract
@@ -51,6 +52,7 @@ def order(agreed: Contract, folder: Path, kind: str = "check", **values: Any) ->
         "participant": agreed.participants[0].id,
         "source": {"path": "rows.csv", "kind": "csv"},
         "base_dir": str(folder),
+        "columns": ["age", "sex", "ill"],
     }
     if kind == "train":
         header |= {"selection_key": "07" * 32, "round": 1, "attempt": 1}
@@ -82,7 +84,7 @@ def test_an_update_says_how_it_was_made(contract, tmp_path):
     assert header == {
         "noise": "test",
         "num_examples": COUNT,
-        "rows_fingerprint": answer(order(contract, tmp_path))[1]["rows_fingerprint"],
+        "fingerprints": answer(order(contract, tmp_path))[1]["fingerprints"],
     }
     update = np.frombuffer(array, "<f4")
     assert len(update) == parameter_count(contract.model, contract.data)
@@ -94,15 +96,31 @@ def test_the_version_is_that_of_the_rows_alone(contract, tmp_path):
     table().sample(fraction=1.0, shuffle=True, seed=2).write_parquet(tmp_path / "other.pq")
     renamed = table().rename({"age": "AGE"}).with_columns(note=pl.lit("x"))
     renamed.write_ndjson(tmp_path / "third.json")
-    sources = [
+    files = [
         {"path": "rows.csv", "kind": "csv"},
         {"path": "other.pq", "kind": "parquet"},
         {"path": "third.json", "kind": "ndjson", "rename": {"age": "AGE"}},
     ]
-    found = {answer(order(contract, tmp_path, source=source))[1]["rows_fingerprint"] for source in sources}
+    found = {answer(order(contract, tmp_path, source=source))[1]["fingerprints"][2] for source in files}
     assert len(found) == 1
     pl.concat([table(), table(1)]).write_csv(tmp_path / "rows.csv")
-    assert answer(order(contract, tmp_path))[1]["rows_fingerprint"] not in found
+    assert answer(order(contract, tmp_path))[1]["fingerprints"][2] not in found
+
+
+def test_bytes_and_table_are_known_again_as_the_card_knew_them(contract, tmp_path):
+    """The contract may read fewer columns than the card names, and encode them in its own way."""
+    rows, names = table().with_columns(note=pl.lit("x")), ("age", "sex", "note", "ill")
+    rows.write_csv(tmp_path / "rows.csv")
+    where = Source.parse({"path": "rows.csv", "kind": "csv"}, code="SOURCE")
+    content, whole, _ = answer(order(contract, tmp_path, "train", columns=names))[1]["fingerprints"]
+    assert content == sources.content_fingerprint(where, tmp_path)
+    assert whole == sources.table_fingerprint(sources.read(where, tmp_path), names)
+    rows.write_parquet(tmp_path / "rows.pq")
+    source = {"path": "rows.pq", "kind": "parquet"}
+    other, again, _ = answer(order(contract, tmp_path, columns=names, source=source))[1]["fingerprints"]
+    assert (other != content, again) == (True, whole)
+    lost = answer(order(contract, tmp_path, columns=(*names, "gone")))[1]["fingerprints"]
+    assert lost[1] == whole  # a column that no contract reads may have gone since
 
 
 def test_the_fingerprint_counts_rows_and_tells_features_from_classes():
@@ -128,7 +146,7 @@ def test_released_rows_are_not_trained_on(contract, tmp_path):
     table().head(4).cast({"age": pl.String}).write_ndjson(released)
     left = answer(order(contract, tmp_path, released=str(released)))[1]
     assert left["num_rows"] == 26
-    assert left["rows_fingerprint"] == whole["rows_fingerprint"]
+    assert left["fingerprints"] == whole["fingerprints"]
     table().head(11).write_ndjson(released)
     kind, header, _ = answer(order(contract, tmp_path, "train", released=str(released)))
     assert (kind, header["code"]) == ("failed", "DATA_TOO_FEW_ROWS")
