@@ -155,6 +155,19 @@ def test_another_base_model_is_refused(world) -> None:
     assert charged(agent) == 1
 
 
+def test_round_1_begins_at_the_contracts_initial_model(world) -> None:
+    """Log, order and model agree, and the contract names another one."""
+    _, _, agent, data, model = world
+    order, known = Operator.read(data), agent.desk.known(0)
+    shown, head = opened_alone(order.model_copy(update={"round": 1}), round=1)
+    known = dataclasses.replace(known, latest=0)
+    with pytest.raises(RefusedError, match="BASE_MODEL_MISMATCH"):
+        check_order(shown, model, head, known)
+    begins = known.contract.model.model_copy(update={"initial_digest": order.base_digest})
+    named = known.contract.model_copy(update={"model": begins})
+    check_order(shown, model, head, dataclasses.replace(known, contract=named))
+
+
 def forked_head(federation, order, key=None, origin=None) -> HeadStep:
     """A signed checkpoint of a log in which an earlier entry was rewritten."""
     from fedpact_server import logbook

@@ -1,5 +1,6 @@
 """The one-run audit on few canaries, and its command. Broken training comes from the tests, never from an option."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -162,6 +163,15 @@ def test_noise_that_is_broken_unevenly_is_flagged(breaks: Callable[[Floats], Flo
     found = audited(Uneven(breaks), 30)
     assert found.faults["AUDIT_NOISE"].endswith(f"{tensor}, {test}.")
     assert (found.noise_tests.tensor, found.noise_tests.test) == (tensor, test)
+
+
+@pytest.mark.parametrize("bound", ["f_dp", "epsilon_delta"])
+def test_either_lower_bound_alone_is_a_verdict_from_what_is_claimed_on(bound: str) -> None:
+    plain = audited(FixedNoise(3))
+    found = dataclasses.replace(plain, claimed=Decimal("1.5"), f_dp=0.0, epsilon_delta=0.0)
+    assert dataclasses.replace(found, **{bound: 1.4999}).faults == {}
+    assert list(dataclasses.replace(found, **{bound: 1.5}).faults) == ["AUDIT_EPSILON"]
+    assert list(dataclasses.replace(found, **{bound: math.inf}).faults) == ["AUDIT_EPSILON"]
 
 
 def test_a_noise_that_is_no_number_is_a_fault() -> None:

@@ -168,13 +168,13 @@ def test_rdp_is_the_steps_times_one_step_rounded_up_once() -> None:
     assert many <= 30 * one < many + D("3e-8")
 
 
-@pytest.mark.parametrize("steps", [7, 999_983, 10**6])
-def test_rdp_is_not_rounded_down_where_it_is_large(steps) -> None:
-    """Of 1e20 a step, 28 digits hold no 1e-9."""
-    noise, alpha = D("2.7e-10"), D(3)
+@pytest.mark.parametrize("noise", [D(n) * D("1e-8") for n in range(61, 67)])
+def test_rdp_is_not_rounded_down_where_it_is_large(noise) -> None:
+    """Above 1e18 the 28 digits that Decimal has unasked end at 1e-9."""
+    steps, alpha = 999_983, D(3)
     (one,) = privacy._rdp_one(noise, D(1), [3.0])
     truth = steps * Fraction(one)
-    assert one > 1e19
+    assert truth > 10**18
     assert truth <= Fraction(rdp(noise, D(1), steps, alpha)) < truth + Fraction(1, 10**9)
 
 
