@@ -41,7 +41,7 @@ SERVER_COMMANDS: Mapping[str, tuple[str, ...]] = {
         "serve",
         "settle",
     ),
-    "contribution": ("reevaluate", "retrain", "show"),
+    "contribution": ("alarms", "reevaluate", "retrain", "show"),
     "contract": ("new", "offer", "show", "sign", "status", "template", "terminate"),
 }
 """Group -> commands that only the extra `server` has; "" is the top."""

@@ -101,7 +101,7 @@ def test_alone_trains_on_the_same_rows_from_the_same_model_with_noise_of_the_sys
     found = compared(setup, first)
     contract = first.contract
     assert len(seen) == 4 * lift_module.DRAWS == 12
-    for place, party in enumerate(contract.by_id()):
+    for place, party in enumerate(p.id for p in contract.participants):
         own = setup.parts[number_of(first, party)]
         for call in seen[3 * place : 3 * place + 3]:
             assert not call["start"].any(), "softmax starts from zeros, together and alone"
