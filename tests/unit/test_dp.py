@@ -25,7 +25,7 @@ from fedpact_contract.errors import InputError
 from fedpact_models import dp
 from fedpact_models.dp import SystemNoise, dp_sgd, validate
 from fedpact_models.features import Floats
-from fedpact_models.noise import NOISE_CHUNK
+from fedpact_models.noise import NOISE_CHUNK, _trigonometry
 from fedpact_models.registry import build
 from fedpact_models.weights import flatten, load_flat
 
@@ -393,6 +393,24 @@ def test_the_noise_floor_holds_and_tells_missing_noise() -> None:
     assert energy(0.5, 0.1) < 0.5
 
 
+@pytest.fixture(params=["with torch", "without torch"])
+def trigonometry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise as a trainer makes it, and as an operator that has loaded no torch does."""
+    if request.param == "without torch":
+        monkeypatch.delitem(sys.modules, "torch")
+
+
+def test_cosines_and_sines_are_the_same_with_torch_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    angles = 2 * math.pi * SystemNoise().uniform(100_000)
+    found = [function(angles) for function in _trigonometry()]
+    monkeypatch.delitem(sys.modules, "torch")
+    assert _trigonometry() == (np.cos, np.sin)
+    for ours, function in zip(found, _trigonometry(), strict=True):
+        assert ours.dtype == np.float64
+        np.testing.assert_allclose(ours, function(angles), rtol=0, atol=4e-16)
+
+
+@pytest.mark.usefixtures("trigonometry")
 def test_system_noise_is_standard_normal_and_uniform() -> None:
     noise, n = SystemNoise(), 400_000
     assert noise.label == "csprng"
@@ -409,6 +427,7 @@ def test_system_noise_is_standard_normal_and_uniform() -> None:
         assert len(noise.normal(size)) == len(noise.uniform(size)) == size
 
 
+@pytest.mark.usefixtures("trigonometry")
 def test_system_noise_has_the_tails_of_a_normal() -> None:
     z = np.abs(SystemNoise().normal(1_000_000))
     for limit in (1.0, 2.0, 3.0, 4.0):
