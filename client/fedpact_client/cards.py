@@ -275,7 +275,7 @@ def _known_elsewhere(home: AgentHome, what: str, data_set_id: str, other: str) -
 
 
 def _check_fixed_budget(home: AgentHome, store: Store, card: DataSetCard) -> None:
-    known = next((d for d in store.data_sets() if d.data_set == card.data_set), None)
+    known = store.declared(card.data_set)
     if known is not None and (known.epsilon, known.delta, known.alpha) != (card.epsilon, card.delta, card.alpha):
         fixed = f"epsilon {decimal_text(known.epsilon)} at delta {decimal_text(known.delta)}"
         raise RefusedError(

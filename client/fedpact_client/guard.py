@@ -227,7 +227,7 @@ class Guard:
             contract_id = _contract_id(data)
             ready = answer(self._desk(contract_id, client), data, model, order.bundle)
             if ready is not None:
-                number = self._record(ready, contract_id, data)
+                number = record_reply(self.store, ready, contract_id, data)
                 self._time(contract_id, number, time.perf_counter() - began)
         except FedpactError as err:
             # No contract of this agent, the ledger or the disk failed, or the agent stops: the operator asks again.
@@ -248,14 +248,6 @@ class Guard:
         own = milliseconds(seconds - self.training)
         training = milliseconds(self.training)
         self.rounds.append(RoundTime(contract=contract_id, round=number, guard_ms=own, training_ms=training))
-
-    def _record(self, ready: Ready, contract_id: str, data: bytes) -> int:
-        """Enter a reply in the egress ledger; the order was verified by `answer`. The order's round."""
-        kind = EgressKind.UPDATE if ready.kind == "update" else EgressKind.REFUSAL
-        body = ready.reply + ready.array
-        number = int(parse_canonical(read_envelope(data).body, what="order")["round"])
-        self.store.record_egress(kind, contract_id, number, len(body), sha256_hex(body))
-        return number
 
     def _desk(self, contract_id: str, client: OperatorClient) -> Desk:
         """Everything for answering one contract's orders; its signatures are verified once."""
@@ -352,6 +344,15 @@ class Guard:
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.stopping = True
+
+
+def record_reply(store: Store, ready: Ready, contract_id: str, data: bytes) -> int:
+    """Enter a reply in the egress ledger; the order was verified by `answer`. The order's round."""
+    kind = EgressKind.UPDATE if ready.kind == "update" else EgressKind.REFUSAL
+    body = ready.reply + ready.array
+    number = int(parse_canonical(read_envelope(data).body, what="order")["round"])
+    store.record_egress(kind, contract_id, number, len(body), sha256_hex(body))
+    return number
 
 
 def _order(frame: Frame) -> OrderFrame:

@@ -206,7 +206,8 @@ def _own(
 
 def _card(store: Store, data_set: str) -> DataSetCard | None:
     """The signed card; None where none was signed yet."""
-    return next((d.declaration for d in store.data_sets() if d.data_set == data_set), None)
+    known = store.declared(data_set)
+    return None if known is None else known.declaration
 
 
 def _plan(home: AgentHome, config: AgentConfig, store: Store, found: Review, not_checked: tuple[str, ...]) -> Plan:

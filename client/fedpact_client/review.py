@@ -145,7 +145,7 @@ def limits(home: AgentHome, config: AgentConfig, store: Store, data_set: str) ->
     """
     from fedpact_client import cards
 
-    known = next((d for d in store.data_sets() if d.data_set == data_set), None)
+    known = store.declared(data_set)
     if known is not None:
         check_card_delta(known.delta, known.declaration.num_examples)
         return Limits(delta=known.delta, alpha=known.alpha, limit=known.limit)
@@ -253,7 +253,7 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
 def _entities(config: AgentConfig, store: Store, contract: Contract, me: Participant) -> list[Check]:
     """What tells entities apart, by agent.toml, card, contract and policy; "own data" says where one is missing."""
     declared = next((d for d in config.data_sets if d.id == me.data_set), None)
-    known = next((d for d in store.data_sets() if d.data_set == me.data_set), None)
+    known = store.declared(me.data_set)
     if declared is None or known is None:
         return []
     columns = declared.entity, known.declaration.entity

@@ -194,6 +194,10 @@ class Records:
         with self._db.reading():
             return [self._data_set(row[0]) for row in self._db.all("SELECT data_set FROM data_sets ORDER BY data_set")]
 
+    def declared(self, data_set: str) -> DataSet | None:
+        """The data set with this id; None where no card of it was signed yet."""
+        return next((known for known in self.data_sets() if known.data_set == data_set), None)
+
     def add_version(self, data_set: str, *fingerprints: str) -> None:
         """Remember what a version of this data set is known by, all or none; it inherits all that was spent.
 

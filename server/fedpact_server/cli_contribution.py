@@ -197,23 +197,13 @@ def _moments(at: Opened, rounds: list[Any]) -> Any:  # noqa: ANN401 - log.Moment
     Raises:
         FailedError: CONTRIBUTION_VALUES_LOST.
     """
-    from fedpact_contract.errors import FailedError
     from fedpact_server import scoring
 
     with at.database.read() as connection:
         kept = scoring.opened_moments(connection, at.contract.id)
     if kept is not None:
         return kept[1]
-    folder = at.operator.path / "arrays" / at.contract.id
-    for scores in rounds:
-        if not scoring.values_kept(folder, at.contract, scores):
-            raise FailedError(
-                "CONTRIBUTION_VALUES_LOST",
-                f"The per-example values of round {scores.round} are lost; without them no interval can be given.",
-                file=scoring.values_path(folder, scores.round),
-                remedy="They are made again when the run ends; `--game` shows the game of each round.",
-            )
-    return scoring.moments(folder, at.contract, rounds)
+    return scoring.moments(at.operator.path / "arrays" / at.contract.id, at.contract, rounds)
 
 
 def _live(at: Opened) -> bool:

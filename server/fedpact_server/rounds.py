@@ -43,6 +43,7 @@ from fedpact_server.run_state import (
     StopWantedError,
     SupersededError,
     add_timing,
+    admitted_updates,
     invited,
     last_round,
     load_model,
@@ -485,9 +486,7 @@ class Loop:
         return scoring.keep(connection, context.contract_id, "moments", moments)
 
     def _admitted(self, connection: sa.Connection, number: int) -> dict[str, str]:
-        """Participant id -> update digest of the admitted updates, in the order of ids."""
-        rows = outcomes(connection, self.context.contract_id, number)
-        return {p: str(row.update_digest) for p, row in sorted(rows.items()) if row.kind == "admitted"}
+        return admitted_updates(connection, self.context.contract_id, number)
 
     def _led_to(self, connection: sa.Connection, number: int) -> str:
         """The digest of the model that an aggregated round led to."""

@@ -111,6 +111,12 @@ def outcomes(connection: Connection, contract_id: str, round_number: int) -> dic
     return {str(row.participant): row for row in rows}
 
 
+def admitted_updates(connection: Connection, contract_id: str, round_number: int) -> dict[str, str]:
+    """Participant id -> update digest of a round's admitted updates, in the order of ids."""
+    rows = outcomes(connection, contract_id, round_number)
+    return {p: str(row.update_digest) for p, row in sorted(rows.items()) if row.kind == "admitted"}
+
+
 def invited(connection: Connection, contract_id: str, round_number: int) -> tuple[str, ...]:
     """Who was invited to a round, by the log's word."""
     table = db.rounds.c

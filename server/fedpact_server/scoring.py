@@ -193,17 +193,35 @@ def values_kept(arrays: Path, contract: Contract, scores: RoundScores) -> bool:
     return path.is_file() and path.stat().st_size == len(scores.players) * rows * 8
 
 
+def read_values(arrays: Path, contract: Contract, scores: RoundScores) -> FloatArray:
+    """A round's per-example values, float64 [N, V], players in their order.
+
+    Raises:
+        FailedError: CONTRIBUTION_VALUES_LOST.
+    """
+    path = values_path(arrays, scores.round)
+    if not values_kept(arrays, contract, scores):
+        raise FailedError(
+            "CONTRIBUTION_VALUES_LOST",
+            f"The per-example values of round {scores.round} are lost; without them no interval can be given, and "
+            "nobody's be compared.",
+            file=path,
+            remedy="They are made again when the run ends; `fedpact contribution show --game` shows each round's game.",
+        )
+    return np.fromfile(path, "<f8").reshape(len(scores.players), -1)
+
+
 def moments(arrays: Path, contract: Contract, rounds: Sequence[RoundScores]) -> Moments:
     """Second moments of the per-example values summed over the run's rounds.
 
-    `values_kept` holds for each round.
+    Raises:
+        FailedError: CONTRIBUTION_VALUES_LOST.
     """
     ids = list(contract.by_id())
     rows = sum(s.count for s in contract.contribution.validation.slices)
     total = np.zeros((len(ids), rows))
     for scores in rounds:
-        values = np.fromfile(values_path(arrays, scores.round), "<f8")
-        total[[ids.index(p) for p in scores.players]] += values.reshape(len(scores.players), rows)
+        total[[ids.index(p) for p in scores.players]] += read_values(arrays, contract, scores)
     return second_moments(total)
 
 

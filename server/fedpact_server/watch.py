@@ -9,14 +9,14 @@ from sqlalchemy.engine import Connection
 
 from fedpact_contract.clipping import noise_energy
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FailedError, InputError
+from fedpact_contract.errors import InputError
 from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
 from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, db, scoring
 from fedpact_server.detectors import Finding, Observed, findings, observe
 from fedpact_server.pool import load_update
-from fedpact_server.run_state import load_model, outcomes
+from fedpact_server.run_state import admitted_updates, load_model
 
 
 def look(connection: Connection, contract: Contract, home: Path, examples: Examples) -> list[Finding]:
@@ -56,15 +56,8 @@ def _observed(connection: Connection, contract: Contract, home: Path, examples: 
     noise = {p: float(noise_energy(contract, n, parameters)) for p, n in counts.items()}
     memory, last = aggregation.START, None
     for _, scores in scoring.all_scores(connection, contract.id):
-        if not scoring.values_kept(arrays, contract, scores):
-            raise FailedError(
-                "CONTRIBUTION_VALUES_LOST",
-                f"The per-example values of round {scores.round} are lost; without them nothing can be compared.",
-                file=scoring.values_path(arrays, scores.round),
-                remedy="They are made again when the run ends; ask again then.",
-            )
-        rows = outcomes(connection, contract.id, scores.round)
-        admitted = {p: str(row.update_digest) for p, row in sorted(rows.items()) if row.kind == "admitted"}
+        values = scoring.read_values(arrays, contract, scores)
+        admitted = admitted_updates(connection, contract.id, scores.round)
         updates = {p: load_update(arrays, digest) for p, digest in admitted.items()}
         weighted = aggregation.weighted_steps(updates, counts, contract.training.server_rate)
         mean = aggregation.apply(np.zeros(parameters), weighted.values())
@@ -75,7 +68,6 @@ def _observed(connection: Connection, contract: Contract, home: Path, examples: 
         base = load_model(home, str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one()))
         slope = float(np.linalg.norm(gradient(contract.model, contract.data, base, examples)))
         longer = float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)  # 1 without a server's optimizer
-        values = np.fromfile(scoring.values_path(arrays, scores.round), "<f8").reshape(len(scores.players), -1)
         yield observe(
             scores.round,
             updates,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -67,13 +68,13 @@ def seed_of(label: object) -> bytes:
     return sha256(str(label).encode()).digest()
 
 
-def relative_error(found: Sequence[object], expected: Sequence[object]) -> float:
+def relative_error(found: Sequence[SupportsFloat], expected: Sequence[SupportsFloat]) -> float:
     """L2 norm of the difference over that of what is expected."""
-    a, b = (np.array([float(v) for v in side]) for side in (found, expected))  # type: ignore[arg-type]
+    a, b = (np.array([float(v) for v in side]) for side in (found, expected))
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def held(found: Estimate, expected: Sequence[object]) -> list[bool]:
+def held(found: Estimate, expected: Sequence[SupportsFloat]) -> list[bool]:
     """For each player whether its interval holds what is expected."""
     triples = zip(found.values, expected, found.half_widths, strict=True)
-    return [abs(float(v) - float(e)) <= float(h) for v, e, h in triples]  # type: ignore[arg-type]
+    return [abs(float(v) - float(e)) <= float(h) for v, e, h in triples]

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -22,7 +21,7 @@ from tests.support.noise import FixedNoise
 from fedpact_client import closing, quote, simulation, sources
 from fedpact_client import review as reviewing
 from fedpact_client.cli import main
-from fedpact_client.guard import Guard
+from fedpact_client.guard import record_reply
 from fedpact_client.measuring import measure
 from fedpact_client.quote import Share, Simulated, duration, plausible_share, privacy_cost, simulate, traffic
 from fedpact_client.review import review
@@ -69,7 +68,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> ClosedRun:
             return order, model
 
         def leave(ready: Any) -> tuple[bytes, bytes]:
-            Guard._record(SimpleNamespace(store=agent.desk.store), ready, run.contract_id, orders[-1])  # type: ignore[arg-type]
+            record_reply(agent.desk.store, ready, run.contract_id, orders[-1])
             return ready.reply, ready.array
 
         run.federation.transport.before, agent.tamper = keep, leave
@@ -185,12 +184,17 @@ def test_a_contract_that_is_offered_is_quoted_from_the_card_alone(call: Run, mad
     assert json.loads(again[1])["privacy"] == found["privacy"]
 
 
+def offered_file(made: Lab, folder: Path) -> Path:
+    """A contract that is offered to us, as a file."""
+    path = folder / "offered.json"
+    path.write_bytes(made.offer().to_bytes())
+    return path
+
+
 def test_asking_changes_nothing_and_reads_no_row(
     call: Run, made: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offered = made.offer()
-    path = tmp_path / "offered.json"
-    path.write_bytes(offered.to_bytes())
+    path = offered_file(made, tmp_path)
 
     def forbidden(*_: object) -> None:
         raise AssertionError("a quote reads no rows")
@@ -225,9 +229,7 @@ def test_epsilon_is_that_of_signing_and_a_signed_contract_needs_no_operator(call
 def test_a_budget_that_does_not_pay_exits_with_5(
     call: Run, made: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offered = made.offer()
-    path = tmp_path / "offered.json"
-    path.write_bytes(offered.to_bytes())
+    path = offered_file(made, tmp_path)
 
     def full(*_: object) -> None:
         raise RefusedError("BUDGET_PLAN_EXCEEDED", "full")
