@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedpact_contract.contract import ClientPrivacy, Contract, ServerOptimizer
 from fedpact_contract.errors import FailedError
 from fedpact_models.noise import Noise
+from fedpact_models.renormalised import Aggregator
 from fedpact_models.weights import clipped
 
 
@@ -81,8 +82,10 @@ def weighted_steps(
 
 def server_steps(
     contract: Contract, updates: Mapping[str, NDArray[np.float32]], memory: Memory
-) -> tuple[Mapping[str, NDArray[np.float64]], Memory]:
+) -> tuple[Mapping[str, NDArray[np.floating]], Memory]:
     """Each player's part of the step that the server makes in a round, in the order of ids, and what it keeps.
+
+    In the re-normalised game there are no such parts: each player's update stands for it, and `next_model` knows.
 
     Without an optimizer, or with one that keeps no momentum, the players are those of `updates`. With momentum they
     are all that were admitted so far: the momentum is a sum over participants, and so is the step, once the second
@@ -97,6 +100,8 @@ def server_steps(
         FailedError: there is no update.
     """
     optimizer, rate = contract.training.server_optimizer, contract.training.server_rate
+    if contract.contribution.game == "re-normalised":
+        return Read(updates, updates.__getitem__), Memory(round=memory.round + 1, momenta={}, second=0.0)
     counts = {p: contract.participant(p).num_examples for p in updates}
     if optimizer is None:
         return weighted_steps(updates, counts, rate), Memory(round=memory.round + 1, momenta={}, second=0.0)
@@ -161,7 +166,42 @@ def noised_mean(
     return total * (float(contract.training.server_rate) / len(contract.participants))
 
 
-def apply(base: NDArray[np.float64], steps: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+def next_model(
+    contract: Contract, base: NDArray[np.float64], steps: Mapping[str, NDArray[np.floating]]
+) -> NDArray[np.float64]:
+    """What a round leads to, from its base model, float64 [P], and what `server_steps` gives.
+
+    Raises:
+        FailedError: there is no update.
+    """
+    if contract.contribution.game != "re-normalised":
+        return apply(base, steps.values())
+    if not steps:
+        raise FailedError("AGGREGATION_EMPTY", "There is no update to aggregate.")
+    (model,) = aggregator(contract, steps).models(base, [2 ** len(steps) - 1])
+    return model
+
+
+def aggregator(contract: Contract, updates: Mapping[str, NDArray[np.floating]]) -> Aggregator:
+    """The contract's rule over a round's updates, for any coalition: the re-normalised game."""
+    counts = [contract.participant(p).num_examples for p in updates]
+    return Aggregator(contract.training, counts, Rows(updates))
+
+
+class Rows:
+    """Arrays by the player's place; each is read when it is asked for."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[np.floating]]) -> None:
+        self._arrays, self._ids = arrays, list(arrays)
+
+    def __getitem__(self, player: int, /) -> NDArray[np.floating]:
+        return self._arrays[self._ids[player]]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def apply(base: NDArray[np.float64], steps: Iterable[NDArray[np.floating]]) -> NDArray[np.float64]:
     """The next model: base plus the steps, added one after the other in their order."""
     model = base.copy()
     for step in steps:

@@ -363,14 +363,16 @@ class Loop:
 
         At client level the noise of one base and its updates is drawn once: what a crash left is taken up again.
         """
-        context, privacy = self.context, self.context.contract.privacy
-        base = load_model(context.home, base_digest)
+        context, contract = self.context, self.context.contract
+        privacy, base = contract.privacy, load_model(context.home, base_digest)
         if not isinstance(privacy, ClientPrivacy):
-            return store_model(context.home, aggregation.apply(base, self._steps(number, admitted).values())), None
+            return store_model(
+                context.home, aggregation.next_model(contract, base, self._steps(number, admitted))
+            ), None
         path = context.arrays / f"released-{sha256_hex(':'.join([base_digest, *admitted.values()]).encode())}.f8"
         if not path.exists():
             updates = list(self._updates(admitted).values())
-            step = aggregation.noised_mean(updates, context.contract, privacy, self.noise)
+            step = aggregation.noised_mean(updates, contract, privacy, self.noise)
             write_array(path, (base + step).astype("<f8").tobytes())
         label: NoiseLabel = "csprng" if self.noise.label == "csprng" else "test"
         return store_model(context.home, np.frombuffer(path.read_bytes(), "<f8")), label
@@ -512,8 +514,8 @@ class Loop:
         arrays = self.context.arrays
         return aggregation.Read(admitted, lambda p: load_update(arrays, admitted[p])[: self.parameters])
 
-    def _steps(self, number: int, admitted: Mapping[str, str]) -> Mapping[str, scoring.FloatArray]:
-        """Each player's part of the step of a round, float64 [P], in the order of ids."""
+    def _steps(self, number: int, admitted: Mapping[str, str]) -> Mapping[str, NDArray[np.floating]]:
+        """What each player brings to a round's step, [P], in the order of ids (`aggregation.server_steps`)."""
         steps, _ = aggregation.server_steps(self.context.contract, self._updates(admitted), self._memory(number - 1))
         return steps
 

@@ -62,7 +62,7 @@ def _observed(connection: Connection, contract: Contract, home: Path, examples: 
         weighted = aggregation.weighted_steps(updates, counts, contract.training.server_rate)
         mean = aggregation.apply(np.zeros(parameters), weighted.values())
         steps, memory = aggregation.server_steps(contract, updates, memory)
-        step = aggregation.apply(np.zeros(parameters), steps.values())
+        step = aggregation.next_model(contract, np.zeros(parameters), steps)
         table = db.rounds.c
         where = (table.contract_id == contract.id, table.round == scores.round)
         base = load_model(home, str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one()))
