@@ -16,8 +16,11 @@ from tests.support.central import CENTRAL
 from tests.support.closed_run import EVERYBODY_IS_PAID, ClosedRun, open_run
 from tests.support.contract_kit import change, party, plain_contract
 from tests.support.federation import contract_values, digits
+from tests.support.noise import FixedNoise
 from tests.support.settlement_kit import a_contract
 
+from fedpact_client import simulation
+from fedpact_client.quote import Share, Simulated, plausible_share
 from fedpact_contract.contract import Contract, Krum, Training, estimator_plan
 from fedpact_contract.contribution import (
     check_draws,
@@ -266,6 +269,34 @@ def test_a_rounds_values_are_those_of_the_mean_by_brute_force() -> None:
     for value, due in zip(values.values(), expected, strict=True):
         assert abs(value - due) < 2
     assert sum(values.values()) == Fraction(sum(scores.losses[0]) - sum(scores.losses[-1]), 220)
+
+
+@pytest.mark.parametrize("rule", ["weighted-mean", "median", "krum"])
+def test_a_simulated_run_is_of_the_contracts_rule_and_its_values_sum_to_the_fall(rule: str) -> None:
+    krum = {"training__krum": KRUM} if rule == "krum" else {}
+    contract = digits_contract(5, training__aggregation=rule, participation__minimum=5, training__rounds=2, **krum)
+    mine = next(iter(contract.by_id()))
+    draw = simulation.simulated_run(
+        contract, mine, 0.0, noise=FixedNoise(1), rng=np.random.default_rng(1), in_time=lambda: True
+    )
+    assert draw is not None
+    assert abs(sum(draw.values.values()) - draw.total) < 200, "efficient, but for rounding"
+    rng = np.random.default_rng(4)
+    updates = {p: rng.normal(size=650).astype(np.float32) for p in contract.by_id()}
+    *_, last = simulation._arrivals(contract, np.ones(650), updates)(range(5))
+    steps, _ = aggregation.server_steps(contract, updates, aggregation.START)
+    assert last.tobytes() == aggregation.next_model(contract, np.ones(650), steps).tobytes()
+
+
+def test_a_quote_names_the_game() -> None:
+    draws = {part: [Share(share=Fraction(1, 4), fen=None, reason="reliable")] * 3 for part in (0.0, 0.5)}
+    for game, told in (("re-normalised", True), ("fixed-weight", False)):
+        contract = digits_contract(contribution__game=game)
+        me = contract.participant(next(iter(contract.by_id())))
+        found = plausible_share(contract, me, Simulated(by_label_noise=draws), None)
+        assert any('game "re-normalised"' in text for text in found["reasons"]) == told
+        assert ("sixteen orders of arrival" in found["simulated"]["model"]) == told
+    assert 2 * simulation.RENORMALISED_PAIRS == 16
 
 
 def test_no_model_comes_of_no_update() -> None:
