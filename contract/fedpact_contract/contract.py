@@ -275,6 +275,23 @@ class Contribution(Part):
     validation: Validation
 
 
+class Defences(Part):
+    """What is done against gaming (docs/adr/0008). Without this clause nothing of it is.
+
+    `clip`: updates count in training and in scores scaled down to the median participant's signal (`clipping`), or as
+    they are. After each round the operator's detectors look at all updates and values; what they find is committed to
+    like the scores, and opened with them. `wreckers`: whoever they call a WRECKER is invited no more until it is
+    reviewed, or only reported. `negatives`: where negative values together are above this part of v(N), the period is
+    not settled before the participants agreed to the operator's review. `dispute_hours`: how long a participant may
+    dispute that it is one union with another.
+    """
+
+    clip: Literal["median-signal", "none"]
+    wreckers: Literal["reject", "report"]
+    negatives: Dec
+    dispute_hours: Annotated[int, Field(ge=1, le=8760)]
+
+
 class Settlement(Part):
     """How revenue is split: weights of contribution (a), metered data (b) and equality (c), and the fallback."""
 
@@ -312,6 +329,7 @@ class Contract(Record):
     """The contract. `parties` are the operator and the participants; a participant's id is its key's fingerprint.
 
     `auditor`: validation rows are sealed to it before round 1, and it may re-evaluate the scores (docs/adr/0007).
+    `defences`: what is done against gaming (docs/adr/0008).
     """
 
     TYPE = "contract"
@@ -332,6 +350,7 @@ class Contract(Record):
     statistics: Statistics | None = None
     baseline: Baseline | None = None
     auditor: Auditor | None = None
+    defences: Defences | None = None
 
     @classmethod
     def parse(cls, value: Any, *, code: str = "CONTRACT", file: object = None) -> Self:  # noqa: ANN401 - JSON value
@@ -813,13 +832,16 @@ def check_contribution(contract: Contract) -> None:
         check_coalitions(contract)
 
 
-def estimator_plan(contract: Contract, players: int, seed: bytes) -> estimators.Plan:
+def estimator_plan(
+    contract: Contract, players: int, seed: bytes, unions: tuple[tuple[int, ...], ...] = ()
+) -> estimators.Plan:
     """The groups that a round with so many players begins with.
 
     Args:
         contract: One whose estimator is `sampled`.
         players: Of the round.
         seed: `sampling.round_seed`.
+        unions: Of the round's players, by their places.
 
     Raises:
         InputError: ESTIMATOR_BUDGET, max_coalitions is too small for so many.
@@ -830,6 +852,7 @@ def estimator_plan(contract: Contract, players: int, seed: bytes) -> estimators.
         linear=contract.model.kind == "softmax",
         most=contract.contribution.max_coalitions or 0,
         seed=seed,
+        unions=unions,
     )
 
 
@@ -841,6 +864,28 @@ def check_coalitions(contract: Contract) -> None:
         except InputError as err:
             field = "contribution.max_coalitions"
             raise InputError("CONTRACT_COALITIONS", err.message, field=field, rule=err.rule, remedy=err.remedy) from err
+
+
+def check_defences(contract: Contract) -> None:
+    """There are single updates to look at, and a part of v(N) is a part."""
+    defences = contract.defences
+    if defences is None:
+        return
+    if isinstance(contract.privacy, ClientPrivacy):
+        raise InputError(
+            "CONTRACT_CENTRAL_DEFENCES",
+            "At client level no single update is looked at, neither for its score nor for an alarm.",
+            field="defences",
+            remedy="Leave it out, or take the trust model record-level-at-each-participant.",
+        )
+    if not 0 < defences.negatives < 1:
+        raise InputError(
+            "CONTRACT_NEGATIVES",
+            f"negatives is {defences.negatives}, and must be a part of the total value.",
+            field="defences.negatives",
+            rule="above 0 and below 1",
+            remedy="Write 0.1: a review where negative values are above a tenth of the total.",
+        )
 
 
 def check_settlement(contract: Contract) -> None:
@@ -874,6 +919,7 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_statistics,
     check_participation,
     check_contribution,
+    check_defences,
     check_settlement,
     check_term,
 )

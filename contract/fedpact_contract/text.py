@@ -13,6 +13,7 @@ from fedpact_contract.contract import (
     Column,
     Contract,
     Contribution,
+    Defences,
     EntityUnit,
     NumberColumn,
     Party,
@@ -40,6 +41,7 @@ def render(contract: Contract) -> str:
         ("Privacy", _privacy(contract)),
         ("Taking part", _participation(contract)),
         ("Contribution", _contribution(contract)),
+        *([] if contract.defences is None else [("Defences against gaming", _defences(contract.defences))]),
         ("Money", _money(contract)),
         ("Code", _code(contract)),
         ("Evidence", _evidence()),
@@ -377,6 +379,37 @@ def _contribution(contract: Contract) -> Iterator[str]:
         "that deposit, the models, and every admitted update with its noise; the auditor computes every loss and every "
         "next model again and signs what it found. The operator keeps all of it until the period is closed and "
         "undisputed."
+    )
+
+
+def _defences(defences: Defences) -> Iterator[str]:
+    yield (
+        "In training and in scores an update counts scaled down to the signal of the median participant: its energy "
+        "beyond that of the contracted noise, with three deviations of that noise left to everybody. Energies and "
+        "factors are logged."
+        if defences.clip == "median-signal"
+        else "Updates count as they come; none is scaled down."
+    )
+    yield (
+        "After each round the operator's detectors look at all admitted updates and values. What they find is "
+        "committed to with the scores and opened with them. An alarm is a question and moves no money."
+    )
+    if defences.wreckers == "reject":
+        yield (
+            "Whose own value is below minus three standard errors in two rounds running is invited no more, until the "
+            "operator has reviewed it and logged why it is readmitted. It is paid for the rounds in which it was "
+            "admitted."
+        )
+    yield (
+        "Participants whose updates are near-copies of each other can be declared one union by the operator, which "
+        f"names the reason. A member may dispute that for {counted(defences.dispute_hours, 'hour')}, signed with its "
+        "contract key; then the operator may confirm it, with a reason where it was disputed. From the next round on "
+        "the union's examples count once, as many as its largest member's, its part of equal payments and of floors "
+        "counts once, and its members share what it is worth (Owen values)."
+    )
+    yield (
+        f"Where negative values together are above {_percent(defences.negatives)} of the total value, the period is "
+        "not settled before more than half of the other participants have agreed to the operator's review."
     )
 
 
