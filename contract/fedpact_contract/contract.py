@@ -72,6 +72,19 @@ class Auditor(Party):
         return fingerprint(self.key + self.encryption_key)
 
 
+class Entity(Part):
+    """A legal entity that signs nothing here: it is named for what it may not be, or gives."""
+
+    name: Name
+    entity_code: EntityCode
+
+
+class Affiliate(Entity):
+    """An entity under common control with the operator or the buyer, as it declares."""
+
+    of: Literal["operator", "buyer"]
+
+
 class NumberColumn(Part):
     """A numeric feature with public bounds; values are clipped to them and scaled to [-1, 1].
 
@@ -245,9 +258,9 @@ class Participation(Part):
 
 
 class ValidationSlice(Part):
-    """Rows of the validation set by who gave them: `operator`, or a participant's id (scored on the others' rows)."""
+    """Rows of the validation set by who gave them: operator, buyer, or a participant (scored on the others' rows)."""
 
-    source: Annotated[str, StringConstraints(pattern=r"^(operator|[0-9a-f]{64})$")]
+    source: Annotated[str, StringConstraints(pattern=r"^(operator|buyer|[0-9a-f]{64})$")]
     count: Count
 
 
@@ -329,7 +342,8 @@ class Contract(Record):
     """The contract. `parties` are the operator and the participants; a participant's id is its key's fingerprint.
 
     `auditor`: validation rows are sealed to it before round 1, and it may re-evaluate the scores (docs/adr/0007).
-    `defences`: what is done against gaming (docs/adr/0008).
+    `defences`: what is done against gaming (docs/adr/0008). `buyer`: who buys the model. Neither it nor a declared
+    affiliate of it or of the operator is paid by contribution, which it could steer.
     """
 
     TYPE = "contract"
@@ -351,6 +365,8 @@ class Contract(Record):
     baseline: Baseline | None = None
     auditor: Auditor | None = None
     defences: Defences | None = None
+    buyer: Entity | None = None
+    affiliates: Annotated[tuple[Affiliate, ...], Field(min_length=1, max_length=1000)] | None = None
 
     @classmethod
     def parse(cls, value: Any, *, code: str = "CONTRACT", file: object = None) -> Self:  # noqa: ANN401 - JSON value
@@ -534,6 +550,41 @@ def check_parties(contract: Contract) -> None:
         raise InputError(
             "CONTRACT_DATA_SET_TWICE", "Two participants name one data set.", field="participants.data_set"
         )
+
+
+def check_affiliates(contract: Contract) -> None:
+    """Who could steer the scores is not paid by them; affiliates are somebody's who is named, each named once."""
+    buyer, affiliates = contract.buyer, contract.affiliates or ()
+    places: list[tuple[str, Entity, str]] = [] if buyer is None else [("buyer", buyer, "the buyer")]
+    places += [(f"affiliates.{i}", entity, f"an affiliate of the {entity.of}") for i, entity in enumerate(affiliates)]
+    codes = [entity.entity_code for _, entity, _ in places]
+    paid = {p.entity_code: p.name for p in contract.participants if contract.settlement.contribution_weight > 0}
+    for place, entity, role in places:
+        if codes.count(entity.entity_code) > 1 or entity.entity_code == contract.operator.entity_code:
+            raise InputError(
+                "CONTRACT_ENTITY_TWICE",
+                f"{entity.name} is named twice among operator, buyer and affiliates.",
+                field=f"{place}.entity_code",
+                party=entity.name,
+                remedy="Name each legal entity once; leave the buyer out where the operator buys.",
+            )
+        if isinstance(entity, Affiliate) and entity.of == "buyer" and buyer is None:
+            raise InputError(
+                "CONTRACT_NO_BUYER",
+                f"{entity.name} is an affiliate of the buyer, and no buyer is named.",
+                field=place,
+                party=entity.name,
+                remedy="Name the buyer: [buyer] with name and entity_code.",
+            )
+        if entity.entity_code in paid:
+            raise InputError(
+                "CONTRACT_AFFILIATE",
+                f"{paid[entity.entity_code]} is {role}, and would be paid by contribution.",
+                field=f"{place}.entity_code",
+                party=paid[entity.entity_code],
+                rule="operator, buyer and their affiliates are not paid by scores that they could steer",
+                remedy="Leave the participant out, or pay by data and equality alone (contribution_weight = 0).",
+            )
 
 
 def check_auditor(contract: Contract) -> None:
@@ -796,11 +847,11 @@ MAX_EXACT = 12
 def check_contribution(contract: Contract) -> None:
     """Slices come from the operator or participants, each once; exact values need few participants."""
     sources = [s.source for s in contract.contribution.validation.slices]
-    known = {"operator", *(p.id for p in contract.participants)}
+    known = {"operator", *(p.id for p in contract.participants)} | ({"buyer"} if contract.buyer else set())
     if len(set(sources)) != len(sources) or not set(sources) <= known:
         raise InputError(
             "CONTRACT_SLICES",
-            "A validation slice comes from the operator or a participant, one slice from each.",
+            "A validation slice comes from the operator, the contract's buyer or a participant, one slice from each.",
             field="contribution.validation.slices",
         )
     if set(sources) <= {p.id for p in contract.participants} and len(sources) < 2:
@@ -908,6 +959,7 @@ def check_term(contract: Contract) -> None:
 
 CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_parties,
+    check_affiliates,
     check_auditor,
     check_gate_orders,
     check_data,

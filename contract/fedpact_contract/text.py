@@ -14,6 +14,7 @@ from fedpact_contract.contract import (
     Contract,
     Contribution,
     Defences,
+    Entity,
     EntityUnit,
     NumberColumn,
     Party,
@@ -74,6 +75,14 @@ def _parties(contract: Contract) -> Iterator[str]:
             for p in contract.participants
         )
     )
+    if (buyer := contract.buyer) is not None:
+        yield f"The buyer of the model signs nothing here. It is {_entity(buyer)}."
+    if contract.affiliates:
+        yield (
+            "Under common control with the operator or the buyer, as they declare, are:"
+            + "".join(f"\n    - {_entity(a)}, with the {a.of}" for a in contract.affiliates)
+            + "\n    None of them is paid by contribution."
+        )
     if (auditor := contract.auditor) is not None:
         yield (
             "The auditor signs nothing here, trains on nothing and is paid nothing; it may re-evaluate the scores. "
@@ -509,6 +518,10 @@ def _party(party: Party) -> str:
     )
 
 
+def _entity(entity: Entity) -> str:
+    return f"{visible(entity.name)}, entity code {entity.entity_code}"
+
+
 def _column(column: Column) -> str:
     fill = (
         ""
@@ -528,7 +541,7 @@ def _column(column: Column) -> str:
 
 
 def _source(source: str, names: dict[str, str]) -> str:
-    return "the operator" if source == "operator" else f"{visible(names[source])}, {source}"
+    return f"the {source}" if source in ("operator", "buyer") else f"{visible(names[source])}, {source}"
 
 
 def _list(values: Iterable[str]) -> str:
