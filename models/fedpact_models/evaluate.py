@@ -108,9 +108,9 @@ def evaluate_round(
     return of_all(found, masks, slices, own_slice)
 
 
-def gray(players: int) -> list[int]:
+def gray(players: int) -> tuple[int, ...]:
     """All coalitions, in the order of Gray's code: neighbours differ in one player."""
-    return [place ^ place >> 1 for place in range(2**players)]
+    return tuple(place ^ place >> 1 for place in range(2**players))
 
 
 def of_all(

@@ -19,6 +19,7 @@ and everything else is element by element, a sort, or `math.fsum`.
 
 import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,17 +46,19 @@ _NOBODY = np.empty((0, 0))
 class Aggregator:
     """A contract's rule over a round's updates, for any coalition of its players."""
 
-    def __init__(self, training: Training, counts: Sequence[int], updates: Rows, *, held: int = HELD_ELEMENTS) -> None:
+    def __init__(
+        self, training: Training, counts: Sequence[int | Fraction], updates: Rows, *, held: int = HELD_ELEMENTS
+    ) -> None:
         """Keep what is needed; no update is read yet.
 
         Args:
             training: The rule, and eta.
-            counts: n of each player; of the weighted mean alone.
+            counts: What the examples of each player count for, in the weighted mean alone.
             updates: Of each player, [N, P], in the order of ids; read row by row, some more than once.
             held: As HELD_ELEMENTS. Moves no bit of a model.
         """
         self._training, self._updates, self._held = training, updates, held
-        self._counts = np.array(counts, dtype=np.float64)
+        self._counts = np.array([float(count) for count in counts])
         self._block: tuple[slice, Floats] | None = None
         self._apart: Floats | None = None
 
@@ -167,7 +170,7 @@ def _mean(rows: Floats, counts: Floats) -> Floats:
     """The weighted mean of rows, [S, columns] -> [columns]; the sum of the terms is not rounded."""
     terms = rows * counts[:, None]
     to_grid(terms, scale_above(len(terms) * largest(terms, 0)), _BITS)
-    return np.asarray(terms.sum(axis=0) / counts.sum())
+    return np.asarray(terms.sum(axis=0) / math.fsum(counts.tolist()))
 
 
 def _median(rows: Floats) -> Floats:

@@ -27,16 +27,19 @@ from fedpact_contract.evidence import Evidence, read_evidence
 from fedpact_contract.log import (
     Body,
     Checkpoint,
+    Clip,
     ContractSigned,
     Entry,
     Moments,
     MomentsOpened,
     PeriodSettled,
+    RoundAggregated,
     RoundScores,
     ScoresOpened,
 )
 from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.reevaluation import LISTED, TOLERANCE, Difference, Reevaluation, drawn, tolerance
+from fedpact_contract.unions import by_round
 from fedpact_contract.verify import verify
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
@@ -192,6 +195,7 @@ class _Task:
         contract, ids = self.contract, list(self.contract.by_id())
         bases, led_to = bundle.bases(self.bodies), bundle.models(self.bodies)
         updates, memory, previous = bundle.updates(self.bodies), aggregation.START, None
+        standing = by_round(self.bodies)
         total = np.zeros((len(ids), 0 if examples is None else len(examples)))
         for said in scores:
             base, stated = load_model(self.folder, bases[said.round]), led_to[said.round]
@@ -200,15 +204,19 @@ class _Task:
             if {len(base), *map(len, arrays.values())} != {parameter_count(contract.model, contract.data)}:
                 self.skip("model", said.round, stated, "an update that does not fit the model")
                 break  # what the server remembers of such an update, and what comes of it, is nobody's to say
-            steps, memory = aggregation.server_steps(contract, arrays, memory)
-            digest = model_digest(aggregation.next_model(contract, base, steps).astype("<f8").tobytes())
+            unions = standing.get(said.round, ())
+            self.clips(said.round, aggregation.clips(contract, arrays))
+            steps, memory = aggregation.server_steps(contract, arrays, memory, unions)
+            digest = model_digest(aggregation.next_model(contract, base, steps, unions).astype("<f8").tobytes())
             if digest != stated:
                 self.differences.append(Difference(what="model", round=said.round, stated=stated, found=digest))
             if examples is None:
                 continue
             try:
                 if self.sample is None:
-                    again, values = scoring.score_round(contract, said.round, admitted, base, steps, examples, previous)
+                    again, values = scoring.score_round(
+                        contract, said.round, admitted, base, steps, examples, previous, unions
+                    )
                     self.differences += _draws(said, again)
                     if masks(again) == masks(said):
                         total[[ids.index(p) for p in said.players]] += values
@@ -218,7 +226,7 @@ class _Task:
                     self.whole = False  # other coalitions were due: those that are stated are evaluated all the same
                 rows = drawn(said, self.sample, self.seed)
                 named = [masks(said)[row] for row in rows]
-                found = scoring.round_game(contract, base, steps, examples)(named)
+                found = scoring.round_game(contract, base, steps, examples, unions)(named)
                 previous = None
             except (FailedError, InputError) as err:  # what is not finite has no loss, whatever the operator states
                 self.skip("loss", said.round, "losses", err.code)
@@ -226,6 +234,15 @@ class _Task:
             right = found.correct[named[0]], found.correct[named[-1]]
             self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), right)
         return total
+
+    def clips(self, number: int, made: tuple[Clip, ...] | None) -> None:
+        """The energies and factors that a round states otherwise than its updates give; one difference a round."""
+        said = next(body.clips for body in self.bodies if isinstance(body, RoundAggregated) and body.round == number)
+        for stated, found in zip_longest(said or (), made or ()):
+            if stated != found:
+                texts = ["none" if clip is None else f"{clip.energy} ({clip.factor})" for clip in (stated, found)]
+                self.differences.append(Difference(what="clips", round=number, stated=texts[0], found=texts[1]))
+                return
 
     def skip(self, what: Literal["model", "loss"], number: int, stated: str, found: str) -> None:
         """A round that cannot be evaluated: a difference, after which the run's sums say nothing."""

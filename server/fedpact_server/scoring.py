@@ -16,9 +16,10 @@ from fedpact_contract.contract import Contract, estimator_plan
 from fedpact_contract.contribution import next_draws
 from fedpact_contract.errors import FailedError
 from fedpact_contract.estimators import Plan, coalitions, coefficients, estimate
-from fedpact_contract.log import Moments, RoundScores, Sampling, commitment
+from fedpact_contract.log import Findings, Moments, RoundScores, Sampling, commitment
 from fedpact_contract.record import Part
 from fedpact_contract.sampling import round_seed
+from fedpact_contract.unions import among, places
 from fedpact_models.evaluate import (
     UNIT,
     CoalitionLosses,
@@ -48,8 +49,9 @@ def score_round(
     steps: Mapping[str, NDArray[np.floating]],
     examples: Examples,
     previous: RoundScores | None,
+    unions: Sequence[Sequence[str]] = (),
 ) -> tuple[RoundScores, FloatArray]:
-    """Coalition losses of one round, and the per-example Shapley values.
+    """Coalition losses of one round, and the per-example Shapley values (Owen's where players are one union).
 
     Args:
         contract: The contract.
@@ -59,6 +61,7 @@ def score_round(
         steps: What each player brings, [P], in the order of ids (`aggregation.server_steps`).
         examples: The validation set, slices in the contract's order.
         previous: The scores of the round that made the base model: both rounds tell of it with the same integers.
+        unions: Participants that are one, as confirmed before the round.
 
     Returns:
         The scores, and float64 [N, V] in nat.
@@ -66,11 +69,20 @@ def score_round(
     slices = contract.contribution.validation.slices
     sources, counts = [s.source for s in slices], [s.count for s in slices]
     own = [sources.index(p) if p in sources else None for p in steps]
-    game, sampling = round_game(contract, base, steps, examples), None
+    game = round_game(contract, base, steps, examples, unions)
+    sampling: Sampling | None = None
+    together, blocks = among(list(steps), unions), places(list(steps), unions)
     if _is_drawn(contract, len(steps)):
         seed = round_seed(round_number, list(admitted.values()))
+        begun = estimator_plan(contract, len(steps), seed, blocks)
         first = _first_order(contract, base, steps, examples)
-        losses, correct, values, sampling = _draw(contract, seed, game, first, examples, own, previous)
+        losses, correct, values, sampling = _draw(contract, begun, game, first, examples, own, previous)
+    elif together:
+        plan = Plan(estimator="exact", players=len(steps), unions=blocks)
+        masks = coalitions(plan)
+        all_of_them = game(masks)
+        losses, correct = list(all_of_them.losses), (all_of_them.correct[0], all_of_them.correct[masks[-1]])
+        values = estimated_by_example(all_of_them, masks, coefficients(plan), counts, own)
     else:
         masks = gray(len(steps))
         found = of_all(game(masks), masks, counts, own)
@@ -84,17 +96,22 @@ def score_round(
         correct=correct,
         admitted=tuple(admitted) if contract.keeps_momentum else None,
         sampling=sampling,
+        unions=together or None,
     )
     return scores, values
 
 
 def round_game(
-    contract: Contract, base: FloatArray, steps: Mapping[str, NDArray[np.floating]], examples: Examples
+    contract: Contract,
+    base: FloatArray,
+    steps: Mapping[str, NDArray[np.floating]],
+    examples: Examples,
+    unions: Sequence[Sequence[str]],
 ) -> Game:
     """The contract's game of a round; arguments as of `score_round`."""
     model, data, counts = contract.model, contract.data, [s.count for s in contract.contribution.validation.slices]
     if contract.contribution.game == "re-normalised":
-        updates = aggregation.aggregator(contract, steps)
+        updates = aggregation.aggregator(contract, steps, unions)
         return lambda masks: evaluate_models(model, data, base, updates, examples, counts, masks)
     rows = aggregation.Rows(steps)
     return lambda masks: evaluate_coalitions(model, data, base, rows, examples, counts, masks)
@@ -118,7 +135,7 @@ def _is_drawn(contract: Contract, players: int) -> bool:
 
 def _draw(
     contract: Contract,
-    seed: bytes,
+    begun: Plan,
     game: Game,
     first: tuple[int, ...],
     examples: Examples,
@@ -131,7 +148,7 @@ def _draw(
         Losses as in `RoundScores`, the counts of right answers before and after, per-example values, the draw.
     """
     players, counts = len(own), [s.count for s in contract.contribution.validation.slices]
-    plan: Plan | None = estimator_plan(contract, players, seed)
+    plan: Plan | None = begun
     found: CoalitionLosses | None = None
     errors: list[tuple[int, ...]] = []
     while plan is not None:
@@ -152,7 +169,7 @@ def _draw(
     right = found.correct[0], found.correct[2**players - 1]
     assert drawn.estimator != "exact"  # noqa: S101 - or nothing would be drawn
     sampling = Sampling(
-        estimator=drawn.estimator, seed=seed.hex(), draws=drawn.draws, first_order=first, errors=tuple(errors)
+        estimator=drawn.estimator, seed=begun.seed.hex(), draws=drawn.draws, first_order=first, errors=tuple(errors)
     )
     return [nobody, *between, everybody], right, values, sampling
 
@@ -285,6 +302,16 @@ def all_scores(connection: Connection, contract_id: str) -> list[tuple[bytes, Ro
         sa.select(table.salt, table.value).where(table.contract_id == contract_id, table.name.like("round:%"))
     )
     pairs = [_kept(row.salt, row.value, RoundScores) for row in rows]
+    return sorted(pairs, key=lambda pair: pair[1].round)
+
+
+def all_findings(connection: Connection, contract_id: str) -> list[tuple[bytes, Findings]]:
+    """Salt and findings of every round that was committed to, in order."""
+    table = db.openings.c
+    rows = connection.execute(
+        sa.select(table.salt, table.value).where(table.contract_id == contract_id, table.name.like("findings:%"))
+    )
+    pairs = [_kept(row.salt, row.value, Findings) for row in rows]
     return sorted(pairs, key=lambda pair: pair[1].round)
 
 

@@ -45,7 +45,8 @@ from fedpact_contract.verify import verify
 from fedpact_models.evaluate import evaluate, evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.renormalised import Aggregator, evaluate_models
-from fedpact_server import aggregation, bundle, scoring
+from fedpact_server import aggregation, bundle, scoring, watch
+from fedpact_server.detectors import OF_UPDATES
 from fedpact_server.evidence import evidence_parts
 from fedpact_server.reevaluate import reevaluate
 from fedpact_server.run_state import admitted_updates, load_model
@@ -60,6 +61,7 @@ RULES: list[tuple[str, Krum | None]] = [
 ]
 COUNTS = [30, 50, 20, 90, 70, 10, 40]
 KRUM = {"tolerated": 1, "kept": 2}
+DEFENCES = {"clip": "median-signal", "wreckers": "report", "negatives": "0.5", "dispute_hours": 24}
 
 
 def training(rule: str, krum: Krum | None = None) -> Training:
@@ -299,6 +301,30 @@ def test_a_quote_names_the_game() -> None:
     assert 2 * simulation.RENORMALISED_PAIRS == 16
 
 
+def test_a_union_counts_once_and_a_clipped_update_counts_clipped() -> None:
+    """Two copies of one update, as one union: the mean has it once, and each gets half its value."""
+    contract = digits_contract(4, defences=DEFENCES)
+    ids = list(contract.by_id())
+    rng = np.random.default_rng(9)
+    updates = {p: rng.normal(size=650).astype(np.float32) * 0.05 for p in ids}
+    updates[ids[1]] = updates[ids[0]]
+    updates[ids[3]] *= 100
+    unions = ((ids[0], ids[1]),)
+    factors = [float(clip.factor) for clip in aggregation.clips(contract, updates) or ()]
+    assert factors[:3] == [1.0] * 3
+    assert factors[3] < 0.5
+    steps, _ = aggregation.server_steps(contract, updates, aggregation.START, unions)
+    due = 0.7 * sum(updates[ids[i]].astype(float) * f for i, f in ((0, 1), (2, 1), (3, factors[3]))) / 3
+    np.testing.assert_allclose(aggregation.next_model(contract, np.zeros(650), steps, unions), due, atol=1e-12)
+    digests = {p: f"{i:064x}" for i, p in enumerate(ids)}
+    scores, values = scoring.score_round(contract, 1, digests, np.zeros(650), steps, validation_set(), None, unions)
+    found = round_values(scores, contract)
+    assert scores.unions == unions
+    assert found[ids[0]] == found[ids[1]]
+    assert sum(found.values()) == Fraction(sum(scores.losses[0]) - sum(scores.losses[-1]), 220)
+    np.testing.assert_allclose(values.mean(axis=1) * 1e9, [float(found[p]) for p in ids], atol=1.0)
+
+
 def test_no_model_comes_of_no_update() -> None:
     contract = digits_contract()
     steps, _ = aggregation.server_steps(contract, {}, aggregation.START)
@@ -356,6 +382,25 @@ class TestContract:
             Contract.parse(plain)
         assert (caught.value.code, caught.value.field) == (code, field)
         assert code == "CONTRACT" or caught.value.remedy
+
+    @pytest.mark.parametrize(
+        ("changes", "field"),
+        [
+            ({"defences.wreckers": "reject"}, "defences.wreckers"),
+            ({"training.aggregation": "median"}, "training.aggregation"),
+            (
+                {"contribution.estimator": "sampled", "contribution.max_coalitions": 4096},
+                "contribution.estimator",
+            ),
+        ],
+    )
+    def test_defences_that_are_none_in_this_game_are_refused(self, changes: dict[str, Any], field: str) -> None:
+        contract = robust_contract("weighted-mean", 6, defences=DEFENCES)
+        text = " ".join(render(contract).split())
+        assert "detectors look at all admitted updates. What" in text
+        with pytest.raises(InputError) as caught:
+            Contract.parse(change(contract.plain(), changes, "."))
+        assert (caught.value.code, caught.value.field) == ("CONTRACT_DEFENCES_GAME", field)
 
     @pytest.mark.parametrize("rule", ["median", "krum"])
     def test_at_client_level_there_is_no_such_rule_and_no_such_game(self, rule: str) -> None:
@@ -450,6 +495,9 @@ def test_a_run_is_scored_settled_verified_and_evaluated_again(tmp_path: Path, ru
     assert len(game_table(rounds[0])["values"]) == 32
     run.settle()
     assert run.verified().faults == ()
+    with run.federation.database.read() as connection:
+        said = {line.code for line in watch.look(connection, contract, run.home, run.federation.validation)}
+    assert said == set(OF_UPDATES), "values are no alarm in this game"
 
     def one_more(bodies: list[Any]) -> list[Any]:
         return [with_one_more(body) if isinstance(body, ScoresOpened) else body for body in bodies]
@@ -481,7 +529,7 @@ def test_the_auditor_finds_a_loss_and_a_model_of_another_rule(tmp_path: Path, mo
     true_model, true_scores = aggregation.next_model, scoring.score_round
     made = []
 
-    def mean_instead(contract: Contract, base: Any, steps: Any) -> Any:
+    def mean_instead(contract: Contract, base: Any, steps: Any, unions: Any = ()) -> Any:
         made.append(base)
         if len(made) < 2:
             return true_model(contract, base, steps)
