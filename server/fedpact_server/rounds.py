@@ -47,6 +47,7 @@ from fedpact_server.run_state import (
     SupersededError,
     add_timing,
     admitted_updates,
+    base_of,
     excluded,
     invited,
     last_round,
@@ -501,9 +502,7 @@ class Loop:
         for scores in rounds:
             if not scoring.values_kept(context.arrays, context.contract, scores):
                 log.warning("values made again", contract=context.contract_id, round=scores.round)
-                table = db.rounds.c
-                where = (table.contract_id == context.contract_id, table.round == scores.round)
-                digest = str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one())
+                digest = base_of(connection, context.contract_id, scores.round)
                 led_to, admitted = self._led_to(connection, scores.round), self._admitted(connection, scores.round)
                 _, values = self._scored(scores.round, digest, led_to, admitted, None)
                 scoring.store_values(context.arrays, scores.round, values)

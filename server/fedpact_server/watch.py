@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from fedpact_contract import log
@@ -14,10 +13,10 @@ from fedpact_contract.log import Body, Findings, ParticipantExcluded, RoundScore
 from fedpact_contract.shape import parameter_count
 from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
-from fedpact_server import aggregation, db, scoring
+from fedpact_server import aggregation, scoring
 from fedpact_server.detectors import OF_UPDATES, Finding, Observed, findings, observe
 from fedpact_server.pool import map_update
-from fedpact_server.run_state import FloatArray, admitted_updates, load_model, unions_of
+from fedpact_server.run_state import FloatArray, admitted_updates, base_of, load_model, unions_of
 
 
 class Watch:
@@ -63,9 +62,7 @@ class Watch:
         unions = unions_of(connection, contract.id, scores.round)
         steps, self._memory = aggregation.server_steps(contract, updates, self._memory, unions)
         step = aggregation.next_model(contract, np.zeros(parameters), steps, unions)
-        table = db.rounds.c
-        where = (table.contract_id == contract.id, table.round == scores.round)
-        base = load_model(self._home, str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one()))
+        base = load_model(self._home, base_of(connection, contract.id, scores.round))
         slope = float(np.linalg.norm(gradient(contract.model, contract.data, base, self._examples)))
         longer = float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)  # 1 without a server's optimizer
         observed = observe(

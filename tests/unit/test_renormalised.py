@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.support.auditor_kit import AUDITOR, CLAUSE, OPENING_KEY, SIGNING_KEY
 from tests.support.central import CENTRAL
-from tests.support.closed_run import EVERYBODY_IS_PAID, ClosedRun, open_run
+from tests.support.closed_run import EVERYBODY_IS_PAID, ClosedRun, closed_run, open_run
 from tests.support.contract_kit import change, party, plain_contract
 from tests.support.federation import contract_values, digits
 from tests.support.noise import FixedNoise
@@ -21,7 +21,7 @@ from tests.support.settlement_kit import a_contract
 
 from fedpact_client import simulation
 from fedpact_client.quote import Share, Simulated, plausible_share
-from fedpact_contract.contract import Contract, Krum, Training, estimator_plan
+from fedpact_contract.contract import Contract, Krum, ServerOptimizer, Training, estimator_plan
 from fedpact_contract.contribution import (
     check_draws,
     check_scores,
@@ -45,7 +45,7 @@ from fedpact_contract.verify import verify
 from fedpact_models.evaluate import evaluate, evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.renormalised import Aggregator, evaluate_models
-from fedpact_server import aggregation, bundle, scoring, watch
+from fedpact_server import aggregation, bundle, diagnostic, scoring, watch
 from fedpact_server.detectors import OF_UPDATES
 from fedpact_server.evidence import evidence_parts
 from fedpact_server.reevaluate import reevaluate
@@ -507,6 +507,26 @@ def test_a_run_is_scored_settled_verified_and_evaluated_again(tmp_path: Path, ru
     record = again(run, tmp_path / "handed")
     assert (record.differing, record.largest, record.coalitions, record.evaluated) == (0, 0, "all", 64)
     assert again(run, tmp_path / "handed", sample=6, seed="5e" * 32).differing == 0
+
+
+def test_what_has_no_such_diagnostic_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = closed_run(tmp_path)
+    contract, rows = run.federation.contract, run.federation.validation
+    optimizer = ServerOptimizer(kind="adagrad", beta_1=Decimal(0), beta_2=Decimal(0), tau=Decimal("0.01"))
+    stepping = contract.model_copy(
+        update={"training": contract.training.model_copy(update={"server_optimizer": optimizer})}
+    )
+    with run.federation.database.read() as connection:
+        found = diagnostic.renormalised(connection, contract, run.home, rows)
+        assert set(found) == set(contract.by_id())
+        for other, why in ((digits_contract(), "already"), (stepping, "optimizer")):
+            with pytest.raises(InputError, match=why) as caught:
+                diagnostic.renormalised(connection, other, run.home, rows)
+            assert caught.value.code == "DIAGNOSTIC_GAME"
+        monkeypatch.setattr(diagnostic, "MAX_PLAYERS", 3)
+        with pytest.raises(InputError) as caught:
+            diagnostic.renormalised(connection, contract, run.home, rows)
+        assert caught.value.code == "DIAGNOSTIC_PLAYERS"
 
 
 def with_one_more(body: ScoresOpened) -> ScoresOpened:
