@@ -99,7 +99,7 @@ class Loop:
     unreadable: dict[str, int] = field(default_factory=dict)  # participant -> replies that nobody signed
     noise: Noise = field(default_factory=SystemNoise)  # the operator's own, at client level
     memory: aggregation.Memory = aggregation.START  # of the server's optimizer, after the newest round it was asked for
-    detectors: watch.Watch | None = None  # with what they hold of earlier rounds
+    detectors: watch.KeptWatch | None = None  # with what they hold of earlier rounds
     absent: set[str] = field(default_factory=set)  # who was not there when the last round opened: not waited for again
 
     def run(self) -> str:
@@ -447,7 +447,7 @@ class Loop:
         if context.contract.defences is None:
             return None
         if self.detectors is None:
-            self.detectors = watch.Watch(context.contract, context.home, self.examples)
+            self.detectors = watch.KeptWatch(context.contract, context.home, self.examples)
         with context.database.read() as connection:
             return self.detectors.after(connection, number)
 

@@ -215,7 +215,7 @@ def finding(code: str, number: int, *who: str) -> Finding:
 def say(monkeypatch, said: Callable[[int], list[Finding]]) -> None:
     """The detectors say this after a round."""
     monkeypatch.setattr(
-        watch.Watch, "after", lambda _self, _c, number: Findings(round=number, lines=tuple(said(number)))
+        watch.KeptWatch, "after", lambda _self, _c, number: Findings(round=number, lines=tuple(said(number)))
     )
 
 
