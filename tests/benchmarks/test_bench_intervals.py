@@ -13,6 +13,7 @@ Measured, nominal 95 %: .948 by the delta method (single participants .938 to .9
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def scored(contract: Contract, method: str, rows: Integers) -> tuple[list[RoundS
     losses, values = population(method)
     counts = np.bincount(rows, minlength=values.shape[1])
     tables = [[round(loss * UNIT) for loss in (table @ counts).tolist()] for table in losses]
-    for before, after in zip(tables, tables[1:], strict=False):
+    for before, after in pairwise(tables):
         after[0] = before[-1]  # one model, one stored integer
     rounds = [a_round(contract, [[loss] for loss in table], number=k) for k, table in enumerate(tables, start=1)]
     return rounds, second_moments(values[:, rows])
