@@ -14,7 +14,7 @@ from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
 from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, db, scoring
-from fedpact_server.detectors import Finding, Observed, findings, observe
+from fedpact_server.detectors import Apart, Finding, Observed, findings, observe
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import admitted_updates, load_model
 
@@ -50,11 +50,11 @@ def look(connection: Connection, contract: Contract, home: Path, examples: Examp
 
 
 def _observed(connection: Connection, contract: Contract, home: Path, examples: Examples) -> Iterator[Observed]:
-    """Each scored round, reduced; no more than one round's updates are held."""
+    """Each scored round, reduced; no more than one round's updates are held, and a sum for each participant."""
     arrays, parameters = home / "arrays" / contract.id, parameter_count(contract.model, contract.data)
     counts = {p: party.num_examples for p, party in contract.by_id().items()}
     noise = {p: float(noise_energy(contract, n, parameters)) for p, n in counts.items()}
-    memory, last = aggregation.START, None
+    memory, last, apart = aggregation.START, None, Apart()
     for _, scores in scoring.all_scores(connection, contract.id):
         values = scoring.read_values(arrays, contract, scores)
         admitted = admitted_updates(connection, contract.id, scores.round)
@@ -76,5 +76,6 @@ def _observed(connection: Connection, contract: Contract, home: Path, examples: 
             step=last,
             slope=slope * longer * float(contract.training.server_rate),
             values=values[[scores.players.index(p) for p in admitted]],
+            apart=apart,
         )
         last = step
