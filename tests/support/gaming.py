@@ -269,7 +269,7 @@ def simulate(
     declared = {i: noise_energy(contract, n, parameters) if private else Fraction(0) for i, n in examples.items()}
     noises = [(FixedNoise if private else Silent)(1000 * seed + i) for i in range(len(parts))]
     other, rng = (FixedNoise if private else Silent)(1000 * seed + 999), np.random.default_rng(seed)
-    base, step, apart = np.zeros(parameters), None, Apart()
+    base, step, apart = np.zeros(parameters), None, Apart(b"")
     slices = [("operator", len(validation) - GIVEN), (names[GIVER], GIVEN)]
     seen: list[Observed] = []
     total = dict.fromkeys(ids, 0.0)
