@@ -148,7 +148,7 @@ def _seed(updates: Mapping[str, NDArray[np.float32]]) -> bytes:
     """SHA-256 of the updates in the order of ids: nobody who sends one knows it before."""
     digest = sha256()
     for participant in sorted(updates):
-        digest.update(np.ascontiguousarray(updates[participant], "<f4"))
+        digest.update(updates[participant].astype("<f4").tobytes())
     return digest.digest()
 
 
