@@ -1,6 +1,7 @@
 """What the detectors say of a run, from what is kept of it: updates, models, and values on validation rows."""
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedpact_contract.unions import Unions
 from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
 from fedpact_server import aggregation, db, scoring
-from fedpact_server.detectors import Finding, Observed, findings, observe
+from fedpact_server.detectors import Apart, Finding, Observed, findings, observe
 from fedpact_server.pool import map_update
 from fedpact_server.run_state import FloatArray, admitted_updates, load_model, unions_of
 
@@ -30,6 +31,7 @@ class Watch:
         self._seen: list[Observed] = []
         self._memory = aggregation.START
         self._last: FloatArray | None = None
+        self._apart: Apart | None = None
 
     @property
     def rounds(self) -> int:
@@ -54,6 +56,7 @@ class Watch:
             unions: Who was one with whom.
         """
         contract, parameters = self.contract, len(base)
+        self._apart = self._apart or Apart(_seed(updates))
         counts = {p: party.num_examples for p, party in contract.by_id().items()}
         clipped = aggregation.counted_updates(contract, updates)
         weighted = aggregation.weighted_steps(clipped, counts, contract.training.server_rate)
@@ -71,6 +74,7 @@ class Watch:
                 step=self._last,
                 slope=slope * longer * float(contract.training.server_rate),
                 values=values[[scores.players.index(p) for p in updates]],
+                apart=self._apart,
             )
         )
         self._last = step
@@ -138,6 +142,14 @@ def look(connection: Connection, contract: Contract, home: Path, examples: Examp
     watch = KeptWatch(contract, home, examples)
     rounds = [scores.round for _, scores in scoring.all_scores(connection, contract.id)]
     return [line for number in rounds for line in watch.after(connection, number).lines]
+
+
+def _seed(updates: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """SHA-256 of the updates in the order of ids: nobody who sends one knows it before."""
+    digest = sha256()
+    for participant in sorted(updates):
+        digest.update(updates[participant].astype("<f4").tobytes())
+    return digest.digest()
 
 
 def logged(finding: Finding) -> log.Finding:
