@@ -242,12 +242,14 @@ class RoundDiscarded(Body):
 class Sampling(Part):
     """How a round's coalitions were drawn, where not all were scored (fedpact_contract.estimators).
 
-    `seed` is that of the round's admitted updates. `draws` permutation pairs in the end. The rule that stops rests on
-    what else stands here, in 1e-9 nat: `first_order`, minus the gradient of the mean validation loss times each
-    player's step; `errors`, for each plan that was tried, the standard error of each value as a mean over validation
-    rows.
+    `seed` is that of the round's admitted updates. In the end so many `draws`: permutation pairs of `pairs`,
+    complementary pairs of coalitions of `stratified`, the estimator of the re-normalised game. The rule that stops
+    rests on what else stands here, in 1e-9 nat: `first_order`, minus the gradient of the mean validation loss times
+    each player's step (in the re-normalised game: the one that it would make alone, were there no other rule than the
+    mean); `errors`, for each plan that was tried, the standard error of each value as a mean over validation rows.
     """
 
+    estimator: Literal["pairs", "stratified"]
     seed: Hex32
     draws: Count
     first_order: tuple[Big, ...]

@@ -107,6 +107,7 @@ def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) ->
         "model": None if not completed else {"digest": completed[0].model_digest, "rounds": completed[0].rounds},
         "participants": _participants(contract, label, steps),
         "privacy": label,
+        "game": contract.contribution.game,
         "utilities": "the operator's statement, not re-evaluated by an auditor",
         "reevaluation": None,
         "not_stopped": list(not_stopped(contract)),

@@ -47,6 +47,9 @@ TESTS = (
 )
 """The tests that share `FAMILY`. Beside them: NEGATIVES."""
 
+OF_UPDATES = ("SIGNAL_ENERGY", "DIRECTION", "REPLAY", "DISPERSION", "NEAR_COPY")
+"""Those that look at updates alone. What the others find unusual in a value is so in the fixed-weight game."""
+
 REPLAY_ROUNDS = 3
 NEGATIVES = 0.1
 """The part of v(N) beyond which negative values block a close until they are reviewed."""

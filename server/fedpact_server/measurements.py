@@ -17,9 +17,10 @@ from fedpact_contract.messages import Measurement, measurement_event
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope, read_envelope
 from fedpact_contract.statistics import can_be_noised, total_cells
+from fedpact_models.evaluate import evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
-from fedpact_server import db, logbook, mirror, noise_floor, scoring
+from fedpact_server import db, logbook, mirror, noise_floor
 from fedpact_server.admission import norm_bound
 from fedpact_server.home import OperatorHome
 from fedpact_server.pool import load_update
@@ -143,15 +144,14 @@ def cells(contract: Contract, kind: MeasurementKind) -> int:
 def baseline_losses(home: Path, connection: Connection, contract: Contract, examples: Examples) -> list[BaselineLoss]:
     """Every baseline that came, on the validation rows, by participant."""
     initial = load_model(home, contract.model.initial_digest)
+    counts = [s.count for s in contract.contribution.validation.slices]
     lines = []
     for (participant, kind), record in sorted(taken(connection, contract.id).items()):
         if kind != "baseline":
             continue
         step = load_update(_folder(home, contract), record.array_digest).astype(np.float64)
-        scores, _ = scoring.score_round(
-            contract, 1, {participant: record.array_digest}, initial, {participant: step}, examples, None
-        )
-        lines.append(BaselineLoss(participant=participant, losses=scores.losses[1], correct=scores.correct[1]))
+        found = evaluate_coalitions(contract.model, contract.data, initial, step[None], examples, counts, [1])
+        lines.append(BaselineLoss(participant=participant, losses=found.losses[0], correct=found.correct[1]))
     return lines
 
 

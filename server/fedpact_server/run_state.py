@@ -127,6 +127,13 @@ def admitted_updates(connection: Connection, contract_id: str, round_number: int
     return {p: str(row.update_digest) for p, row in sorted(rows.items()) if row.kind == "admitted"}
 
 
+def base_of(connection: Connection, contract_id: str, round_number: int) -> str:
+    """The digest of the model that a round began from."""
+    table = db.rounds.c
+    where = (table.contract_id == contract_id, table.round == round_number)
+    return str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one())
+
+
 def unions_of(connection: Connection, contract_id: str, round_number: int) -> Unions:
     """The unions that stood when a round was opened."""
     kinds = (UnionConfirmed, UnionWithdrawn, RoundOpened)

@@ -5,7 +5,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
@@ -17,10 +16,10 @@ from fedpact_contract.log import Body, Findings, ParticipantExcluded, RoundScore
 from fedpact_contract.unions import Unions
 from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
-from fedpact_server import aggregation, db, scoring
-from fedpact_server.detectors import Apart, Finding, Observed, findings, observe
+from fedpact_server import aggregation, scoring
+from fedpact_server.detectors import OF_UPDATES, Apart, Finding, Observed, findings, observe
 from fedpact_server.pool import map_update
-from fedpact_server.run_state import FloatArray, admitted_updates, load_model, unions_of
+from fedpact_server.run_state import FloatArray, admitted_updates, base_of, load_model, unions_of
 
 
 class Watch:
@@ -62,7 +61,7 @@ class Watch:
         weighted = aggregation.weighted_steps(clipped, counts, contract.training.server_rate)
         mean = aggregation.apply(np.zeros(parameters), weighted.values())
         steps, self._memory = aggregation.server_steps(contract, updates, self._memory, unions)
-        step = aggregation.apply(np.zeros(parameters), steps.values())
+        step = aggregation.next_model(contract, np.zeros(parameters), steps, unions)
         slope = float(np.linalg.norm(gradient(contract.model, contract.data, base, self.examples)))
         longer = float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)  # 1 without a server's optimizer
         self._seen.append(
@@ -80,9 +79,11 @@ class Watch:
         self._last = step
 
     def said(self, number: int) -> Findings:
-        """What all detectors say after this one of the rounds that were taken."""
+        """What all detectors say after this one of the rounds; in the re-normalised game those of updates alone."""
         slices = [(s.source, s.count) for s in self.contract.contribution.validation.slices]
         found = findings(self._seen[:number], self.contract.training.rounds, slices)
+        if self.contract.contribution.game == "re-normalised":
+            found = [finding for finding in found if finding.code in OF_UPDATES]
         return Findings(round=number, lines=tuple(map(logged, found)))
 
 
@@ -103,10 +104,7 @@ class KeptWatch(Watch):
         contract, arrays = self.contract, self._home / "arrays" / self.contract.id
         for _, scores in scoring.all_scores(connection, contract.id):
             if self.rounds < scores.round <= number:
-                table = db.rounds.c
-                where = (table.contract_id == contract.id, table.round == scores.round)
-                digest = str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one())
-                base = load_model(self._home, digest)
+                base = load_model(self._home, base_of(connection, contract.id, scores.round))
                 admitted = admitted_updates(connection, contract.id, scores.round)
                 updates = {p: map_update(arrays, made, len(base)) for p, made in admitted.items()}
                 values = scoring.read_values(arrays, contract, scores)
@@ -135,7 +133,7 @@ def look(connection: Connection, contract: Contract, home: Path, examples: Examp
             "ALARMS_NO_GAME",
             "At client level no single update is looked at, neither for its score nor for an alarm.",
             field="contribution.game",
-            remedy="Choose a contract of the fixed-weight game.",
+            remedy="Choose a contract of the trust model record-level-at-each-participant.",
         )
     if contract.defences is not None:
         return [line for _, found in scoring.all_findings(connection, contract.id) for line in found.lines]
