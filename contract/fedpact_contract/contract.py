@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from decimal import ROUND_FLOOR, Context, Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints
 
@@ -100,13 +100,32 @@ class CategoryColumn(Part):
 Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 
-class Label(Part):
-    """What is predicted. Rule `value`: the cell is one of the classes. Rule `above`: two classes, cell > threshold."""
+class ClassLabel(Part):
+    """A class is predicted. Rule `value`: the cell is one of the classes. `above`: two classes, cell > threshold."""
+
+    TASK: ClassVar = "classification"
+    LOSS: ClassVar = "cross-entropy"
 
     name: Name
     classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=1000)]
     rule: Literal["value", "above"]
     threshold: Dec | None = None
+
+
+class NumberLabel(Part):
+    """A number is predicted, which lies within public bounds and is scaled by them to [-1, 1] (docs/adr/0008)."""
+
+    TASK: ClassVar = "regression"
+    LOSS: ClassVar = "squared-error"
+
+    name: Name
+    rule: Literal["number"]
+    low: Dec
+    high: Dec
+
+
+Label = Annotated[ClassLabel | NumberLabel, Field(discriminator="rule")]
+"""What is predicted: its rule says how cells become targets, and with that which task it is."""
 
 
 class Data(Part):
@@ -122,9 +141,13 @@ class Data(Part):
 
 
 class Model(Part):
-    """What is trained: `softmax` (linear) or `mlp` with the widths of its hidden layers; the initial model's digest."""
+    """What is trained, and the initial model's digest.
 
-    kind: Literal["softmax", "mlp"]
+    `softmax` is linear and tells classes apart, `linear` predicts anything else, and an `mlp` either, with the widths
+    of its hidden layers.
+    """
+
+    kind: Literal["softmax", "linear", "mlp"]
     hidden: tuple[Count, ...]
     initial_digest: Hex32
 
@@ -269,7 +292,7 @@ class Contribution(Part):
     """
 
     game: Literal["fixed-weight", "unanimity"]
-    loss: Literal["cross-entropy"]
+    loss: Literal["cross-entropy", "squared-error"]
     estimator: Literal["exact", "sampled"]
     max_coalitions: Annotated[int, Field(ge=8, le=2**16)] | None = None
     validation: Validation
@@ -570,7 +593,15 @@ def check_data(contract: Contract) -> None:
                 raise InputError("CONTRACT_VOCABULARY", "A value stands twice in the vocabulary.", field=field)
             if column.fill is not None and column.fill not in column.values:
                 raise InputError("CONTRACT_FILL", "`fill` must be in the vocabulary.", field=field)
-    label = data.label
+    _check_label(data.label)
+    _positive(data.feature_scale, "data.feature_scale")
+
+
+def _check_label(label: ClassLabel | NumberLabel) -> None:
+    if isinstance(label, NumberLabel):
+        if label.low >= label.high:
+            raise InputError("CONTRACT_BOUNDS", "`low` must be below `high`.", field="data.label")
+        return
     if len(set(label.classes)) != len(label.classes):
         raise InputError("CONTRACT_CLASSES", "A class stands twice.", field="data.label.classes")
     if (label.rule == "above") != (label.threshold is not None) or (label.rule == "above" and len(label.classes) != 2):
@@ -579,13 +610,22 @@ def check_data(contract: Contract) -> None:
             "The rule `above` needs a threshold and two classes; the rule `value` needs no threshold.",
             field="data.label",
         )
-    _positive(data.feature_scale, "data.feature_scale")
 
 
 def check_model(contract: Contract) -> None:
-    """Hidden layers belong to an mlp."""
-    if (contract.model.kind == "mlp") != bool(contract.model.hidden):
-        raise InputError("CONTRACT_MODEL", "An mlp has hidden layers, a softmax model none.", field="model.hidden")
+    """Hidden layers belong to an mlp; a linear model is a softmax where the label has classes, and only there."""
+    kind = contract.model.kind
+    if (kind == "mlp") != bool(contract.model.hidden):
+        raise InputError("CONTRACT_MODEL", f"An mlp has hidden layers, a {kind} model none.", field="model.hidden")
+    linear = "softmax" if isinstance(contract.data.label, ClassLabel) else "linear"
+    if kind not in (linear, "mlp"):
+        raise InputError(
+            "CONTRACT_MODEL",
+            f"A {kind} model does not fit the task, {contract.data.label.TASK}.",
+            field="model.kind",
+            rule="softmax for classes, linear for all other labels, mlp for any",
+            remedy=f'Write kind = "{linear}", or "mlp".',
+        )
 
 
 def check_training(contract: Contract) -> None:
@@ -774,6 +814,20 @@ MAX_EXACT = 12
 """Participants whose values are exact: 4,096 groups a round."""
 
 
+def check_loss(contract: Contract) -> None:
+    """The loss that contribution is measured by is the label's, that is the one that is trained."""
+    label = contract.data.label
+    if contract.contribution.loss != label.LOSS:
+        raise InputError(
+            "CONTRACT_LOSS",
+            f"The loss {contract.contribution.loss} does not fit the label: its rule is {label.rule}, "
+            f"the task {label.TASK}.",
+            field="contribution.loss",
+            rule="contribution is measured by the loss that is trained",
+            remedy=f'Write loss = "{label.LOSS}".',
+        )
+
+
 def check_contribution(contract: Contract) -> None:
     """Slices come from the operator or participants, each once; exact values need few participants."""
     sources = [s.source for s in contract.contribution.validation.slices]
@@ -827,7 +881,7 @@ def estimator_plan(contract: Contract, players: int, seed: bytes) -> estimators.
     return estimators.choose(
         players,
         game="fixed-weight",
-        linear=contract.model.kind == "softmax",
+        linear=contract.model.kind != "mlp",
         most=contract.contribution.max_coalitions or 0,
         seed=seed,
     )
@@ -873,6 +927,7 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_steps,
     check_statistics,
     check_participation,
+    check_loss,
     check_contribution,
     check_settlement,
     check_term,

@@ -14,7 +14,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TypeVar
 
-from fedpact_contract.contract import Contract, estimator_plan
+from fedpact_contract.contract import ClassLabel, Contract, estimator_plan
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.estimators import MAX_PAIRS, Estimate, Plan, coalitions, estimate, next_plan
 from fedpact_contract.log import RoundScores, Sampling
@@ -81,7 +81,19 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
         if not 0 <= min(row) <= max(row) <= _LARGEST:
             message = f"Coalition {mask} has a loss that is negative or beyond reason."
             raise FaultError("SCORES_RANGE", message, field=field)
-    if not 0 <= min(scores.correct) <= max(scores.correct) <= validation_rows(contract):
+    for count in scores.correct or (None,):
+        check_correct(count, contract, field)
+
+
+def check_correct(correct: int | None, contract: Contract, field: str) -> None:
+    """Right answers of a model are counted where the metric is such a count, and there are no more than rows.
+
+    Raises:
+        FaultError: SCORES_CORRECT.
+    """
+    if (correct is not None) != isinstance(contract.data.label, ClassLabel):
+        raise FaultError("SCORES_CORRECT", "Right answers are counted of classes, and only of them.", field=field)
+    if correct is not None and not 0 <= correct <= validation_rows(contract):
         raise FaultError("SCORES_CORRECT", "More rows are counted right than there are, or fewer than 0.", field=field)
 
 

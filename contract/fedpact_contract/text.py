@@ -14,7 +14,9 @@ from fedpact_contract.contract import (
     Contract,
     Contribution,
     EntityUnit,
+    Label,
     NumberColumn,
+    NumberLabel,
     Party,
     RecordPrivacy,
 )
@@ -110,16 +112,7 @@ def _data(contract: Contract) -> Iterator[str]:
             f"The column {visible(entity.column)} says whose a row is. It is no feature and never leaves; training "
             f"takes at most {counted(entity.max_rows, 'row')} of one entity (a person, a firm)."
         )
-    rule = (
-        "the cell is the class"
-        if label.threshold is None
-        else f"a number above {decimal_text(label.threshold)} is {visible(label.classes[1])}, else "
-        f"{visible(label.classes[0])}"
-    )
-    yield (
-        f"Predicted is the column {visible(label.name)}, with the classes {_list(label.classes)} "
-        f'(rule "{label.rule}": {rule}).'
-    )
+    yield f"Predicted is the column {visible(label.name)}, {_label(label)}."
     yield (
         "Bounds and vocabularies are public and part of this contract; nothing is learned from the data to scale it. "
         "Features are scaled to [-1, 1], a constant 1 is added as the last one, and all are multiplied by "
@@ -129,6 +122,28 @@ def _data(contract: Contract) -> Iterator[str]:
         "Each participant trains on exactly its contracted number of examples. More rows change nothing; fewer are "
         "refused before the first round."
     )
+
+
+def _label(label: Label) -> str:
+    if isinstance(label, NumberLabel):
+        return (
+            f'a number from {decimal_text(label.low)} to {decimal_text(label.high)} (rule "{label.rule}"); a data set '
+            "with a number outside these bounds is refused. It is scaled by them to [-1, 1]"
+        )
+    rule = (
+        "the cell is the class"
+        if label.threshold is None
+        else f"a number above {decimal_text(label.threshold)} is {visible(label.classes[1])}, else "
+        f"{visible(label.classes[0])}"
+    )
+    return f'with the classes {_list(label.classes)} (rule "{label.rule}": {rule})'
+
+
+_LOSSES = {
+    "cross-entropy": "minus the logarithm of the probability that the model gives to the right class",
+    "squared-error": "half the squared error of the scaled label; a prediction beyond the label's bounds counts as the "
+    "bound",
+}
 
 
 def _training(contract: Contract) -> Iterator[str]:
@@ -343,8 +358,9 @@ def _contribution(contract: Contract) -> Iterator[str]:
     contribution, names = contract.contribution, {p.id: p.name for p in contract.participants}
     validation, unmeasured = contribution.validation, contribution.game == "unanimity"
     yield _game(contribution, momentum=contract.keeps_momentum)
+    yield f'The loss "{contribution.loss}" of a row is {_LOSSES[contribution.loss]}.'
     if contribution.max_coalitions is not None:
-        most = EXACT_LINEAR_PLAYERS if contract.model.kind == "softmax" else EXACT_PLAYERS
+        most = EXACT_PLAYERS if contract.model.kind == "mlp" else EXACT_LINEAR_PLAYERS
         yield (
             f"In a round all groups are scored if at most {most} were admitted and there are no more than "
             f"{contribution.max_coalitions}. Otherwise no more than so many are, drawn by the admitted updates' "

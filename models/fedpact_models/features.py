@@ -10,20 +10,21 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from fedpact_contract import merkle
-from fedpact_contract.contract import Column, Data, Label, NumberColumn
+from fedpact_contract.contract import ClassLabel, Column, Data, Label, NumberColumn, NumberLabel
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import validation_leaf
 from fedpact_contract.output import counted
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
+Targets: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
 Fault: TypeAlias = tuple[str, str, Flags]
 
@@ -33,13 +34,14 @@ PLAIN_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]*))?")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Examples:
-    """Encoded rows: features `x`, float64 [n, d], and classes `y`, int64 [n], indices into the label's classes.
+    """Encoded rows: features `x`, float64 [n, d], and targets `y` [n].
 
+    Targets are indices into the label's classes, int64, or numbers scaled to [-1, 1] by the label's bounds, float64.
     The last feature is constant (`encode`). `entity`, int64 [n], tells apart whose the rows are, where that is asked.
     """
 
     x: Floats
-    y: Integers
+    y: Targets
     entity: Integers | None = None
 
     def take(self, rows: Integers | Sequence[int]) -> "Examples":
@@ -90,7 +92,8 @@ def encode(
 
     Raises:
         InputError: DATA_EMPTY (no rows, or none left), DATA_COLUMN_MISSING, DATA_LABEL_MISSING, DATA_ENTITY_MISSING,
-            DATA_NOT_A_NUMBER, DATA_NOT_FINITE, DATA_UNKNOWN_CATEGORY, DATA_UNKNOWN_CLASS, DATA_MISSING_VALUE.
+            DATA_NOT_A_NUMBER, DATA_NOT_FINITE, DATA_UNKNOWN_CATEGORY, DATA_UNKNOWN_CLASS, DATA_LABEL_BOUNDS,
+            DATA_MISSING_VALUE.
     """
     columns = _parse_columns(data, table, file)
     label = _parse_label(data.label, table, file)
@@ -104,7 +107,7 @@ def encode(
         )
     return Examples(
         x=_features(data, columns)[keep],
-        y=label.values[keep].astype(np.int64),
+        y=label.values[keep].astype(target_type(data.label)),
         entity=whose[0].values[keep].astype(np.int64) if whose else None,
     )
 
@@ -186,10 +189,16 @@ def duplicate_count(examples: Examples) -> int:
     return len(examples) - len(set(_rows(examples)))
 
 
-def row_bytes(x_row: Floats, y: int) -> bytes:
-    """One row's canonical bytes: type, features as little-endian float64, class as little-endian int64."""
+def target_type(label: Label) -> Literal["<i8", "<f8"]:
+    """How a target is stored: a class by its index, a number as it is."""
+    return "<i8" if isinstance(label, ClassLabel) else "<f8"
+
+
+def row_bytes(x_row: Floats, y: np.int64 | np.float64) -> bytes:
+    """One row's canonical bytes: type, features as little-endian float64, target as it is stored (`target_type`)."""
     features = np.asarray(x_row, dtype="<f8") + 0.0  # no negative zero: one value has one spelling
-    return ROW_TYPE + features.astype("<f8").tobytes() + int(y).to_bytes(8, "little", signed=True)
+    target = np.asarray(y, "<f8") + 0.0 if isinstance(y, np.floating) else np.asarray(y, "<i8")
+    return ROW_TYPE + features.astype("<f8").tobytes() + target.tobytes()
 
 
 def validation_root(examples: Examples, salts: Sequence[bytes]) -> str:
@@ -208,17 +217,19 @@ def pack_rows(examples: Examples, salts: Sequence[bytes]) -> bytes:
     return b"".join(salt + row for salt, row in zip(salts, _rows(examples), strict=True))
 
 
-def unpack_rows(data: bytes, features: int) -> tuple[Examples, tuple[bytes, ...]]:
-    """The rows, of so many features, that `pack_rows` made bytes of, and their salts.
+def unpack_rows(
+    data: bytes, features: int, target: Literal["<i8", "<f8"] = "<i8"
+) -> tuple[Examples, tuple[bytes, ...]]:
+    """The rows, of so many features and this `target_type`, that `pack_rows` made bytes of, and their salts.
 
     Raises:
         InputError: VALIDATION_ROWS: these are no such rows.
     """
-    kind = np.dtype([("salt", "V32"), ("type", f"V{len(ROW_TYPE)}"), ("x", "<f8", (features,)), ("y", "<i8")])
+    kind = np.dtype([("salt", "V32"), ("type", f"V{len(ROW_TYPE)}"), ("x", "<f8", (features,)), ("y", target)])
     if not data or len(data) % kind.itemsize:
         raise InputError("VALIDATION_ROWS", f"These are no validation rows of {features} features.")
     rows = np.frombuffer(data, kind)
-    examples = Examples(x=rows["x"].astype(np.float64), y=rows["y"].astype(np.int64))
+    examples = Examples(x=rows["x"].astype(np.float64), y=rows["y"].astype(np.dtype(target).newbyteorder("=")))
     salts = tuple(data[start : start + 32] for start in range(0, len(data), kind.itemsize))
     if pack_rows(examples, salts) != data:
         raise InputError("VALIDATION_ROWS", "A validation row is not in its one spelling.")
@@ -226,7 +237,7 @@ def unpack_rows(data: bytes, features: int) -> tuple[Examples, tuple[bytes, ...]
 
 
 def _rows(examples: Examples) -> list[bytes]:
-    return [row_bytes(x, int(y)) for x, y in zip(examples.x, examples.y, strict=True)]
+    return [row_bytes(x, y) for x, y in zip(examples.x, examples.y, strict=True)]
 
 
 def _parse_columns(data: Data, table: pl.DataFrame, file: str) -> list[_Cells]:
@@ -275,6 +286,8 @@ def _parse_label(label: Label, table: pl.DataFrame, file: str) -> _Cells:
             remedy="Name the source that has it; column names are compared exactly.",
         )
     series = table[label.name]
+    if isinstance(label, NumberLabel):
+        return _parse_target(label, series)
     if label.threshold is None:
         values, missing, unknown = _parse_choices(series, label.classes)
         faults: tuple[Fault, ...] = (("DATA_UNKNOWN_CLASS", "a value outside the classes", unknown),)
@@ -284,6 +297,21 @@ def _parse_label(label: Label, table: pl.DataFrame, file: str) -> _Cells:
         values = (numbers > float(label.threshold)).astype(np.float64)
         rule = f"label, above {label.threshold}"
     return _Cells(name=label.name, rule=rule, on_missing="refuse", values=values, missing=missing, faults=faults)
+
+
+def _parse_target(label: NumberLabel, series: pl.Series) -> _Cells:
+    """Numbers, scaled by their bounds. A feature outside its bounds is clipped; a target there would be another one."""
+    numbers, missing, faults = _parse_numbers(series)
+    low, high = float(label.low), float(label.high)
+    outside = ~missing & ((numbers < low) | (numbers > high))
+    return _Cells(
+        name=label.name,
+        rule=f"label, number in [{label.low}, {label.high}]",
+        on_missing="refuse",
+        values=2.0 * ((np.clip(numbers, low, high) - low) / (high - low)) - 1.0,
+        missing=missing,
+        faults=(*faults, ("DATA_LABEL_BOUNDS", "a number outside the label's bounds", outside)),
+    )
 
 
 def _parse_entity(name: str, table: pl.DataFrame, file: str) -> _Cells:

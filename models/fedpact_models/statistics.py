@@ -50,14 +50,16 @@ def _holds(contract: Contract, examples: Examples, query: CountQuery) -> Floats:
 
 
 def _scaled(contract: Contract, examples: Examples, column: str) -> Floats:
-    """A number's values in [-1, 1], out of the features: rounding may leave them 1e-16 outside."""
+    """A number's values in [-1, 1], out of the features or the targets: rounding may leave them 1e-16 outside."""
+    if column == contract.data.label.name:
+        return np.clip(examples.y, -1.0, 1.0)
     return np.clip(_block(contract, examples, column)[:, 0], -1.0, 1.0)
 
 
 def _choice(contract: Contract, examples: Examples, column: str) -> Integers:
     """Which value each row has; the first of the vocabulary where it has none."""
     if column == contract.data.label.name:
-        return examples.y
+        return examples.y.astype(np.int64)
     return np.asarray(_block(contract, examples, column).argmax(axis=1))
 
 

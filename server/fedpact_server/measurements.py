@@ -151,7 +151,8 @@ def baseline_losses(home: Path, connection: Connection, contract: Contract, exam
         scores, _ = scoring.score_round(
             contract, 1, {participant: record.array_digest}, initial, {participant: step}, examples, None
         )
-        lines.append(BaselineLoss(participant=participant, losses=scores.losses[1], correct=scores.correct[1]))
+        right = None if scores.correct is None else scores.correct[1]
+        lines.append(BaselineLoss(participant=participant, losses=scores.losses[1], correct=right))
     return lines
 
 

@@ -227,7 +227,7 @@ class _Task:
             except (FailedError, InputError) as err:  # what is not finite has no loss, whatever the operator states
                 self.skip("loss", said.round, "losses", err.code)
                 continue
-            right = found.correct[named[0]], found.correct[named[-1]]
+            right = found.ends(named[0], named[-1])
             self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), right)
         return total
 
@@ -237,7 +237,7 @@ class _Task:
         self.differences.append(Difference(what=what, round=number, stated=stated, found=found))
 
     def compare(
-        self, said: RoundScores, table: dict[int, tuple[int, ...]], right: tuple[int, int]
+        self, said: RoundScores, table: dict[int, tuple[int, ...]], right: tuple[int, int] | None
     ) -> Iterator[Difference]:
         """What a round's scores state otherwise."""
         slices, named = self.contract.contribution.validation.slices, masks(said)
@@ -255,7 +255,7 @@ class _Task:
                         found=str(again),
                     )
         if said.correct != right:
-            stated_right, found_right = (f"{before}, {after}" for before, after in (said.correct, right))
+            stated_right, found_right = (", ".join(map(str, ends or ("none",))) for ends in (said.correct, right))
             yield Difference(what="correct", round=said.round, stated=stated_right, found=found_right)
 
     def moments(self, values: FloatArray, stated: Moments, rounds: int) -> Iterator[Difference]:

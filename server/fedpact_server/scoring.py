@@ -70,7 +70,7 @@ def score_round(
         found = evaluate_round(contract.model, contract.data, base, parts, examples, counts, own_slice=own)
         losses, correct, values = list(found.losses), found.correct, found.values
     if previous is not None:
-        losses[0], correct = previous.losses[-1], (previous.correct[1], correct[1])
+        losses[0], correct = previous.losses[-1], _chained(previous, correct)
     scores = RoundScores(
         round=round_number,
         players=tuple(steps),
@@ -113,7 +113,7 @@ def _draw(
     examples: Examples,
     own: Sequence[int | None],
     previous: RoundScores | None,
-) -> tuple[list[tuple[int, ...]], tuple[int, int], FloatArray, Sampling]:
+) -> tuple[list[tuple[int, ...]], tuple[int, int] | None, FloatArray, Sampling]:
     """Evaluate drawn coalitions until the rule says that they are enough.
 
     Returns:
@@ -139,7 +139,7 @@ def _draw(
     assert found is not None  # noqa: S101 - there is a first plan
     values = estimated_by_example(found, masks, coefficients(drawn), counts, own)
     nobody, everybody, *between = found.losses
-    right = found.correct[0], found.correct[2 ** len(steps) - 1]
+    right = found.ends(0, 2 ** len(steps) - 1)
     sampling = Sampling(seed=seed.hex(), draws=drawn.draws, first_order=first, errors=tuple(errors))
     return [nobody, *between, everybody], right, values, sampling
 
@@ -171,9 +171,14 @@ def score_released(
     result = evaluate_round(contract.model, contract.data, base, step, examples, counts, own_slice=[None])
     (before, after), correct = result.losses, result.correct
     if previous is not None:
-        before, correct = previous.losses[-1], (previous.correct[1], correct[1])
+        before, correct = previous.losses[-1], _chained(previous, correct)
     scores = RoundScores(round=round_number, players=tuple(players), losses=(before, after), correct=correct)
     return scores, np.tile(result.values / len(players), (len(players), 1))
+
+
+def _chained(previous: RoundScores, correct: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The counts of right answers, the first as the round before told it."""
+    return (previous.correct[1], correct[1]) if previous.correct and correct else None
 
 
 def values_path(arrays: Path, round_number: int) -> Path:

@@ -1,12 +1,27 @@
-"""Loss and metric against torch and by hand."""
+"""Losses, gradients and metrics of each task, against torch and by hand."""
 
 import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
 import torch
 
-from fedpact_models.tasks import accuracy, correct, cross_entropy, predicted, probabilities
+from fedpact_contract.contract import ClassLabel, Label, NumberLabel
+from fedpact_models.dp import cross_entropy as trained_cross_entropy
+from fedpact_models.dp import squared_error
+from fedpact_models.features import Floats, Targets
+from fedpact_models.tasks import Task, cross_entropy, predicted, probabilities, task_of
+
+CLASSES = ClassLabel(name="y", classes=("a", "b", "c"), rule="value")
+NUMBER = NumberLabel(name="y", rule="number", low=Decimal(10), high=Decimal(30))
+LABELS = [CLASSES, NUMBER]
+TRAINED = {"cross-entropy": trained_cross_entropy, "squared-error": squared_error}
+
+
+def _sample(label: Label, rows: int, spread: float) -> tuple[Task, Floats, Targets]:
+    rng, task = np.random.default_rng(3), task_of(label)
+    return task, rng.normal(size=(rows, task.outputs)) * spread, task.made_up(rng.random(rows))
 
 
 def test_cross_entropy_is_that_of_torch_for_each_example() -> None:
@@ -36,7 +51,65 @@ def test_an_examples_loss_does_not_depend_on_its_company() -> None:
 def test_the_metric_counts_and_equal_logits_go_to_the_first_class() -> None:
     logits = np.array([[1.0, 2.0], [3.0, 0.0], [1.0, 1.0]])
     assert predicted(logits).tolist() == [1, 0, 0]
-    assert correct(logits, np.array([1, 1, 0])) == 2
-    assert accuracy(logits, np.array([1, 1, 0])) == 2 / 3
+    task, y = task_of(ClassLabel(name="y", classes=("a", "b"), rule="value")), np.array([1, 1, 0])
+    assert task.marks(logits, y).tolist() == [1, 0, 1]
+    assert task.count(task.marks(logits, y), y) == 2
     np.testing.assert_allclose(probabilities(logits).sum(axis=1), 1, rtol=1e-15)
     assert probabilities(logits)[2].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("label", LABELS, ids=lambda label: label.TASK)
+@pytest.mark.parametrize("spread", [0.3, 3.0])
+def test_the_gradient_is_the_losses_by_finite_differences(label: Label, spread: float) -> None:
+    task, scores, y = _sample(label, 200, spread)
+    slope, step = task.gradient(scores, y), 1e-6
+    for output in range(task.outputs):
+        moved = scores.copy()
+        moved[:, output] += step
+        found = task.losses(moved, y)
+        moved[:, output] -= 2 * step
+        np.testing.assert_allclose((found - task.losses(moved, y)) / (2 * step), slope[:, output], atol=1e-8)
+
+
+@pytest.mark.parametrize("label", LABELS, ids=lambda label: label.TASK)
+def test_what_is_trained_is_what_is_scored(label: Label) -> None:
+    """Within the bounds: an output beyond them is cut where it is scored, and where it is trained it is not."""
+    task, scores, y = _sample(label, 200, 0.3)
+    scores = np.clip(scores, -0.99, 0.99)
+    outputs = torch.from_numpy(scores).requires_grad_()
+    losses = TRAINED[label.LOSS](outputs, torch.from_numpy(y))
+    np.testing.assert_allclose(losses.detach().numpy(), task.losses(scores, y), rtol=1e-12)
+    torch.autograd.backward(losses.sum())
+    assert outputs.grad is not None
+    np.testing.assert_allclose(outputs.grad.numpy(), task.gradient(scores, y), atol=1e-14)
+
+
+@pytest.mark.parametrize("label", LABELS, ids=lambda label: label.TASK)
+def test_no_second_derivative_is_larger_than_the_noise_floor_believes(label: Label) -> None:
+    task, scores, y = _sample(label, 50, 1.0)
+    loss, targets = TRAINED[label.LOSS], torch.from_numpy(y)
+    for row in range(50):
+
+        def of_row(outputs: torch.Tensor, row: int = row) -> torch.Tensor:
+            return loss(outputs[None], targets[row : row + 1]).sum()
+
+        hessian = torch.autograd.functional.hessian(of_row, torch.from_numpy(scores[row]))
+        assert float(torch.trace(hessian)) <= task.curvature + 1e-12
+
+
+@pytest.mark.parametrize("label", LABELS, ids=lambda label: label.TASK)
+def test_targets_are_told_from_what_is_none(label: Label) -> None:
+    task, _, y = _sample(label, 500, 1.0)
+    assert task.are_targets(y)
+    assert not task.are_targets(y + 1000)
+    assert not task.are_targets(y - 1000)
+    assert not task.are_targets(y.astype(np.float64) if label is CLASSES else np.zeros(3, dtype=np.int64))
+    assert len(np.unique(y)) > 2
+
+
+def test_an_error_is_bounded_and_a_tie_at_the_bound_has_no_gradient() -> None:
+    task, y = task_of(NUMBER), np.array([-1.0, -1.0, 0.5, 1.0])
+    scores = np.array([[1e9], [-7.0], [0.25], [3.0]])
+    assert task.losses(scores, y).tolist() == [2.0, 0.0, 0.03125, 0.0]
+    assert task.gradient(scores, y)[:, 0].tolist() == [0.0, 0.0, -0.25, 0.0]
+    assert task.count(task.marks(scores, y), y) is None
