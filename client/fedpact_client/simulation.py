@@ -1,7 +1,8 @@
 """A contract tried out on made-up rows: how long one private step takes here, and what like data would be worth.
 
 No data of anybody is read. Rows are made up to the contract's schema: each class has a place of its own in the public
-range, and rows lie around it; a number goes with one direction in that range. Training is the contract's own
+range, and rows lie around it; a number or a duration goes with one direction in
+that range. Training is the contract's own
 (`local_update`), with its noise, numbers of rows and rounds; a round's values are those of one antithetic pair of
 orders, which is exact where participants interact in pairs alone, as they nearly do in the fixed-weight game
 (docs/adr/0004).
@@ -143,13 +144,14 @@ def weighted_steps(updates: Updates, counts: Mapping[str, int], server_rate: flo
 class _World:
     """A made-up task on the contract's schema; rows as `features.encode` gives them.
 
-    Of classes: where each lies. Of numbers: the direction along which they grow.
+    Of classes: where each lies. Of numbers and durations: the direction along which they grow.
     """
 
     def __init__(self, contract: Contract, rng: np.random.Generator) -> None:
         self._rng, self._width = rng, feature_count(contract.data)
         label = contract.data.label
         self._classes = len(label.classes) if isinstance(label, ClassLabel) else 0
+        self._task = task_of(label)
         self._scale = float(contract.data.feature_scale) / sqrt(self._width)
         self._places = rng.uniform(-1, 1, (self._classes or 1, self._width - 1))
 
@@ -166,8 +168,9 @@ class _World:
         else:
             x[:, :-1] = np.clip(spread, -1, 1)
             along = x[:, :-1] @ self._places[0] / np.linalg.norm(self._places[0])
-            y = np.clip((along + SPREAD * self._rng.standard_normal(count)) / 2, -1, 1)
-            y[wrong] = self._rng.uniform(-1, 1, int(wrong.sum()))
+            place = np.clip((along + SPREAD * self._rng.standard_normal(count)) / 2, -1, 1)
+            place[wrong] = self._rng.uniform(-1, 1, int(wrong.sum()))
+            y = self._task.made_up((place + 1) / 2 * (1 - 1e-12))
         return Examples(x=x * self._scale, y=y)
 
 

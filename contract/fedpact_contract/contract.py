@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from decimal import ROUND_FLOOR, Context, Decimal
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints
@@ -124,7 +125,31 @@ class NumberLabel(Part):
     high: Dec
 
 
-Label = Annotated[ClassLabel | NumberLabel, Field(discriminator="rule")]
+class SurvivalLabel(Part):
+    """When an event comes is predicted, interval by interval: a discrete-time hazard (docs/adr/0008).
+
+    `name` is the column of the duration, not negative; `event` that of whether the event came then, or the row was
+    censored, with these `outcomes`, censored first. `cuts` are the ends of the intervals, the first of which begins at
+    0; what lies beyond the last one counts as censored there.
+    """
+
+    TASK: ClassVar = "survival"
+    LOSS: ClassVar = "discrete-hazard"
+
+    name: Name
+    rule: Literal["survival"]
+    event: Name
+    outcomes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=2)]
+    cuts: Annotated[tuple[Dec, ...], Field(min_length=1, max_length=100)]
+
+    @property
+    def intervals(self) -> tuple[str, ...]:
+        """What a duration is told by: the interval, or that it lies beyond the last."""
+        ends = [decimal_text(cut) for cut in (Decimal(0), *self.cuts)]
+        return (*(f"{a} - {b}" for a, b in pairwise(ends)), f"above {ends[-1]}")
+
+
+Label = Annotated[ClassLabel | NumberLabel | SurvivalLabel, Field(discriminator="rule")]
 """What is predicted: its rule says how cells become targets, and with that which task it is."""
 
 
@@ -138,6 +163,12 @@ class Data(Part):
     columns: Annotated[tuple[Column, ...], Field(min_length=1, max_length=100_000)]
     label: Label
     feature_scale: Dec
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns that the label is read from, its own first."""
+        more = (self.label.event,) if isinstance(self.label, SurvivalLabel) else ()
+        return (self.label.name, *more)
 
 
 class Model(Part):
@@ -292,7 +323,7 @@ class Contribution(Part):
     """
 
     game: Literal["fixed-weight", "unanimity"]
-    loss: Literal["cross-entropy", "squared-error"]
+    loss: Literal["cross-entropy", "squared-error", "discrete-hazard"]
     estimator: Literal["exact", "sampled"]
     max_coalitions: Annotated[int, Field(ge=8, le=2**16)] | None = None
     validation: Validation
@@ -427,7 +458,7 @@ class Contract(Record):
     def columns_read(self) -> tuple[str, ...]:
         """Every column that training reads: the features, the label, and whose a row is."""
         entity = () if self.privacy.entity is None else (self.privacy.entity.column,)
-        return (*(c.name for c in self.data.columns), self.data.label.name, *entity)
+        return (*(c.name for c in self.data.columns), *self.data.label_columns, *entity)
 
     def participant(self, party_id: str) -> Participant:
         """The participant with this id.
@@ -576,7 +607,7 @@ def check_gate_orders(contract: Contract) -> None:
 def check_data(contract: Contract) -> None:
     """Bounds are ordered, names unique, fill values allowed, the label rule complete."""
     data = contract.data
-    names = [c.name for c in data.columns] + [data.label.name]
+    names = [c.name for c in data.columns] + list(data.label_columns)
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InputError("CONTRACT_COLUMN_TWICE", f"The column {twice[0]} stands twice.", field="data.columns")
     for column in data.columns:
@@ -597,10 +628,22 @@ def check_data(contract: Contract) -> None:
     _positive(data.feature_scale, "data.feature_scale")
 
 
-def _check_label(label: ClassLabel | NumberLabel) -> None:
+def _check_label(label: ClassLabel | NumberLabel | SurvivalLabel) -> None:
     if isinstance(label, NumberLabel):
         if label.low >= label.high:
             raise InputError("CONTRACT_BOUNDS", "`low` must be below `high`.", field="data.label")
+        return
+    if isinstance(label, SurvivalLabel):
+        if any(a >= b for a, b in pairwise((Decimal(0), *label.cuts))):
+            raise InputError(
+                "CONTRACT_CUTS",
+                "The ends of the intervals do not rise from 0.",
+                field="data.label.cuts",
+                rule="above 0, each above the one before",
+                remedy="Write them in rising order, such as [30, 90, 365].",
+            )
+        if len(set(label.outcomes)) != 2:
+            raise InputError("CONTRACT_OUTCOMES", "The two outcomes are one.", field="data.label.outcomes")
         return
     if len(set(label.classes)) != len(label.classes):
         raise InputError("CONTRACT_CLASSES", "A class stands twice.", field="data.label.classes")
@@ -740,7 +783,7 @@ def _check_entity(contract: Contract, entity: EntityUnit) -> None:
     """The column is no feature and no label; epsilon and delta promise something."""
     _positive(entity.epsilon, "privacy.entity.epsilon")
     _positive(entity.delta, "privacy.entity.delta")
-    if entity.column in {c.name for c in contract.data.columns} | {contract.data.label.name}:
+    if entity.column in {c.name for c in contract.data.columns} | {*contract.data.label_columns}:
         raise InputError(
             "CONTRACT_ENTITY_COLUMN",
             f"The column {entity.column} says whose a row is, and is also a feature or the label.",

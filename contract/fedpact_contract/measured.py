@@ -94,9 +94,9 @@ def baselines(bodies: Iterable[Body], contract: Contract) -> list[dict[str, str]
         {
             "id": party.id,
             "name": party.name,
-            "metric": metric_text(contract, lines[party.id].losses, lines[party.id].correct),
-            "loss": f"{sum(lines[party.id].losses) / rows / 1e9:.6f}",
+            "metric": metric_text(contract, line.losses, line.correct, line.pairs),
+            "loss": f"{sum(line.losses) / rows / 1e9:.6f}",
         }
         for party in contract.participants
-        if party.id in lines
+        if (line := lines.get(party.id)) is not None
     ]

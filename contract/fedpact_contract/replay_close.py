@@ -50,7 +50,7 @@ def baselines_scored(run: Run, place: Place, body: BaselinesScored) -> Faults:
         )
     for line in body.lines:
         try:
-            check_correct(line.correct, contract, "lines")
+            check_correct(line.correct, line.pairs, contract, "lines")
         except FaultError as err:
             yield place.fault(err.code, err.message, field="lines", party=operator)
     run.baselines = body
@@ -125,6 +125,9 @@ def _scores_chain(run: Run, place: Place, number: int) -> Faults:
     if before.correct and after.correct and before.correct[1] != after.correct[0]:
         message = f"Round {number} begins with another count of right answers than round {number - 1} ended with."
         yield place.fault("SCORES_CHAIN", message, field="scores.correct.0")
+    if before.pairs != after.pairs:
+        message = f"Round {number} counts other pairs of rows than round {number - 1} did."
+        yield place.fault("SCORES_CHAIN", message, field="scores.pairs")
 
 
 def moments_opened(run: Run, place: Place, body: MomentsOpened) -> Faults:

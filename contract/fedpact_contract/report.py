@@ -278,7 +278,7 @@ def _add_rounds(report: dict[str, Any], scores: Sequence[RoundScores], contract:
     def metric(score: RoundScores, end: Literal[0, 1]) -> str:
         """Before the round, or after it."""
         counted = None if score.correct is None else score.correct[end]
-        return metric_text(contract, score.losses[-end], counted)
+        return metric_text(contract, score.losses[-end], counted, score.pairs)
 
     report["metric"] = {
         "name": metric_name(contract),

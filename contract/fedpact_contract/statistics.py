@@ -135,10 +135,12 @@ def can_be_noised(contract: "Contract", sums: Sequence[float]) -> bool:
 
 
 def values_of(contract: "Contract", column: str) -> tuple[str, ...]:
-    """The vocabulary of a category, or the classes of the label."""
+    """The vocabulary of a category, the classes of the label, or the intervals and outcomes that training sees."""
     label = contract.data.label
+    if label.rule == "survival" and column in contract.data.label_columns:
+        return label.outcomes if column == label.event else label.intervals
     if column == label.name:
-        return () if label.rule == "number" else label.classes
+        return label.classes if label.rule in ("value", "above") else ()
     found: CategoryColumn | NumberColumn = next(c for c in contract.data.columns if c.name == column)
     return () if found.kind == "number" else found.values
 
@@ -287,7 +289,7 @@ def _problem(contract: "Contract", query: Query) -> str | None:
     """What is wrong with a query, or None."""
     label = contract.data.label
     kinds = {c.name: c.kind for c in contract.data.columns}
-    kinds[label.name] = "number" if label.rule == "number" else "category"
+    kinds |= dict.fromkeys(contract.data.label_columns, "number" if label.rule == "number" else "category")
     kind = kinds.get(query.column)
     if kind is None:
         return f"the contract reads no such column; it reads {_some(kinds)}"

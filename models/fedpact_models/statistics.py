@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from fedpact_contract.contract import Contract, NumberColumn
+from fedpact_contract.contract import Contract, NumberColumn, SurvivalLabel
 from fedpact_contract.statistics import CountQuery, MeanQuery, Query, bounds_of, cell_count, values_of
 from fedpact_models.dp import Noise
 from fedpact_models.features import Examples, Floats, Integers
@@ -58,8 +58,11 @@ def _scaled(contract: Contract, examples: Examples, column: str) -> Floats:
 
 def _choice(contract: Contract, examples: Examples, column: str) -> Integers:
     """Which value each row has; the first of the vocabulary where it has none."""
-    if column == contract.data.label.name:
-        return examples.y.astype(np.int64)
+    if column in contract.data.label_columns:
+        y = examples.y.astype(np.int64)
+        if isinstance(contract.data.label, SurvivalLabel):
+            return y // 2 if column == contract.data.label.name else y % 2
+        return y
     return np.asarray(_block(contract, examples, column).argmax(axis=1))
 
 

@@ -4,14 +4,14 @@ Everything is done element by element in one fixed order, so that an example's l
 examples or models are computed along with it, nor on threads.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from fedpact_contract.contract import ClassLabel, Label
-from fedpact_models.features import Floats, Integers, Targets
+from fedpact_contract.contract import ClassLabel, Label, SurvivalLabel
+from fedpact_models.features import Flags, Floats, Integers, Targets
 
 
 class Task(Protocol):
@@ -41,6 +41,10 @@ class Task(Protocol):
 
     def count(self, marks: Floats, y: Targets) -> int | None:
         """What the metric is worked out from besides the loss; None where the loss alone tells it."""
+        ...
+
+    def pairs(self, y: Targets) -> int | None:
+        """Out of how many pairs of examples `count` counts; None where it counts examples, or nothing."""
         ...
 
     def are_targets(self, y: Targets) -> bool:
@@ -81,6 +85,10 @@ class Classification:
         """How many classes are right."""
         return int(marks.sum())
 
+    def pairs(self, y: Targets) -> int | None:  # noqa: ARG002 - of other tasks
+        """Examples are counted."""
+        return None
+
     def are_targets(self, y: Targets) -> bool:
         """Indices of classes."""
         return y.dtype.kind == "i" and bool(((y >= 0) & (y < self.outputs)).all())
@@ -120,6 +128,10 @@ class Regression:
         """Nothing: the loss is the metric's square."""
         return None
 
+    def pairs(self, y: Targets) -> int | None:  # noqa: ARG002 - of other tasks
+        """Nothing is counted."""
+        return None
+
     def are_targets(self, y: Targets) -> bool:
         """Scaled numbers."""
         return y.dtype.kind == "f" and bool((np.abs(y) <= 1.0).all())
@@ -129,9 +141,78 @@ class Regression:
         return 2.0 * uniform - 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """When an event comes: an output for each interval, the logit of its hazard, the chance that the event comes in it.
+
+    The loss is minus the logarithm of the likelihood, in nat (Gensheimer and Narasimhan 2019, "A scalable discrete-time
+    survival model for neural networks", arXiv:1805.00917): a sum over the intervals that an example lived through and
+    the one in which its event came. It is of each example by itself, as clipping and values by example need it; Cox's
+    partial likelihood, a sum over the others at risk, is not.
+
+    A target is 2 j + 1 where the event came after j intervals, and 2 j where j were lived through and no more is known.
+    """
+
+    outputs: int
+
+    @property
+    def curvature(self) -> float:
+        """H (1 - h) of each interval."""
+        return self.outputs / 4
+
+    def losses(self, scores: Floats, y: Targets) -> Floats:
+        """Minus the logarithm of the likelihood."""
+        total = np.zeros(scores.shape[:-1])
+        for interval, came, lived in self._seen(y):
+            logit = np.where(came, -scores[..., interval], scores[..., interval])
+            each = np.maximum(logit, 0.0) + np.log1p(np.exp(-np.abs(logit)))
+            total += np.where(came | lived, each, 0.0)
+        return total
+
+    def gradient(self, scores: Floats, y: Targets) -> Floats:
+        """The hazard of each interval that was lived through, less 1 where the event came."""
+        slope = np.zeros_like(scores)
+        for interval, came, lived in self._seen(y):
+            hazard = 1.0 / (1.0 + np.exp(-scores[..., interval]))
+            slope[..., interval] = np.where(came | lived, hazard - came, 0.0)
+        return slope
+
+    def marks(self, scores: Floats, y: Targets) -> Floats:  # noqa: ARG002 - of other tasks
+        """How many intervals the model expects to be lived through."""
+        return np.asarray(survival(scores).sum(axis=-1))
+
+    def count(self, marks: Floats, y: Targets) -> int | None:
+        """Twice the pairs in the right order, ties once: the event that came earlier was expected earlier."""
+        found = 0
+        for _, came, lived in self._seen(y):
+            later = np.sort(marks[lived])
+            below, upto = np.searchsorted(later, marks[came]), np.searchsorted(later, marks[came], "right")
+            found += int((2 * len(later) - below - upto).sum())
+        return found
+
+    def pairs(self, y: Targets) -> int | None:
+        """Pairs of which one's event came in an earlier interval than the other's could."""
+        return sum(int(came.sum()) * int(lived.sum()) for _, came, lived in self._seen(y))
+
+    def are_targets(self, y: Targets) -> bool:
+        """Codes, as above."""
+        return y.dtype.kind == "i" and bool(((y >= 0) & (y <= 2 * self.outputs)).all())
+
+    def made_up(self, uniform: Floats) -> Targets:
+        """Codes, as above."""
+        return np.floor(uniform * (2 * self.outputs + 1)).astype(np.int64)
+
+    def _seen(self, y: Targets) -> Iterator[tuple[int, Flags, Flags]]:
+        """For each interval, in which examples the event came in it, and which lived through it."""
+        for interval in range(self.outputs):
+            yield interval, y == 2 * interval + 1, y >= 2 * interval + 2
+
+
 def task_of(label: Label) -> Task:
     """The task of a label."""
-    return Classification(len(label.classes)) if isinstance(label, ClassLabel) else Regression()
+    if isinstance(label, ClassLabel):
+        return Classification(len(label.classes))
+    return Survival(len(label.cuts)) if isinstance(label, SurvivalLabel) else Regression()
 
 
 def counts(task: Task, marks: Iterable[tuple[int, Floats]], y: Targets) -> dict[int, int]:
@@ -168,3 +249,8 @@ def predicted(logits: Floats) -> Integers:
 def within_bounds(scores: Floats) -> Floats:
     """A regression model's one output, cut to the scaled bounds: float64 [..., V, 1] -> float64 [..., V]."""
     return np.asarray(np.clip(scores[..., 0], -1.0, 1.0))
+
+
+def survival(logits: Floats) -> Floats:
+    """The chance to live through each interval and all before it: float64 [..., intervals] -> the same shape."""
+    return np.asarray(np.cumprod(1.0 / (1.0 + np.exp(logits)), axis=-1))

@@ -7,12 +7,16 @@ from torch import nn
 
 from fedpact_contract.contract import ClientPrivacy, Contract, RecordPrivacy
 from fedpact_contract.errors import FailedError, InputError
-from fedpact_models.dp import BeforeNoise, Loss, Mode, Noise, cross_entropy, dp_sgd, squared_error
+from fedpact_models.dp import BeforeNoise, Loss, Mode, Noise, cross_entropy, discrete_hazard, dp_sgd, squared_error
 from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import architecture, build
 from fedpact_models.weights import clipped, flatten, load_flat
 
-LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "squared-error": squared_error}
+LOSSES: dict[str, Loss] = {
+    "cross-entropy": cross_entropy,
+    "squared-error": squared_error,
+    "discrete-hazard": discrete_hazard,
+}
 """By the contract's name."""
 
 GRADIENT_ELEMENTS = 2**21

@@ -152,7 +152,7 @@ def baseline_losses(home: Path, connection: Connection, contract: Contract, exam
             contract, 1, {participant: record.array_digest}, initial, {participant: step}, examples, None
         )
         right = None if scores.correct is None else scores.correct[1]
-        lines.append(BaselineLoss(participant=participant, losses=scores.losses[1], correct=right))
+        lines.append(BaselineLoss(participant=participant, losses=scores.losses[1], correct=right, pairs=scores.pairs))
     return lines
 
 

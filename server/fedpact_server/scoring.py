@@ -28,6 +28,7 @@ from fedpact_models.evaluate import (
 )
 from fedpact_models.features import Examples
 from fedpact_models.gradient import first_order_values
+from fedpact_models.tasks import task_of
 from fedpact_server import db
 from fedpact_server.run_state import write_array
 
@@ -76,6 +77,7 @@ def score_round(
         players=tuple(steps),
         losses=tuple(losses),
         correct=correct,
+        pairs=task_of(contract.data.label).pairs(examples.y),
         admitted=tuple(admitted) if contract.keeps_momentum else None,
         sampling=sampling,
     )
@@ -172,7 +174,13 @@ def score_released(
     (before, after), correct = result.losses, result.correct
     if previous is not None:
         before, correct = previous.losses[-1], _chained(previous, correct)
-    scores = RoundScores(round=round_number, players=tuple(players), losses=(before, after), correct=correct)
+    scores = RoundScores(
+        round=round_number,
+        players=tuple(players),
+        losses=(before, after),
+        correct=correct,
+        pairs=task_of(contract.data.label).pairs(examples.y),
+    )
     return scores, np.tile(result.values / len(players), (len(players), 1))
 
 

@@ -23,6 +23,7 @@ from fedpact_contract.contract import ClassLabel, Data, ValidationSlice
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.files import replace_file
 from fedpact_models.features import Examples, encode, validation_root
+from fedpact_models.tasks import task_of
 from fedpact_server import db
 
 SALT_BYTES = 32
@@ -79,6 +80,14 @@ def build(data: Data, sources: Sequence[Source]) -> ValidationSet:
             "a model that always says so would be perfect, and nobody's contribution could be measured.",
             field="data.label",
             remedy="Correct the label in the template, or take other validation rows.",
+        )
+    if task_of(data.label).pairs(examples.y) == 0:
+        raise InputError(
+            "VALIDATION_NO_PAIRS",
+            f"Of no two of the {len(examples)} validation rows is it known whose event came first: no model could be "
+            "told from another by the order that it puts them in.",
+            field="data.label",
+            remedy="Correct the label's cuts or outcomes in the template, or take other validation rows.",
         )
     salts = tuple(os.urandom(SALT_BYTES) for _ in range(len(examples)))
     slices = tuple(ValidationSlice(source=s.giver, count=len(p)) for s, p in zip(ordered, parts, strict=True))

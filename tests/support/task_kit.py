@@ -10,7 +10,7 @@ import numpy as np
 from tests.support.federation import Federation, digits, make_federation
 from tests.support.models_kit import a_schema, number
 
-from fedpact_contract.contract import Data, Label, Model
+from fedpact_contract.contract import Data, Label, Model, SurvivalLabel
 from fedpact_models.features import Examples, Floats, Targets
 from fedpact_models.registry import parameter_count
 from fedpact_models.tasks import task_of
@@ -51,8 +51,11 @@ class TaskCase:
         return model, schema, base, steps, self.examples(rng, rows)
 
     def targets(self, digit: Targets) -> Targets:
-        """Targets from digits: the digit itself."""
+        """Targets from digits: the digit itself, or that it was the duration; every third is watched no longer."""
         label = task_label(self)
+        if isinstance(label, SurvivalLabel):
+            lived = np.searchsorted(np.array(label.cuts, dtype=np.float64), digit)
+            return 2 * lived + np.where((np.arange(len(digit)) % 3 > 0) & (lived < len(label.cuts)), 1, 0)
         return (2.0 * digit - 9.0) / 9.0 if label.rule == "number" else digit
 
     def data(self, counts: Sequence[int]) -> tuple[list[Examples], Examples]:
@@ -81,6 +84,17 @@ TASKS = {
     ),
     "regression": TaskCase(
         label={"name": "digit", "rule": "number", "low": 0, "high": 9}, kind="linear", loss="squared-error"
+    ),
+    "survival": TaskCase(
+        label={
+            "name": "digit",
+            "rule": "survival",
+            "event": "seen",
+            "outcomes": ["no", "yes"],
+            "cuts": ["2", "4.5", "7", "8"],
+        },
+        kind="linear",
+        loss="discrete-hazard",
     ),
 }
 """By name."""

@@ -41,8 +41,16 @@ from fedpact_server import validation
 
 AGE = number("age", 0, 100)
 SCORE = {"name": "score", "rule": "number", "low": "10", "high": "70"}
+DAYS = {"name": "days", "rule": "survival", "event": "died", "outcomes": ["0", "1"], "cuts": ["10", "20", "50"]}
 OTHERS = {name: case for name, case in TASKS.items() if name != "classification"}
 cases = pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
+
+
+class NoNoise(FixedNoise):
+    """Draws rows, and adds nothing."""
+
+    def normal(self, n: int) -> Any:
+        return np.zeros(n)
 
 
 def a_contract(case: TaskCase, *hidden: int, **changes: Any) -> Contract:
@@ -89,13 +97,21 @@ FORMS = [
     ({"classes": ["a", "b"]}, "CONTRACT_UNKNOWN_KEY", "data.label.classes"),
     ({"high": None}, "CONTRACT_MISSING_KEY", "data.label.high"),
     ({"rule": "numeric"}, "CONTRACT", "data.label"),
+    (DAYS | {"cuts": ["10", "10"]}, "CONTRACT_CUTS", "data.label.cuts"),
+    (DAYS | {"cuts": ["0", "10"]}, "CONTRACT_CUTS", "data.label.cuts"),
+    (DAYS | {"cuts": []}, "CONTRACT", "data.label.cuts"),
+    (DAYS | {"outcomes": ["a", "a"]}, "CONTRACT_OUTCOMES", "data.label.outcomes"),
+    (DAYS | {"outcomes": ["a"]}, "CONTRACT", "data.label.outcomes"),
+    (DAYS | {"event": "f2"}, "CONTRACT_COLUMN_TWICE", "data.columns"),
+    (DAYS | {"event": "days"}, "CONTRACT_COLUMN_TWICE", "data.columns"),
 ]
 
 
 @pytest.mark.parametrize(("keys", "code", "field"), FORMS)
 def test_a_label_of_another_form_is_refused_by_name(keys: dict[str, Any], code: str, field: str) -> None:
     contract = a_contract(TASKS["regression"])
-    label = {key: value for key, value in (SCORE | keys).items() if value is not None}
+    base = {} if "cuts" in keys else SCORE
+    label = {key: value for key, value in (base | keys).items() if value is not None}
     with pytest.raises(InputError) as caught:
         Contract.parse(changed(contract, data=contract.data.plain() | {"label": label}))
     assert (caught.value.code, caught.value.field) == (code, field)
@@ -107,6 +123,15 @@ def test_the_text_says_what_is_predicted_and_what_is_measured() -> None:
     assert 'The loss "squared-error" of a row is half the squared error of the scaled label' in text
 
 
+def test_the_text_says_when_an_event_counts() -> None:
+    contract = a_contract(TASKS["survival"])
+    text = re.sub(r"\s+", " ", render(contract))
+    assert "the column digit is the duration, and seen says whether the event came then (yes)" in text
+    assert "0 - 2, 2 - 4.5, 4.5 - 7, 7 - 8, above 8" in text
+    assert 'The loss "discrete-hazard" of a row is minus the logarithm' in text
+    assert contract.columns_read[-2:] == ("digit", "seen")
+
+
 # From cells to targets
 
 
@@ -115,6 +140,50 @@ def test_a_number_is_scaled_by_its_public_bounds() -> None:
     examples = encode(a_schema(AGE, label=SCORE), table, file="t")
     assert examples.y.tolist() == [-1.0, 0.0, 1.0, -0.5]
     assert examples.y.dtype == np.float64
+
+
+def test_a_duration_becomes_the_intervals_that_were_seen() -> None:
+    cells = [
+        ("0", "1", "came in the first interval"),
+        ("10", "1", "which ends with its end"),
+        ("10.5", "1", "came in the second"),
+        ("50", "1", "came in the last"),
+        ("51", "1", "came beyond: lived through all"),
+        ("0", "0", "nothing was seen"),
+        ("5", "0", "watched to the middle of the first: lived through it"),
+        ("14.9", "0", "not beyond the middle of the second"),
+        ("35", "0", "lived through the third"),
+        ("999", "0", "lived through all"),
+    ]
+    table = pl.DataFrame({"age": [1] * 10, "days": [c[0] for c in cells], "died": [c[1] for c in cells]})
+    examples = encode(a_schema(AGE, label=DAYS), table, file="t")
+    found = dict(zip((c[2] for c in cells), (divmod(code, 2) for code in examples.y.tolist()), strict=True))
+    assert list(found.values()) == [(0, 1), (0, 1), (1, 1), (2, 1), (3, 0), (0, 0), (1, 0), (1, 0), (3, 0), (3, 0)]
+    assert examples.y.dtype == np.int64
+
+
+UNSEEN = [
+    ({"days": ["1", "-2", "3", "-0.5"]}, "DATA_LABEL_BOUNDS", "days", 2, 2),
+    ({"days": ["1", "2", "x", "4"]}, "DATA_NOT_A_NUMBER", "days", 1, 3),
+    ({"days": ["1", "2", "3", "inf"]}, "DATA_NOT_FINITE", "days", 1, 4),
+    ({"days": ["1", None, "3", "4"]}, "DATA_MISSING_VALUE", "days", 1, 2),
+    ({"died": ["0", "1", "2", "yes"]}, "DATA_UNKNOWN_EVENT", "died", 2, 3),
+    ({"died": ["0", "1", "1", None]}, "DATA_MISSING_VALUE", "died", 1, 4),
+]
+
+
+@pytest.mark.parametrize(("cells", "code", "column", "count", "first"), UNSEEN)
+def test_a_duration_or_an_event_that_is_none_is_named(
+    cells: dict[str, Any], code: str, column: str, count: int, first: int
+) -> None:
+    table = {"age": [1] * 4, "days": ["1", "2", "3", "4"], "died": ["0", "1", "0", "1"]} | cells
+    with pytest.raises(InputError) as caught:
+        encode(a_schema(AGE, label=DAYS), pl.DataFrame(table), file="ward")
+    assert (caught.value.code, caught.value.file, caught.value.field) == (code, "ward", column)
+    assert caught.value.message.endswith(f" in {count} of 4 rows; the first is row {first} (without header).")
+    with pytest.raises(InputError) as caught:
+        encode(a_schema(AGE, label=DAYS), pl.DataFrame(table).drop("died"), file="ward")
+    assert (caught.value.code, caught.value.field) == ("DATA_LABEL_MISSING", "died")
 
 
 FAULTS = [
@@ -176,6 +245,13 @@ def test_a_validation_set_of_numbers_is_kept_and_checked(tmp_path: Path) -> None
     with pytest.raises(InputError, match="of one value") as caught:
         validation.build(data, [validation.Source(giver="operator", table=same, name="rows")])
     assert caught.value.code == "VALIDATION_ONE_CLASS"
+
+
+def test_validation_rows_of_which_no_two_can_be_ordered_are_refused() -> None:
+    table = pl.DataFrame({"age": [1, 2, 3], "days": [15, 15, 4], "died": [1, 1, 0]})
+    with pytest.raises(InputError) as caught:
+        validation.build(a_schema(AGE, label=DAYS), [validation.Source(giver="operator", table=table, name="rows")])
+    assert (caught.value.code, caught.value.field) == ("VALIDATION_NO_PAIRS", "data.label")
 
 
 # Training, and what is made up
@@ -245,11 +321,6 @@ def test_statistics_ask_of_a_number_what_numbers_are_asked() -> None:
     case = TASKS["regression"]
     plain = training_contract(data, case.model(), (4, 30, 40), contribution={"loss": case.loss}).plain()
     contract = Contract.parse(plain | {"statistics": {"noise_multiplier": 1, "queries": list(queries)}})
-
-    class NoNoise(FixedNoise):
-        def normal(self, n: int) -> Any:
-            return np.zeros(n)
-
     flat = noised_sums(contract, encode(data, table, file="t"), NoNoise(0)).tolist()
     assert contract.statistics is not None
     sizes = np.cumsum([0, *(cell_count(contract, q) for q in contract.statistics.queries)])
@@ -261,3 +332,31 @@ def test_statistics_ask_of_a_number_what_numbers_are_asked() -> None:
         Contract.parse(
             plain | {"statistics": {"noise_multiplier": 1, "queries": [{"kind": "histogram", "column": "score"}]}}
         )
+
+
+def test_a_prediction_of_survival_is_a_mean_duration_and_a_chance(tmp_path: Path) -> None:
+    data, case = a_schema(number("age", 0, 100), label=DAYS), TASKS["survival"]
+    weights = np.zeros(6)
+    weights[4] = -1e6 * 2**0.5  # of older people the hazard in the last interval is nothing, of the young certain
+    release = make_release(case.model(), data, weights, contract_id="ab" * 32, round=1, privacy={})
+    assert release.card.task == "survival"
+    loaded = load_release(save_release(tmp_path / "m", release)[0])
+    told = predict(loaded, pl.DataFrame({"age": [0, 50, 100]}), file="t")
+    assert told.columns == ["row", "predicted", "survival"]
+    assert told["survival"].to_list() == pytest.approx([0, 0.125, 0.25])
+    seen = 10 * 0.75 + 10 * 0.375
+    assert told["predicted"].to_list() == pytest.approx([seen + 30 * (0.25 + end) / 2 for end in (0, 0.125, 0.25)])
+
+
+def test_statistics_ask_of_intervals_and_of_outcomes() -> None:
+    data, case = a_schema(AGE, label=DAYS), TASKS["survival"]
+    table = pl.DataFrame({"age": [1] * 4, "days": [1, 12, 60, 30], "died": [1, 1, 1, 0]})
+    queries = [
+        {"kind": "histogram", "column": "days"},
+        {"kind": "histogram", "column": "died"},
+        {"kind": "count", "column": "days", "value": "above 50"},
+    ]
+    plain = training_contract(data, case.model(), (4, 30, 40), contribution={"loss": case.loss}).plain()
+    contract = Contract.parse(plain | {"statistics": {"noise_multiplier": 1, "queries": queries}})
+    flat = noised_sums(contract, encode(data, table, file="t"), NoNoise(0)).tolist()
+    assert flat == [1, 1, 1, 1, 2, 2, 1]

@@ -21,6 +21,7 @@ from fedpact_contract.report import build
 from fedpact_contract.trust import Trust
 from fedpact_contract.verify import verify_folder
 from fedpact_models.dp import SystemNoise
+from fedpact_models.tasks import survival
 from fedpact_server import rounds
 from fedpact_server.reevaluate import reevaluate
 from fedpact_server.report.html import render
@@ -88,7 +89,8 @@ def test_the_report_has_the_tasks_metric(run: tuple[Federation, Path], case: Tas
     assert [float(found["initial"]), float(found["final"])] == pytest.approx(due, abs=1e-5)
     assert report["loss"] == case.loss
     json.dumps(report)
-    for lang, word in (("en", found["name"]), ("zh", "均方根误差")):
+    chinese = {"squared-error": "均方根误差", "discrete-hazard": "一致性指数"}[case.loss]
+    for lang, word in (("en", found["name"]), ("zh", chinese)):
         page = render(report, lang)  # type: ignore[arg-type]
         assert word in page.lower()
         assert "accuracy" not in page.lower()
@@ -100,18 +102,36 @@ def _metric(case: TaskCase, federation: Federation, model: Any) -> float:
     from fedpact_models.evaluate import logits
 
     contract, rows = federation.contract, federation.validation
-    assert case.loss == "squared-error"
-    told = 4.5 + 4.5 * np.clip(logits(contract.model, contract.data, model, rows.x)[:, 0], -1, 1)
-    return float(np.sqrt(np.mean((told - (4.5 + 4.5 * rows.y)) ** 2)))
+    scores = logits(contract.model, contract.data, model, rows.x)
+    if case.loss == "squared-error":
+        told = 4.5 + 4.5 * np.clip(scores[:, 0], -1, 1)
+        return float(np.sqrt(np.mean((told - (4.5 + 4.5 * rows.y)) ** 2)))
+    expected, lived, came = survival(scores).sum(axis=1), rows.y // 2, rows.y % 2 == 1
+    pairs = came[:, None] & (lived[None, :] > lived[:, None])
+    order = np.sign(expected[None, :] - expected[:, None])
+    return float(((1 + order[pairs]) / 2).mean())
 
 
 def test_counts_that_do_not_fit_the_task_are_faults(run: tuple[Federation, Path], case: TaskCase) -> None:
     federation, _ = run
     scores = scores_of(federation)[0]
     check_scores(scores, federation.contract)
-    with pytest.raises(FaultError) as caught:
-        check_scores(scores.model_copy(update={"correct": (1, 2)}), federation.contract)
-    assert caught.value.code == "SCORES_CORRECT"
+    lies: list[tuple[dict[str, Any], str]]
+    if case.loss == "squared-error":
+        lies = [({"correct": (1, 2)}, "SCORES_CORRECT"), ({"pairs": 3}, "SCORES_PAIRS")]
+    else:
+        assert scores.pairs is not None
+        lies = [
+            ({"correct": None}, "SCORES_CORRECT"),
+            ({"correct": (0, 2 * scores.pairs + 1)}, "SCORES_CORRECT"),
+            ({"pairs": None}, "SCORES_PAIRS"),
+            ({"pairs": 0}, "SCORES_PAIRS"),
+            ({"pairs": 220 * 219 // 2 + 1}, "SCORES_PAIRS"),
+        ]
+    for lie, code in lies:
+        with pytest.raises(FaultError) as caught:
+            check_scores(scores.model_copy(update=lie), federation.contract)
+        assert caught.value.code == code
 
 
 def test_coalitions_may_be_drawn_and_keep_momentum(

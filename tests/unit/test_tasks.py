@@ -7,16 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from fedpact_contract.contract import ClassLabel, Label, NumberLabel
+from fedpact_contract.contract import ClassLabel, Label, NumberLabel, SurvivalLabel
 from fedpact_models.dp import cross_entropy as trained_cross_entropy
-from fedpact_models.dp import squared_error
+from fedpact_models.dp import discrete_hazard, squared_error
 from fedpact_models.features import Floats, Targets
-from fedpact_models.tasks import Task, cross_entropy, predicted, probabilities, task_of
+from fedpact_models.tasks import Task, cross_entropy, predicted, probabilities, survival, task_of
 
 CLASSES = ClassLabel(name="y", classes=("a", "b", "c"), rule="value")
 NUMBER = NumberLabel(name="y", rule="number", low=Decimal(10), high=Decimal(30))
-LABELS = [CLASSES, NUMBER]
-TRAINED = {"cross-entropy": trained_cross_entropy, "squared-error": squared_error}
+EVENT = SurvivalLabel(
+    name="days", rule="survival", event="died", outcomes=("no", "yes"), cuts=(Decimal(10), Decimal(20), Decimal(50))
+)
+LABELS = [CLASSES, NUMBER, EVENT]
+TRAINED = {
+    "cross-entropy": trained_cross_entropy,
+    "squared-error": squared_error,
+    "discrete-hazard": discrete_hazard,
+}
 
 
 def _sample(label: Label, rows: int, spread: float) -> tuple[Task, Floats, Targets]:
@@ -103,7 +110,7 @@ def test_targets_are_told_from_what_is_none(label: Label) -> None:
     assert task.are_targets(y)
     assert not task.are_targets(y + 1000)
     assert not task.are_targets(y - 1000)
-    assert not task.are_targets(y.astype(np.float64) if label is CLASSES else np.zeros(3, dtype=np.int64))
+    assert not task.are_targets(np.zeros(3, dtype=np.int64) if label is NUMBER else y.astype(np.float64))
     assert len(np.unique(y)) > 2
 
 
@@ -113,3 +120,45 @@ def test_an_error_is_bounded_and_a_tie_at_the_bound_has_no_gradient() -> None:
     assert task.losses(scores, y).tolist() == [2.0, 0.0, 0.03125, 0.0]
     assert task.gradient(scores, y)[:, 0].tolist() == [0.0, 0.0, -0.25, 0.0]
     assert task.count(task.marks(scores, y), y) is None
+
+
+def test_a_likelihood_is_that_of_the_intervals_seen() -> None:
+    """Against the product that Gensheimer and Narasimhan write down, hazard by hazard."""
+    task, scores, y = _sample(EVENT, 300, 2.0)
+    hazards = 1 / (1 + np.exp(-scores))
+    for row, code in enumerate(y.tolist()):
+        lived, came = divmod(code, 2)
+        likelihood = np.prod(1 - hazards[row, :lived]) * (hazards[row, lived] if came else 1.0)
+        assert task.losses(scores, y)[row] == pytest.approx(-math.log(likelihood), rel=1e-12, abs=1e-15)
+    np.testing.assert_allclose(survival(scores), np.cumprod(1 - hazards, axis=1), rtol=1e-11)
+
+
+def test_what_was_not_seen_moves_no_loss_and_no_gradient() -> None:
+    task, scores, y = task_of(EVENT), np.array([[0.3, -1.0, 2.0]]), np.array([2])  # censored after the first interval
+    other = scores.copy()
+    other[0, 1:] = [50.0, -1e6]
+    assert task.losses(scores, y).tobytes() == task.losses(other, y).tobytes()
+    assert task.gradient(other, y)[0, 1:].tolist() == [0.0, 0.0]
+    assert task.losses(scores, np.array([0]))[0] == 0.0, "of whom nothing was seen there is nothing to lose"
+    assert task.losses(np.full((1, 3), 1e4), np.array([6]))[0] == pytest.approx(3e4)
+
+
+def test_the_concordance_is_that_of_a_loop_over_pairs() -> None:
+    rng, task = np.random.default_rng(5), task_of(EVENT)
+    y = task.made_up(rng.random(80))
+    marks = np.round(rng.normal(size=80), 1)  # with ties
+    pairs = right = 0
+    for a in range(80):
+        for b in range(80):
+            if y[a] % 2 == 1 and y[b] // 2 > y[a] // 2:
+                pairs += 1
+                right += 2 * int(marks[a] < marks[b]) + int(marks[a] == marks[b])
+    assert (task.count(marks, y), task.pairs(y)) == (right, pairs)
+    assert task.count(np.zeros(80), y) == pairs, "a constant is chance: one half"
+    lived = (y // 2).astype(np.float64)
+    assert task.count(lived, y) == 2 * pairs
+    assert task.count(-lived, y) == 0
+    assert task.pairs(np.array([0, 2, 4])) == 0, "no event was seen"
+    certain = np.array([[1e4, 0.0, 0.0], [-1e4, 1e4, 0.0]])
+    with np.errstate(over="ignore"):
+        assert task.marks(certain, np.array([1, 3])).tolist() == [0.0, 1.0]

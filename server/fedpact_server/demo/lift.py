@@ -19,6 +19,7 @@ from fedpact_models.dp import SystemNoise, dp_sgd
 from fedpact_models.evaluate import evaluate
 from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import build
+from fedpact_models.tasks import task_of
 from fedpact_models.training import LOSSES, physical_batch
 from fedpact_models.weights import flatten, load_flat
 
@@ -81,4 +82,5 @@ def _alone(
 
 def _metric(contract: Contract, model: Floats, validation: Examples) -> float:
     loss, correct = evaluate(contract.model, contract.data, model, validation)
-    return float(metric_text(contract, [round(loss * len(validation) * UNIT)], correct))
+    pairs = task_of(contract.data.label).pairs(validation.y)
+    return float(metric_text(contract, [round(loss * len(validation) * UNIT)], correct, pairs))

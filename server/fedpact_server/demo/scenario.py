@@ -377,7 +377,7 @@ def agent_blocks(scenario: Scenario, enterprise: Enterprise) -> str:
         "num_examples": enterprise.num_examples,
         "epsilon": scenario.privacy.data_set_epsilon,
         "delta": scenario.privacy.delta,
-        "columns": [c.name for c in scenario.data.columns],
+        "columns": [*(c.name for c in scenario.data.columns), *scenario.data.label_columns[1:]],
         "label": scenario.data.label.name,
     }
     if enterprise.release_fraction is not None:
