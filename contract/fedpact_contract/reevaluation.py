@@ -39,7 +39,7 @@ class Difference(Part):
     round's coalitions rests on; `moments`: of two participants, in 1e-18 nat^2. Round 0 is the whole run.
     """
 
-    what: Literal["deposit", "model", "loss", "correct", "draws", "moments"]
+    what: Literal["deposit", "model", "loss", "correct", "draws", "clips", "moments"]
     round: Number
     stated: Name
     found: Name
@@ -57,6 +57,7 @@ class Difference(Part):
             "loss": f"Round {self.round}, {part}",
             "correct": f"Round {self.round}, right answers before and after",
             "draws": f"Round {self.round}, the draw of its coalitions",
+            "clips": f"Round {self.round}, an update's energy in 1e-12 (its factor)",
             "moments": f"The second moments of {' and '.join(names)}",
         }[self.what]
         return f"{where}: the operator states {self.stated}, the auditor finds {self.found}."

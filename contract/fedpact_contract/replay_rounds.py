@@ -32,6 +32,7 @@ from fedpact_contract.messages import (
 )
 from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
+from fedpact_contract.replay_defences import clips
 from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
 from fedpact_contract.statistics import can_be_noised, total_cells
 
@@ -81,7 +82,13 @@ def round_opened(run: Run, place: Place, body: RoundOpened) -> Faults:
         yield place.fault("BASE_MODEL", message, field="base_digest")
     yield from _invited(run, place, body)
     run.rounds.append(
-        Round(number=body.round, index=place.index, base_digest=body.base_digest, invited=tuple(body.invited))
+        Round(
+            number=body.round,
+            index=place.index,
+            base_digest=body.base_digest,
+            invited=tuple(body.invited),
+            unions=tuple(sorted(run.unions)),
+        )
     )
 
 
@@ -99,6 +106,9 @@ def _invited(run: Run, place: Place, body: RoundOpened) -> Faults:
             message = f"A participant is invited after {run.silent[party_id]} missed or refused rounds in a row."
             rule = "participation.missed_rounds_limit"
             yield place.fault("INVITED_SILENT", message, field="invited", party=name, rule=rule)
+        elif party_id in run.excluded:
+            message = "A participant is invited that is excluded and not readmitted."
+            yield place.fault("INVITED_EXCLUDED", message, field="invited", party=name, rule="defences.wreckers")
 
 
 def _outcome(run: Run, place: Place, body: UpdateDecided | UpdateRefused | ReplyMissed, outcome: str) -> Faults:
@@ -363,6 +373,7 @@ def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
     if body.noise != due:
         message = f"The operator's own noise is said to be {body.noise or 'none'}; the contract has {due or 'none'}."
         yield place.fault("MODEL_NOISE", message, field="noise", party=run.parties.contract.operator.name)
+    yield from clips(run, place, body)
     run.aggregated[body.round] = tuple(body.admitted)
     run.model_digest = body.model_digest
 

@@ -37,6 +37,7 @@ from fedpact_contract.reevaluation import Reevaluation
 from fedpact_contract.reevaluation import statement as statement_of
 from fedpact_contract.scorecard import NOT_SCORED, nats, value_lines, without_slices
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
+from fedpact_contract.unions import by_round
 
 VERSION = 1
 
@@ -171,7 +172,9 @@ def settled(bodies: Sequence[Body], contract: Contract) -> PeriodResult | None:
         return None
     amounts = revenue[0].revenue_fen, revenue[0].fees_fen
     if not moments:
-        return settle_unopened(contract, [body.admitted for body in _only(bodies, RoundAggregated)], *amounts)
+        rounds, unions = _only(bodies, RoundAggregated), by_round(bodies)
+        admitted = [body.admitted for body in rounds]
+        return settle_unopened(contract, admitted, *amounts, [unions[body.round] for body in rounds])
     return settle_period(contract, scores, moments[0].moments, *amounts)
 
 

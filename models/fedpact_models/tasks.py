@@ -1,4 +1,4 @@
-"""The tasks: loss and metric of each kind of label, example by example, in float64 (docs/adr/0008).
+"""The tasks: loss and metric of each kind of label, example by example, in float64 (docs/adr/0010).
 
 Everything is done element by element in one fixed order, so that an example's loss does not depend on which other
 examples or models are computed along with it, nor on threads.
@@ -211,8 +211,8 @@ class Survival:
 def task_of(label: Label) -> Task:
     """The task of a label."""
     if isinstance(label, ClassLabel):
-        return Classification(len(label.classes))
-    return Survival(len(label.cuts)) if isinstance(label, SurvivalLabel) else Regression()
+        return Classification(label.outputs)
+    return Survival(label.outputs) if isinstance(label, SurvivalLabel) else Regression()
 
 
 def counts(task: Task, marks: Iterable[tuple[int, Floats]], y: Targets) -> dict[int, int]:

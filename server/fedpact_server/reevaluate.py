@@ -27,16 +27,19 @@ from fedpact_contract.evidence import Evidence, read_evidence
 from fedpact_contract.log import (
     Body,
     Checkpoint,
+    Clip,
     ContractSigned,
     Entry,
     Moments,
     MomentsOpened,
     PeriodSettled,
+    RoundAggregated,
     RoundScores,
     ScoresOpened,
 )
 from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.reevaluation import LISTED, TOLERANCE, Difference, Reevaluation, drawn, tolerance
+from fedpact_contract.unions import by_round
 from fedpact_contract.verify import verify
 from fedpact_models.evaluate import evaluate_coalitions
 from fedpact_models.features import Examples
@@ -194,7 +197,7 @@ class _Task:
         contract, ids = self.contract, list(self.contract.by_id())
         bases, led_to = bundle.bases(self.bodies), bundle.models(self.bodies)
         updates, memory, previous = bundle.updates(self.bodies), aggregation.START, None
-        slices = contract.contribution.validation.slices
+        standing, slices = by_round(self.bodies), contract.contribution.validation.slices
         total = np.zeros((len(ids), 0 if examples is None else len(examples)))
         for said in scores:
             base, stated = load_model(self.folder, bases[said.round]), led_to[said.round]
@@ -203,7 +206,9 @@ class _Task:
             if {len(base), *map(len, arrays.values())} != {parameter_count(contract.model, contract.data)}:
                 self.skip("model", said.round, stated, "an update that does not fit the model")
                 break  # what the server remembers of such an update, and what comes of it, is nobody's to say
-            steps, memory = aggregation.server_steps(contract, arrays, memory)
+            unions = standing.get(said.round, ())
+            self.clips(said.round, aggregation.clips(contract, arrays))
+            steps, memory = aggregation.server_steps(contract, arrays, memory, unions)
             digest = model_digest(aggregation.apply(base, steps.values()).astype("<f8").tobytes())
             if digest != stated:
                 self.differences.append(Difference(what="model", round=said.round, stated=stated, found=digest))
@@ -211,7 +216,9 @@ class _Task:
                 continue
             try:
                 if self.sample is None:
-                    again, values = scoring.score_round(contract, said.round, admitted, base, steps, examples, previous)
+                    again, values = scoring.score_round(
+                        contract, said.round, admitted, base, steps, examples, previous, unions
+                    )
                     self.differences += _draws(said, again)
                     if masks(again) == masks(said):
                         total[[ids.index(p) for p in said.players]] += values
@@ -232,6 +239,15 @@ class _Task:
             counted = found.ends(named[0], named[-1]), task_of(contract.data.label).pairs(examples.y)
             self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), counted)
         return total
+
+    def clips(self, number: int, made: tuple[Clip, ...] | None) -> None:
+        """The energies and factors that a round states otherwise than its updates give; one difference a round."""
+        said = next(body.clips for body in self.bodies if isinstance(body, RoundAggregated) and body.round == number)
+        for stated, found in zip_longest(said or (), made or ()):
+            if stated != found:
+                texts = ["none" if clip is None else f"{clip.energy} ({clip.factor})" for clip in (stated, found)]
+                self.differences.append(Difference(what="clips", round=number, stated=texts[0], found=texts[1]))
+                return
 
     def skip(self, what: Literal["model", "loss"], number: int, stated: str, found: str) -> None:
         """A round that cannot be evaluated: a difference, after which the run's sums say nothing."""

@@ -1,26 +1,88 @@
 """What the detectors say of a run, from what is kept of it: updates, models, and values on validation rows."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from fedpact_contract import log
 from fedpact_contract.clipping import noise_energy
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError
+from fedpact_contract.log import Body, Findings, ParticipantExcluded, RoundScores
+from fedpact_contract.shape import parameter_count
 from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
-from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, db, scoring
 from fedpact_server.detectors import Finding, Observed, findings, observe
-from fedpact_server.pool import load_update
-from fedpact_server.run_state import admitted_updates, load_model
+from fedpact_server.pool import map_update
+from fedpact_server.run_state import FloatArray, admitted_updates, load_model, unions_of
 
 
-def look(connection: Connection, contract: Contract, home: Path, examples: Examples) -> list[Finding]:
+class Watch:
+    """The detectors over a run, with what they hold of its earlier rounds: no more than one round's updates at a time.
+
+    What is held follows from what is kept: after a crash it is read again.
+    """
+
+    def __init__(self, contract: Contract, home: Path, examples: Examples) -> None:
+        self._contract, self._home, self._examples = contract, home, examples
+        self._seen: list[Observed] = []
+        self._memory = aggregation.START
+        self._last: FloatArray | None = None
+
+    def after(self, connection: Connection, number: int) -> Findings:
+        """What all detectors say after a round that is scored.
+
+        Raises:
+            FailedError: CONTRIBUTION_VALUES_LOST.
+            FaultError: an update or a model is missing, or is not what its name says.
+        """
+        for _, scores in scoring.all_scores(connection, self._contract.id):
+            if len(self._seen) < scores.round <= number:
+                self._seen.append(self._observe(connection, scores))
+        slices = [(s.source, s.count) for s in self._contract.contribution.validation.slices]
+        found = findings(self._seen[:number], self._contract.training.rounds, slices)
+        return Findings(round=number, lines=tuple(map(logged, found)))
+
+    def _observe(self, connection: Connection, scores: RoundScores) -> Observed:
+        """A scored round, reduced."""
+        contract, arrays = self._contract, self._home / "arrays" / self._contract.id
+        parameters = parameter_count(contract)
+        counts = {p: party.num_examples for p, party in contract.by_id().items()}
+        noise = {p: float(noise_energy(contract, n, parameters)) for p, n in counts.items()}
+        values = scoring.read_values(arrays, contract, scores)
+        admitted = admitted_updates(connection, contract.id, scores.round)
+        updates = {p: map_update(arrays, digest, parameters) for p, digest in admitted.items()}
+        clipped = aggregation.counted_updates(contract, updates)
+        weighted = aggregation.weighted_steps(clipped, counts, contract.training.server_rate)
+        mean = aggregation.apply(np.zeros(parameters), weighted.values())
+        unions = unions_of(connection, contract.id, scores.round)
+        steps, self._memory = aggregation.server_steps(contract, updates, self._memory, unions)
+        step = aggregation.apply(np.zeros(parameters), steps.values())
+        table = db.rounds.c
+        where = (table.contract_id == contract.id, table.round == scores.round)
+        base = load_model(self._home, str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one()))
+        slope = float(np.linalg.norm(gradient(contract.model, contract.data, base, self._examples)))
+        longer = float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)  # 1 without a server's optimizer
+        observed = observe(
+            scores.round,
+            updates,
+            examples=counts,
+            noise=noise,
+            step=self._last,
+            slope=slope * longer * float(contract.training.server_rate),
+            values=values[[scores.players.index(p) for p in admitted]],
+        )
+        self._last = step
+        return observed
+
+
+def look(connection: Connection, contract: Contract, home: Path, examples: Examples) -> list[log.Finding]:
     """Every finding over the rounds that are scored, round after round, as the run was then.
+
+    Where the contract has defences these are the findings that were committed to; else they are made now.
 
     Args:
         connection: The operator's database.
@@ -40,41 +102,25 @@ def look(connection: Connection, contract: Contract, home: Path, examples: Examp
             field="contribution.game",
             remedy="Choose a contract of the fixed-weight game.",
         )
-    slices = [(s.source, s.count) for s in contract.contribution.validation.slices]
-    seen: list[Observed] = []
-    result: list[Finding] = []
-    for observed in _observed(connection, contract, home, examples):
-        seen.append(observed)
-        result += findings(seen, contract.training.rounds, slices)
-    return result
+    if contract.defences is not None:
+        return [line for _, found in scoring.all_findings(connection, contract.id) for line in found.lines]
+    watch = Watch(contract, home, examples)
+    rounds = [scores.round for _, scores in scoring.all_scores(connection, contract.id)]
+    return [line for number in rounds for line in watch.after(connection, number).lines]
 
 
-def _observed(connection: Connection, contract: Contract, home: Path, examples: Examples) -> Iterator[Observed]:
-    """Each scored round, reduced; no more than one round's updates are held."""
-    arrays, parameters = home / "arrays" / contract.id, parameter_count(contract.model, contract.data)
-    counts = {p: party.num_examples for p, party in contract.by_id().items()}
-    noise = {p: float(noise_energy(contract, n, parameters)) for p, n in counts.items()}
-    memory, last = aggregation.START, None
-    for _, scores in scoring.all_scores(connection, contract.id):
-        values = scoring.read_values(arrays, contract, scores)
-        admitted = admitted_updates(connection, contract.id, scores.round)
-        updates = {p: load_update(arrays, digest) for p, digest in admitted.items()}
-        weighted = aggregation.weighted_steps(updates, counts, contract.training.server_rate)
-        mean = aggregation.apply(np.zeros(parameters), weighted.values())
-        steps, memory = aggregation.server_steps(contract, updates, memory)
-        step = aggregation.apply(np.zeros(parameters), steps.values())
-        table = db.rounds.c
-        where = (table.contract_id == contract.id, table.round == scores.round)
-        base = load_model(home, str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one()))
-        slope = float(np.linalg.norm(gradient(contract.model, contract.data, base, examples)))
-        longer = float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)  # 1 without a server's optimizer
-        yield observe(
-            scores.round,
-            updates,
-            examples=counts,
-            noise=noise,
-            step=last,
-            slope=slope * longer * float(contract.training.server_rate),
-            values=values[[scores.players.index(p) for p in admitted]],
-        )
-        last = step
+def logged(finding: Finding) -> log.Finding:
+    """As it stands in the log."""
+    return log.Finding.parse(finding.plain(), code="FINDING")
+
+
+def exclusions(contract: Contract, found: Findings) -> list[Body]:
+    """Who is invited no more after these findings, as the contract says."""
+    if contract.defences is None or contract.defences.wreckers != "reject":
+        return []
+    return [
+        ParticipantExcluded(round=found.round, participant=participant, code="WRECKER")
+        for line in found.lines
+        if line.code == "WRECKER" and line.outcome == "alarm"
+        for participant in line.participants
+    ]
