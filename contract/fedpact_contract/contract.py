@@ -132,7 +132,7 @@ class ClassLabel(Part):
 
 
 class NumberLabel(Part):
-    """A number is predicted, which lies within public bounds and is scaled by them to [-1, 1] (docs/adr/0010)."""
+    """A number is predicted, which lies within public bounds and is scaled by them to [-1, 1] (docs/adr/0009)."""
 
     TASK: ClassVar = "regression"
     LOSS: ClassVar = "squared-error"
@@ -145,7 +145,7 @@ class NumberLabel(Part):
 
 
 class SurvivalLabel(Part):
-    """When an event comes is predicted, interval by interval: a discrete-time hazard (docs/adr/0010).
+    """When an event comes is predicted, interval by interval: a discrete-time hazard (docs/adr/0009).
 
     `name` is the column of the duration, not negative; `event` that of whether the event came then, or the row was
     censored, with these `outcomes`, censored first. `cuts` are the ends of the intervals, the first of which begins at

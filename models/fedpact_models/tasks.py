@@ -1,4 +1,4 @@
-"""The tasks: loss and metric of each kind of label, example by example, in float64 (docs/adr/0010).
+"""The tasks: loss and metric of each kind of label, example by example, in float64 (docs/adr/0009).
 
 Everything is done element by element in one fixed order, so that an example's loss does not depend on which other
 examples or models are computed along with it, nor on threads.

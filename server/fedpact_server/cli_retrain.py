@@ -93,7 +93,7 @@ def retrain_command(
 def _contract_and_model(text: str, home: Path) -> "tuple[Contract, Floats, str]":
     """The contract, an initial model, and whether that is the contract's own.
 
-    A file does not hold the model: zeros are every softmax model's, and of others one is drawn.
+    A file does not hold the model: zeros are every linear model's, and of others one is drawn.
 
     Raises:
         InputError: as `read_contract` or `open_contract`.

@@ -16,6 +16,7 @@ from tests.support.task_kit import TASKS, TaskCase
 
 from fedpact_client import simulation
 from fedpact_client.simulation import seconds_a_step, simulated_run
+from fedpact_contract import shape
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError
 from fedpact_contract.statistics import cell_count, results
@@ -130,6 +131,13 @@ def test_the_text_says_when_an_event_counts() -> None:
     assert "0 - 2, 2 - 4.5, 4.5 - 7, 7 - 8, above 8" in text
     assert 'The loss "discrete-hazard" of a row is minus the logarithm' in text
     assert contract.columns_read[-2:] == ("digit", "seen")
+
+
+@pytest.mark.parametrize("case", TASKS.values(), ids=TASKS)
+def test_the_contract_counts_its_parameters_as_the_model_has_them(case: TaskCase) -> None:
+    for hidden in ((), (5,), (5, 4)):
+        contract = a_contract(case, *hidden)
+        assert shape.parameter_count(contract) == parameter_count(contract.model, contract.data)
 
 
 # From cells to targets
