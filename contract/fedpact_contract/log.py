@@ -186,11 +186,12 @@ class MeasurementTaken(Body):
 
 
 class BaselineLoss(Part):
-    """A participant's model trained alone, on the validation rows: losses by slice in 1e-9 nat, and how many right."""
+    """A participant's model trained alone, on the validation rows: losses by slice, right answers as in RoundScores."""
 
     participant: Hex32
     losses: tuple[Big, ...]
-    correct: Annotated[int, Field(ge=0)]
+    correct: Annotated[int, Field(ge=0)] | None = None
+    pairs: Big | None = None
 
 
 class BaselinesScored(Body):
@@ -265,13 +266,16 @@ class RoundScores(Part):
     they are all that were admitted in this round or before, and `admitted` names this round's. (Of the unanimity game
     `losses` has two rows, the base model's and the next one's.) `losses[mask][k]` is the sum, in 1e-9 nat, of the loss
     over validation slice k of the model with the updates of the coalition `mask` (bit i: players[i]). With `sampling`
-    the rows are those of `contribution.masks`. `correct` counts rightly classified rows before and after the round.
+    the rows are those of `contribution.masks`. `correct` counts right answers before and after the round: of classes,
+    rightly classified rows; of survival, twice the `pairs` that are put in the right order, ties once, `pairs` being
+    all that can be ordered; of a number none. (Where it says nat, the unit is that of the contract's loss, `metric`.)
     """
 
     round: Count
     players: tuple[Hex32, ...]
     losses: tuple[tuple[Big, ...], ...]
-    correct: tuple[int, int]
+    correct: tuple[Big, Big] | None = None
+    pairs: Big | None = None
     admitted: tuple[Hex32, ...] | None = None
     sampling: Sampling | None = None
     unions: tuple[tuple[Hex32, ...], ...] | None = None

@@ -20,6 +20,7 @@ from fedpact_contract.statistics import can_be_noised, total_cells
 from fedpact_models.evaluate import evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
+from fedpact_models.tasks import task_of
 from fedpact_server import db, logbook, mirror, noise_floor
 from fedpact_server.admission import norm_bound
 from fedpact_server.home import OperatorHome
@@ -151,7 +152,8 @@ def baseline_losses(home: Path, connection: Connection, contract: Contract, exam
             continue
         step = load_update(_folder(home, contract), record.array_digest).astype(np.float64)
         found = evaluate_coalitions(contract.model, contract.data, initial, step[None], examples, counts, [1])
-        lines.append(BaselineLoss(participant=participant, losses=found.losses[0], correct=found.correct[1]))
+        right, pairs = found.correct.get(1), task_of(contract.data.label).pairs(examples.y)
+        lines.append(BaselineLoss(participant=participant, losses=found.losses[0], correct=right, pairs=pairs))
     return lines
 
 
