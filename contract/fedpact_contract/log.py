@@ -5,6 +5,7 @@ type, 32 random bytes (so that a leaf hash tells nothing to whom the entry is no
 """
 
 import os
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints
@@ -227,6 +228,14 @@ class RoundAbandoned(Body):
     TYPE = "round-abandoned"
     round: Count
     admitted: tuple[Hex32, ...]
+    code: Code
+
+
+class RoundDiscarded(Body):
+    """A loss of the round is no finite number: it has no scores, its model is given up and the run ends before it."""
+
+    TYPE = "round-discarded"
+    round: Count
     code: Code
 
 
@@ -458,6 +467,7 @@ ENTRY_TYPES: dict[str, type[Body]] = {
         BaselinesScored,
         RoundAggregated,
         RoundAbandoned,
+        RoundDiscarded,
         ScoresCommitted,
         ParticipantExcluded,
         ParticipantReadmitted,
@@ -474,6 +484,17 @@ ENTRY_TYPES: dict[str, type[Body]] = {
         PeriodClosing,
     )
 }
+
+
+def kept_rounds(bodies: Iterable[Body]) -> list[RoundAggregated]:
+    """The rounds that led to a model which was not given up, in order."""
+    result: list[RoundAggregated] = []
+    for body in bodies:
+        if isinstance(body, RoundAggregated):
+            result.append(body)
+        elif isinstance(body, RoundDiscarded):
+            result = [kept for kept in result if kept.round != body.round]
+    return result
 
 
 def commitment(kind: type[Part], salt: bytes, value: Part) -> str:

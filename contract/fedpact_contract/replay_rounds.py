@@ -14,6 +14,7 @@ from fedpact_contract.log import (
     ReplyMissed,
     RoundAbandoned,
     RoundAggregated,
+    RoundDiscarded,
     RoundOpened,
     UpdateDecided,
     UpdateRefused,
@@ -384,4 +385,16 @@ def round_abandoned(run: Run, place: Place, body: RoundAbandoned) -> Faults:
     if len(body.admitted) >= run.parties.contract.participation.minimum and body.code != STOPPED:
         message = "A round was abandoned that had enough admitted updates."
         yield place.fault("ABANDONED_WITHOUT_NEED", message, field="admitted", rule="participation.minimum")
+    run.abandoned = True
+
+
+def round_discarded(run: Run, place: Place, body: RoundDiscarded) -> Faults:
+    """The last round that led to a model, before its scores are committed to; the run ends at the model before it."""
+    operator = run.parties.contract.operator.name
+    if body.round != max(run.aggregated, default=0) or body.round in run.committed or run.completed or run.open_round:
+        message = "A round is given up that is not the last one, or has scores."
+        yield place.fault("DISCARDED_ROUND", message, field="round", party=operator)
+        return
+    del run.aggregated[body.round]
+    run.model_digest = run.rounds[-1].base_digest
     run.abandoned = True

@@ -24,12 +24,14 @@ from fedpact_contract.log import (
     RevenueRecorded,
     RoundAbandoned,
     RoundAggregated,
+    RoundDiscarded,
     RoundOpened,
     RoundScores,
     RunCompleted,
     ScoresOpened,
     UpdateDecided,
     UpdateRefused,
+    kept_rounds,
 )
 from fedpact_contract.messages import Receipt, Refusal, Update
 from fedpact_contract.record import Envelope, decimal_text, ratio_text, read_envelope
@@ -174,7 +176,7 @@ def settled(bodies: Sequence[Body], contract: Contract) -> PeriodResult | None:
         return None
     amounts = revenue[0].revenue_fen, revenue[0].fees_fen
     if not moments:
-        rounds, unions = _only(bodies, RoundAggregated), by_round(bodies)
+        rounds, unions = kept_rounds(bodies), by_round(bodies)
         admitted = [body.admitted for body in rounds]
         return settle_unopened(contract, admitted, *amounts, [unions[body.round] for body in rounds])
     return settle_period(contract, scores, moments[0].moments, *amounts)
@@ -187,7 +189,7 @@ def _only(bodies: Sequence[Body], kind: type[B]) -> list[B]:
 def _state(bodies: Sequence[Body], contract: Contract) -> str:
     if _only(bodies, PeriodSettled):
         return "settled"
-    if _only(bodies, RoundAbandoned):
+    if any(isinstance(body, RoundAbandoned | RoundDiscarded) for body in bodies):
         return "stopped"
     if completed := _only(bodies, RunCompleted):
         return "completed" if completed[0].rounds == contract.training.rounds else "stopped"

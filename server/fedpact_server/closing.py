@@ -23,6 +23,7 @@ from fedpact_contract.log import (
     PeriodSettled,
     RevenueRecorded,
     RoundAggregated,
+    RoundDiscarded,
     RoundOpened,
     RoundScores,
     RunCompleted,
@@ -32,6 +33,7 @@ from fedpact_contract.log import (
     UnionConfirmed,
     UnionWithdrawn,
     commitment,
+    kept_rounds,
 )
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope
@@ -42,6 +44,8 @@ from fedpact_server.run_state import run_row
 
 ENDED = ("completed", "stopped")
 """Phases of a run whose committed rounds can be settled."""
+KEPT = (RoundAggregated, RoundDiscarded)
+"""Entries that say which rounds led to a model."""
 PERIOD = 1
 """The spine settles a whole run as one period."""
 
@@ -257,8 +261,7 @@ def _really_lost(connection: Connection, contract_id: str) -> None:
 
 def _admitted_rounds(connection: Connection, contract_id: str) -> list[tuple[str, ...]]:
     """Who was admitted, for each round that led to a model."""
-    entries = logbook.read_entries(connection, contract_id)
-    return [tuple(entry.body["admitted"]) for entry in entries if entry.type == RoundAggregated.TYPE]
+    return [body.admitted for body in kept_rounds(logbook.bodies_of(connection, contract_id, KEPT))]
 
 
 def _paid(connection: Connection, contract_id: str) -> set[str]:

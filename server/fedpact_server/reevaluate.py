@@ -30,6 +30,9 @@ from fedpact_contract.log import (
     Clip,
     ContractSigned,
     Entry,
+    Finding,
+    Findings,
+    FindingsOpened,
     Moments,
     MomentsOpened,
     PeriodSettled,
@@ -47,7 +50,10 @@ from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, bundle, deposit, scoring
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import FloatArray, load_model
+from fedpact_server.watch import Watch
 
+FINDING_ERROR = 1e-3
+"""What a detector's numbers may differ by; they are told in six digits."""
 ROW_ERROR = 1e-5
 """What another processor may move a row's loss by, in 1e-9 nat: 100,000 rows make the one unit of `tolerance`."""
 
@@ -196,6 +202,7 @@ class _Task:
         contract, ids = self.contract, list(self.contract.by_id())
         bases, led_to = bundle.bases(self.bodies), bundle.models(self.bodies)
         updates, memory, previous = bundle.updates(self.bodies), aggregation.START, None
+        watch = Watch(contract, examples) if examples is not None else None
         standing, slices = by_round(self.bodies), contract.contribution.validation.slices
         total = np.zeros((len(ids), 0 if examples is None else len(examples)))
         for said in scores:
@@ -219,6 +226,9 @@ class _Task:
                         contract, said.round, admitted, base, steps, examples, previous, unions
                     )
                     self.differences += _draws(said, again)
+                    if watch is not None and masks(again) == masks(said) and self.whole:
+                        watch.take(again, arrays, base, values, unions)
+                        self.findings(watch.said(said.round))
                     if masks(again) == masks(said):
                         total[[ids.index(p) for p in said.players]] += values
                         self.differences += self.compare(said, dict(enumerate(again.losses)), again.correct)
@@ -245,6 +255,15 @@ class _Task:
             if stated != found:
                 texts = ["none" if clip is None else f"{clip.energy} ({clip.factor})" for clip in (stated, found)]
                 self.differences.append(Difference(what="clips", round=number, stated=texts[0], found=texts[1]))
+                return
+
+    def findings(self, found: Findings) -> None:
+        """What the detectors are said to have found otherwise; one difference a round."""
+        said = [body.findings for body in self.bodies if isinstance(body, FindingsOpened) and body.round == found.round]
+        for stated, again in zip_longest(said[0].lines if said else (), found.lines if said else ()):
+            if not _alike(stated, again):
+                texts = ["nothing" if line is None else _told(line) for line in (stated, again)]
+                self.differences.append(Difference(what="findings", round=found.round, stated=texts[0], found=texts[1]))
                 return
 
     def skip(self, what: Literal["model", "loss"], number: int, stated: str, found: str) -> None:
@@ -295,6 +314,27 @@ class _Task:
                         yield Difference(
                             what="moments", round=0, coalition=(first, second), stated=str(said), found=str(again[i][j])
                         )
+
+
+def _alike(stated: Finding | None, again: Finding | None) -> bool:
+    """Whether two findings are the same: numbers to 1e-3, which another order of adding up does not reach.
+
+    A statistic at its threshold may then be an alarm or none.
+    """
+    if stated is None or again is None or stated.code != again.code:
+        return False
+    numbers = [
+        (float(a), float(b)) for a, b in ((stated.statistic, again.statistic), (stated.threshold, again.threshold))
+    ]
+    near = all(a == b or abs(a - b) <= FINDING_ERROR * max(abs(a), abs(b), 1.0) for a, b in numbers)
+    statistic, threshold = numbers[0][1], numbers[1][1]
+    at_threshold = abs(statistic - threshold) <= FINDING_ERROR * max(abs(threshold), 1.0)
+    return near and (at_threshold or (stated.outcome, stated.participants) == (again.outcome, again.participants))
+
+
+def _told(line: Finding) -> str:
+    who = ", ".join(p[:16] for p in line.participants) or "nobody"
+    return f"{line.code}: {line.outcome}, {line.statistic} of {line.threshold} ({who})"
 
 
 def _draws(said: RoundScores, again: RoundScores) -> Iterator[Difference]:

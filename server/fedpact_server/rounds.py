@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.contract import ClientPrivacy
+from fedpact_contract.errors import FailedError
 from fedpact_contract.log import (
     BaselinesScored,
     Body,
@@ -28,11 +29,13 @@ from fedpact_contract.log import (
     ReplyMissed,
     RoundAbandoned,
     RoundAggregated,
+    RoundDiscarded,
     RoundOpened,
     RoundScores,
     RunCompleted,
     ScoresCommitted,
     commitment,
+    kept_rounds,
 )
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_contract.unions import Unions
@@ -73,6 +76,8 @@ UNREADABLE_REPLIES = 3
 """Replies without a valid signature that a participant has in one round: others can send such in its name."""
 STOPPED = "RUN_STOPPED"
 """The code of what a run leaves undone that its operator stops."""
+NOT_FINITE = "EVALUATION_NOT_FINITE"
+"""The code of a round whose losses are no numbers: it has no scores, and no model is delivered that has none."""
 PRIVACY_EXHAUSTED = "RUN_PRIVACY_EXHAUSTED"
 """The code of a run that ends because Flower's accountant does not agree to the next release."""
 BEFORE_AGGREGATION = ("opened", "sent", "admitted", "committed")
@@ -94,7 +99,7 @@ class Loop:
     unreadable: dict[str, int] = field(default_factory=dict)  # participant -> replies that nobody signed
     noise: Noise = field(default_factory=SystemNoise)  # the operator's own, at client level
     memory: aggregation.Memory = aggregation.START  # of the server's optimizer, after the newest round it was asked for
-    detectors: watch.Watch | None = None  # with what they hold of earlier rounds
+    detectors: watch.KeptWatch | None = None  # with what they hold of earlier rounds
     absent: set[str] = field(default_factory=set)  # who was not there when the last round opened: not waited for again
 
     def run(self) -> str:
@@ -232,9 +237,12 @@ class Loop:
     def _base_digest(self, connection: sa.Connection, number: int) -> str:
         if number == 1:
             return self.context.contract.model.initial_digest
-        entry = logbook.last_of(connection, self.context.contract_id, RoundAggregated.TYPE)
-        assert entry is not None  # noqa: S101 - round 1 is aggregated
-        return str(entry.body["model_digest"])
+        return self._kept(connection)[-1].model_digest
+
+    def _kept(self, connection: sa.Connection) -> list[RoundAggregated]:
+        """The rounds that led to a model."""
+        kinds = (RoundAggregated, RoundDiscarded)
+        return kept_rounds(logbook.bodies_of(connection, self.context.contract_id, kinds))
 
     def _send(self, current: sa.Row[tuple[object, ...]]) -> None:
         """Make and keep the orders; from here on a resend sends the same bytes."""
@@ -392,9 +400,15 @@ class Loop:
             admitted = self._admitted(connection, number)
             previous = scoring.opened_scores(connection, context.contract_id, number - 1)
             led_to = self._led_to(connection, number)
-        scores, values = self._scored(
-            number, str(current.base_digest), led_to, admitted, None if previous is None else previous[1]
-        )
+        try:
+            scores, values = self._scored(
+                number, str(current.base_digest), led_to, admitted, None if previous is None else previous[1]
+            )
+        except FailedError as err:
+            if err.code != NOT_FINITE:
+                raise
+            self._discard(number, err.code)
+            return
         evaluated = time.perf_counter()
         scoring.store_values(context.arrays, number, values)
         with context.write() as connection:
@@ -402,6 +416,13 @@ class Loop:
             set_phase(connection, context.contract_id, number, "evaluated")
             add_timing(connection, context.contract_id, number, "evaluation", evaluated - started)
             add_timing(connection, context.contract_id, number, "contribution", time.perf_counter() - evaluated)
+
+    def _discard(self, number: int, code: str) -> None:
+        """Give up the model of a round that cannot be scored, and end the run at the one before it."""
+        context = self.context
+        with context.write() as connection:
+            logbook.append(connection, context.contract_id, [RoundDiscarded(round=number, code=code)])
+            self._end(connection, "stopped", f"{code} in round {number}")
 
     def _score(self, current: sa.Row[tuple[object, ...]]) -> None:
         """Log the commitments to the round's scores and to what the detectors say; exclude whom they call a wrecker."""
@@ -426,7 +447,7 @@ class Loop:
         if context.contract.defences is None:
             return None
         if self.detectors is None:
-            self.detectors = watch.Watch(context.contract, context.home, self.examples)
+            self.detectors = watch.KeptWatch(context.contract, context.home, self.examples)
         with context.database.read() as connection:
             return self.detectors.after(connection, number)
 
@@ -469,7 +490,7 @@ class Loop:
         """
         context = self.context
         run = run_row(connection, context.contract_id)
-        rounds = logbook.count_of(connection, context.contract_id, RoundAggregated.TYPE)
+        rounds = len(self._kept(connection))
         if rounds:
             unscored = run is not None and run.wanted == "unscored"
             if not unscored:

@@ -12,7 +12,7 @@ from tests.support.federation import NOW, Federation, make_federation
 
 from fedpact_contract.clipping import contract_factors
 from fedpact_contract.contribution import round_values
-from fedpact_contract.errors import FaultError, InputError
+from fedpact_contract.errors import FailedError, FaultError, InputError
 from fedpact_contract.log import (
     Body,
     Entry,
@@ -22,7 +22,9 @@ from fedpact_contract.log import (
     ParticipantExcluded,
     ParticipantReadmitted,
     RoundAggregated,
+    RoundDiscarded,
     RoundOpened,
+    RunCompleted,
     ScoresCommitted,
     ScoresOpened,
     UnionConfirmed,
@@ -33,7 +35,7 @@ from fedpact_contract.replay import replay
 from fedpact_contract.request import instant
 from fedpact_contract.shape import parameter_count
 from fedpact_models.registry import parameter_count as built
-from fedpact_server import aggregation, closing, logbook, watch
+from fedpact_server import aggregation, closing, logbook, scoring, watch
 
 CLAUSE: dict[str, Any] = {
     "clip": "median-signal",
@@ -213,7 +215,7 @@ def finding(code: str, number: int, *who: str) -> Finding:
 def say(monkeypatch, said: Callable[[int], list[Finding]]) -> None:
     """The detectors say this after a round."""
     monkeypatch.setattr(
-        watch.Watch, "after", lambda _self, _c, number: Findings(round=number, lines=tuple(said(number)))
+        watch.KeptWatch, "after", lambda _self, _c, number: Findings(round=number, lines=tuple(said(number)))
     )
 
 
@@ -429,3 +431,47 @@ def test_kept_findings_that_changed_are_not_opened(tmp_path) -> None:
         connection.execute(table.update().where(table.c.name == "findings:1").values(salt=bytes(32)))
     with pytest.raises(FaultError, match="findings of round 1"):
         settle(fed)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_round_whose_losses_are_no_numbers_has_an_entry_and_no_scores(tmp_path, monkeypatch, at) -> None:
+    """Never a default value: the run ends at the model before, and what was scored is settled."""
+    fed = federation(tmp_path)
+    honest = scoring.score_round
+
+    def failing(contract: Any, number: int, *rest: Any) -> Any:
+        if number == at:
+            raise FailedError("EVALUATION_NOT_FINITE", "A loss on the validation set is not a finite number.")
+        return honest(contract, number, *rest)
+
+    monkeypatch.setattr(scoring, "score_round", failing)
+    assert fed.run() == "stopped"
+    assert [(body.round, body.code) for body in bodies(fed, RoundDiscarded)] == [(at, "EVALUATION_NOT_FINITE")]
+    assert [body.round for body in bodies(fed, ScoresCommitted)] == list(range(1, at))
+    if at == 1:
+        assert not bodies(fed, RunCompleted), "there is nothing to deliver"
+        return
+    (ended,) = bodies(fed, RunCompleted)
+    assert (ended.rounds, ended.model_digest) == (at - 1, bodies(fed, RoundAggregated)[at - 2].model_digest)
+    settle(fed)
+    assert faults(fed) == set()
+
+    def kept(found: list[Body]) -> list[Body]:
+        return [body for body in found if not isinstance(body, RoundDiscarded)]
+
+    def another(found: list[Body]) -> list[Body]:
+        return [body.model_copy(update={"round": 1}) if isinstance(body, RoundDiscarded) else body for body in found]
+
+    assert {"RUN_ROUNDS", "MODEL_DELIVERED", "SCORES_NOT_COMMITTED"} <= faults(fed, kept)
+    if at > 2:
+        assert "DISCARDED_ROUND" in faults(fed, another)
+
+
+def test_another_failure_of_scoring_gives_nothing_up(tmp_path, monkeypatch) -> None:
+    fed = federation(tmp_path)
+    monkeypatch.setattr(
+        scoring, "score_round", lambda *_: (_ for _ in ()).throw(FailedError("OTHER", "Something else."))
+    )
+    with pytest.raises(FailedError):
+        fed.run()
+    assert not bodies(fed, RoundDiscarded)
