@@ -13,13 +13,13 @@ from fedpact_contract.log import (
     ParticipantExcluded,
     ParticipantReadmitted,
     PeriodSettled,
-    RoundAggregated,
     RoundOpened,
     ScoresCommitted,
     StatementTaken,
     UnionConfirmed,
     UnionDeclared,
     UnionWithdrawn,
+    kept_rounds,
 )
 from fedpact_contract.messages import Statement
 from fedpact_contract.record import decimal_text, read_envelope
@@ -57,7 +57,7 @@ def defences(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contrac
     closed = {b.round for b in bodies if isinstance(b, ScoresCommitted)} - {body.round for body in opened}
     settled = any(isinstance(body, PeriodSettled) for body in bodies)
     lines = [line for body in opened for line in body.findings.lines]
-    aggregated = [body for body in bodies if isinstance(body, RoundAggregated)]
+    aggregated = kept_rounds(bodies)
     return {
         "clause": contract.defences.plain(),
         "findings": ("withheld" if settled else "committed") if closed else "opened" if opened else "none",

@@ -107,7 +107,7 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedpact_server.admission.norm_bound", lambda *_: 1e9)
         patch.setattr(
-            watch.Watch, "after", lambda _s, _c, number: Findings(round=number, lines=tuple(found.get(number, ())))
+            watch.KeptWatch, "after", lambda _s, _c, number: Findings(round=number, lines=tuple(found.get(number, ())))
         )
         whole = type(made.loop())._commit
 
@@ -284,6 +284,20 @@ class TestPage:
         assert WORDS["clip_none"][place] in text
         assert WORDS["wreckers_report"][place] in text
         assert WORDS["clips"][place] not in text
+
+    @pytest.mark.parametrize(
+        ("audit", "agreed"),
+        [
+            (None, False),
+            ({"auditor": "A & Co", "coalitions": "all", "sample": 0, "differing": 0}, True),
+            ({"auditor": "A & Co", "coalitions": "all", "sample": 0, "differing": 1}, False),
+            ({"auditor": "A & Co", "coalitions": "sampled", "sample": 8, "differing": 0}, False),
+        ],
+    )
+    def test_whose_word_the_findings_are(self, report: dict[str, Any], audit: Any, agreed: bool) -> None:
+        text = page(report | {"reevaluation": audit}).text
+        assert ("What the detectors say was made again by A & Co, and agrees." in text) == agreed
+        assert (WORDS["stated"][0] in text) != agreed
 
     def test_a_contract_without_defences_says_so(self, tmp_path) -> None:
         plain = build(make_federation(tmp_path / "plain").entries())

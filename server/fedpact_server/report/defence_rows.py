@@ -28,8 +28,16 @@ WORDS: dict[str, tuple[str, str]] = {
     "clip_none": ("Updates count as they come; none is scaled down.", "更新按原样计入，不作缩减。"),
     "detectors": (
         "After each round the operator's detectors look at all admitted updates and values. An alarm is a question and "
-        "moves no money; its figures are the operator's statement.",
-        "每轮之后，运营方的检测程序查看全部被采纳的更新及其价值。警报只是疑问，不改变金额；其数值为运营方陈述。",
+        "moves no money.",
+        "每轮之后，运营方的检测程序查看全部被采纳的更新及其价值。警报只是疑问，不改变金额。",
+    ),
+    "stated": (
+        "What the detectors say is the operator's statement; an auditor that evaluates all coalitions makes it again.",
+        "检测结果为运营方陈述；审计方复评全部联盟时可重新得出。",
+    ),
+    "remade": (
+        "What the detectors say was made again by {}, and agrees.",
+        "检测结果已由{}重新得出，结果一致。",
     ),
     "wreckers_reject": (
         "Whose own value is far below zero in two rounds running is invited no more until the operator reviewed it.",
@@ -180,7 +188,7 @@ def defence_section(report: dict[str, Any], lang: Lang) -> Section:
         return Section(title=said.word("title"), note=said.word("central" if central else "without"), rules=[])
     blocks = [said.alarms(found), said.no_power(found), said.clips(found), said.exclusions(found), said.unions(found)]
     kept = [block for block in blocks if block.rows or block.note]
-    return Section(title=said.word("title"), rules=said.rules(found["clause"]), blocks=kept)
+    return Section(title=said.word("title"), rules=said.rules(report), blocks=kept)
 
 
 def undetected_section(report: dict[str, Any], lang: Lang) -> Section | None:
@@ -205,11 +213,14 @@ class _Said:
     def word(self, key: str) -> str:
         return WORDS[key][self.place]
 
-    def rules(self, clause: dict[str, Any]) -> list[str]:
+    def rules(self, report: dict[str, Any]) -> list[str]:
+        clause, audit = report["defences"]["clause"], report["reevaluation"]
+        agreed = audit is not None and audit["coalitions"] == "all" and not audit["differing"]
         percent = decimal_text(Decimal(clause["negatives"]) * 100)
         return [
             self.word(f"clip_{clause['clip']}"),
             self.word("detectors"),
+            self.word("remade").format(audit["auditor"]) if agreed else self.word("stated"),
             self.word(f"wreckers_{clause['wreckers']}"),
             self.word("union_rule").format(clause["dispute_hours"]),
             self.word("negatives").format(percent),
