@@ -440,20 +440,20 @@ def _defences(contract: Contract, defences: Defences) -> Iterator[str]:
     yield (
         "In training and in scores an update counts scaled down to the signal of the median participant: its energy "
         "beyond that of the contracted noise, with three deviations of that noise left to everybody. Energies and "
-        "factors are logged."
+        "factors are logged (clip: median-signal)."
         if defences.clip == "median-signal"
-        else "Updates count as they come; none is scaled down."
+        else "Updates count as they come; none is scaled down (clip: none)."
     )
     yield (
         f"After each round the operator's detectors look at all admitted updates{values}. What they find is "
         "committed to with the scores and opened with them. An alarm is a question and moves no money."
     )
-    if defences.wreckers == "reject":
-        yield (
-            "Whose own value is below minus three standard errors in two rounds running is invited no more, until the "
-            "operator has reviewed it and logged why it is readmitted. It is paid for the rounds in which it was "
-            "admitted."
-        )
+    yield "Whose own value is below minus three standard errors in two rounds running is " + (
+        "invited no more, until the operator has reviewed it and logged why it is readmitted. It is paid for the "
+        "rounds in which it was admitted (wreckers: reject)."
+        if defences.wreckers == "reject"
+        else "named by an alarm, and invited as before (wreckers: report)."
+    )
     yield (
         "Participants whose updates are near-copies of each other can be declared one union by the operator, which "
         f"names the reason. A member may dispute that for {counted(defences.dispute_hours, 'hour')}, signed with its "
@@ -462,8 +462,9 @@ def _defences(contract: Contract, defences: Defences) -> Iterator[str]:
         "counts once, and its members share what it is worth (Owen values)."
     )
     yield (
-        f"Where negative values together are above {_percent(defences.negatives)} of the total value, the period is "
-        "not settled before more than half of the other participants have agreed to the operator's review."
+        f"Where negative values together are above {_percent(defences.negatives)} of the total value (negatives: "
+        f"{decimal_text(defences.negatives)}), the period is not settled before more than half of the other "
+        "participants have agreed to the operator's review."
     )
 
 

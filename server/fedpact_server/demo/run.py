@@ -373,6 +373,7 @@ class Demo:
             "metric": {k: report["metric"][k] for k in ("name", "initial", "final")},
             "pool_fen": report["settlement"]["pool_fen"],
             "basis": report["settlement"]["basis"],
+            "defences": defence_counts(report),
             "participants": [{k: line[k] for k in keys} for line in self._in_order(report["participants"])],
             "verdict": verdict["verdict"],
             "lift": self._lift(),
@@ -407,6 +408,17 @@ class Demo:
         if name != "stop":
             self.processes.check()
         self.seconds[name] = time.monotonic() - begun
+
+
+def defence_counts(report: dict[str, Any]) -> dict[str, int]:
+    """How many alarms and clipped updates there were, and how many detectors could hardly find anything to the end."""
+    found, last = report["defences"], len(report["rounds"])
+    return {
+        "alarms": len(found["alarms"]),
+        "without_power": sum(last in line["rounds"] for line in found["no_power"]),
+        "clipped": len(found["clipped"]),
+        "updates": found["updates"],
+    }
 
 
 def _answers(home: Path, port: int) -> bool:

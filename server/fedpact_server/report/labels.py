@@ -15,6 +15,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "contract": ("Contract", "合约"),
     "parties": ("Parties", "各方"),
     "operator": ("Operator", "运营方"),
+    "buyer": ("Buyer", "购买方"),
     "name": ("Name", "名称"),
     "entity_code": ("Entity code", "统一社会信用代码"),
     "role": ("Role, or sector", "角色或行业"),
