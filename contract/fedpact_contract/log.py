@@ -14,7 +14,7 @@ from fedpact_contract import merkle
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
 from fedpact_contract.contract import Count, Fen, SignedContract
 from fedpact_contract.errors import FaultError, InputError
-from fedpact_contract.record import Big, Code, Dec, Hex32, Instant, Name, Part, Record
+from fedpact_contract.record import Big, Code, Dec, Hex32, Instant, Name, Part, Record, Words, form
 
 NoiseLabel = Literal["csprng", "test"]
 """Where noise came from: the operating system, or a test."""
@@ -379,6 +379,20 @@ class UnionWithdrawn(Body):
     reason: Name
 
 
+class ReviewOpened(Body):
+    """Negative values are more than the contract's part of v(N): what the operator found out about them.
+
+    It stands before the scores are open, and tells whose values are negative. `ratio`: their sum over v(N), without its
+    sign; whoever verifies recomputes both. More than half of the other participants must agree before the close.
+    """
+
+    TYPE = "review-opened"
+    period: Count
+    negative: Annotated[tuple[Hex32, ...], Field(min_length=1)]
+    ratio: Annotated[str, StringConstraints(max_length=2000), form(r"^[0-9]+(/[0-9]+)?$", "a fraction such as 5/2")]
+    text: Words
+
+
 class StatementTaken(Body):
     """What a person at a participant says to an entry that asks: an envelope of `messages.Statement`."""
 
@@ -480,6 +494,7 @@ ENTRY_TYPES: dict[str, type[Body]] = {
         UnionDeclared,
         UnionConfirmed,
         UnionWithdrawn,
+        ReviewOpened,
         StatementTaken,
         RunCompleted,
         ScoresOpened,

@@ -25,7 +25,7 @@ from fedpact_server import db, logbook, mirror, noise_floor
 from fedpact_server.admission import norm_bound
 from fedpact_server.home import OperatorHome
 from fedpact_server.pool import load_update
-from fedpact_server.run_state import last_round, load_model, run_row, write_array
+from fedpact_server.run_state import load_model, run_row, sign_between_rounds, write_array
 
 BASELINE_PARAMETERS = 150_000
 """A baseline travels in one request of the operator's API, which takes 2**20 bytes."""
@@ -84,9 +84,7 @@ def take(
     text = base64.b64encode(array).decode() if record.kind == "statistics" else None
     body = MeasurementTaken(participant=participant, measurement=envelope.plain(), array=text)
     logbook.append(connection, contract.id, [body])
-    current = last_round(connection, contract.id)
-    if current is None or current.phase == "committed":  # else the round's own checkpoint covers it
-        logbook.checkpoint(connection, contract.id, home.run_key(contract.id))
+    sign_between_rounds(connection, contract.id, home.run_key(contract.id))
     return record.kind
 
 
