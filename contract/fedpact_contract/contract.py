@@ -9,7 +9,8 @@ import tomllib
 from collections.abc import Callable, Mapping
 from decimal import ROUND_FLOOR, Context, Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints
 
@@ -113,13 +114,67 @@ class CategoryColumn(Part):
 Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 
-class Label(Part):
-    """What is predicted. Rule `value`: the cell is one of the classes. Rule `above`: two classes, cell > threshold."""
+class ClassLabel(Part):
+    """A class is predicted. Rule `value`: the cell is one of the classes. `above`: two classes, cell > threshold."""
+
+    TASK: ClassVar = "classification"
+    LOSS: ClassVar = "cross-entropy"
 
     name: Name
     classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=1000)]
     rule: Literal["value", "above"]
     threshold: Dec | None = None
+
+    @property
+    def outputs(self) -> int:
+        """What a model puts out for each row: a number for each class."""
+        return len(self.classes)
+
+
+class NumberLabel(Part):
+    """A number is predicted, which lies within public bounds and is scaled by them to [-1, 1] (docs/adr/0009)."""
+
+    TASK: ClassVar = "regression"
+    LOSS: ClassVar = "squared-error"
+
+    name: Name
+    rule: Literal["number"]
+    low: Dec
+    high: Dec
+    outputs: ClassVar = 1
+
+
+class SurvivalLabel(Part):
+    """When an event comes is predicted, interval by interval: a discrete-time hazard (docs/adr/0009).
+
+    `name` is the column of the duration, not negative; `event` that of whether the event came then, or the row was
+    censored, with these `outcomes`, censored first. `cuts` are the ends of the intervals, the first of which begins at
+    0; what lies beyond the last one counts as censored there.
+    """
+
+    TASK: ClassVar = "survival"
+    LOSS: ClassVar = "discrete-hazard"
+
+    name: Name
+    rule: Literal["survival"]
+    event: Name
+    outcomes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=2)]
+    cuts: Annotated[tuple[Dec, ...], Field(min_length=1, max_length=100)]
+
+    @property
+    def outputs(self) -> int:
+        """What a model puts out for each row: a number for each interval."""
+        return len(self.cuts)
+
+    @property
+    def intervals(self) -> tuple[str, ...]:
+        """What a duration is told by: the interval, or that it lies beyond the last."""
+        ends = [decimal_text(cut) for cut in (Decimal(0), *self.cuts)]
+        return (*(f"{a} - {b}" for a, b in pairwise(ends)), f"above {ends[-1]}")
+
+
+Label = Annotated[ClassLabel | NumberLabel | SurvivalLabel, Field(discriminator="rule")]
+"""What is predicted: its rule says how cells become targets, and with that which task it is."""
 
 
 class Data(Part):
@@ -133,11 +188,21 @@ class Data(Part):
     label: Label
     feature_scale: Dec
 
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns that the label is read from, its own first."""
+        more = (self.label.event,) if isinstance(self.label, SurvivalLabel) else ()
+        return (self.label.name, *more)
+
 
 class Model(Part):
-    """What is trained: `softmax` (linear) or `mlp` with the widths of its hidden layers; the initial model's digest."""
+    """What is trained, and the initial model's digest.
 
-    kind: Literal["softmax", "mlp"]
+    `softmax` is linear and tells classes apart, `linear` predicts anything else, and an `mlp` either, with the widths
+    of its hidden layers.
+    """
+
+    kind: Literal["softmax", "linear", "mlp"]
     hidden: tuple[Count, ...]
     initial_digest: Hex32
 
@@ -300,7 +365,7 @@ class Contribution(Part):
     """
 
     game: Literal["fixed-weight", "re-normalised", "unanimity"]
-    loss: Literal["cross-entropy"]
+    loss: Literal["cross-entropy", "squared-error", "discrete-hazard"]
     estimator: Literal["exact", "sampled"]
     max_coalitions: Annotated[int, Field(ge=8, le=2**16)] | None = None
     validation: Validation
@@ -457,7 +522,7 @@ class Contract(Record):
     def columns_read(self) -> tuple[str, ...]:
         """Every column that training reads: the features, the label, and whose a row is."""
         entity = () if self.privacy.entity is None else (self.privacy.entity.column,)
-        return (*(c.name for c in self.data.columns), self.data.label.name, *entity)
+        return (*(c.name for c in self.data.columns), *self.data.label_columns, *entity)
 
     def participant(self, party_id: str) -> Participant:
         """The participant with this id.
@@ -641,7 +706,7 @@ def check_gate_orders(contract: Contract) -> None:
 def check_data(contract: Contract) -> None:
     """Bounds are ordered, names unique, fill values allowed, the label rule complete."""
     data = contract.data
-    names = [c.name for c in data.columns] + [data.label.name]
+    names = [c.name for c in data.columns] + list(data.label_columns)
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InputError("CONTRACT_COLUMN_TWICE", f"The column {twice[0]} stands twice.", field="data.columns")
     for column in data.columns:
@@ -658,7 +723,27 @@ def check_data(contract: Contract) -> None:
                 raise InputError("CONTRACT_VOCABULARY", "A value stands twice in the vocabulary.", field=field)
             if column.fill is not None and column.fill not in column.values:
                 raise InputError("CONTRACT_FILL", "`fill` must be in the vocabulary.", field=field)
-    label = data.label
+    _check_label(data.label)
+    _positive(data.feature_scale, "data.feature_scale")
+
+
+def _check_label(label: ClassLabel | NumberLabel | SurvivalLabel) -> None:
+    if isinstance(label, NumberLabel):
+        if label.low >= label.high:
+            raise InputError("CONTRACT_BOUNDS", "`low` must be below `high`.", field="data.label")
+        return
+    if isinstance(label, SurvivalLabel):
+        if any(a >= b for a, b in pairwise((Decimal(0), *label.cuts))):
+            raise InputError(
+                "CONTRACT_CUTS",
+                "The ends of the intervals do not rise from 0.",
+                field="data.label.cuts",
+                rule="above 0, each above the one before",
+                remedy="Write them in rising order, such as [30, 90, 365].",
+            )
+        if len(set(label.outcomes)) != 2:
+            raise InputError("CONTRACT_OUTCOMES", "The two outcomes are one.", field="data.label.outcomes")
+        return
     if len(set(label.classes)) != len(label.classes):
         raise InputError("CONTRACT_CLASSES", "A class stands twice.", field="data.label.classes")
     if (label.rule == "above") != (label.threshold is not None) or (label.rule == "above" and len(label.classes) != 2):
@@ -667,13 +752,22 @@ def check_data(contract: Contract) -> None:
             "The rule `above` needs a threshold and two classes; the rule `value` needs no threshold.",
             field="data.label",
         )
-    _positive(data.feature_scale, "data.feature_scale")
 
 
 def check_model(contract: Contract) -> None:
-    """Hidden layers belong to an mlp."""
-    if (contract.model.kind == "mlp") != bool(contract.model.hidden):
-        raise InputError("CONTRACT_MODEL", "An mlp has hidden layers, a softmax model none.", field="model.hidden")
+    """Hidden layers belong to an mlp; a linear model is a softmax where the label has classes, and only there."""
+    kind = contract.model.kind
+    if (kind == "mlp") != bool(contract.model.hidden):
+        raise InputError("CONTRACT_MODEL", f"An mlp has hidden layers, a {kind} model none.", field="model.hidden")
+    linear = "softmax" if isinstance(contract.data.label, ClassLabel) else "linear"
+    if kind not in (linear, "mlp"):
+        raise InputError(
+            "CONTRACT_MODEL",
+            f"A {kind} model does not fit the task, {contract.data.label.TASK}.",
+            field="model.kind",
+            rule="softmax for classes, linear for all other labels, mlp for any",
+            remedy=f'Write kind = "{linear}", or "mlp".',
+        )
 
 
 def check_training(contract: Contract) -> None:
@@ -841,7 +935,7 @@ def _check_entity(contract: Contract, entity: EntityUnit) -> None:
     """The column is no feature and no label; epsilon and delta promise something."""
     _positive(entity.epsilon, "privacy.entity.epsilon")
     _positive(entity.delta, "privacy.entity.delta")
-    if entity.column in {c.name for c in contract.data.columns} | {contract.data.label.name}:
+    if entity.column in {c.name for c in contract.data.columns} | {*contract.data.label_columns}:
         raise InputError(
             "CONTRACT_ENTITY_COLUMN",
             f"The column {entity.column} says whose a row is, and is also a feature or the label.",
@@ -915,6 +1009,20 @@ MAX_EXACT = 12
 """Participants whose values are exact: 4,096 groups a round."""
 
 
+def check_loss(contract: Contract) -> None:
+    """The loss that contribution is measured by is the label's, that is the one that is trained."""
+    label = contract.data.label
+    if contract.contribution.loss != label.LOSS:
+        raise InputError(
+            "CONTRACT_LOSS",
+            f"The loss {contract.contribution.loss} does not fit the label: its rule is {label.rule}, "
+            f"the task {label.TASK}.",
+            field="contribution.loss",
+            rule="contribution is measured by the loss that is trained",
+            remedy=f'Write loss = "{label.LOSS}".',
+        )
+
+
 def check_contribution(contract: Contract) -> None:
     """Slices come from the operator or participants, each once; exact values need few participants."""
     sources = [s.source for s in contract.contribution.validation.slices]
@@ -980,7 +1088,7 @@ def estimator_plan(
 
 def quick_to_score(contract: Contract) -> bool:
     """Whether a group's loss follows from its members' steps, so that more groups of more participants are scored."""
-    return contract.model.kind == "softmax" and contract.contribution.game == "fixed-weight"
+    return contract.model.kind != "mlp" and contract.contribution.game == "fixed-weight"
 
 
 def check_coalitions(contract: Contract) -> None:
@@ -1066,6 +1174,7 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_steps,
     check_statistics,
     check_participation,
+    check_loss,
     check_contribution,
     check_defences,
     check_settlement,

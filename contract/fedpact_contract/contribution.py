@@ -16,7 +16,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TypeVar
 
-from fedpact_contract.contract import Contract, estimator_plan
+from fedpact_contract.contract import Contract, NumberLabel, SurvivalLabel, estimator_plan
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.estimators import Estimate, Plan, coalitions, estimate, most_draws, next_plan
 from fedpact_contract.log import RoundScores, Sampling
@@ -88,8 +88,25 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
         if not 0 <= min(row) <= max(row) <= _LARGEST:
             message = f"Coalition {mask} has a loss that is negative or beyond reason."
             raise FaultError("SCORES_RANGE", message, field=field)
-    if not 0 <= min(scores.correct) <= max(scores.correct) <= validation_rows(contract):
-        raise FaultError("SCORES_CORRECT", "More rows are counted right than there are, or fewer than 0.", field=field)
+    for count in scores.correct or (None,):
+        check_correct(count, scores.pairs, contract, field)
+
+
+def check_correct(correct: int | None, pairs: int | None, contract: Contract, field: str) -> None:
+    """Right answers of a model are counted where the metric is such a count, and there are no more than questions.
+
+    Raises:
+        FaultError: SCORES_CORRECT, SCORES_PAIRS.
+    """
+    label, rows = contract.data.label, validation_rows(contract)
+    if (pairs is not None) != isinstance(label, SurvivalLabel):
+        raise FaultError("SCORES_PAIRS", "Pairs are counted of survival, and only of it.", field=field)
+    if pairs is not None and not 0 < pairs <= rows * (rows - 1) // 2:
+        raise FaultError("SCORES_PAIRS", "There are not so many pairs of rows, or none.", field=field)
+    if (correct is None) != isinstance(label, NumberLabel):
+        raise FaultError("SCORES_CORRECT", "Right answers are counted, but not where a number is told.", field=field)
+    if correct is not None and not 0 <= correct <= (rows if pairs is None else 2 * pairs):
+        raise FaultError("SCORES_CORRECT", "More is counted right than there is, or less than 0.", field=field)
 
 
 def _check_unions(scores: RoundScores, contract: Contract, field: str) -> None:

@@ -15,9 +15,12 @@ from fedpact_contract.contract import (
     Defences,
     Entity,
     EntityUnit,
+    Label,
     NumberColumn,
+    NumberLabel,
     Party,
     RecordPrivacy,
+    SurvivalLabel,
     Training,
     quick_to_score,
 )
@@ -122,16 +125,7 @@ def _data(contract: Contract) -> Iterator[str]:
             f"The column {visible(entity.column)} says whose a row is. It is no feature and never leaves; training "
             f"takes at most {counted(entity.max_rows, 'row')} of one entity (a person, a firm)."
         )
-    rule = (
-        "the cell is the class"
-        if label.threshold is None
-        else f"a number above {decimal_text(label.threshold)} is {visible(label.classes[1])}, else "
-        f"{visible(label.classes[0])}"
-    )
-    yield (
-        f"Predicted is the column {visible(label.name)}, with the classes {_list(label.classes)} "
-        f'(rule "{label.rule}": {rule}).'
-    )
+    yield f"Predicted is {_label(label)}."
     yield (
         "Bounds and vocabularies are public and part of this contract; nothing is learned from the data to scale it. "
         "Features are scaled to [-1, 1], a constant 1 is added as the last one, and all are multiplied by "
@@ -141,6 +135,40 @@ def _data(contract: Contract) -> Iterator[str]:
         "Each participant trains on exactly its contracted number of examples. More rows change nothing; fewer are "
         "refused before the first round."
     )
+
+
+def _label(label: Label) -> str:
+    if isinstance(label, NumberLabel):
+        low, high = decimal_text(label.low), decimal_text(label.high)
+        return (
+            f'the column {visible(label.name)}, a number from {low} to {high} (rule "{label.rule}"); a data set with a '
+            "number outside these bounds is refused. It is scaled by them to [-1, 1]"
+        )
+    if isinstance(label, SurvivalLabel):
+        censored, came = label.outcomes
+        return (
+            f"when an event comes: the column {visible(label.name)} is the duration, and {visible(label.event)} says "
+            f"whether the event came then ({visible(came)}) or the row was watched no longer ({visible(censored)}; "
+            f'rule "{label.rule}"). Durations are told apart by these intervals only: {_list(label.intervals)}; an '
+            "event beyond the last counts as not seen, and a row that was watched beyond the middle of an interval as "
+            "having lived through it"
+        )
+    rule = (
+        "the cell is the class"
+        if label.threshold is None
+        else f"a number above {decimal_text(label.threshold)} is {visible(label.classes[1])}, else "
+        f"{visible(label.classes[0])}"
+    )
+    return f'the column {visible(label.name)}, with the classes {_list(label.classes)} (rule "{label.rule}": {rule})'
+
+
+_LOSSES = {
+    "cross-entropy": "minus the logarithm of the probability that the model gives to the right class",
+    "squared-error": "half the squared error of the scaled label; a prediction beyond the label's bounds counts as the "
+    "bound",
+    "discrete-hazard": "minus the logarithm of the probability that the model gives to what was seen of it: each "
+    "interval that it lived through, and the one in which the event came",
+}
 
 
 def _training(contract: Contract) -> Iterator[str]:
@@ -369,6 +397,7 @@ def _contribution(contract: Contract) -> Iterator[str]:
     contribution, names = contract.contribution, {p.id: p.name for p in contract.participants}
     validation, unmeasured = contribution.validation, contribution.game == "unanimity"
     yield _game(contract)
+    yield f'The loss "{contribution.loss}" of a row is {_LOSSES[contribution.loss]}.'
     if contribution.max_coalitions is not None:
         most = EXACT_LINEAR_PLAYERS if quick_to_score(contract) else EXACT_PLAYERS
         yield (
@@ -411,20 +440,20 @@ def _defences(contract: Contract, defences: Defences) -> Iterator[str]:
     yield (
         "In training and in scores an update counts scaled down to the signal of the median participant: its energy "
         "beyond that of the contracted noise, with three deviations of that noise left to everybody. Energies and "
-        "factors are logged."
+        "factors are logged (clip: median-signal)."
         if defences.clip == "median-signal"
-        else "Updates count as they come; none is scaled down."
+        else "Updates count as they come; none is scaled down (clip: none)."
     )
     yield (
         f"After each round the operator's detectors look at all admitted updates{values}. What they find is "
         "committed to with the scores and opened with them. An alarm is a question and moves no money."
     )
-    if defences.wreckers == "reject":
-        yield (
-            "Whose own value is below minus three standard errors in two rounds running is invited no more, until the "
-            "operator has reviewed it and logged why it is readmitted. It is paid for the rounds in which it was "
-            "admitted."
-        )
+    yield "Whose own value is below minus three standard errors in two rounds running is " + (
+        "invited no more, until the operator has reviewed it and logged why it is readmitted. It is paid for the "
+        "rounds in which it was admitted (wreckers: reject)."
+        if defences.wreckers == "reject"
+        else "named by an alarm, and invited as before (wreckers: report)."
+    )
     yield (
         "Participants whose updates are near-copies of each other can be declared one union by the operator, which "
         f"names the reason. A member may dispute that for {counted(defences.dispute_hours, 'hour')}, signed with its "
@@ -433,8 +462,9 @@ def _defences(contract: Contract, defences: Defences) -> Iterator[str]:
         "counts once, and its members share what it is worth (Owen values)."
     )
     yield (
-        f"Where negative values together are above {_percent(defences.negatives)} of the total value, the period is "
-        "not settled before more than half of the other participants have agreed to the operator's review."
+        f"Where negative values together are above {_percent(defences.negatives)} of the total value (negatives: "
+        f"{decimal_text(defences.negatives)}), the period is not settled before more than half of the other "
+        "participants have agreed to the operator's review."
     )
 
 

@@ -156,7 +156,7 @@ def evaluate_models(
         by_example[place] = alone.by_example[0]
         losses += alone.losses
         if mask in (0, 2 ** len(updates) - 1):
-            right[mask] = alone.correct[0]
+            right |= dict.fromkeys([mask], alone.correct[0]) if alone.correct else {}
     return CoalitionLosses(losses=tuple(losses), by_example=by_example, correct=right)
 
 

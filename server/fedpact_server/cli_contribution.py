@@ -8,6 +8,7 @@ import typer
 from fedpact_contract import output
 from fedpact_contract.cli import group
 from fedpact_contract.files import refuse_existing, write_new
+from fedpact_contract.metric import loss_unit
 from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, PassphraseFile
 from fedpact_server.cli_run import RUN, Opened, open_contract
 
@@ -23,7 +24,7 @@ COLUMNS = {
     "banzhaf": "Banzhaf",
     "renormalised": "re-normalised",
 }
-"""What is shown of each participant, in nat, where it is known."""
+"""What is shown of each participant, in the unit of the loss, where it is known."""
 
 
 def register(app: typer.Typer) -> None:
@@ -169,7 +170,7 @@ def _show_reevaluation(record: "Reevaluation", contract: "Contract", out: Path) 
     else:
         output.line(
             f"{scope(record).capitalize()} of {record.rounds} rounds ({record.evaluated} evaluations), and every next "
-            f"model; the largest difference of a loss is {record.largest} of 1e-9 nat."
+            f"model; the largest difference of a loss is {record.largest} of 1e-9 of its unit."
         )
     if record.seed is not None:
         output.line(f"drawn by {record.seed}")
@@ -236,8 +237,9 @@ def _show(card: dict[str, Any], at: Opened, plot: Path | None) -> None:
         f"{card['game']} game, {card['loss']} on {card['validation_rows']} validation rows, "
         f"{card['estimator']} values; round {card['rounds'][-1]['round']} of {at.contract.training.rounds}"
     )
+    unit = f" {loss_unit(card['loss'])}".rstrip()
     console.print(
-        f"loss {_short(card['rounds'][0]['loss_before'])} -> {_short(card['rounds'][-1]['loss_after'])} nat: "
+        f"loss {_short(card['rounds'][0]['loss_before'])} -> {_short(card['rounds'][-1]['loss_after'])}{unit}: "
         f"a value of {_short(card['total_value'])} ± {_short(card['total_value_se'])} (SE), "
         f"split by {card['basis']} ({card['reason']})"
     )
@@ -287,7 +289,7 @@ def _show_slices(card: dict[str, Any], at: Opened) -> None:
 
 
 def _short(value: str) -> str:
-    """Nats for people."""
+    """A value for people."""
     return f"{float(value):.5f}"
 
 
@@ -313,4 +315,4 @@ def _picture(card: dict[str, Any]) -> str:
                 label=output.format_share(line["share"]),
             )
         )
-    return stacked([lines(series, "round", "nat"), bars(shares)])
+    return stacked([lines(series, "round", loss_unit(card["loss"])), bars(shares)])

@@ -46,6 +46,7 @@ from fedpact_contract.unions import by_round
 from fedpact_contract.verify import verify
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
+from fedpact_models.tasks import task_of
 from fedpact_server import aggregation, bundle, deposit, scoring
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import FloatArray, load_model
@@ -230,7 +231,8 @@ class _Task:
                         self.findings(watch.said(said.round))
                     if masks(again) == masks(said):
                         total[[ids.index(p) for p in said.players]] += values
-                        self.differences += self.compare(said, dict(enumerate(again.losses)), again.correct)
+                        counted = again.correct, again.pairs
+                        self.differences += self.compare(said, dict(enumerate(again.losses)), counted)
                         previous = again
                         continue
                     self.whole = False  # other coalitions were due: those that are stated are evaluated all the same
@@ -241,8 +243,8 @@ class _Task:
             except (FailedError, InputError) as err:  # what is not finite has no loss, whatever the operator states
                 self.skip("loss", said.round, "losses", err.code)
                 continue
-            right = found.correct[named[0]], found.correct[named[-1]]
-            self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), right)
+            counted = found.ends(named[0], named[-1]), task_of(contract.data.label).pairs(examples.y)
+            self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), counted)
         return total
 
     def clips(self, number: int, made: tuple[Clip, ...] | None) -> None:
@@ -269,7 +271,10 @@ class _Task:
         self.differences.append(Difference(what=what, round=number, stated=stated, found=found))
 
     def compare(
-        self, said: RoundScores, table: dict[int, tuple[int, ...]], right: tuple[int, int]
+        self,
+        said: RoundScores,
+        table: dict[int, tuple[int, ...]],
+        counted: tuple[tuple[int, int] | None, int | None],
     ) -> Iterator[Difference]:
         """What a round's scores state otherwise."""
         slices, named = self.contract.contribution.validation.slices, masks(said)
@@ -286,8 +291,11 @@ class _Task:
                         stated=str(stated),
                         found=str(again),
                     )
-        if said.correct != right:
-            stated_right, found_right = (f"{before}, {after}" for before, after in (said.correct, right))
+        if (said.correct, said.pairs) != counted:
+            stated_right, found_right = (
+                ", ".join(map(str, ends or ("none",))) + ("" if of is None else f" of {2 * of}")
+                for ends, of in ((said.correct, said.pairs), counted)
+            )
             yield Difference(what="correct", round=said.round, stated=stated_right, found=found_right)
 
     def moments(self, values: FloatArray, stated: Moments, rounds: int) -> Iterator[Difference]:

@@ -112,6 +112,13 @@ def last_round(connection: Connection, contract_id: str) -> sa.Row[tuple[object,
     return connection.execute(query.limit(1)).first()
 
 
+def sign_between_rounds(connection: Connection, contract_id: str, key: Ed25519PrivateKey) -> None:
+    """A checkpoint over what was entered beside the round loop; a round under way has one of its own at its end."""
+    run, current = run_row(connection, contract_id), last_round(connection, contract_id)
+    if run is None or run.phase != "running" or current is None or current.phase == "committed":
+        logbook.checkpoint(connection, contract_id, key)
+
+
 def outcomes(connection: Connection, contract_id: str, round_number: int) -> dict[str, sa.Row[tuple[object, ...]]]:
     """What became of each participant in a round."""
     table = db.outcomes.c

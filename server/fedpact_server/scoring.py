@@ -32,6 +32,7 @@ from fedpact_models.evaluate import (
 from fedpact_models.features import Examples
 from fedpact_models.gradient import first_order_values
 from fedpact_models.renormalised import evaluate_models
+from fedpact_models.tasks import task_of
 from fedpact_server import aggregation, db
 from fedpact_server.run_state import write_array
 
@@ -81,19 +82,20 @@ def score_round(
         plan = Plan(estimator="exact", players=len(steps), unions=blocks)
         masks = coalitions(plan)
         all_of_them = game(masks)
-        losses, correct = list(all_of_them.losses), (all_of_them.correct[0], all_of_them.correct[masks[-1]])
+        losses, correct = list(all_of_them.losses), all_of_them.ends(0, masks[-1])
         values = estimated_by_example(all_of_them, masks, coefficients(plan), counts, own)
     else:
         masks = gray(len(steps))
         found = of_all(game(masks), masks, counts, own)
         losses, correct, values = list(found.losses), found.correct, found.values
     if previous is not None:
-        losses[0], correct = previous.losses[-1], (previous.correct[1], correct[1])
+        losses[0], correct = previous.losses[-1], _chained(previous, correct)
     scores = RoundScores(
         round=round_number,
         players=tuple(steps),
         losses=tuple(losses),
         correct=correct,
+        pairs=task_of(contract.data.label).pairs(examples.y),
         admitted=tuple(admitted) if contract.keeps_momentum else None,
         sampling=sampling,
         unions=together or None,
@@ -141,7 +143,7 @@ def _draw(
     examples: Examples,
     own: Sequence[int | None],
     previous: RoundScores | None,
-) -> tuple[list[tuple[int, ...]], tuple[int, int], FloatArray, Sampling]:
+) -> tuple[list[tuple[int, ...]], tuple[int, int] | None, FloatArray, Sampling]:
     """Evaluate drawn coalitions until the rule says that they are enough.
 
     Returns:
@@ -166,7 +168,7 @@ def _draw(
     assert found is not None  # noqa: S101 - there is a first plan
     values = estimated_by_example(found, masks, coefficients(drawn), counts, own)
     nobody, everybody, *between = found.losses
-    right = found.correct[0], found.correct[2**players - 1]
+    right = found.ends(0, 2**players - 1)
     assert drawn.estimator != "exact"  # noqa: S101 - or nothing would be drawn
     sampling = Sampling(
         estimator=drawn.estimator, seed=begun.seed.hex(), draws=drawn.draws, first_order=first, errors=tuple(errors)
@@ -201,9 +203,20 @@ def score_released(
     result = evaluate_round(contract.model, contract.data, base, step, examples, counts, own_slice=[None])
     (before, after), correct = result.losses, result.correct
     if previous is not None:
-        before, correct = previous.losses[-1], (previous.correct[1], correct[1])
-    scores = RoundScores(round=round_number, players=tuple(players), losses=(before, after), correct=correct)
+        before, correct = previous.losses[-1], _chained(previous, correct)
+    scores = RoundScores(
+        round=round_number,
+        players=tuple(players),
+        losses=(before, after),
+        correct=correct,
+        pairs=task_of(contract.data.label).pairs(examples.y),
+    )
     return scores, np.tile(result.values / len(players), (len(players), 1))
+
+
+def _chained(previous: RoundScores, correct: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The counts of right answers, the first as the round before told it."""
+    return (previous.correct[1], correct[1]) if previous.correct and correct else None
 
 
 def values_path(arrays: Path, round_number: int) -> Path:

@@ -187,6 +187,20 @@ class TestNew:
         with world.database.read() as connection:
             assert contracts.every(connection) == []
 
+    def test_the_column_of_an_event_stands_on_every_card(self, world: Operator) -> None:
+        text = TEMPLATE.replace('kind = "softmax"', 'kind = "linear"').replace("cross-entropy", "discrete-hazard")
+        for event, code in (("died", "TEMPLATE_CARD_COLUMN"), ("sex", "DATA_NOT_A_NUMBER")):
+            label = f'event = "{event}"\noutcomes = ["f", "m"]\ncuts = [1, 2]\nrule = "survival"'
+            survival = text.replace('classes = ["no", "yes"]\nrule = "value"', label)
+            if event == "sex":  # every card has it; then it is no feature, and the rows are read
+                start = survival.index('[[data.columns]]\nname = "sex"')
+                survival = survival[:start] + survival[survival.index("[data.label]") :]
+            with pytest.raises(InputError) as err:
+                draft(world, survival)
+            assert err.value.code == code
+            if event == "died":
+                assert err.value.field == "data.label.event"
+
     def test_a_template_without_participants_is_refused(self, world: Operator) -> None:
         for text in ("", "participants = 3\n", "participants = []\n", "participants = [1]\n"):
             assert code_of(draft, world, text) == "TEMPLATE_PARTICIPANTS"
