@@ -329,7 +329,7 @@ def plausible_share(contract: Contract, me: Participant, simulated: Simulated, p
         "exact_parts": {"data": ratio_text(own.data, 9), "equal": ratio_text(own.equal, 9)},
         "contribution_by_rows": ratio_text(own.contribution, 9),
         "share_by_rows": _money(_share(contract, me.id, by_rows, "", pool_fen)),
-        "simulated": None if simulated.why_not else _ranges(simulated, contract),
+        "simulated": None if simulated.why_not else _ranges(simulated),
         "not_simulated": simulated.why_not or None,
         "bounds": {
             "low": ratio_text(own.data + own.equal, 9),
@@ -342,11 +342,9 @@ def plausible_share(contract: Contract, me: Participant, simulated: Simulated, p
     }
 
 
-def _ranges(simulated: Simulated, contract: Contract) -> dict[str, Any]:
-    optimizer = contract.training.server_optimizer
+def _ranges(simulated: Simulated) -> dict[str, Any]:
     return {
-        "model": "what parties with like data would get, on a made-up task, with the contract's rows, noise and rounds"
-        + ("" if optimizer is None else f"; the server adds the mean update in place of its {optimizer.kind}"),
+        "model": "what parties with like data would get, on a made-up task, with the contract's rows, noise and rounds",
         "draws": len(simulated.by_label_noise[LABEL_NOISE[0]]),
         "by_own_label_noise": [
             {

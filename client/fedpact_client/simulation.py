@@ -2,8 +2,9 @@
 
 No data of anybody is read. Rows are made up to the contract's schema: each class has a place of its own in the public
 range, and rows lie around it. Training is the contract's own (`local_update`), with its noise, numbers of rows and
-rounds; a round's values are those of one antithetic pair of orders, which is exact where participants interact in
-pairs alone, as they nearly do in the fixed-weight game (docs/adr/0004).
+rounds, and so is what the server adds (`server_steps`), clip and optimizer included; a round's values are those of one
+antithetic pair of orders, which is exact where participants interact in pairs alone, as they nearly do in the
+fixed-weight game (docs/adr/0004).
 """
 
 import time
@@ -14,10 +15,10 @@ from math import ceil, sqrt
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.contribution import validation_rows
+from fedpact_models.aggregation import START, apply, server_steps
 from fedpact_models.dp import Noise
 from fedpact_models.evaluate import logits
 from fedpact_models.features import Examples, Floats, feature_count
@@ -34,7 +35,6 @@ SPREAD = 0.7
 """How far rows lie from their class's place, in parts of the public range: classes overlap, as they mostly do."""
 
 UNIT = 10**9
-Updates = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +84,6 @@ def simulated_run(
 ) -> Draw | None:
     """One run of the contract in which everybody has like data, and the participant part of its labels wrong.
 
-    A server's optimizer is not simulated: the mean update is added as it is.
-
     Args:
         contract: The contract; its participants add the noise themselves.
         participant: Whose labels are changed.
@@ -104,16 +102,15 @@ def simulated_run(
     def losses(model: Floats) -> Floats:
         return cross_entropy(logits(contract.model, contract.data, model, validation.x), validation.y)
 
-    plain = contract.training.server_optimizer is None
-    rate = float(contract.training.server_rate) if plain else 1.0  # an optimizer's rate is of another measure
-    base = initial_weights(contract.model, contract.data, rng)
+    base, memory = initial_weights(contract.model, contract.data, rng), START
     begun = before = losses(base)
     values = dict.fromkeys(counts, 0.0)
     for _ in range(contract.training.rounds):
         if not in_time():
             return None
         updates = {i: local_update(contract, base, rows, noise) for i, rows in parts.items()}
-        steps = weighted_steps(updates, counts, rate)
+        made, memory = server_steps(contract, updates, memory)
+        steps = dict(made)
         order = [list(counts)[k] for k in rng.permutation(len(counts))]
         for direction in (order, order[::-1]):
             model, loss = base, float(before.mean())
@@ -122,7 +119,7 @@ def simulated_run(
                 after = float(losses(model).mean())
                 values[i] += (loss - after) / 2
                 loss = after
-        base = sum(steps.values(), base)
+        base = apply(base, steps.values())
         before = losses(base)
     fall = begun - before
     return Draw(
@@ -130,12 +127,6 @@ def simulated_run(
         total=_exact(float(fall.mean())),
         variance=_exact(float(fall.std(ddof=1)) / sqrt(len(fall))) ** 2,
     )
-
-
-def weighted_steps(updates: Updates, counts: Mapping[str, int], server_rate: float) -> dict[str, Floats]:
-    """What the operator adds to the model for each participant: eta w_i D_i, w_i = n_i / sum n."""
-    total = sum(counts.values())
-    return {i: update.astype(np.float64) * (server_rate * counts[i] / total) for i, update in updates.items()}
 
 
 class _World:
