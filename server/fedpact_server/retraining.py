@@ -182,7 +182,7 @@ def train(
             admitted = {i: update_digest(updates[i].astype("<f4").tobytes()) for i in sorted(updates)}
             scored, _ = scoring.score_round(contract, number, admitted, base, steps, score, before)
             scores.append(scored)
-        base = aggregation.apply(base, steps.values())
+        base = aggregation.next_model(contract, base, steps)
     return base, scores
 
 

@@ -32,7 +32,7 @@ from fedpact_contract.arrays import model_digest
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.request import utc_now
-from fedpact_models.aggregation import START, apply, server_steps, weighted_steps
+from fedpact_models.aggregation import START, apply, next_model, server_steps, weighted_steps
 from fedpact_models.evaluate import logits
 from fedpact_models.features import feature_count
 from fedpact_models.noise import SystemNoise
@@ -388,8 +388,12 @@ def test_like_data_pay_by_rows_and_wrong_labels_cost(tmp_path: Path) -> None:
             "training__server_optimizer": {"kind": "adam", "beta_1": "0.9", "beta_2": "0.99", "tau": "0.1"},
             "training__server_rate": D("0.1"),
         },
+        {
+            "contribution__game": "re-normalised",
+            "defences": {"clip": "median-signal", "wreckers": "report", "negatives": "0.1", "dispute_hours": 72},
+        },
     ],
-    ids=["clip", "adam"],
+    ids=["clip", "adam", "re-normalised"],
 )
 def test_the_simulated_server_is_the_contracts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
@@ -419,7 +423,7 @@ def test_the_simulated_server_is_the_contracts(
         updates = {p: update for p, (_, update) in zip(ids, trained[k : k + 3], strict=True)}
         made, memory = server_steps(contract, updates, memory)
         plain = apply(model, weighted_steps(updates, counts_of(contract), contract.training.server_rate).values())
-        model = apply(model, made.values())
+        model = next_model(contract, model, made)
         assert not np.allclose(model, plain), "clip and optimizer move it"
     assert np.array_equal(seen[-1], model)
 

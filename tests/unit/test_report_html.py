@@ -135,6 +135,15 @@ class TestContent:
         assert "0.500 - 0.700" in text
         assert "Not covered by the contract's epsilon" in text
 
+    @pytest.mark.parametrize("lang", ["en", "zh"])
+    def test_what_the_renormalised_game_does_is_told_where_it_is_played(
+        self, report: dict[str, Any], lang: str
+    ) -> None:
+        note = words(lang)["renormalised_note"]
+        assert report["game"] == "fixed-weight"
+        assert note not in page(report, lang).text
+        assert note in page(report | {"game": "re-normalised"}, lang).text
+
     def test_in_chinese(self, report: dict[str, Any]) -> None:
         found = page(report, "zh", comparison(report))
         assert ("lang", "zh-CN") in found.attributes
@@ -142,7 +151,17 @@ class TestContent:
         assert "CNY" not in found.text
         assert "95%区间" in found.text
         shown = words("zh")
-        elsewhere = {"unsettled", "fallback", "unopened", "before", "alone", "round", "close_day", *ENTITY}
+        elsewhere = {
+            "unsettled",
+            "fallback",
+            "unopened",
+            "before",
+            "alone",
+            "round",
+            "close_day",
+            "renormalised_note",
+            *ENTITY,
+        }
         elsewhere |= {key for key in LABELS if key.startswith("reevaluated_")}
         for key in LABELS.keys() - elsewhere:
             assert shown[key].replace("{}", str(report["close_days"])) in found.text, key

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, FiniteFloat
 
 from fedpact_contract.errors import InputError
+from fedpact_contract.metric import loss_unit
 from fedpact_contract.output import format_interval, format_share
 from fedpact_contract.record import Hex32, Name, Part
 from fedpact_contract.request import instant, parse_instant
@@ -22,7 +23,7 @@ from fedpact_server.report.spelled import number_ranges, time_text
 
 
 class LiftLine(Part):
-    """One participant alone: its model's accuracy in each draw of noise."""
+    """One participant alone: its model's metric in each draw of noise."""
 
     id: Hex32
     name: Name
@@ -76,9 +77,10 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
     lift = None if lift is None else _in_order(lift, report)
     return environment.get_template("report.html.j2").render(
         r=report,
-        w=words(lang),
+        w=words(lang, report["loss"]),
         lang=lang,
         lift=lift,
+        less_is_better=report["loss"] == "squared-error",
         central=report["privacy"]["trust_model"] == CENTRAL,
         opened=_opened(report),
         outcomes=_outcomes(report),
@@ -133,7 +135,10 @@ def _outcomes(report: dict[str, Any]) -> list[dict[str, str]]:
 
 def _charts(report: dict[str, Any], lift: dict[str, Any] | None, lang: Lang) -> dict[str, str]:
     """Every chart; a participant has one colour in all of them."""
-    w, colours = words(lang), dict(zip((p["id"] for p in report["participants"]), cycle(COLOURS), strict=False))
+    w, colours = (
+        words(lang, report["loss"]),
+        dict(zip((p["id"] for p in report["participants"]), cycle(COLOURS), strict=False)),
+    )
     charts = {"privacy": bars(_epsilon(report, colours)), "metric": "", "cumulative": "", "shares": "", "lift": ""}
     scored = [line for line in report["rounds"] if "metric" in line]
     if scored:
@@ -149,7 +154,7 @@ def _charts(report: dict[str, Any], lift: dict[str, Any] | None, lang: Lang) -> 
             for p in report["participants"]
         ]
         if report["privacy"]["trust_model"] != CENTRAL:  # there everybody has the same
-            charts["cumulative"] = lines(cumulative, w["round"], "nat")
+            charts["cumulative"] = lines(cumulative, w["round"], loss_unit(report["loss"]))
     if report["settlement"] is not None:
         charts["shares"] = bars(_shares(report, colours))
     if lift is not None:
