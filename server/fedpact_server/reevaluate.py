@@ -44,10 +44,11 @@ from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.reevaluation import LISTED, TOLERANCE, Difference, Reevaluation, drawn, tolerance
 from fedpact_contract.unions import by_round
 from fedpact_contract.verify import verify
+from fedpact_models import aggregation
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
 from fedpact_models.tasks import task_of
-from fedpact_server import aggregation, bundle, deposit, scoring
+from fedpact_server import bundle, deposit, scoring
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import FloatArray, load_model
 from fedpact_server.watch import Watch

@@ -20,6 +20,7 @@ from fedpact_contract.log import Findings, Moments, RoundScores, Sampling, commi
 from fedpact_contract.record import Part
 from fedpact_contract.sampling import round_seed
 from fedpact_contract.unions import among, places
+from fedpact_models import aggregation
 from fedpact_models.evaluate import (
     UNIT,
     CoalitionLosses,
@@ -33,7 +34,7 @@ from fedpact_models.features import Examples
 from fedpact_models.gradient import first_order_values
 from fedpact_models.renormalised import evaluate_models
 from fedpact_models.tasks import task_of
-from fedpact_server import aggregation, db
+from fedpact_server import db
 from fedpact_server.run_state import write_array
 
 FloatArray = NDArray[np.float64]

@@ -30,9 +30,10 @@ from fedpact_contract.reevaluation import Difference, Reevaluation, drawn, read,
 from fedpact_contract.report import build
 from fedpact_contract.trust import Trust, write
 from fedpact_contract.verify import UTILITIES, Report, verify_folder
+from fedpact_models import aggregation
 from fedpact_models.dp import SystemNoise
 from fedpact_models.registry import initial_weights
-from fedpact_server import aggregation, bundle, closing, deposit, rounds, scoring, watch
+from fedpact_server import bundle, closing, deposit, rounds, scoring, watch
 from fedpact_server import reevaluate as reevaluation
 from fedpact_server.evidence import evidence_parts
 from fedpact_server.reevaluate import reevaluate
