@@ -226,19 +226,33 @@ class ServerOptimizer(Part):
     tau: Dec
 
 
+class Krum(Part):
+    """The mean of the `kept` updates that lie closest to their neighbours (Blanchard et al. 2017, arXiv:1703.02757).
+
+    `tolerated` is the paper's f: so many of the admitted may send anything. `kept` = 1 is Krum, more are multi-Krum.
+    """
+
+    tolerated: Count
+    kept: Count
+
+
 class Training(Part):
     """Rounds of `local_steps` steps at each participant; the server adds `server_rate` times the mean update.
 
     `weighted-mean`: weighted by contracted examples, over the admitted. `uniform-mean`: the sum, with the operator's
     noise, over the number of participants in the contract; whoever is missing counts as zeros. With a
     `server_optimizer` the mean is not added as it is.
+
+    In the mean's place `median` takes the middle one, number by number (Yin et al. 2018, arXiv:1803.01498), and `krum`
+    the mean of some. For both every update counts alike, whatever its number of examples.
     """
 
     rounds: Count
     local_steps: Count
     learning_rate: Dec
     server_rate: Dec
-    aggregation: Literal["weighted-mean", "uniform-mean"]
+    aggregation: Literal["weighted-mean", "uniform-mean", "median", "krum"]
+    krum: Krum | None = None
     server_optimizer: ServerOptimizer | None = None
 
 
@@ -343,6 +357,10 @@ class Validation(Part):
 class Contribution(Part):
     """How contribution is measured (docs/adr/0004).
 
+    `fixed-weight`: of a group only the members' parts of the round's step are added, as they are. `re-normalised`: the
+    round's rule is applied to the members' updates alone, as if nobody else had been there; it is the only game of a
+    rule that is no sum over participants.
+
     `unanimity`: it is not. Only models that everybody gets are scored; the fall of the loss is that of all who were
     admitted together, and no smaller group is looked at.
 
@@ -350,7 +368,7 @@ class Contribution(Part):
     as `fedpact_contract.estimators` says, at most `max_coalitions` a round, drawn from the updates' digests.
     """
 
-    game: Literal["fixed-weight", "unanimity"]
+    game: Literal["fixed-weight", "re-normalised", "unanimity"]
     loss: Literal["cross-entropy", "squared-error", "discrete-hazard"]
     estimator: Literal["exact", "sampled"]
     max_coalitions: Annotated[int, Field(ge=8, le=2**16)] | None = None
@@ -824,19 +842,72 @@ def delta_text(limit: Decimal) -> str:
 
 
 def check_trust_model(contract: Contract) -> None:
-    """Mean and game are the trust model's."""
+    """Rule and game are the trust model's."""
     central = isinstance(contract.privacy, ClientPrivacy)
+    rules, games = ("weighted-mean", "median", "krum"), ("fixed-weight", "re-normalised")
     for field, value, due in (
-        ("training.aggregation", contract.training.aggregation, "uniform-mean" if central else "weighted-mean"),
-        ("contribution.game", contract.contribution.game, "unanimity" if central else "fixed-weight"),
+        ("training.aggregation", contract.training.aggregation, ("uniform-mean",) if central else rules),
+        ("contribution.game", contract.contribution.game, ("unanimity",) if central else games),
     ):
-        if value != due:
+        if value not in due:
+            allowed = " or ".join(f'"{name}"' for name in due)
             raise InputError(
                 "CONTRACT_TRUST_MODEL",
-                f'{field} must be "{due}" under the trust model "{contract.privacy.trust_model}".',
+                f'{field} must be {allowed} under the trust model "{contract.privacy.trust_model}".',
                 field=field,
                 rule="weights and scores that the trust model protects",
             )
+
+
+def check_aggregation(contract: Contract) -> None:
+    """A rule that is no sum is scored by the game that needs none, and Krum has neighbours to compare with."""
+    training, game = contract.training, contract.contribution.game
+    if training.aggregation in ("median", "krum") and game != "re-normalised":
+        raise InputError(
+            "CONTRACT_AGGREGATION_GAME",
+            f'What the rule "{training.aggregation}" makes of all updates is no sum over participants: with fixed '
+            "weights there is nothing to add for a group of them.",
+            field="contribution.game",
+            rule="median and krum go with the re-normalised game",
+            remedy='Take game = "re-normalised", or aggregation = "weighted-mean".',
+        )
+    if game == "re-normalised" and training.server_optimizer is not None:
+        raise InputError(
+            "CONTRACT_OPTIMIZER_GAME",
+            "A server's optimizer steps by what the updates of earlier rounds left: no group of this round's makes "
+            "that step by itself.",
+            field="training.server_optimizer",
+            rule="a server's optimizer goes with the fixed-weight game",
+            remedy='Leave it out, or take game = "fixed-weight".',
+        )
+    if (training.krum is None) != (training.aggregation != "krum"):
+        raise InputError(
+            "CONTRACT_KRUM",
+            '[training.krum] goes with aggregation = "krum", and only with it.',
+            field="training.krum",
+            remedy="Write tolerated and kept there, or leave the clause out.",
+        )
+    if training.krum is not None:
+        _check_krum(training.krum, contract.participation.minimum)
+
+
+def _check_krum(krum: Krum, minimum: int) -> None:
+    if 2 * krum.tolerated + 2 >= minimum:
+        raise InputError(
+            "CONTRACT_KRUM",
+            f"With at least {minimum} updates Krum cannot tolerate {krum.tolerated}.",
+            field="training.krum.tolerated",
+            rule="2 tolerated + 2 < participation.minimum",
+            remedy=f"Tolerate fewer, or set the minimum to {2 * krum.tolerated + 3}.",
+        )
+    if krum.kept > (most := minimum - krum.tolerated):
+        raise InputError(
+            "CONTRACT_KRUM",
+            f"With at least {minimum} updates, {krum.tolerated} of them tolerated, at most {most} can be kept.",
+            field="training.krum.kept",
+            rule="kept <= participation.minimum - tolerated",
+            remedy=f"Keep {most} or fewer; 1 is Krum itself.",
+        )
 
 
 def _check_central(contract: Contract) -> None:
@@ -1011,12 +1082,17 @@ def estimator_plan(
     """
     return estimators.choose(
         players,
-        game="fixed-weight",
-        linear=contract.model.kind != "mlp",
+        game="re-normalised" if contract.contribution.game == "re-normalised" else "fixed-weight",
+        linear=quick_to_score(contract),
         most=contract.contribution.max_coalitions or 0,
         seed=seed,
         unions=unions,
     )
+
+
+def quick_to_score(contract: Contract) -> bool:
+    """Whether a group's loss follows from its members' steps, so that more groups of more participants are scored."""
+    return contract.model.kind != "mlp" and contract.contribution.game == "fixed-weight"
 
 
 def check_coalitions(contract: Contract) -> None:
@@ -1049,6 +1125,25 @@ def check_defences(contract: Contract) -> None:
             rule="above 0 and below 1",
             remedy="Write 0.1: a review where negative values are above a tenth of the total.",
         )
+    if contract.contribution.game == "re-normalised":
+        _check_renormalised_defences(contract, defences)
+
+
+def _check_renormalised_defences(contract: Contract, defences: Defences) -> None:
+    """What rests on values that are 0 for nothing, or on rows that count once, is not of this game."""
+    for field, value, due, why in (
+        ("defences.wreckers", defences.wreckers, "report", "a value below zero is nothing unusual"),
+        ("training.aggregation", contract.training.aggregation, "weighted-mean", "a union's rows cannot count once"),
+        ("contribution.estimator", contract.contribution.estimator, "exact", "no union's value is estimated"),
+    ):
+        if value != due:
+            raise InputError(
+                "CONTRACT_DEFENCES_GAME",
+                f'With defences in the re-normalised game {field} must be "{due}": with "{value}" {why}.',
+                field=field,
+                rule='wreckers = "report", aggregation = "weighted-mean" and estimator = "exact"',
+                remedy='Write so, leave [defences] out, or take game = "fixed-weight".',
+            )
 
 
 def check_settlement(contract: Contract) -> None:
@@ -1079,6 +1174,7 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_training,
     check_privacy,
     check_trust_model,
+    check_aggregation,
     check_steps,
     check_statistics,
     check_participation,

@@ -1,10 +1,12 @@
-"""What each participant contributed: Shapley values of the fixed-weight game on validation loss (docs/adr/0004).
+"""What each participant contributed: Shapley values of each round's game on validation loss (docs/adr/0004).
 
 The game of one round: v(S) = mean loss of the round's base model minus mean loss of the base model plus the weighted
-updates of S. A participant that gave a validation slice is scored on the other slices only, by the mean over the
-rows that remain. Where the server's optimizer keeps momentum, a player's part of the step is its own momentum's, and
-whoever was admitted before is a player still. The unanimity game has two coalitions, nobody and all: each of all has
-the same part of the fall, on all rows. Values are exact fractions in 1e-9 nat; who is no player in a round has 0 there.
+updates of S; in the re-normalised game minus that of the model that the round's rule makes of S alone, so that a zero
+update has a value other than 0 there. A participant that gave a validation slice is scored on the other slices only, by
+the mean over the rows that remain. Where the server's optimizer keeps momentum, a player's part of the step is its own
+momentum's, and whoever was admitted before is a player still. The unanimity game has two coalitions, nobody and all:
+each of all has the same part of the fall, on all rows. Values are exact fractions in 1e-9 nat; who is no player in a
+round has 0 there.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from typing import TypeVar
 
 from fedpact_contract.contract import Contract, NumberLabel, SurvivalLabel, estimator_plan
 from fedpact_contract.errors import FaultError, InputError
-from fedpact_contract.estimators import MAX_PAIRS, Estimate, Plan, coalitions, estimate, next_plan
+from fedpact_contract.estimators import Estimate, Plan, coalitions, estimate, most_draws, next_plan
 from fedpact_contract.log import RoundScores, Sampling
 from fedpact_contract.output import counted
 from fedpact_contract.sampling import round_seed, standard_error
@@ -24,6 +26,9 @@ from fedpact_contract.shapley import banzhaf, owen, shapley
 from fedpact_contract.unions import among, of_scores, partition
 
 T = TypeVar("T")
+
+DRAWN = {"pairs": "permutation pairs", "stratified": "complementary pairs of coalitions"}
+"""What the draws of an estimator are."""
 
 _LARGEST = 10**30
 
@@ -128,11 +133,14 @@ def _check_sampled(scores: RoundScores, contract: Contract, field: str) -> None:
         raise FaultError("SCORES_SAMPLING", message, field=field)
     if sampling is None:
         return
+    if sampling.estimator != start.estimator:
+        message = f"The coalitions are those of {sampling.estimator}; the contract's game calls for {start.estimator}."
+        raise FaultError("SCORES_SAMPLING", message, field=field)
     if not sampling.errors or {len(sampling.first_order), *map(len, sampling.errors)} != {len(scores.players)}:
         message = "First-order values or errors are not one for each player."
         raise FaultError("SCORES_SAMPLING", message, field=field)
-    if not start.draws <= sampling.draws <= MAX_PAIRS:
-        raise FaultError("SCORES_DRAWS", f"{sampling.draws} permutation pairs were drawn.", field=field)
+    if not start.draws <= sampling.draws <= most_draws(start.estimator, len(scores.players)):
+        raise FaultError("SCORES_DRAWS", f"{sampling.draws} {DRAWN[start.estimator]} were drawn.", field=field)
 
 
 def check_draws(scores: RoundScores, contract: Contract, update_digests: Sequence[str]) -> None:
@@ -160,20 +168,24 @@ def check_draws(scores: RoundScores, contract: Contract, update_digests: Sequenc
     else:
         if due is None and plan.draws == sampling.draws:
             return
-    message = f"{sampling.draws} permutation pairs were drawn, not as many as the rule that stops calls for."
+    message = f"{sampling.draws} {DRAWN[plan.estimator]} were drawn, not as many as the rule that stops calls for."
     raise FaultError("SCORES_DRAWS", message, field=field)
 
 
 def next_draws(
     contract: Contract, plan: Plan, found: Estimate, first_order: Sequence[int], errors: Sequence[int]
 ) -> Plan | None:
-    """`estimators.next_plan` by the contract's terms, from what stands in `Sampling`."""
+    """`estimators.next_plan` by the contract's terms, from what stands in `Sampling`.
+
+    Where the round's rule is no mean, first-order values say nothing of its values.
+    """
+    mean = contract.training.aggregation == "weighted-mean"
     return next_plan(
         plan,
         found,
         most=contract.contribution.max_coalitions or 0,
         validation_errors=[Decimal(error) for error in errors],
-        first_order=[Fraction(value) for value in first_order],
+        first_order=[Fraction(value) for value in first_order] if mean else None,
     )
 
 
@@ -199,7 +211,7 @@ def _in_order(scores: RoundScores, rows: Sequence[T]) -> list[T]:
 def _plan(scores: RoundScores, sampling: Sampling) -> Plan:
     seed = bytes.fromhex(sampling.seed)
     return Plan(
-        estimator="pairs",
+        estimator=sampling.estimator,
         players=len(scores.players),
         draws=sampling.draws,
         seed=seed,

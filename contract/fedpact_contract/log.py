@@ -14,7 +14,7 @@ from fedpact_contract import merkle
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
 from fedpact_contract.contract import Count, Fen, SignedContract
 from fedpact_contract.errors import FaultError, InputError
-from fedpact_contract.record import Big, Code, Dec, Hex32, Instant, Name, Part, Record
+from fedpact_contract.record import Big, Code, Dec, Hex32, Instant, Name, Part, Record, Words, form
 
 NoiseLabel = Literal["csprng", "test"]
 """Where noise came from: the operating system, or a test."""
@@ -243,12 +243,14 @@ class RoundDiscarded(Body):
 class Sampling(Part):
     """How a round's coalitions were drawn, where not all were scored (fedpact_contract.estimators).
 
-    `seed` is that of the round's admitted updates. `draws` permutation pairs in the end. The rule that stops rests on
-    what else stands here, in 1e-9 nat: `first_order`, minus the gradient of the mean validation loss times each
-    player's step; `errors`, for each plan that was tried, the standard error of each value as a mean over validation
-    rows.
+    `seed` is that of the round's admitted updates. In the end so many `draws`: permutation pairs of `pairs`,
+    complementary pairs of coalitions of `stratified`, the estimator of the re-normalised game. The rule that stops
+    rests on what else stands here, in 1e-9 nat: `first_order`, minus the gradient of the mean validation loss times
+    each player's step (in the re-normalised game: the one that it would make alone, were there no other rule than the
+    mean); `errors`, for each plan that was tried, the standard error of each value as a mean over validation rows.
     """
 
+    estimator: Literal["pairs", "stratified"]
     seed: Hex32
     draws: Count
     first_order: tuple[Big, ...]
@@ -377,6 +379,20 @@ class UnionWithdrawn(Body):
     reason: Name
 
 
+class ReviewOpened(Body):
+    """Negative values are more than the contract's part of v(N): what the operator found out about them.
+
+    It stands before the scores are open, and tells whose values are negative. `ratio`: their sum over v(N), without its
+    sign; whoever verifies recomputes both. More than half of the other participants must agree before the close.
+    """
+
+    TYPE = "review-opened"
+    period: Count
+    negative: Annotated[tuple[Hex32, ...], Field(min_length=1)]
+    ratio: Annotated[str, StringConstraints(max_length=2000), form(r"^[0-9]+(/[0-9]+)?$", "a fraction such as 5/2")]
+    text: Words
+
+
 class StatementTaken(Body):
     """What a person at a participant says to an entry that asks: an envelope of `messages.Statement`."""
 
@@ -478,6 +494,7 @@ ENTRY_TYPES: dict[str, type[Body]] = {
         UnionDeclared,
         UnionConfirmed,
         UnionWithdrawn,
+        ReviewOpened,
         StatementTaken,
         RunCompleted,
         ScoresOpened,

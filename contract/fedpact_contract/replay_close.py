@@ -20,7 +20,7 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
-from fedpact_contract.replay_defences import all_founded, findings_committed
+from fedpact_contract.replay_defences import all_founded, findings_committed, reviewed
 from fedpact_contract.replay_state import Faults, Period, Run
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened
 from fedpact_contract.unions import among
@@ -196,6 +196,7 @@ def period_settled(run: Run, place: Place, body: PeriodSettled) -> Faults:
     except FedpactError as err:
         yield place.within(err)
         return
+    yield from reviewed(run, place, period.result.shares)
     yield from _settlement(run, place, body, period.result)
 
 

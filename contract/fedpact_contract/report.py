@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from fedpact_contract import measured
 from fedpact_contract.contract import ClientPrivacy, Contract
 from fedpact_contract.contribution import own_slice_difference, round_values, validation_rows
+from fedpact_contract.defended import defences
 from fedpact_contract.errors import FaultError
 from fedpact_contract.label import dp_label
 from fedpact_contract.log import (
@@ -39,6 +40,7 @@ from fedpact_contract.reevaluation import Reevaluation
 from fedpact_contract.reevaluation import statement as statement_of
 from fedpact_contract.scorecard import NOT_SCORED, nats, value_lines, without_slices
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
+from fedpact_contract.undetected import undetected
 from fedpact_contract.unions import by_round
 
 VERSION = 1
@@ -108,9 +110,12 @@ def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) ->
         "model": None if not completed else {"digest": completed[0].model_digest, "rounds": completed[0].rounds},
         "participants": _participants(contract, label, steps),
         "privacy": label,
+        "game": contract.contribution.game,
         "utilities": "the operator's statement, not re-evaluated by an auditor",
         "reevaluation": None,
+        "defences": defences(entries, bodies, contract),
         "not_stopped": list(not_stopped(contract)),
+        "undetected": undetected(contract),
         "loss": contract.contribution.loss,
         "metric": None,
         "settlement": None,

@@ -12,7 +12,6 @@ from fedpact_contract.contract import (
     ClientPrivacy,
     Column,
     Contract,
-    Contribution,
     Defences,
     Entity,
     EntityUnit,
@@ -22,6 +21,8 @@ from fedpact_contract.contract import (
     Party,
     RecordPrivacy,
     SurvivalLabel,
+    Training,
+    quick_to_score,
 )
 from fedpact_contract.estimators import EXACT_LINEAR_PLAYERS, EXACT_PLAYERS
 from fedpact_contract.output import counted, visible
@@ -45,7 +46,7 @@ def render(contract: Contract) -> str:
         ("Privacy", _privacy(contract)),
         ("Taking part", _participation(contract)),
         ("Contribution", _contribution(contract)),
-        *([] if contract.defences is None else [("Defences against gaming", _defences(contract.defences))]),
+        *([] if contract.defences is None else [("Defences against gaming", _defences(contract, contract.defences))]),
         ("Money", _money(contract)),
         ("Code", _code(contract)),
         ("Evidence", _evidence()),
@@ -185,11 +186,6 @@ def _training(contract: Contract) -> Iterator[str]:
         f"{counted(training.local_steps, 'training step')} at the learning rate {decimal_text(training.learning_rate)} "
         f"and sends the change of the model, {'clipped and without' if central else 'with'} noise."
     )
-    if central:
-        count = len(contract.participants)
-        mean = f"their sum with the operator's noise, divided by {count} (whoever is missing counts as 0)"
-    else:
-        mean = "the mean weighted by the contracted examples"
     optimizer = training.server_optimizer
     if optimizer is None:
         added = f"times {decimal_text(training.server_rate)}, is added to the model."
@@ -199,7 +195,26 @@ def _training(contract: Contract) -> Iterator[str]:
             f"beta_1 {decimal_text(optimizer.beta_1)}, beta_2 {decimal_text(optimizer.beta_2)}, tau "
             f"{decimal_text(optimizer.tau)}); it remembers the changes of earlier rounds."
         )
-    yield f'The operator combines the admitted changes by the rule "{training.aggregation}": {mean}, {added}'
+    combined = _combined(training, len(contract.participants))
+    yield f'The operator combines the admitted changes by the rule "{training.aggregation}": {combined}, {added}'
+
+
+def _combined(training: Training, count: int) -> str:
+    """What the rule makes of the admitted changes."""
+    if training.krum is None:
+        return {
+            "weighted-mean": "the mean weighted by the contracted examples",
+            "uniform-mean": f"their sum with the operator's noise, divided by {count} (whoever is missing counts as 0)",
+            "median": "for each number of the model the middle one of them (of an even number the mean of both middle "
+            "ones), each participant's counting alike",
+        }[training.aggregation]
+    near = f"the number of changes less {training.krum.tolerated + 2}"
+    return (
+        f"the plain mean of the {training.krum.kept} that lie closest to their neighbours (the least sum of squared "
+        f"distances to the nearest others, {near} of them; ties by fingerprint), each participant's counting alike; "
+        f"{training.krum.tolerated} of the admitted may send anything (tolerated {training.krum.tolerated}, kept "
+        f"{training.krum.kept})"
+    )
 
 
 def _privacy(contract: Contract) -> Iterator[str]:
@@ -384,10 +399,10 @@ def _participation(contract: Contract) -> Iterator[str]:
 def _contribution(contract: Contract) -> Iterator[str]:
     contribution, names = contract.contribution, {p.id: p.name for p in contract.participants}
     validation, unmeasured = contribution.validation, contribution.game == "unanimity"
-    yield _game(contribution, momentum=contract.keeps_momentum)
+    yield _game(contract)
     yield f'The loss "{contribution.loss}" of a row is {_LOSSES[contribution.loss]}.'
     if contribution.max_coalitions is not None:
-        most = EXACT_PLAYERS if contract.model.kind == "mlp" else EXACT_LINEAR_PLAYERS
+        most = EXACT_LINEAR_PLAYERS if quick_to_score(contract) else EXACT_PLAYERS
         yield (
             f"In a round all groups are scored if at most {most} were admitted and there are no more than "
             f"{contribution.max_coalitions}. Otherwise no more than so many are, drawn by the admitted updates' "
@@ -423,24 +438,25 @@ def _contribution(contract: Contract) -> Iterator[str]:
     )
 
 
-def _defences(defences: Defences) -> Iterator[str]:
+def _defences(contract: Contract, defences: Defences) -> Iterator[str]:
+    values = "" if contract.contribution.game == "re-normalised" else " and values"
     yield (
         "In training and in scores an update counts scaled down to the signal of the median participant: its energy "
         "beyond that of the contracted noise, with three deviations of that noise left to everybody. Energies and "
-        "factors are logged."
+        "factors are logged (clip: median-signal)."
         if defences.clip == "median-signal"
-        else "Updates count as they come; none is scaled down."
+        else "Updates count as they come; none is scaled down (clip: none)."
     )
     yield (
-        "After each round the operator's detectors look at all admitted updates and values. What they find is "
+        f"After each round the operator's detectors look at all admitted updates{values}. What they find is "
         "committed to with the scores and opened with them. An alarm is a question and moves no money."
     )
-    if defences.wreckers == "reject":
-        yield (
-            "Whose own value is below minus three standard errors in two rounds running is invited no more, until the "
-            "operator has reviewed it and logged why it is readmitted. It is paid for the rounds in which it was "
-            "admitted."
-        )
+    yield "Whose own value is below minus three standard errors in two rounds running is " + (
+        "invited no more, until the operator has reviewed it and logged why it is readmitted. It is paid for the "
+        "rounds in which it was admitted (wreckers: reject)."
+        if defences.wreckers == "reject"
+        else "named by an alarm, and invited as before (wreckers: report)."
+    )
     yield (
         "Participants whose updates are near-copies of each other can be declared one union by the operator, which "
         f"names the reason. A member may dispute that for {counted(defences.dispute_hours, 'hour')}, signed with its "
@@ -449,12 +465,14 @@ def _defences(defences: Defences) -> Iterator[str]:
         "counts once, and its members share what it is worth (Owen values)."
     )
     yield (
-        f"Where negative values together are above {_percent(defences.negatives)} of the total value, the period is "
-        "not settled before more than half of the other participants have agreed to the operator's review."
+        f"Where negative values together are above {_percent(defences.negatives)} of the total value (negatives: "
+        f"{decimal_text(defences.negatives)}), the period is not settled before more than half of the other "
+        "participants have agreed to the operator's review."
     )
 
 
-def _game(contribution: Contribution, *, momentum: bool) -> str:
+def _game(contract: Contract) -> str:
+    contribution = contract.contribution
     if contribution.game == "unanimity":
         return (
             f'Contribution is not measured (game "{contribution.game}"): scoring single changes would show what only '
@@ -462,7 +480,20 @@ def _game(contribution: Contribution, *, momentum: bool) -> str:
             "its fall in a round is of all who were admitted together, the same part for each (estimator "
             f'"{contribution.estimator}"), and no money follows from it.'
         )
-    if momentum:
+    if contribution.game == "re-normalised":
+        moved = (
+            "the rule by which changes are combined is applied to their changes alone, as if nobody else had been in "
+            "the round. So a contribution depends on who else is there: one more change makes each other one count "
+            "for less, and whoever sends zeros, or a change that is worth less than the others', may have a negative "
+            "contribution. Whoever was not admitted in a round has contributed 0 in it."
+        )
+        if contract.training.krum is not None:
+            moved += (
+                f" For a group of fewer than {2 * contract.training.krum.tolerated + 3} the rule stands for the plain "
+                "mean of its changes; a larger one keeps no more than its number less "
+                f"{contract.training.krum.tolerated}."
+            )
+    elif contract.keeps_momentum:
         moved = (
             "only their parts of the server's momentum move the model. Whoever was admitted has a part in all later "
             "rounds too; before that it has contributed 0."

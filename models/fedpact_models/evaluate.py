@@ -108,9 +108,25 @@ def evaluate_round(
     """
     if not 1 <= len(steps) <= MAX_PLAYERS:
         raise input_error(f"There are {len(steps)} steps; all coalitions are evaluated of 1 to {MAX_PLAYERS} players.")
-    _check_own(slices, own_slice, len(steps))
-    masks = [place ^ place >> 1 for place in range(2 ** len(steps))]  # Gray code: neighbours differ in one player
+    masks = gray(len(steps))
     found = evaluate_coalitions(model, data, base, steps, examples, slices, masks, chunk=chunk, block=block)
+    return of_all(found, masks, slices, own_slice)
+
+
+def gray(players: int) -> tuple[int, ...]:
+    """All coalitions, in the order of Gray's code: neighbours differ in one player."""
+    return tuple(place ^ place >> 1 for place in range(2**players))
+
+
+def of_all(
+    found: CoalitionLosses, masks: Sequence[int], slices: Sequence[int], own_slice: Sequence[int | None]
+) -> RoundEvaluation:
+    """A round's evaluation from the losses of all its coalitions, listed in this order.
+
+    Raises:
+        InputError: EVALUATION_INPUT: own slices that are none.
+    """
+    _check_own(slices, own_slice, (len(masks) - 1).bit_length())
     values = shapley_by_example(found.by_example, masks)
     return RoundEvaluation(
         losses=tuple(found.losses[place] for place in np.argsort(masks)),
@@ -144,7 +160,7 @@ def evaluate_coalitions(
         model: The contract's model.
         data: The contract's schema.
         base: Weights before the round, float64 [P].
-        steps: What each player would add, eta w_i D_i, [N, P], N up to 128.
+        steps: What each player would add, eta w_i D_i, [N, P], N up to 128; 0 for one model on its own.
         examples: The validation set, V rows, slices one after another.
         slices: Rows of each slice; they sum to V.
         masks: The coalitions; bit i: player i.
@@ -292,8 +308,8 @@ def _check(
 ) -> None:
     count = len(examples)
     problem = None
-    if players > MAX_LISTED_PLAYERS or players < 1:
-        problem = f"There are {players} steps; coalitions are of 1 to {MAX_LISTED_PLAYERS} players."
+    if players > MAX_LISTED_PLAYERS:
+        problem = f"There are {players} steps; coalitions are of at most {MAX_LISTED_PLAYERS} players."
     elif not slices or min(slices) < 1 or sum(slices) != count:
         problem = f"The slices have {sum(slices)} rows and the validation set has {count}."
     elif not masks:

@@ -1,7 +1,7 @@
 """Commands `fedpact contribution show` and `alarms`, the operator's, and `reevaluate`, the auditor's."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ COLUMNS = {
     "monte_carlo": "Monte Carlo",
     "leave_one_out": "leave-one-out",
     "banzhaf": "Banzhaf",
+    "renormalised": "re-normalised",
 }
 """What is shown of each participant, in the unit of the loss, where it is known."""
 
@@ -40,6 +41,10 @@ def show_command(
         int | None, typer.Option("--game", min=1, help="Print this round's game, for `fedpact contribution recompute`.")
     ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Also write a picture; a new .svg file.")] = None,
+    diagnostic: Annotated[
+        Literal["renormalised"] | None,
+        typer.Option("--diagnostic", help="Also show values of the re-normalised game; nobody is paid by them."),
+    ] = None,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
@@ -76,6 +81,8 @@ def show_command(
             remedy="`fedpact run status` says where it stands.",
         )
     card = scorecard(at.contract, rounds, _moments(at, rounds))
+    if diagnostic is not None:
+        _add_renormalised(card, at)
     if plot is not None:
         write_new(plot, _picture(card).encode())
     if as_json:
@@ -206,6 +213,19 @@ def _moments(at: Opened, rounds: list[Any]) -> Any:  # noqa: ANN401 - log.Moment
     return scoring.moments(at.operator.path / "arrays" / at.contract.id, at.contract, rounds)
 
 
+def _add_renormalised(card: dict[str, Any], at: Opened) -> None:
+    """Another column: values of the re-normalised game."""
+    from fedpact_contract.scorecard import nats
+    from fedpact_server import validation
+    from fedpact_server.diagnostic import renormalised
+
+    rows = validation.load(at.operator.path, at.contract.contribution.validation.root)
+    with at.database.read() as connection:
+        values = renormalised(connection, at.contract, at.operator.path, rows.examples)
+    for line in card["participants"]:
+        line["renormalised"] = nats(values[line["id"]])
+
+
 def _live(at: Opened) -> bool:
     """Whether the scores are not opened yet."""
     return at.status().phase not in ("closing", "closed")
@@ -223,7 +243,7 @@ def _show(card: dict[str, Any], at: Opened, plot: Path | None) -> None:
         f"a value of {_short(card['total_value'])} ± {_short(card['total_value_se'])} (SE), "
         f"split by {card['basis']} ({card['reason']})"
     )
-    known = [key for key in COLUMNS if any(line[key] is not None for line in card["participants"])]
+    known = [key for key in COLUMNS if any(line.get(key) is not None for line in card["participants"])]
     heads = ["participant", "rounds", *(COLUMNS[key] for key in known), "share", "95 % interval"]
     rows = [
         [
@@ -239,6 +259,11 @@ def _show(card: dict[str, Any], at: Opened, plot: Path | None) -> None:
     console.print(f"interval: {card['interval']['covers']}; {output.OUTWARD}")
     if "monte_carlo" in known:
         console.print("Monte Carlo: half-width of the value's 95 % interval for the draw of coalitions alone")
+    if "renormalised" in known:
+        console.print(
+            "re-normalised: values if a coalition's updates were averaged as if nobody else had been there, so that an "
+            "update of zeros is worth something else than 0; a diagnostic, never paid by"
+        )
     if card["without_slices"]:
         _show_slices(card, at)
     if _live(at):

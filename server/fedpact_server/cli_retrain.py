@@ -27,7 +27,7 @@ RETRAIN_LIMITS = (
     "a coalition that trains anew weighs its members anew and follows another path; the two games ask different "
     "questions, and unequal values are no fault of either",
     "standard errors are over batches and noise alone: the same rows, the same validation rows, few draws",
-    "everybody is scored on all validation rows, its own slice too, and nobody is ever absent",
+    "nobody is ever absent, or one with another; whoever gave a slice of the contract's is scored on the others' rows",
 )
 SMALL = 100_000
 """Parameters of a model whose threads would only wait for each other: 20 times slower where others use the machine."""
@@ -74,14 +74,15 @@ def retrain_command(
             remedy="docs/own-data.md documents the layout of DIR.",
         )
     found, initial, whose = _contract_and_model(contract, home)
-    rows, validation = _rows(found, data)
+    rows, validation, slices = _rows(found, data)
     if len(initial) < SMALL:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, below
 
     from fedpact_server import retraining
 
     began = time.monotonic()
-    result = retraining.audit(found, rows, validation, initial, draws=draws, seed=secrets.randbits(64))
+    simulated = retraining.with_slices(found, slices)
+    result = retraining.audit(simulated, rows, validation, initial, draws=draws, seed=secrets.randbits(64))
     values = _plain(found, result, rows=str(data) if data else "the demo's digits", validation=len(validation))
     values |= {"initial_model": whose, "seconds": round(time.monotonic() - began, 1)}
     if as_json:

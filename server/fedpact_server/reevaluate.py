@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedpact_contract.arrays import model_digest
 from fedpact_contract.contract import Auditor, Contract
-from fedpact_contract.contribution import admitted_in, masks
+from fedpact_contract.contribution import DRAWN, admitted_in, masks
 from fedpact_contract.errors import FailedError, FaultError, InputError
 from fedpact_contract.evidence import Evidence, read_evidence
 from fedpact_contract.log import (
@@ -44,7 +44,6 @@ from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.reevaluation import LISTED, TOLERANCE, Difference, Reevaluation, drawn, tolerance
 from fedpact_contract.unions import by_round
 from fedpact_contract.verify import verify
-from fedpact_models.evaluate import evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
 from fedpact_models.tasks import task_of
@@ -204,7 +203,7 @@ class _Task:
         bases, led_to = bundle.bases(self.bodies), bundle.models(self.bodies)
         updates, memory, previous = bundle.updates(self.bodies), aggregation.START, None
         watch = Watch(contract, examples) if examples is not None else None
-        standing, slices = by_round(self.bodies), contract.contribution.validation.slices
+        standing = by_round(self.bodies)
         total = np.zeros((len(ids), 0 if examples is None else len(examples)))
         for said in scores:
             base, stated = load_model(self.folder, bases[said.round]), led_to[said.round]
@@ -216,7 +215,7 @@ class _Task:
             unions = standing.get(said.round, ())
             self.clips(said.round, aggregation.clips(contract, arrays))
             steps, memory = aggregation.server_steps(contract, arrays, memory, unions)
-            digest = model_digest(aggregation.apply(base, steps.values()).astype("<f8").tobytes())
+            digest = model_digest(aggregation.next_model(contract, base, steps, unions).astype("<f8").tobytes())
             if digest != stated:
                 self.differences.append(Difference(what="model", round=said.round, stated=stated, found=digest))
             if examples is None:
@@ -237,11 +236,9 @@ class _Task:
                         previous = again
                         continue
                     self.whole = False  # other coalitions were due: those that are stated are evaluated all the same
-                rows, counts = drawn(said, self.sample, self.seed), [part.count for part in slices]
+                rows = drawn(said, self.sample, self.seed)
                 named = [masks(said)[row] for row in rows]
-                found = evaluate_coalitions(
-                    contract.model, contract.data, base, list(steps.values()), examples, counts, named
-                )
+                found = scoring.round_game(contract, base, steps, examples, unions)(named)
                 previous = None
             except (FailedError, InputError) as err:  # what is not finite has no loss, whatever the operator states
                 self.skip("loss", said.round, "losses", err.code)
@@ -350,7 +347,7 @@ def _draws(said: RoundScores, again: RoundScores) -> Iterator[Difference]:
     if said.sampling is None or again.sampling is None:
         return
     pairs: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = [
-        ("permutation pairs", (said.sampling.draws,), (again.sampling.draws,), 0)
+        (DRAWN[said.sampling.estimator], (said.sampling.draws,), (again.sampling.draws,), 0)
     ]
     pairs += [("first-order values", said.sampling.first_order, again.sampling.first_order, 1)]
     for stated, found in zip_longest(said.sampling.errors, again.sampling.errors, fillvalue=()):

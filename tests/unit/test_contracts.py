@@ -155,7 +155,7 @@ class TestNew:
             ("equal_weight = 0.1", "equal_weight = 0.2", "CONTRACT_WEIGHTS", "settlement"),
             ('fallback = "metered"', 'fallback = "none"', "CONTRACT", "settlement.fallback"),
             ('fallback = "metered"\n', "", "CONTRACT_MISSING_KEY", "settlement.fallback"),
-            ('aggregation = "weighted-mean"', 'aggregation = "median"', "CONTRACT", "training.aggregation"),
+            ('aggregation = "weighted-mean"', 'aggregation = "trimmed-mean"', "CONTRACT", "training.aggregation"),
             ('unit = "example"', 'unit = "person"', "CONTRACT", "privacy.unit"),
             ('not_after = "2027-11-01T00:00:00Z"', 'not_after = "2026-11-24T12:00:00Z"', "CONTRACT_EXPIRED", None),
             ("spare_attempts = 1", "spare_attempts = 1\nnoise_multiplier = 1", "TEMPLATE_DERIVED_KEY", None),

@@ -162,7 +162,13 @@ def test_drawn_coalitions_are_evaluated_again_as_they_were_drawn(tmp_path: Path)
 
 def test_what_a_draw_rests_on_is_compared_to_the_unit() -> None:
     def scores(**changes: Any) -> RoundScores:
-        values = {"seed": SEED, "draws": 8, "first_order": (5, 6), "errors": ((7, 8), (9, 9))} | changes
+        values = {
+            "estimator": "pairs",
+            "seed": SEED,
+            "draws": 8,
+            "first_order": (5, 6),
+            "errors": ((7, 8), (9, 9)),
+        } | changes
         return RoundScores(round=3, players=(), losses=(), correct=(0, 0), sampling=Sampling(**values))
 
     draws = reevaluation._draws

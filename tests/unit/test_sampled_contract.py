@@ -88,6 +88,7 @@ def scores_of(
         losses=tuple(loss(mask, bend) for mask in (nobody, *drawn, everybody)),
         correct=(0, 0),
         sampling=Sampling(
+            estimator="pairs",
             seed=plan.seed.hex(),
             draws=plan.draws,
             first_order=first,

@@ -1,7 +1,6 @@
 """The HTML report: one file, no script, nothing fetched."""
 
 import json
-from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from itertools import cycle
@@ -17,8 +16,10 @@ from fedpact_contract.record import Hex32, Name, Part
 from fedpact_contract.request import instant, parse_instant
 from fedpact_contract.settlement import format_fen
 from fedpact_server.report.charts import COLOURS, INK, Bar, Series, bars, lines
+from fedpact_server.report.defence_rows import defence_section, undetected_section
 from fedpact_server.report.label_rows import label_rows
 from fedpact_server.report.labels import CENTRAL, Lang, not_stopped_zh, said, words
+from fedpact_server.report.spelled import number_ranges, time_text
 
 
 class LiftLine(Part):
@@ -71,7 +72,7 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
     environment.filters["share"] = format_share
     environment.filters["interval"] = lambda party: format_interval(party["share_low"], party["share_high"])
     environment.filters["nat"] = lambda text: f"{Decimal(text):.6f}"
-    environment.filters["time"] = _time
+    environment.filters["time"] = time_text
     environment.filters["said"] = lambda text: said(text, lang)
     lift = None if lift is None else _in_order(lift, report)
     return environment.get_template("report.html.j2").render(
@@ -86,19 +87,10 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
         utilities=_utilities(report, lang),
         charts=_charts(report, lift, lang),
         label=label_rows(report["privacy"], lang),
+        defences=defence_section(report, lang),
+        undetected=undetected_section(report, lang),
         not_stopped=not_stopped_zh(report) if lang == "zh" else report["not_stopped"],
     )
-
-
-def number_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers for people, runs of them drawn together: 1-3, 5."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _utilities(report: dict[str, Any], lang: Lang) -> str:
@@ -124,12 +116,7 @@ def _opened(report: dict[str, Any]) -> list[str]:
     """
     before = timedelta(seconds=report["deadline_seconds"])
     ends = report["rounds"][:1] + report["rounds"][1:][-1:]
-    return [_time(instant(parse_instant(line["deadline"]) - before)) for line in ends]
-
-
-def _time(moment: str) -> str:
-    """An instant for people: 2026-01-31 12:00:00 UTC."""
-    return f"{moment[:10]} {moment[11:19]} UTC"
+    return [time_text(instant(parse_instant(line["deadline"]) - before)) for line in ends]
 
 
 def _outcomes(report: dict[str, Any]) -> list[dict[str, str]]:

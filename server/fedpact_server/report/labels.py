@@ -15,6 +15,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "contract": ("Contract", "合约"),
     "parties": ("Parties", "各方"),
     "operator": ("Operator", "运营方"),
+    "buyer": ("Buyer", "购买方"),
     "name": ("Name", "名称"),
     "entity_code": ("Entity code", "统一社会信用代码"),
     "role": ("Role, or sector", "角色或行业"),
@@ -78,6 +79,13 @@ LABELS: dict[str, tuple[str, str]] = {
         "Leave-one-out is how much higher the loss would have been without this participant's updates alone, round by "
         "round, all added up; it is shown for comparison, and nothing is paid by it.",
         "留一法指逐轮仅去掉该参与方的更新时损失会高出多少，各轮相加；仅供对照，不作为分配依据。",
+    ),
+    "renormalised_note": (
+        "Contribution is by the re-normalised game: for every group the rule by which updates are combined is applied "
+        "to its updates alone. So one more update makes each other one count for less, and an update that changes "
+        "nothing has a contribution other than 0, mostly a negative one.",
+        "贡献按重新归一化博弈计算：对每个子集，仅对其成员的更新应用聚合规则。因此多一个更新会使其余更新的作用变小；"
+        "毫无改动的更新其贡献亦不为0，通常为负。",
     ),
     "cumulative": ("Cumulative contribution by round (nat)", "各轮累计贡献（nat）"),
     "privacy": ("Privacy: epsilon spent against the contract's budget", "隐私：已用ε与合约预算"),
