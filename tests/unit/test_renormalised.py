@@ -43,10 +43,11 @@ from fedpact_contract.shapley import shapley
 from fedpact_contract.text import render
 from fedpact_contract.trust import Trust
 from fedpact_contract.verify import verify
+from fedpact_models import aggregation
 from fedpact_models.evaluate import evaluate, evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.renormalised import Aggregator, evaluate_models
-from fedpact_server import aggregation, bundle, diagnostic, scoring, watch
+from fedpact_server import bundle, diagnostic, scoring, watch
 from fedpact_server.detectors import OF_UPDATES
 from fedpact_server.evidence import evidence_parts
 from fedpact_server.reevaluate import reevaluate
