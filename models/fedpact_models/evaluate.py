@@ -9,7 +9,7 @@ and then move by one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedpact_contract.contract import Data, Model
 from fedpact_contract.errors import FailedError
-from fedpact_models.coalitions import Rows, coalition_logits, input_error, prepare
+from fedpact_models.coalitions import Game, Rows, coalition_logits, input_error, linear_losses, prepare
 from fedpact_models.exact import product, rounded_halves
 from fedpact_models.features import Examples, Floats
 from fedpact_models.tasks import correct, cross_entropy
@@ -155,11 +155,23 @@ def evaluate_coalitions(
     by_example = np.empty((len(masks), len(examples)))
     right = dict.fromkeys({0, 2 ** len(steps) - 1} & set(masks), 0)
     places = {masks.index(mask): mask for mask in right}
-    for which, rows, scores in coalition_logits(game, examples.x, masks, chunk, block):
-        by_example[which, rows] = cross_entropy(scores, examples.y[rows])
-        for place in places.keys() & set(range(which.start, which.stop)):
-            right[places[place]] += correct(scores[place - which.start], examples.y[rows])
+    for which, rows, losses, scores in _losses(game, examples, masks, chunk, block):
+        by_example[which, rows] = losses
+        for place in places.keys() & set(which):
+            right[places[place]] += correct(scores(which.index(place)), examples.y[rows])
     return CoalitionLosses(losses=_unit_sums(by_example, slices), by_example=by_example, correct=right)
+
+
+def _losses(
+    game: Game, examples: Examples, masks: Sequence[int], chunk: int | None, block: int | None
+) -> Iterator[tuple[list[int], slice, Floats, Callable[[int], Floats]]]:
+    """As `linear_losses`, of any model."""
+    if len(game.shape.layers) == 1:
+        yield from linear_losses(game, examples, masks, chunk, block)
+    else:
+        for which, rows, scores in coalition_logits(game, examples.x, masks, chunk, block):
+            places = list(range(which.start, which.stop))
+            yield places, rows, cross_entropy(scores, examples.y[rows]), scores.__getitem__
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -217,24 +229,37 @@ def _unit_sums(losses: Floats, slices: Sequence[int]) -> tuple[tuple[int, ...], 
     """
     starts = np.cumsum([0, *slices[:-1]])
     result: list[tuple[int, ...]] = []
+    scaled, units = np.empty((32, losses.shape[1])), np.empty((32, losses.shape[1]), dtype=np.int64)
     for at in range(0, len(losses), 32):
-        units = losses[at : at + 32] * 2.0**10
-        if not -LARGEST_LOSS < units.min() * 2.0**-10 <= units.max() * 2.0**-10 < LARGEST_LOSS:
+        part = losses[at : at + 32]
+        largest = max(-part.min(), part.max())
+        if not largest < LARGEST_LOSS:
             raise FailedError(
                 "EVALUATION_NOT_FINITE",
                 "A coalition's loss on an example of the validation set is not a finite number below 2^30 nat.",
             )
-        high = units.astype(np.int64)
-        units -= high
-        units *= 2.0**42
-        sums = [np.add.reduceat(part, starts, axis=1).tolist() for part in (high, units.astype(np.int64))]
-        result += (tuple(map(_nanonats, *pair)) for pair in zip(*sums, strict=True))
+        fine = np.multiply(part, 2.0**52, out=scaled[: len(part)])
+        if largest < 2.0**10:
+            units[: len(part)] = fine  # cuts
+            sums = np.add.reduceat(
+                units[: len(part)], starts, axis=1
+            ).tolist()  # modulo 2^64: the rest by a float's sum
+            near = np.add.reduceat(fine, starts, axis=1).tolist()
+            exact = [list(map(_of_residue, *pair)) for pair in zip(sums, near, strict=True)]
+        else:
+            exact = [[sum(map(int, cut.tolist())) for cut in np.split(row, starts[1:])] for row in fine]
+        result += (tuple(map(_nanonats, row)) for row in exact)
     return tuple(result)
 
 
-def _nanonats(high: int, low: int) -> int:
-    """A sum in 2^-10 and 2^-52 nat, in 1e-9 nat, half-even."""
-    exact, half = ((high << 42) + low) * UNIT, 1 << 51
+def _of_residue(residue: int, near: float) -> int:
+    """The integer near `near`, nearer than 2^63, that leaves this residue modulo 2^64."""
+    return residue + (int(near) - residue + (1 << 63) >> 64 << 64)
+
+
+def _nanonats(exact: int) -> int:
+    """A sum in 2^-52 nat, in 1e-9 nat, half-even."""
+    exact, half = exact * UNIT, 1 << 51
     floor = exact >> 52
     rest = exact - (floor << 52)
     return floor + (rest > half or (rest == half and floor & 1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpact_models.tasks import accuracy, correct, cross_entropy, predicted, probabilities
+from fedpact_models.tasks import Sums, accuracy, correct, cross_entropy, predicted, probabilities
 
 
 def test_cross_entropy_is_that_of_torch_for_each_example() -> None:
@@ -31,6 +31,22 @@ def test_an_examples_loss_does_not_depend_on_its_company() -> None:
     for b in range(4):
         for v in range(33):
             assert cross_entropy(logits[b, v : v + 1], y[v : v + 1])[0] == whole[b, v]
+
+
+def test_losses_of_sums_are_those_of_the_sums_each_on_its_own_whatever_their_size() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 33)
+    for size in (0.3, 30.0, 900.0):
+        added, logits = rng.normal(size=(8, 5, 33)) * size, rng.normal(size=(5, 33)) * size
+        for part in (*added, logits):
+            part -= part[y, np.arange(33)]
+        whole = Sums(added, y).cross_entropy(logits, list(range(8)))
+        expected = cross_entropy((logits + added).swapaxes(-2, -1), y)
+        np.testing.assert_allclose(whole, expected, rtol=1e-13, atol=1e-14)
+        for v in range(33):  # one example is added up by other code of numpy's
+            one = Sums(added[..., v : v + 1].copy(), y[v : v + 1])
+            for sets in ([3], [7, 0, 3], list(range(8))):
+                assert one.cross_entropy(logits[:, v : v + 1].copy(), sets)[:, 0].tolist() == whole[sets, v].tolist()
 
 
 def test_the_metric_counts_and_equal_logits_go_to_the_first_class() -> None:
