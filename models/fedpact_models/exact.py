@@ -58,7 +58,7 @@ def largest(a: Floats, axis: int | tuple[int, ...]) -> Floats:
 
 
 def to_grid(a: Floats, scale: Floats | float, bits: int, out: Floats | None = None) -> Floats:
-    """Round in place, or into `out`, to multiples of scale 2^-(2 bits + 1): half-even, by the addition's own rounding."""
+    """Round in place, or into `out`, to multiples of scale 2^-(2 bits + 1): half-even, as additions round."""
     grid = scale * (1.5 * 2.0 ** (51 - 2 * bits))
     out = np.add(a, grid, out=a if out is None else out)
     out -= grid
