@@ -9,7 +9,7 @@ where s_i = sqrt((2 E_i^2 + 4 E_i max(0, median)) / P) is the deviation of the e
 parameters, so that noise alone is not taken for signal; without local DP s_i = 0. Dividing the *norms* by the noise
 instead would measure noise: at epsilon 2 it is a hundred times the signal, and padded rows would pass.
 
-The log holds e_i and c_i; E_i follows from the contract. c_i is a decimal, rounded down.
+The log holds e_i, in 1e-12, and c_i; E_i follows from the contract. c_i is a decimal, rounded down.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from math import isqrt
 
 from fedpact_contract.contract import ClientPrivacy, Contract
 from fedpact_contract.errors import InputError
+from fedpact_contract.shape import parameter_count
 
 DEVIATIONS = 3
 """Deviations of noise energy that are left to an honest update."""
@@ -26,7 +27,24 @@ DEVIATIONS = 3
 PLACES = 9
 """Decimal places of a factor."""
 
+UNIT = 10**12
+"""Energies stand in the log in this part of one."""
+
 _ROOT_PLACES = 10**30
+
+
+def contract_factors(contract: Contract, energies: Mapping[str, int]) -> dict[str, Decimal]:
+    """By which factor each admitted update of a round counts, from what the log holds: ||D_i||^2 in 1e-12.
+
+    Raises:
+        InputError: CLIP_INPUT, as `clip_factors`; somebody is no participant.
+    """
+    parameters = parameter_count(contract)
+    return clip_factors(
+        {p: Fraction(energy, UNIT) for p, energy in energies.items()},
+        {p: noise_energy(contract, contract.participant(p).num_examples, parameters) for p in energies},
+        parameters,
+    )
 
 
 def noise_energy(contract: Contract, num_examples: int, parameters: int) -> Fraction:

@@ -72,6 +72,19 @@ class Auditor(Party):
         return fingerprint(self.key + self.encryption_key)
 
 
+class Entity(Part):
+    """A legal entity that signs nothing here: it is named for what it may not be, or gives."""
+
+    name: Name
+    entity_code: EntityCode
+
+
+class Affiliate(Entity):
+    """An entity under common control with the operator or the buyer, as it declares."""
+
+    of: Literal["operator", "buyer"]
+
+
 class NumberColumn(Part):
     """A numeric feature with public bounds; values are clipped to them and scaled to [-1, 1].
 
@@ -245,9 +258,9 @@ class Participation(Part):
 
 
 class ValidationSlice(Part):
-    """Rows of the validation set by who gave them: `operator`, or a participant's id (scored on the others' rows)."""
+    """Rows of the validation set by who gave them: operator, buyer, or a participant (scored on the others' rows)."""
 
-    source: Annotated[str, StringConstraints(pattern=r"^(operator|[0-9a-f]{64})$")]
+    source: Annotated[str, StringConstraints(pattern=r"^(operator|buyer|[0-9a-f]{64})$")]
     count: Count
 
 
@@ -273,6 +286,23 @@ class Contribution(Part):
     estimator: Literal["exact", "sampled"]
     max_coalitions: Annotated[int, Field(ge=8, le=2**16)] | None = None
     validation: Validation
+
+
+class Defences(Part):
+    """What is done against gaming (docs/adr/0008). Without this clause nothing of it is.
+
+    `clip`: updates count in training and in scores scaled down to the median participant's signal (`clipping`), or as
+    they are. After each round the operator's detectors look at all updates and values; what they find is committed to
+    like the scores, and opened with them. `wreckers`: whoever they call a WRECKER is invited no more until it is
+    reviewed, or only reported. `negatives`: where negative values together are above this part of v(N), the period is
+    not settled before the participants agreed to the operator's review. `dispute_hours`: how long a participant may
+    dispute that it is one union with another.
+    """
+
+    clip: Literal["median-signal", "none"]
+    wreckers: Literal["reject", "report"]
+    negatives: Dec
+    dispute_hours: Annotated[int, Field(ge=1, le=8760)]
 
 
 class Settlement(Part):
@@ -312,6 +342,8 @@ class Contract(Record):
     """The contract. `parties` are the operator and the participants; a participant's id is its key's fingerprint.
 
     `auditor`: validation rows are sealed to it before round 1, and it may re-evaluate the scores (docs/adr/0007).
+    `defences`: what is done against gaming (docs/adr/0008). `buyer`: who buys the model. Neither it nor a declared
+    affiliate of it or of the operator is paid by contribution, which it could steer.
     """
 
     TYPE = "contract"
@@ -332,6 +364,9 @@ class Contract(Record):
     statistics: Statistics | None = None
     baseline: Baseline | None = None
     auditor: Auditor | None = None
+    defences: Defences | None = None
+    buyer: Entity | None = None
+    affiliates: Annotated[tuple[Affiliate, ...], Field(min_length=1, max_length=1000)] | None = None
 
     @classmethod
     def parse(cls, value: Any, *, code: str = "CONTRACT", file: object = None) -> Self:  # noqa: ANN401 - JSON value
@@ -515,6 +550,41 @@ def check_parties(contract: Contract) -> None:
         raise InputError(
             "CONTRACT_DATA_SET_TWICE", "Two participants name one data set.", field="participants.data_set"
         )
+
+
+def check_affiliates(contract: Contract) -> None:
+    """Who could steer the scores is not paid by them; affiliates are somebody's who is named, each named once."""
+    buyer, affiliates = contract.buyer, contract.affiliates or ()
+    places: list[tuple[str, Entity, str]] = [] if buyer is None else [("buyer", buyer, "the buyer")]
+    places += [(f"affiliates.{i}", entity, f"an affiliate of the {entity.of}") for i, entity in enumerate(affiliates)]
+    codes = [entity.entity_code for _, entity, _ in places]
+    paid = {p.entity_code: p.name for p in contract.participants if contract.settlement.contribution_weight > 0}
+    for place, entity, role in places:
+        if codes.count(entity.entity_code) > 1 or entity.entity_code == contract.operator.entity_code:
+            raise InputError(
+                "CONTRACT_ENTITY_TWICE",
+                f"{entity.name} is named twice among operator, buyer and affiliates.",
+                field=f"{place}.entity_code",
+                party=entity.name,
+                remedy="Name each legal entity once; leave the buyer out where the operator buys.",
+            )
+        if isinstance(entity, Affiliate) and entity.of == "buyer" and buyer is None:
+            raise InputError(
+                "CONTRACT_NO_BUYER",
+                f"{entity.name} is an affiliate of the buyer, and no buyer is named.",
+                field=place,
+                party=entity.name,
+                remedy="Name the buyer: [buyer] with name and entity_code.",
+            )
+        if entity.entity_code in paid:
+            raise InputError(
+                "CONTRACT_AFFILIATE",
+                f"{paid[entity.entity_code]} is {role}, and would be paid by contribution.",
+                field=f"{place}.entity_code",
+                party=paid[entity.entity_code],
+                rule="operator, buyer and their affiliates are not paid by scores that they could steer",
+                remedy="Leave the participant out, or pay by data and equality alone (contribution_weight = 0).",
+            )
 
 
 def check_auditor(contract: Contract) -> None:
@@ -777,11 +847,11 @@ MAX_EXACT = 12
 def check_contribution(contract: Contract) -> None:
     """Slices come from the operator or participants, each once; exact values need few participants."""
     sources = [s.source for s in contract.contribution.validation.slices]
-    known = {"operator", *(p.id for p in contract.participants)}
+    known = {"operator", *(p.id for p in contract.participants)} | ({"buyer"} if contract.buyer else set())
     if len(set(sources)) != len(sources) or not set(sources) <= known:
         raise InputError(
             "CONTRACT_SLICES",
-            "A validation slice comes from the operator or a participant, one slice from each.",
+            "A validation slice comes from the operator, the contract's buyer or a participant, one slice from each.",
             field="contribution.validation.slices",
         )
     if set(sources) <= {p.id for p in contract.participants} and len(sources) < 2:
@@ -813,13 +883,16 @@ def check_contribution(contract: Contract) -> None:
         check_coalitions(contract)
 
 
-def estimator_plan(contract: Contract, players: int, seed: bytes) -> estimators.Plan:
+def estimator_plan(
+    contract: Contract, players: int, seed: bytes, unions: tuple[tuple[int, ...], ...] = ()
+) -> estimators.Plan:
     """The groups that a round with so many players begins with.
 
     Args:
         contract: One whose estimator is `sampled`.
         players: Of the round.
         seed: `sampling.round_seed`.
+        unions: Of the round's players, by their places.
 
     Raises:
         InputError: ESTIMATOR_BUDGET, max_coalitions is too small for so many.
@@ -830,6 +903,7 @@ def estimator_plan(contract: Contract, players: int, seed: bytes) -> estimators.
         linear=contract.model.kind == "softmax",
         most=contract.contribution.max_coalitions or 0,
         seed=seed,
+        unions=unions,
     )
 
 
@@ -841,6 +915,28 @@ def check_coalitions(contract: Contract) -> None:
         except InputError as err:
             field = "contribution.max_coalitions"
             raise InputError("CONTRACT_COALITIONS", err.message, field=field, rule=err.rule, remedy=err.remedy) from err
+
+
+def check_defences(contract: Contract) -> None:
+    """There are single updates to look at, and a part of v(N) is a part."""
+    defences = contract.defences
+    if defences is None:
+        return
+    if isinstance(contract.privacy, ClientPrivacy):
+        raise InputError(
+            "CONTRACT_CENTRAL_DEFENCES",
+            "At client level no single update is looked at, neither for its score nor for an alarm.",
+            field="defences",
+            remedy="Leave it out, or take the trust model record-level-at-each-participant.",
+        )
+    if not 0 < defences.negatives < 1:
+        raise InputError(
+            "CONTRACT_NEGATIVES",
+            f"negatives is {defences.negatives}, and must be a part of the total value.",
+            field="defences.negatives",
+            rule="above 0 and below 1",
+            remedy="Write 0.1: a review where negative values are above a tenth of the total.",
+        )
 
 
 def check_settlement(contract: Contract) -> None:
@@ -863,6 +959,7 @@ def check_term(contract: Contract) -> None:
 
 CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_parties,
+    check_affiliates,
     check_auditor,
     check_gate_orders,
     check_data,
@@ -874,6 +971,7 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_statistics,
     check_participation,
     check_contribution,
+    check_defences,
     check_settlement,
     check_term,
 )

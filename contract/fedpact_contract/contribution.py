@@ -20,7 +20,8 @@ from fedpact_contract.estimators import MAX_PAIRS, Estimate, Plan, coalitions, e
 from fedpact_contract.log import RoundScores, Sampling
 from fedpact_contract.output import counted
 from fedpact_contract.sampling import round_seed, standard_error
-from fedpact_contract.shapley import banzhaf, shapley
+from fedpact_contract.shapley import banzhaf, owen, shapley
+from fedpact_contract.unions import among, of_scores, partition
 
 T = TypeVar("T")
 
@@ -65,6 +66,7 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
     if (scores.admitted is not None) != contract.keeps_momentum or not {*admitted_in(scores)} <= {*scores.players}:
         message = "Who was admitted is named beside the players where the server's optimizer keeps momentum, else not."
         raise FaultError("SCORES_PLAYERS", message, field=field)
+    _check_unions(scores, contract, field)
     slices = len(contract.contribution.validation.slices)
     if contract.contribution.game == "unanimity":
         coalitions = 2  # nobody, and all together: no smaller group was looked at
@@ -83,6 +85,17 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
             raise FaultError("SCORES_RANGE", message, field=field)
     if not 0 <= min(scores.correct) <= max(scores.correct) <= validation_rows(contract):
         raise FaultError("SCORES_CORRECT", "More rows are counted right than there are, or fewer than 0.", field=field)
+
+
+def _check_unions(scores: RoundScores, contract: Contract, field: str) -> None:
+    """Unions are at least two players each, nobody in two, where the contract knows them."""
+    if scores.unions is not None and (not scores.unions or scores.unions != among(scores.players, scores.unions)):
+        message = "The unions are not at least two players each, in the order of ids."
+        raise FaultError("SCORES_UNIONS", message, field=field)
+    together = [p for union in scores.unions or () for p in union]
+    if len(set(together)) != len(together) or (together and contract.defences is None):
+        message = "A player is in two unions, or the contract knows none."
+        raise FaultError("SCORES_UNIONS", message, field=field)
 
 
 def _check_sampled(scores: RoundScores, contract: Contract, field: str) -> None:
@@ -119,7 +132,7 @@ def check_draws(scores: RoundScores, contract: Contract, update_digests: Sequenc
     if seed.hex() != sampling.seed:
         message = "The seed is not that of the round's admitted updates."
         raise FaultError("SCORES_SEED", message, field=field)
-    due: Plan | None = estimator_plan(contract, len(scores.players), seed)
+    due: Plan | None = estimator_plan(contract, len(scores.players), seed, of_scores(scores))
     plan = _plan(scores, sampling)
     for errors in sampling.errors:
         if due is None or due.draws > sampling.draws:
@@ -168,7 +181,13 @@ def _in_order(scores: RoundScores, rows: Sequence[T]) -> list[T]:
 
 def _plan(scores: RoundScores, sampling: Sampling) -> Plan:
     seed = bytes.fromhex(sampling.seed)
-    return Plan(estimator="pairs", players=len(scores.players), draws=sampling.draws, seed=seed)
+    return Plan(
+        estimator="pairs",
+        players=len(scores.players),
+        draws=sampling.draws,
+        seed=seed,
+        unions=of_scores(scores),
+    )
 
 
 def check_rounds(rounds: Sequence[RoundScores], contract: Contract) -> None:
@@ -343,7 +362,12 @@ def _round(
 def _values(scores: RoundScores, index: _Index, table: Sequence[int]) -> list[tuple[Fraction, Fraction]]:
     """Of each player: the index of what is given for each row of `losses`, and its half-width, 0 where it is exact."""
     if scores.sampling is None:
-        return [(value, Fraction(0)) for value in index.of_table(table)]
+        blocks = of_scores(scores)
+        if blocks and index is _SHAPLEY:
+            found = owen(table, partition(scores.players, scores.unions or ()))
+        else:
+            found = tuple(index.of_table(table))
+        return [(value, Fraction(0)) for value in found]
     estimated = estimate(_plan(scores, scores.sampling), _in_order(scores, table))
     return list(zip(estimated.values, map(Fraction, estimated.half_widths), strict=True))
 

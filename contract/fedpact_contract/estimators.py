@@ -34,7 +34,7 @@ from typing import Literal
 from fedpact_contract import stratified
 from fedpact_contract.errors import InputError
 from fedpact_contract.sampling import permutation, standard_error, t_quantile
-from fedpact_contract.shapley import shapley
+from fedpact_contract.shapley import owen, owen_coefficients, shapley
 
 MAX_PLAYERS = 128
 EXACT_PLAYERS = 12
@@ -51,6 +51,8 @@ _SEED_BYTES = 32
 _OF_VALIDATION_ERROR = Fraction(1, 10)
 _OF_TOTAL = Fraction(1, 200)
 _ZERO = Fraction(0)
+_INSIDE = 1 << 63
+"""Where the permutations begin that order the members inside unions."""
 
 Estimator = Literal["exact", "pairs", "stratified"]
 SampledGame = Literal["fixed-weight", "re-normalised"]
@@ -61,13 +63,21 @@ class Plan:
     """What a round evaluates.
 
     `draws`: permutation pairs (K) of `pairs`, complementary pairs of coalitions of `stratified`, 0 of `exact`, which
-    has no `seed` either. The seed is that of `sampling.round_seed`.
+    has no `seed` either. The seed is that of `sampling.round_seed`. `unions`: players that count as one and share its
+    value as Owen has it, at least two each; not of `stratified`.
     """
 
     estimator: Estimator
     players: int
     draws: int = 0
     seed: bytes = b""
+    unions: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The partition: unions, and everybody else alone, in the order of their first members."""
+        together = {i for union in self.unions for i in union}
+        return tuple(sorted((*self.unions, *((i,) for i in range(self.players) if i not in together))))
 
     def __post_init__(self) -> None:
         problem = _problem(self)
@@ -88,7 +98,15 @@ class Estimate:
     half_widths: tuple[Decimal, ...]
 
 
-def choose(players: int, *, game: SampledGame, linear: bool, most: int, seed: bytes) -> Plan:
+def choose(
+    players: int,
+    *,
+    game: SampledGame,
+    linear: bool,
+    most: int,
+    seed: bytes,
+    unions: tuple[tuple[int, ...], ...] = (),
+) -> Plan:
     """The plan that a round begins with, by the rule above.
 
     Args:
@@ -97,13 +115,14 @@ def choose(players: int, *, game: SampledGame, linear: bool, most: int, seed: by
         linear: Whether the model is linear in its weights up to the loss.
         most: Coalitions that the contract allows to be evaluated, nobody and all among them.
         seed: `sampling.round_seed`.
+        unions: Of the plan.
 
     Raises:
         InputError: ESTIMATOR_BUDGET, the contract allows too few coalitions; ESTIMATOR_PLAN, too many players.
     """
     small = players <= (EXACT_LINEAR_PLAYERS if linear else EXACT_PLAYERS)
     if small and evaluations("exact", players, 0) <= most:
-        return Plan(estimator="exact", players=players)
+        return Plan(estimator="exact", players=players, unions=unions)
     kind: Estimator = "pairs" if game == "fixed-weight" else "stratified"
     fewest = _FEWEST_PAIRS if kind == "pairs" else stratified.GROUPS
     draws = min(_start(kind, players), _affordable(kind, players, most))
@@ -118,7 +137,7 @@ def choose(players: int, *, game: SampledGame, linear: bool, most: int, seed: by
             rule="the estimator is chosen within the number of coalitions that the contract allows",
             remedy=f"Allow at least {needed} coalitions a round.",
         )
-    return Plan(estimator=kind, players=players, draws=draws, seed=seed)
+    return Plan(estimator=kind, players=players, draws=draws, seed=seed, unions=unions)
 
 
 def evaluations(estimator: Estimator, players: int, draws: int) -> int:
@@ -160,10 +179,11 @@ def estimate(plan: Plan, utilities: Sequence[int | Fraction]) -> Estimate:
             remedy="Evaluate the coalitions of the plan, in its order.",
         )
     if plan.estimator == "exact":
-        return Estimate(values=shapley(utilities), half_widths=(Decimal(0),) * plan.players)
+        values = owen(utilities, plan.blocks) if plan.unions else shapley(utilities)
+        return Estimate(values=values, half_widths=(Decimal(0),) * plan.players)
     if plan.estimator == "stratified":
-        values, halves = stratified.estimate(plan.players, masks, [Fraction(v) for v in utilities])
-        return Estimate(values=tuple(values), half_widths=tuple(halves))
+        means, halves = stratified.estimate(plan.players, masks, [Fraction(v) for v in utilities])
+        return Estimate(values=tuple(means), half_widths=tuple(halves))
     value_of = dict(zip(masks, map(Fraction, utilities), strict=True))
     by_pair = []
     for pair in _pairs(plan):
@@ -186,6 +206,8 @@ def coefficients(plan: Plan) -> tuple[dict[int, Fraction], ...]:
     n = plan.players
     if plan.estimator == "stratified":
         result = stratified.coefficients(n, coalitions(plan))
+    elif plan.estimator == "exact" and plan.unions:
+        result = owen_coefficients(n, plan.blocks)
     elif plan.estimator == "exact":
         orders = [factorial(k) for k in range(n + 1)]
         inside = [_ZERO, *(Fraction(orders[s - 1] * orders[n - s], orders[n]) for s in range(1, n + 1))]
@@ -303,7 +325,7 @@ def _affordable(estimator: Estimator, players: int, most: int) -> int:
 def _pairs(plan: Plan) -> Iterator[list[tuple[int, int, int]]]:
     """For each pair the arrivals of both directions: the player, the coalition before it and the one with it."""
     for k in range(plan.draws):
-        order = permutation(plan.seed, k, plan.players)
+        order = _order(plan, k)
         arrivals = []
         for walk in (order, order[::-1]):
             before = 0
@@ -311,6 +333,16 @@ def _pairs(plan: Plan) -> Iterator[list[tuple[int, int, int]]]:
                 arrivals.append((player, before, before | 1 << player))
                 before |= 1 << player
         yield arrivals
+
+
+def _order(plan: Plan, k: int) -> tuple[int, ...]:
+    """The k-th order of arrival; members of a union arrive together, in an order of their own."""
+    if not plan.unions:
+        return permutation(plan.seed, k, plan.players)
+    place = {player: at for at, player in enumerate(permutation(plan.seed, _INSIDE + k, plan.players))}
+    blocks = plan.blocks
+    arrivals = (sorted(blocks[b], key=place.__getitem__) for b in permutation(plan.seed, k, len(blocks)))
+    return tuple(player for block in arrivals for player in block)
 
 
 def _half_width(values: Sequence[Fraction]) -> Decimal:
@@ -340,4 +372,9 @@ def _problem(plan: Plan) -> str | None:
         return f"it takes {fewest} to {most} draws"
     if len(plan.seed) != (_SEED_BYTES if plan.draws else 0):
         return "a seed of 32 bytes goes with draws, and only with them"
+    together = [i for union in plan.unions for i in union]
+    if min(map(len, plan.unions), default=2) < 2 or len({*together} & {*range(plan.players)}) != len(together):
+        return "a union has at least two players, each of them in one union"
+    if plan.unions and plan.estimator == "stratified":
+        return "unions are not offered"
     return None

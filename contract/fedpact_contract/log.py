@@ -5,6 +5,7 @@ type, 32 random bytes (so that a leaf hash tells nothing to whom the entry is no
 """
 
 import os
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints
@@ -13,7 +14,7 @@ from fedpact_contract import merkle
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
 from fedpact_contract.contract import Count, Fen, SignedContract
 from fedpact_contract.errors import FaultError, InputError
-from fedpact_contract.record import Big, Code, Hex32, Instant, Part, Record
+from fedpact_contract.record import Big, Code, Dec, Hex32, Instant, Name, Part, Record
 
 NoiseLabel = Literal["csprng", "test"]
 """Where noise came from: the operating system, or a test."""
@@ -199,10 +200,18 @@ class BaselinesScored(Body):
     lines: tuple[BaselineLoss, ...]
 
 
+class Clip(Part):
+    """How an update counts: its energy ||D||^2 in 1e-12, and the factor that follows from all of these (`clipping`)."""
+
+    energy: Big
+    factor: Dec
+
+
 class RoundAggregated(Body):
     """The admitted updates, in the order of participants' ids, and the model they led to.
 
-    `noise`: at client level, and only there, where the noise that the operator added came from.
+    `noise`: at client level, and only there, where the noise that the operator added came from. `clips`: one for each
+    of the admitted, where the contract clips to the median signal.
     """
 
     TYPE = "round-aggregated"
@@ -210,6 +219,7 @@ class RoundAggregated(Body):
     admitted: tuple[Hex32, ...]
     model_digest: Hex32
     noise: NoiseLabel | None = None
+    clips: tuple[Clip, ...] | None = None
 
 
 class RoundAbandoned(Body):
@@ -218,6 +228,14 @@ class RoundAbandoned(Body):
     TYPE = "round-abandoned"
     round: Count
     admitted: tuple[Hex32, ...]
+    code: Code
+
+
+class RoundDiscarded(Body):
+    """A loss of the round is no finite number: it has no scores, its model is given up and the run ends before it."""
+
+    TYPE = "round-discarded"
+    round: Count
     code: Code
 
 
@@ -239,6 +257,8 @@ class Sampling(Part):
 class RoundScores(Part):
     """Coalition losses of one round, as integers.
 
+    `unions`: players that count as one in this round, in the order of ids, where there are any (docs/adr/0008).
+
     `players` are the admitted participants in the order of their ids. With a server's optimizer that keeps momentum
     they are all that were admitted in this round or before, and `admitted` names this round's. (Of the unanimity game
     `losses` has two rows, the base model's and the next one's.) `losses[mask][k]` is the sum, in 1e-9 nat, of the loss
@@ -252,6 +272,7 @@ class RoundScores(Part):
     correct: tuple[int, int]
     admitted: tuple[Hex32, ...] | None = None
     sampling: Sampling | None = None
+    unions: tuple[tuple[Hex32, ...], ...] | None = None
 
 
 class Moments(Part):
@@ -265,12 +286,99 @@ class Moments(Part):
     products: tuple[tuple[Big, ...], ...]
 
 
+class Finding(Part):
+    """What one detector says after a round, of whoever stands out most (fedpact_server.detectors).
+
+    `outcome`: alarm; quiet; no power, where even the thing itself would hardly have been found. Numbers are decimal
+    texts of six digits, or inf: they are the operator's statement, and nothing is computed from them.
+    """
+
+    code: Code
+    round: Count
+    outcome: Literal["alarm", "quiet", "no power"]
+    participants: tuple[Hex32, ...]
+    statistic: Name
+    threshold: Name
+    power: Name
+    evidence: dict[Code, str | int]
+
+
+class Findings(Part):
+    """What all detectors said after a round."""
+
+    round: Count
+    lines: tuple[Finding, ...]
+
+
 class ScoresCommitted(Body):
-    """A salted commitment to a `RoundScores`, opened at the close of the period."""
+    """A salted commitment to a `RoundScores`, opened at the close of the period.
+
+    `findings`: one to what the detectors said, where the contract has defences; opened at the close, too.
+    """
 
     TYPE = "scores-committed"
     round: Count
     commitment: Hex32
+    findings: Hex32 | None = None
+
+
+class ParticipantExcluded(Body):
+    """After this round's scores the participant is invited no more, until it is readmitted.
+
+    Its own value was far below zero twice running; the finding that says so is opened at the close.
+    """
+
+    TYPE = "participant-excluded"
+    round: Count
+    participant: Hex32
+    code: Literal["WRECKER"]
+
+
+class ParticipantReadmitted(Body):
+    """The operator's review found that the participant may train again, and why."""
+
+    TYPE = "participant-readmitted"
+    participant: Hex32
+    reason: Name
+
+
+class UnionDeclared(Body):
+    """The operator holds these participants to be one: their rows are the same ones, or one owner's.
+
+    It rests on a finding of this round or before. Until `until` a member may dispute it.
+    """
+
+    TYPE = "union-declared"
+    round: Count
+    members: tuple[Hex32, ...]
+    declared: Instant
+    until: Instant
+    reason: Name
+
+
+class UnionConfirmed(Body):
+    """From the next round on the union's examples count once; `reason` where a member disputed it."""
+
+    TYPE = "union-confirmed"
+    members: tuple[Hex32, ...]
+    at: Instant
+    reason: Name | None = None
+
+
+class UnionWithdrawn(Body):
+    """From the next round on these participants count for themselves again."""
+
+    TYPE = "union-withdrawn"
+    members: tuple[Hex32, ...]
+    reason: Name
+
+
+class StatementTaken(Body):
+    """What a person at a participant says to an entry that asks: an envelope of `messages.Statement`."""
+
+    TYPE = "statement-taken"
+    participant: Hex32
+    statement: dict[str, Any]
 
 
 class RunCompleted(Body):
@@ -292,6 +400,15 @@ class ScoresOpened(Body):
     round: Count
     salt: Hex32
     scores: RoundScores
+
+
+class FindingsOpened(Body):
+    """The opening of the commitment to a round's findings."""
+
+    TYPE = "findings-opened"
+    round: Count
+    salt: Hex32
+    findings: Findings
 
 
 class MomentsOpened(Body):
@@ -350,15 +467,34 @@ ENTRY_TYPES: dict[str, type[Body]] = {
         BaselinesScored,
         RoundAggregated,
         RoundAbandoned,
+        RoundDiscarded,
         ScoresCommitted,
+        ParticipantExcluded,
+        ParticipantReadmitted,
+        UnionDeclared,
+        UnionConfirmed,
+        UnionWithdrawn,
+        StatementTaken,
         RunCompleted,
         ScoresOpened,
+        FindingsOpened,
         MomentsOpened,
         RevenueRecorded,
         PeriodSettled,
         PeriodClosing,
     )
 }
+
+
+def kept_rounds(bodies: Iterable[Body]) -> list[RoundAggregated]:
+    """The rounds that led to a model which was not given up, in order."""
+    result: list[RoundAggregated] = []
+    for body in bodies:
+        if isinstance(body, RoundAggregated):
+            result.append(body)
+        elif isinstance(body, RoundDiscarded):
+            result = [kept for kept in result if kept.round != body.round]
+    return result
 
 
 def commitment(kind: type[Part], salt: bytes, value: Part) -> str:

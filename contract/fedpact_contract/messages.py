@@ -301,6 +301,21 @@ class SignedEnrolment(Part):
     node_signature: str
 
 
+class Statement(Record):
+    """What a person at a participant says to an entry of the log that asks for an answer; by the contract key.
+
+    `subject`: the entry's leaf hash. A union is disputed; a review is agreed to or disputed.
+    """
+
+    TYPE = "statement"
+
+    contract_id: Hex32
+    participant: Hex32
+    subject: Hex32
+    answer: Literal["agree", "dispute"]
+    reason: Name | None = None
+
+
 class Objection(Record):
     """A participant's no to a closing checkpoint, with a fixed code; signed by its run key."""
 

@@ -36,10 +36,11 @@ class Difference(Part):
 
     `deposit`: what was deposited is no set of the committed rows; `model`: the model that a round led to; `loss`: of a
     coalition on a slice, in 1e-9 nat; `correct`: right answers before and after a round; `draws`: what the draw of a
-    round's coalitions rests on; `moments`: of two participants, in 1e-18 nat^2. Round 0 is the whole run.
+    round's coalitions rests on; `clips`: an update's energy and factor; `findings`: what a detector says; `moments`: of
+    two participants, in 1e-18 nat^2. Round 0 is the whole run.
     """
 
-    what: Literal["deposit", "model", "loss", "correct", "draws", "moments"]
+    what: Literal["deposit", "model", "loss", "correct", "draws", "clips", "findings", "moments"]
     round: Number
     stated: Name
     found: Name
@@ -57,6 +58,8 @@ class Difference(Part):
             "loss": f"Round {self.round}, {part}",
             "correct": f"Round {self.round}, right answers before and after",
             "draws": f"Round {self.round}, the draw of its coalitions",
+            "findings": f"Round {self.round}, what the detectors say",
+            "clips": f"Round {self.round}, an update's energy in 1e-12 (its factor)",
             "moments": f"The second moments of {' and '.join(names)}",
         }[self.what]
         return f"{where}: the operator states {self.stated}, the auditor finds {self.found}."

@@ -7,7 +7,7 @@ fault hides no other. Deadlines are not judged: they went by the operator's cloc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedpact_contract import replay_close, replay_rounds
+from fedpact_contract import replay_close, replay_defences, replay_rounds
 from fedpact_contract.errors import FaultError, FedpactError
 from fedpact_contract.log import (
     BaselinesScored,
@@ -15,18 +15,26 @@ from fedpact_contract.log import (
     Checkpoint,
     ContractSigned,
     Entry,
+    FindingsOpened,
     MeasurementTaken,
     MomentsOpened,
+    ParticipantExcluded,
+    ParticipantReadmitted,
     PeriodClosing,
     PeriodSettled,
     ReplyMissed,
     RevenueRecorded,
     RoundAbandoned,
     RoundAggregated,
+    RoundDiscarded,
     RoundOpened,
     RunCompleted,
     ScoresCommitted,
     ScoresOpened,
+    StatementTaken,
+    UnionConfirmed,
+    UnionDeclared,
+    UnionWithdrawn,
     UpdateDecided,
     UpdateRefused,
     ValidationDeposited,
@@ -55,9 +63,11 @@ def replay(
     parties, faults = open_parties(entries[0])
     if parties is None:
         raise faults[0]
+    leaves = [entry.leaf_hash for entry in entries]
     run = Run(
         parties=parties,
-        roots=prefix_roots([entry.leaf_hash for entry in entries]),
+        roots=prefix_roots(leaves),
+        leaves=tuple(leaf.hex() for leaf in leaves),
         checkpoints=checkpoints,
         model_digest=parties.contract.model.initial_digest,
         faults=faults,
@@ -105,7 +115,15 @@ HANDLERS: dict[type[Body], Callable[[Run, Place, Any], Faults]] = {
     BaselinesScored: replay_close.baselines_scored,
     RoundAggregated: replay_rounds.round_aggregated,
     RoundAbandoned: replay_rounds.round_abandoned,
+    RoundDiscarded: replay_rounds.round_discarded,
     ScoresCommitted: replay_close.scores_committed,
+    ParticipantExcluded: replay_defences.participant_excluded,
+    ParticipantReadmitted: replay_defences.participant_readmitted,
+    UnionDeclared: replay_defences.union_declared,
+    UnionConfirmed: replay_defences.union_confirmed,
+    UnionWithdrawn: replay_defences.union_withdrawn,
+    StatementTaken: replay_defences.statement_taken,
+    FindingsOpened: replay_defences.findings_opened,
     RunCompleted: replay_close.run_completed,
     ScoresOpened: replay_close.scores_opened,
     MomentsOpened: replay_close.moments_opened,

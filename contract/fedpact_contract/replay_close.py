@@ -20,8 +20,10 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
+from fedpact_contract.replay_defences import all_founded, findings_committed
 from fedpact_contract.replay_state import Faults, Period, Run
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened
+from fedpact_contract.unions import among
 
 
 def scores_committed(run: Run, place: Place, body: ScoresCommitted) -> Faults:
@@ -32,6 +34,7 @@ def scores_committed(run: Run, place: Place, body: ScoresCommitted) -> Faults:
         message = f"The scores of round {body.round} are committed to already."
         yield place.fault("SCORES_COMMITTED_TWICE", message, field="round")
     run.committed.setdefault(body.round, body.commitment)
+    yield from findings_committed(run, place, body)
 
 
 def baselines_scored(run: Run, place: Place, body: BaselinesScored) -> Faults:
@@ -91,6 +94,7 @@ def scores_opened(run: Run, place: Place, body: ScoresOpened) -> Faults:
         yield place.fault("SCORES_COMMITMENT", message, field="scores", party=party)
     if scores.round != number:
         yield place.fault("SCORES_ROUND", f"The scores are of round {scores.round}.", field="scores.round")
+    digests, unions = next(((list(r.digests.values()), r.unions) for r in run.rounds if r.number == number), ([], ()))
     if number in run.aggregated:
         so_far = [names for k, names in sorted(run.aggregated.items()) if k <= number]
         if scores.players != players_of(run.parties.contract, so_far):
@@ -99,7 +103,9 @@ def scores_opened(run: Run, place: Place, body: ScoresOpened) -> Faults:
         if admitted_in(scores) != run.aggregated[number]:
             message = "Others are named as admitted than the log admitted in this round."
             yield place.fault("SCORES_PLAYERS", message, field="scores.admitted")
-    digests = next((list(r.digests.values()) for r in run.rounds if r.number == number), [])
+        if (scores.unions or ()) != among(scores.players, unions):
+            message = "The unions are not those that were confirmed before the round."
+            yield place.fault("SCORES_UNIONS", message, field="scores.unions")
     if scores.sampling is not None and digests:
         try:
             check_draws(scores, run.parties.contract, digests)
@@ -166,6 +172,7 @@ def period_settled(run: Run, place: Place, body: PeriodSettled) -> Faults:
     if body.basis == "fallback" and not run.scores and run.moments is None:
         yield from _settled_unopened(run, place, body, period)
         return
+    yield from all_founded(run, place)
     unopened = sorted(run.aggregated.keys() - run.scores.keys())
     for number in unopened:
         message = f"The period is settled and the scores of round {number} are not opened."
@@ -191,9 +198,10 @@ def _settled_unopened(run: Run, place: Place, body: PeriodSettled, period: Perio
     operator = run.parties.contract.operator.name
     yield place.fault("SCORES_NOT_OPENED", message, party=operator, rule="what was committed to is opened")
     admitted = [run.aggregated[number] for number in sorted(run.aggregated)]
-    revenue = period.revenue
+    unions = [round_.unions for round_ in run.rounds if round_.number in run.aggregated]
+    revenue, contract = period.revenue, run.parties.contract
     try:
-        period.result = settle_unopened(run.parties.contract, admitted, revenue.revenue_fen, revenue.fees_fen)
+        period.result = settle_unopened(contract, admitted, revenue.revenue_fen, revenue.fees_fen, unions)
     except FedpactError as err:
         yield place.within(err)
         return

@@ -14,6 +14,7 @@ from fedpact_contract.log import (
     ReplyMissed,
     RoundAbandoned,
     RoundAggregated,
+    RoundDiscarded,
     RoundOpened,
     UpdateDecided,
     UpdateRefused,
@@ -32,6 +33,7 @@ from fedpact_contract.messages import (
 )
 from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
+from fedpact_contract.replay_defences import clips
 from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
 from fedpact_contract.statistics import can_be_noised, total_cells
 
@@ -81,7 +83,13 @@ def round_opened(run: Run, place: Place, body: RoundOpened) -> Faults:
         yield place.fault("BASE_MODEL", message, field="base_digest")
     yield from _invited(run, place, body)
     run.rounds.append(
-        Round(number=body.round, index=place.index, base_digest=body.base_digest, invited=tuple(body.invited))
+        Round(
+            number=body.round,
+            index=place.index,
+            base_digest=body.base_digest,
+            invited=tuple(body.invited),
+            unions=tuple(sorted(run.unions)),
+        )
     )
 
 
@@ -99,6 +107,9 @@ def _invited(run: Run, place: Place, body: RoundOpened) -> Faults:
             message = f"A participant is invited after {run.silent[party_id]} missed or refused rounds in a row."
             rule = "participation.missed_rounds_limit"
             yield place.fault("INVITED_SILENT", message, field="invited", party=name, rule=rule)
+        elif party_id in run.excluded:
+            message = "A participant is invited that is excluded and not readmitted."
+            yield place.fault("INVITED_EXCLUDED", message, field="invited", party=name, rule="defences.wreckers")
 
 
 def _outcome(run: Run, place: Place, body: UpdateDecided | UpdateRefused | ReplyMissed, outcome: str) -> Faults:
@@ -363,6 +374,7 @@ def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
     if body.noise != due:
         message = f"The operator's own noise is said to be {body.noise or 'none'}; the contract has {due or 'none'}."
         yield place.fault("MODEL_NOISE", message, field="noise", party=run.parties.contract.operator.name)
+    yield from clips(run, place, body)
     run.aggregated[body.round] = tuple(body.admitted)
     run.model_digest = body.model_digest
 
@@ -373,4 +385,16 @@ def round_abandoned(run: Run, place: Place, body: RoundAbandoned) -> Faults:
     if len(body.admitted) >= run.parties.contract.participation.minimum and body.code != STOPPED:
         message = "A round was abandoned that had enough admitted updates."
         yield place.fault("ABANDONED_WITHOUT_NEED", message, field="admitted", rule="participation.minimum")
+    run.abandoned = True
+
+
+def round_discarded(run: Run, place: Place, body: RoundDiscarded) -> Faults:
+    """The last round that led to a model, before its scores are committed to; the run ends at the model before it."""
+    operator = run.parties.contract.operator.name
+    if body.round != max(run.aggregated, default=0) or body.round in run.committed or run.completed or run.open_round:
+        message = "A round is given up that is not the last one, or has scores."
+        yield place.fault("DISCARDED_ROUND", message, field="round", party=operator)
+        return
+    del run.aggregated[body.round]
+    run.model_digest = run.rounds[-1].base_digest
     run.abandoned = True

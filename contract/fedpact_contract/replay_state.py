@@ -9,11 +9,13 @@ from fedpact_contract.errors import FaultError, FedpactError
 from fedpact_contract.log import (
     BaselinesScored,
     Checkpoint,
+    Findings,
     Moments,
     PeriodSettled,
     RevenueRecorded,
     RoundScores,
     RunCompleted,
+    UnionDeclared,
     ValidationDeposited,
 )
 from fedpact_contract.parties import Parties, Place, opened
@@ -34,6 +36,7 @@ class Round:
     invited: tuple[str, ...]
     outcomes: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # participant -> digest of its admitted update
+    unions: tuple[tuple[str, ...], ...] = ()  # confirmed before it opened
     closed: bool = False
 
     @property
@@ -53,11 +56,22 @@ class Period:
 
 
 @dataclass(slots=True, kw_only=True)
+class Pending:
+    """A union that the operator declared: where, by which leaf hash statements name it, and who disputes it."""
+
+    declared: UnionDeclared
+    place: Place
+    subject: str
+    disputed: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True, kw_only=True)
 class Run:
     """The state after the entries read so far, and every fault found in them."""
 
     parties: Parties
     roots: tuple[str, ...]
+    leaves: tuple[str, ...]  # leaf hashes
     checkpoints: Mapping[int, Checkpoint] | None
     model_digest: str
     deposited: ValidationDeposited | None = None
@@ -75,6 +89,12 @@ class Run:
     silent: dict[str, int] = field(default_factory=dict)  # participant -> rounds missed or refused in a row
     measured: set[tuple[str, MeasurementKind]] = field(default_factory=set)  # (participant, kind) in the log
     baselines: BaselinesScored | None = None
+    findings_committed: dict[int, str] = field(default_factory=dict)
+    findings: dict[int, Findings] = field(default_factory=dict)
+    excluded: set[str] = field(default_factory=set)  # who is invited no more
+    exclusions: dict[tuple[int, str], Place] = field(default_factory=dict)  # (round, participant): after its scores
+    pending: dict[tuple[str, ...], Pending] = field(default_factory=dict)  # unions declared
+    unions: dict[tuple[str, ...], Pending] = field(default_factory=dict)  # unions confirmed
     updates: set[str] = field(default_factory=set)  # digests of admitted updates
     decided: set[str] = field(default_factory=set)  # digests of all updates that the log holds
     heads: dict[tuple[int, str], Place] = field(default_factory=dict)  # (size, participant): a reply that countersigned

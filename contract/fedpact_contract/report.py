@@ -23,12 +23,14 @@ from fedpact_contract.log import (
     RevenueRecorded,
     RoundAbandoned,
     RoundAggregated,
+    RoundDiscarded,
     RoundOpened,
     RoundScores,
     RunCompleted,
     ScoresOpened,
     UpdateDecided,
     UpdateRefused,
+    kept_rounds,
 )
 from fedpact_contract.messages import Receipt, Refusal, Update
 from fedpact_contract.record import Envelope, decimal_text, ratio_text, read_envelope
@@ -36,6 +38,7 @@ from fedpact_contract.reevaluation import Reevaluation
 from fedpact_contract.reevaluation import statement as statement_of
 from fedpact_contract.scorecard import NOT_SCORED, nats, value_lines, without_slices
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
+from fedpact_contract.unions import by_round
 
 VERSION = 1
 
@@ -169,7 +172,9 @@ def settled(bodies: Sequence[Body], contract: Contract) -> PeriodResult | None:
         return None
     amounts = revenue[0].revenue_fen, revenue[0].fees_fen
     if not moments:
-        return settle_unopened(contract, [body.admitted for body in _only(bodies, RoundAggregated)], *amounts)
+        rounds, unions = kept_rounds(bodies), by_round(bodies)
+        admitted = [body.admitted for body in rounds]
+        return settle_unopened(contract, admitted, *amounts, [unions[body.round] for body in rounds])
     return settle_period(contract, scores, moments[0].moments, *amounts)
 
 
@@ -180,7 +185,7 @@ def _only(bodies: Sequence[Body], kind: type[B]) -> list[B]:
 def _state(bodies: Sequence[Body], contract: Contract) -> str:
     if _only(bodies, PeriodSettled):
         return "settled"
-    if _only(bodies, RoundAbandoned):
+    if any(isinstance(body, RoundAbandoned | RoundDiscarded) for body in bodies):
         return "stopped"
     if completed := _only(bodies, RunCompleted):
         return "completed" if completed[0].rounds == contract.training.rounds else "stopped"

@@ -3,7 +3,8 @@
 Everything is exact; amounts are integer fen (1 yuan = 100 fen). Steps (docs/adr/0004):
 
 1. pool = revenue - fees.
-2. A floor is due pro rata to rounds admitted, in whole fen, rounded down: floor_fen * r // (rounds of the period).
+2. A floor is due pro rata to rounds admitted, in whole fen, rounded down: floor_fen * r // (rounds of the period). Of a
+   union's round each member has an even part.
 3. exact_i = max(floor_i, level * share_i), with the one level at which the amounts add up to the pool. Floors that
    exceed the pool are paid pro rata, and nothing else is.
 4. Whole fen of exact_i first; the fen left over go one each to the largest remainders, ties by id (the fingerprint of
@@ -158,7 +159,11 @@ def settle_period(
 
 
 def settle_unopened(
-    contract: Contract, admitted: Sequence[Sequence[str]], revenue_fen: int, fees_fen: int
+    contract: Contract,
+    admitted: Sequence[Sequence[str]],
+    revenue_fen: int,
+    fees_fen: int,
+    unions: Sequence[Sequence[Sequence[str]]] = (),
 ) -> PeriodResult:
     """Settle a period whose scores the operator cannot open, by the contract's fallback.
 
@@ -167,12 +172,13 @@ def settle_unopened(
         admitted: For each round that led to a model, the participants whose updates were admitted.
         revenue_fen: The period's revenue.
         fees_fen: Taxes, fees and reimbursements taken off it first.
+        unions: For each of those rounds who was one with whom (docs/adr/0008); by default nobody.
 
     Raises:
         InputError: amounts out of range, fees above revenue, or no round.
     """
     pool = _pool(revenue_fen, fees_fen)
-    return _settled(contract, unopened_shares(contract, admitted), pool, revenue_fen, fees_fen)
+    return _settled(contract, unopened_shares(contract, admitted, unions), pool, revenue_fen, fees_fen)
 
 
 def _pool(revenue_fen: int, fees_fen: int) -> int:
@@ -194,7 +200,9 @@ def _settled(contract: Contract, result: PeriodShares, pool: int, revenue_fen: i
     """Floors, fen and postings for known shares."""
     weights = {line.participant: line.share for line in result.lines}
     floors = {
-        line.participant: contract.participant(line.participant).floor_fen * line.rounds_admitted // len(result.rounds)
+        line.participant: floor(
+            contract.participant(line.participant).floor_fen * line.counted.rounds / len(result.rounds)
+        )
         for line in result.lines
     }
     exact = water_fill(pool, weights, floors)
@@ -283,7 +291,8 @@ def _statement_totals(result: PeriodResult) -> dict[str, Any]:
         "own_slice_difference": str(sum(values, _ZERO) - paid.total_value),
         "positive_values": str(sum((v for v in values if v > 0), _ZERO)),
         "negative_values": str(sum((v for v in values if v < 0), _ZERO)),
-        "metered_rows": sum(line.num_examples * line.rounds_admitted for line in paid.lines),
+        "metered_rows": str(sum((line.counted.rows for line in paid.lines), _ZERO)),
+        "counted_rounds": str(sum((line.counted.rounds for line in paid.lines), _ZERO)),
         "rounds_admitted": sum(line.rounds_admitted for line in paid.lines),
         "floors_fen": sum(line.floor_fen for line in result.lines),
         "floors_paid_pro_rata": result.level is None,
@@ -302,6 +311,8 @@ def _statement_lines(result: PeriodResult, contract: Contract) -> list[dict[str,
             "name": contract.participant(line.participant).name,
             "num_examples": line.share.num_examples,
             "rounds_admitted": line.share.rounds_admitted,
+            "metered_rows": str(line.share.counted.rows),
+            "counted_rounds": str(line.share.counted.rounds),
             "value": str(line.share.value),
             "value_se": decimal_text(line.share.value_se),
             "share_contribution": str(line.share.parts.contribution),

@@ -6,7 +6,7 @@ Shapley (1953), "A value for n-person games"; Banzhaf (1965), "Weighted voting d
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import factorial, lcm
@@ -94,19 +94,31 @@ def owen(values: Sequence[int | Fraction], unions: Sequence[Sequence[int]]) -> t
             field="unions",
             remedy="Name each player in one union; whoever is alone is a union of one.",
         )
-    masks = [sum(1 << i for i in union) for union in unions]
     result = [Fraction(0)] * n
+    for i, before, weight in _owen_terms(unions):
+        result[i] += weight * (scaled[before | 1 << i] - scaled[before])
+    return tuple(value / unit for value in result)
+
+
+def owen_coefficients(players: int, unions: Sequence[Sequence[int]]) -> list[dict[int, Fraction]]:
+    """For each player the factor of each coalition's v in its Owen value, by mask."""
+    result: list[dict[int, Fraction]] = [{} for _ in range(players)]
+    for i, before, weight in _owen_terms(unions):
+        result[i][before | 1 << i], result[i][before] = weight, -weight
+    return result
+
+
+def _owen_terms(unions: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, Fraction]]:
+    """Each player's marginal contributions: the player, the coalition before it, and in which part of the orders."""
+    masks = [sum(1 << i for i in union) for union in unions]
     for k, union in enumerate(unions):
         outside = _coalitions([mask for j, mask in enumerate(masks) if j != k])
+        orders = factorial(len(unions)) * factorial(len(union))
         for i in union:
             inside = _coalitions([1 << j for j in union if j != i])
-            gain = sum(
-                among * within * (scaled[other | own | 1 << i] - scaled[other | own])
-                for other, among in outside
-                for own, within in inside
-            )
-            result[i] = Fraction(gain, factorial(len(unions)) * factorial(len(union)) * unit)
-    return tuple(result)
+            for other, among in outside:
+                for own, within in inside:
+                    yield i, other | own, Fraction(among * within, orders)
 
 
 def union_counts(counts: Sequence[int], unions: Sequence[Sequence[int]]) -> tuple[Fraction, ...]:

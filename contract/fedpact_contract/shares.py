@@ -4,9 +4,10 @@ Rule, with Phi+ = max(0, Phi), n the contracted examples, r the rounds admitted,
 
     share_i = a Phi+_i / sum Phi+  +  b n_i r_i / sum n r  +  c r_i / sum r
 
-Data and equality are paid pro rata to rounds admitted: whoever did not train is paid for neither. If no Phi is
-positive, b and c are renormalised; if both are 0 the contract's fallback holds: "metered" is b = 1, "equal" is c = 1.
-It also holds where the total value is at most twice its standard error: then no share is reliable.
+Data and equality are paid pro rata to rounds admitted: whoever did not train is paid for neither. Where participants
+were one union in a round, n is the union's largest, split by their n, and its round counts once, split evenly. If no
+Phi is positive, b and c are renormalised; if both are 0 the contract's fallback holds: "metered" is b = 1, "equal" is
+c = 1. It also holds where the total value is at most twice its standard error: then no share is reliable.
 
 Floors are no part of the share. They move fen between participants after it (`settlement.water_fill`); so the
 interval covers the share alone, before floors and rounding to fen.
@@ -24,6 +25,7 @@ from fedpact_contract.errors import InputError
 from fedpact_contract.intervals import Bounds, Matrix, Method, Rule, covariance, intervals, outward
 from fedpact_contract.log import Moments, RoundScores
 from fedpact_contract.sampling import standard_error
+from fedpact_contract.unions import among, counted_rows
 
 COVERS = "validation sampling only"
 """What the interval covers; it stands beside every interval that is shown."""
@@ -58,12 +60,21 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What data and equality are paid by: examples and rounds, summed over the rounds admitted; a union's once."""
+
+    rows: Fraction
+    rounds: Fraction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParticipantShare:
     """One participant's share, its parts and its interval. `value` (Phi) and its standard error are in 1e-9 nat."""
 
     participant: str
     num_examples: int
     rounds_admitted: int
+    counted: Counted
     value: Fraction
     value_se: Decimal
     parts: Parts
@@ -104,11 +115,12 @@ def shares(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) 
         raise InputError("SHARES_NO_ROUNDS", "No round was completed: there is nothing to share by.")
     values, total = period_values(rounds, contract), total_value(rounds, contract)
     admitted = {p: sum(p in admitted_in(r) for r in rounds) for p in values}
+    counted = _counted(contract, [(admitted_in(r), r.unions or ()) for r in rounds])
     cov = covariance(contract, rounds, values, moments)
     total_variance = max(_ZERO, sum((sum(row, _ZERO) for row in cov), _ZERO))
     basis, reason, weights = _choose(contract.settlement, values, total, total_variance)
-    parts = _parts(contract, values, admitted, weights)
-    method, bounds = _bounds(contract, values, admitted, cov, reason, [p.total for p in parts])
+    parts = _parts(values, counted, weights)
+    method, bounds = _bounds(contract, values, counted, cov, reason, [p.total for p in parts])
     errors = [standard_error(cov[i][i]) for i in range(len(values))]
     return PeriodShares(
         basis=basis,
@@ -119,7 +131,7 @@ def shares(contract: Contract, rounds: Sequence[RoundScores], moments: Moments) 
         method=method,
         covers=COVERS,
         rounds=tuple(r.round for r in rounds),
-        lines=_lines(contract, admitted, values, errors, parts, bounds),
+        lines=_lines(contract, admitted, counted, values, errors, parts, bounds),
     )
 
 
@@ -135,15 +147,13 @@ def projected(
         total_variance: Its squared standard error.
     """
     _, reason, weights = _choose(contract.settlement, values, total, total_variance)
-    admitted = dict.fromkeys(values, contract.training.rounds)
-    return reason, dict(zip(values, _parts(contract, values, admitted, weights), strict=True))
+    return reason, dict(zip(values, _parts(values, _everybody(contract), weights), strict=True))
 
 
 def fallback_shares(contract: Contract) -> dict[str, Fraction]:
     """By id, what the contract's fallback pays where everybody is admitted in every round."""
     nothing = dict.fromkeys(contract.by_id(), _ZERO)
-    admitted = dict.fromkeys(nothing, contract.training.rounds)
-    parts = _parts(contract, nothing, admitted, _fallback(contract.settlement))
+    parts = _parts(nothing, _everybody(contract), _fallback(contract.settlement))
     return {player: part.total for player, part in zip(nothing, parts, strict=True)}
 
 
@@ -160,12 +170,14 @@ def shares_without(
     weights = paid.weights
     if weights.contribution and not any(v > 0 for v in values.values()):
         weights = _without_value(contract.settlement)
-    admitted = {line.participant: line.rounds_admitted for line in paid.lines}
-    parts = _parts(contract, values, admitted, weights)
+    counted = {line.participant: line.counted for line in paid.lines}
+    parts = _parts(values, counted, weights)
     return {player: part.total for player, part in zip(values, parts, strict=True)}
 
 
-def unopened_shares(contract: Contract, admitted: Sequence[Sequence[str]]) -> PeriodShares:
+def unopened_shares(
+    contract: Contract, admitted: Sequence[Sequence[str]], unions: Sequence[Sequence[Sequence[str]]] = ()
+) -> PeriodShares:
     """The shares where the operator cannot open what it committed to: the contract's fallback.
 
     Where contribution is not paid at all, no score is missed, and the agreed weights hold.
@@ -173,6 +185,7 @@ def unopened_shares(contract: Contract, admitted: Sequence[Sequence[str]]) -> Pe
     Args:
         contract: The contract.
         admitted: For each round that led to a model, the participants whose updates were admitted.
+        unions: For each of them, who was one with whom; by default nobody.
 
     Raises:
         InputError: no round.
@@ -180,9 +193,10 @@ def unopened_shares(contract: Contract, admitted: Sequence[Sequence[str]]) -> Pe
     if not admitted:
         raise InputError("SHARES_NO_ROUNDS", "No round was completed: there is nothing to share by.")
     counts = {p: sum(p in names for names in admitted) for p in contract.by_id()}
+    counted = _counted(contract, list(zip(admitted, unions or [()] * len(admitted), strict=True)))
     nothing, agreed = dict.fromkeys(counts, _ZERO), _agreed(contract.settlement)
     weights = agreed if agreed.contribution == 0 else _fallback(contract.settlement)
-    parts = _parts(contract, nothing, counts, weights)
+    parts = _parts(nothing, counted, weights)
     bounds = [outward(part.total, part.total) for part in parts]
     return PeriodShares(
         basis="fallback",
@@ -193,13 +207,14 @@ def unopened_shares(contract: Contract, admitted: Sequence[Sequence[str]]) -> Pe
         method="none",
         covers=COVERS,
         rounds=tuple(range(1, len(admitted) + 1)),
-        lines=_lines(contract, counts, nothing, [Decimal(0)] * len(counts), parts, bounds),
+        lines=_lines(contract, counts, counted, nothing, [Decimal(0)] * len(counts), parts, bounds),
     )
 
 
 def _lines(
     contract: Contract,
     admitted: Mapping[str, int],
+    counted: Mapping[str, Counted],
     values: Mapping[str, Fraction],
     errors: Sequence[Decimal],
     parts: Sequence[Parts],
@@ -212,6 +227,7 @@ def _lines(
             participant=player,
             num_examples=participants[player].num_examples,
             rounds_admitted=admitted[player],
+            counted=counted[player],
             value=value,
             value_se=errors[i],
             parts=parts[i],
@@ -260,26 +276,41 @@ def _without_value(settlement: Settlement) -> Weights:
     return Weights(contribution=_ZERO, data=agreed.data / rest, equal=agreed.equal / rest)
 
 
-def _parts(
-    contract: Contract, values: Mapping[str, Fraction], admitted: Mapping[str, int], weights: Weights
-) -> list[Parts]:
+def _parts(values: Mapping[str, Fraction], counted: Mapping[str, Counted], weights: Weights) -> list[Parts]:
     """Each participant's share by its parts, in the order of ids."""
-    rows = {p: party.num_examples * admitted[p] for p, party in contract.by_id().items()}
-    gained, metered, attended = sum(max(_ZERO, v) for v in values.values()), sum(rows.values()), sum(admitted.values())
+    gained = sum(max(_ZERO, v) for v in values.values())
+    metered = sum((c.rows for c in counted.values()), _ZERO)
+    attended = sum((c.rounds for c in counted.values()), _ZERO)
     return [
         Parts(
             contribution=weights.contribution * max(_ZERO, values[p]) / gained if gained else _ZERO,
-            data=weights.data * rows[p] / metered,
-            equal=weights.equal * admitted[p] / attended,
+            data=weights.data * counted[p].rows / metered,
+            equal=weights.equal * counted[p].rounds / attended,
         )
         for p in values
     ]
 
 
+def _counted(contract: Contract, rounds: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> dict[str, Counted]:
+    """What is counted of everybody, from who was admitted in each round and who was one with whom."""
+    rows, present = (dict.fromkeys(contract.by_id(), _ZERO) for _ in range(2))
+    for admitted, unions in rounds:
+        sizes = {p: len(union) for union in among(admitted, unions) for p in union}
+        for participant, count in counted_rows(contract, admitted, unions).items():
+            rows[participant] += count
+            present[participant] += Fraction(1, sizes.get(participant, 1))
+    return {p: Counted(rows=rows[p], rounds=present[p]) for p in rows}
+
+
+def _everybody(contract: Contract) -> dict[str, Counted]:
+    """What is counted where everybody is admitted in every round."""
+    return _counted(contract, [(tuple(contract.by_id()), ())] * contract.training.rounds)
+
+
 def _bounds(
     contract: Contract,
     values: Mapping[str, Fraction],
-    admitted: Mapping[str, int],
+    counted: Mapping[str, Counted],
     cov: Matrix,
     reason: Reason,
     paid: Sequence[Fraction],
@@ -291,7 +322,7 @@ def _bounds(
     agreed, without = _agreed(contract.settlement), _without_value(contract.settlement)
     rule = Rule(
         contribution=agreed.contribution,
-        fixed=tuple(p.total for p in _parts(contract, nobody, admitted, agreed)),
-        otherwise=tuple(p.total for p in _parts(contract, nobody, admitted, without)),
+        fixed=tuple(p.total for p in _parts(nobody, counted, agreed)),
+        otherwise=tuple(p.total for p in _parts(nobody, counted, without)),
     )
     return intervals(contract.id, list(values.values()), cov, rule, paid)

@@ -13,6 +13,8 @@ from fedpact_contract.contract import (
     Column,
     Contract,
     Contribution,
+    Defences,
+    Entity,
     EntityUnit,
     NumberColumn,
     Party,
@@ -40,6 +42,7 @@ def render(contract: Contract) -> str:
         ("Privacy", _privacy(contract)),
         ("Taking part", _participation(contract)),
         ("Contribution", _contribution(contract)),
+        *([] if contract.defences is None else [("Defences against gaming", _defences(contract.defences))]),
         ("Money", _money(contract)),
         ("Code", _code(contract)),
         ("Evidence", _evidence()),
@@ -72,6 +75,14 @@ def _parties(contract: Contract) -> Iterator[str]:
             for p in contract.participants
         )
     )
+    if (buyer := contract.buyer) is not None:
+        yield f"The buyer of the model signs nothing here. It is {_entity(buyer)}."
+    if contract.affiliates:
+        yield (
+            "Under common control with the operator or the buyer, as they declare, are:"
+            + "".join(f"\n    - {_entity(a)}, with the {a.of}" for a in contract.affiliates)
+            + "\n    None of them is paid by contribution."
+        )
     if (auditor := contract.auditor) is not None:
         yield (
             "The auditor signs nothing here, trains on nothing and is paid nothing; it may re-evaluate the scores. "
@@ -380,6 +391,37 @@ def _contribution(contract: Contract) -> Iterator[str]:
     )
 
 
+def _defences(defences: Defences) -> Iterator[str]:
+    yield (
+        "In training and in scores an update counts scaled down to the signal of the median participant: its energy "
+        "beyond that of the contracted noise, with three deviations of that noise left to everybody. Energies and "
+        "factors are logged."
+        if defences.clip == "median-signal"
+        else "Updates count as they come; none is scaled down."
+    )
+    yield (
+        "After each round the operator's detectors look at all admitted updates and values. What they find is "
+        "committed to with the scores and opened with them. An alarm is a question and moves no money."
+    )
+    if defences.wreckers == "reject":
+        yield (
+            "Whose own value is below minus three standard errors in two rounds running is invited no more, until the "
+            "operator has reviewed it and logged why it is readmitted. It is paid for the rounds in which it was "
+            "admitted."
+        )
+    yield (
+        "Participants whose updates are near-copies of each other can be declared one union by the operator, which "
+        f"names the reason. A member may dispute that for {counted(defences.dispute_hours, 'hour')}, signed with its "
+        "contract key; then the operator may confirm it, with a reason where it was disputed. From the next round on "
+        "the union's examples count once, as many as its largest member's, its part of equal payments and of floors "
+        "counts once, and its members share what it is worth (Owen values)."
+    )
+    yield (
+        f"Where negative values together are above {_percent(defences.negatives)} of the total value, the period is "
+        "not settled before more than half of the other participants have agreed to the operator's review."
+    )
+
+
 def _game(contribution: Contribution, *, momentum: bool) -> str:
     if contribution.game == "unanimity":
         return (
@@ -476,6 +518,10 @@ def _party(party: Party) -> str:
     )
 
 
+def _entity(entity: Entity) -> str:
+    return f"{visible(entity.name)}, entity code {entity.entity_code}"
+
+
 def _column(column: Column) -> str:
     fill = (
         ""
@@ -495,7 +541,7 @@ def _column(column: Column) -> str:
 
 
 def _source(source: str, names: dict[str, str]) -> str:
-    return "the operator" if source == "operator" else f"{visible(names[source])}, {source}"
+    return f"the {source}" if source in ("operator", "buyer") else f"{visible(names[source])}, {source}"
 
 
 def _list(values: Iterable[str]) -> str:

@@ -4,6 +4,8 @@ Order: `module.parameters()`, each tensor in C order; for our models that is, la
 [outputs, inputs] by rows, then the bias, which the first layer lacks.
 """
 
+import math
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +47,24 @@ def clipped(update: NDArray[np.floating], norm: float) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         length = float(np.linalg.norm(exact))
         return exact * (norm / length) if length > norm else exact
+
+
+def energy(update: NDArray[np.floating]) -> Fraction:
+    """||D||^2 of an update [P], the same on every machine: squares on a grid on which their sum is exact.
+
+    The grid is the finest one; what it leaves off is less than P^2 2^-53 of the largest square.
+
+    Raises:
+        InputError: WEIGHTS_NOT_FINITE.
+    """
+    squares = np.asarray(update, dtype=np.float64) ** 2
+    if not np.isfinite(squares).all():
+        raise InputError("WEIGHTS_NOT_FINITE", "A weight is not a finite number.", field="weights")
+    largest = float(squares.max(initial=0.0))
+    if largest == 0:
+        return Fraction(0)
+    exponent = math.frexp(largest)[1] + len(squares).bit_length() - 53
+    return Fraction(int(np.rint(np.ldexp(squares, -exponent)).sum())) * Fraction(2) ** exponent
 
 
 def check_flat(flat: NDArray[np.floating], count: int) -> None:

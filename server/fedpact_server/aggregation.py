@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpact_contract.clipping import UNIT, contract_factors
 from fedpact_contract.contract import ClientPrivacy, Contract, ServerOptimizer
 from fedpact_contract.errors import FailedError
+from fedpact_contract.log import Clip
+from fedpact_contract.unions import counted_rows
 from fedpact_models.noise import Noise
-from fedpact_models.weights import clipped
+from fedpact_models.weights import clipped, energy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,14 +58,38 @@ class Read(Mapping[str, NDArray[Any]]):
         return len(self._ids)
 
 
+def clips(contract: Contract, updates: Mapping[str, NDArray[np.floating]]) -> tuple[Clip, ...] | None:
+    """The energy and the factor of each update, in the order of ids; None where the contract clips none.
+
+    Raises:
+        InputError: WEIGHTS_NOT_FINITE.
+    """
+    if contract.defences is None or contract.defences.clip == "none":
+        return None
+    energies = {p: round(energy(update) * UNIT) for p, update in sorted(updates.items())}
+    factors = contract_factors(contract, energies)
+    return tuple(Clip(energy=energies[p], factor=factors[p]) for p in energies)
+
+
+def counted_updates(
+    contract: Contract, updates: Mapping[str, NDArray[np.floating]]
+) -> Mapping[str, NDArray[np.floating]]:
+    """The updates [P] as they count, in training and in scores alike: scaled down where the contract clips."""
+    made = clips(contract, updates)
+    if made is None:
+        return updates
+    factors = {p: float(clip.factor) for p, clip in zip(sorted(updates), made, strict=True)}
+    return Read(factors, lambda p: updates[p].astype(np.float64) * factors[p])
+
+
 def weighted_steps(
-    updates: Mapping[str, NDArray[np.float32]], num_examples: Mapping[str, int], rate: Decimal
+    updates: Mapping[str, NDArray[np.floating]], num_examples: Mapping[str, int | Fraction], rate: Decimal
 ) -> Mapping[str, NDArray[np.float64]]:
     """The steps eta w_i D_i of each participant, float64 [P], in the order of ids, each made when it is asked for.
 
     Args:
-        updates: Participant id -> update, float32 [P].
-        num_examples: Participant id -> contracted n; the weights are n_i / sum n over `updates`.
+        updates: Participant id -> update [P].
+        num_examples: Participant id -> what its examples count for; the weights are n_i / sum n over `updates`.
         rate: eta.
 
     Raises:
@@ -80,7 +107,10 @@ def weighted_steps(
 
 
 def server_steps(
-    contract: Contract, updates: Mapping[str, NDArray[np.float32]], memory: Memory
+    contract: Contract,
+    updates: Mapping[str, NDArray[np.floating]],
+    memory: Memory,
+    unions: Sequence[Sequence[str]] = (),
 ) -> tuple[Mapping[str, NDArray[np.float64]], Memory]:
     """Each player's part of the step that the server makes in a round, in the order of ids, and what it keeps.
 
@@ -89,15 +119,17 @@ def server_steps(
     moment is what it is (docs/adr/0004). The parts sum to the step that is made, so that v(nobody) = 0.
 
     Args:
-        contract: eta, n and the optimizer.
-        updates: Participant id -> admitted update of this round, float32 [P].
+        contract: eta, n, the clip and the optimizer.
+        updates: Participant id -> admitted update of this round as it came, float32 [P].
         memory: What was kept after the round before.
+        unions: Participants whose examples count once (docs/adr/0008).
 
     Raises:
         FailedError: there is no update.
     """
     optimizer, rate = contract.training.server_optimizer, contract.training.server_rate
-    counts = {p: contract.participant(p).num_examples for p in updates}
+    updates = counted_updates(contract, updates)
+    counts = counted_rows(contract, list(updates), unions)
     if optimizer is None:
         return weighted_steps(updates, counts, rate), Memory(round=memory.round + 1, momenta={}, second=0.0)
     means = dict(weighted_steps(updates, counts, Decimal(1)))

@@ -75,7 +75,11 @@ def new_command(
     validation: Annotated[
         Path | None, typer.Option("--validation", help="The operator's validation rows; they never leave it.")
     ] = None,
-    kind: Annotated[Kind, typer.Option("--kind", help="What that file is.")] = "csv",
+    buyer_validation: Annotated[
+        Path | None,
+        typer.Option("--buyer-validation", help="Validation rows that the contract's buyer gave; read the same way."),
+    ] = None,
+    kind: Annotated[Kind, typer.Option("--kind", help="What these files are.")] = "csv",
     table: Table = None,
     column_names: ColumnNames = None,
     delimiter: Delimiter = ",",
@@ -106,6 +110,7 @@ def new_command(
         _validation_file(validation, kind, table, column_names, delimiter, missing),
         now=utc_now(),
         released=released,
+        buyer_file=_validation_file(buyer_validation, kind, table, column_names, delimiter, missing),
         file=template,
     )
     if out is not None:
@@ -124,7 +129,8 @@ def new_command(
             f"all rows of one entity, at most {entity.max_rows}: epsilon {decimal_text(entity.epsilon)} at delta "
             f"{decimal_text(entity.delta)}"
         )
-    names = {party_id: party.name for party_id, party in contract.parties().items()} | {"operator": "the operator"}
+    names = {party_id: party.name for party_id, party in contract.parties().items()}
+    names |= {"operator": "the operator", "buyer": "the buyer"}
     slices = contract.contribution.validation.slices
     line("validation " + ", ".join(f"{counted(s.count, 'row')} of {names[s.source]}" for s in slices))
     line(f"term {contract.term.not_before} to {contract.term.not_after}")

@@ -107,8 +107,7 @@ def alarms_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -
     names = {p: party.name for p, party in at.contract.by_id().items()}
     raised = [f for f in found if f.outcome == "alarm"]
     lines = [
-        [str(f.round), f.code, ", ".join(names[p] for p in f.participants), f"{f.statistic:.3g}", f"{f.threshold:.3g}"]
-        for f in raised
+        [str(f.round), f.code, ", ".join(names[p] for p in f.participants), f.statistic, f.threshold] for f in raised
     ]
     if lines:
         output.table(console, ["round", "alarm", "participants", "statistic", "threshold"], lines, right=(0, 3, 4))

@@ -15,27 +15,37 @@ from fedpact_contract.errors import FaultError, InputError, RejectedError
 from fedpact_contract.log import (
     Body,
     Countersignature,
+    Findings,
+    FindingsOpened,
     Moments,
     MomentsOpened,
     PeriodClosing,
     PeriodSettled,
     RevenueRecorded,
     RoundAggregated,
+    RoundDiscarded,
+    RoundOpened,
     RoundScores,
     RunCompleted,
     ScoresCommitted,
     ScoresOpened,
     SettledLine,
+    UnionConfirmed,
+    UnionWithdrawn,
     commitment,
+    kept_rounds,
 )
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened
+from fedpact_contract.unions import by_round
 from fedpact_server import db, logbook, scoring
 from fedpact_server.run_state import run_row
 
 ENDED = ("completed", "stopped")
 """Phases of a run whose committed rounds can be settled."""
+KEPT = (RoundAggregated, RoundDiscarded)
+"""Entries that say which rounds led to a model."""
 PERIOD = 1
 """The spine settles a whole run as one period."""
 
@@ -90,10 +100,13 @@ def _work_out(
     if unopened and run.phase in ENDED:
         _really_lost(connection, contract.id)
     if unopened:
-        return settle_unopened(contract, _admitted_rounds(connection, contract.id), revenue_fen, fees_fen), []
-    rounds, moments = _openings(connection, contract.id)
+        bodies = logbook.bodies_of(connection, contract.id, (UnionConfirmed, UnionWithdrawn, RoundOpened))
+        standing, admitted = by_round(bodies), _admitted_rounds(connection, contract.id)
+        unions = [standing[number] for number in range(1, len(admitted) + 1)]
+        return settle_unopened(contract, admitted, revenue_fen, fees_fen, unions), []
+    rounds, findings, moments = _openings(connection, contract.id)
     result = settle_period(contract, [o.scores for o in rounds], moments.moments, revenue_fen, fees_fen)
-    return result, [*rounds, moments]
+    return result, [*rounds, *findings, moments]
 
 
 def settle(
@@ -191,8 +204,10 @@ def objections(connection: Connection, contract_id: str) -> tuple[str, ...]:
     return tuple(sorted(str(row.participant) for row in rows))
 
 
-def _openings(connection: Connection, contract_id: str) -> tuple[list[ScoresOpened], MomentsOpened]:
-    """The openings of every commitment in the log.
+def _openings(
+    connection: Connection, contract_id: str
+) -> tuple[list[ScoresOpened], list[FindingsOpened], MomentsOpened]:
+    """The openings of every commitment in the log: scores, findings, second moments.
 
     Raises:
         FaultError: one is missing, or is not what was committed to.
@@ -201,10 +216,14 @@ def _openings(connection: Connection, contract_id: str) -> tuple[list[ScoresOpen
     for entry in logbook.read_entries(connection, contract_id):
         if entry.type == ScoresCommitted.TYPE:
             promised[f"round {entry.body['round']}"] = str(entry.body["commitment"])
+            if entry.body.get("findings"):
+                promised[f"the findings of round {entry.body['round']}"] = str(entry.body["findings"])
         elif entry.type == RunCompleted.TYPE:
             promised["the second moments"] = str(entry.body.get("commitment"))
     rounds, kept = scoring.all_scores(connection, contract_id), scoring.opened_moments(connection, contract_id)
     found = {f"round {scores.round}": commitment(RoundScores, salt, scores) for salt, scores in rounds}
+    findings = scoring.all_findings(connection, contract_id)
+    found |= {f"the findings of round {said.round}": commitment(Findings, salt, said) for salt, said in findings}
     if kept is not None:
         found["the second moments"] = commitment(Moments, *kept)
     for what, value in promised.items():
@@ -218,7 +237,8 @@ def _openings(connection: Connection, contract_id: str) -> tuple[list[ScoresOpen
             )
     assert kept is not None  # noqa: S101 - an ended run with rounds has an entry that asks for them
     opened_rounds = [ScoresOpened(round=scores.round, salt=salt.hex(), scores=scores) for salt, scores in rounds]
-    return opened_rounds, MomentsOpened(salt=kept[0].hex(), moments=kept[1])
+    opened_findings = [FindingsOpened(round=said.round, salt=salt.hex(), findings=said) for salt, said in findings]
+    return opened_rounds, opened_findings, MomentsOpened(salt=kept[0].hex(), moments=kept[1])
 
 
 def _really_lost(connection: Connection, contract_id: str) -> None:
@@ -241,8 +261,7 @@ def _really_lost(connection: Connection, contract_id: str) -> None:
 
 def _admitted_rounds(connection: Connection, contract_id: str) -> list[tuple[str, ...]]:
     """Who was admitted, for each round that led to a model."""
-    entries = logbook.read_entries(connection, contract_id)
-    return [tuple(entry.body["admitted"]) for entry in entries if entry.type == RoundAggregated.TYPE]
+    return [body.admitted for body in kept_rounds(logbook.bodies_of(connection, contract_id, KEPT))]
 
 
 def _paid(connection: Connection, contract_id: str) -> set[str]:

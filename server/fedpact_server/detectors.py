@@ -52,6 +52,8 @@ NEGATIVES = 0.1
 """The part of v(N) beyond which negative values block a close until they are reviewed."""
 
 _LEAST_PEERS = 4
+_BLOCK = 2**16
+"""Parameters of all updates that are held together."""
 _CLOSE = 1 - 1e-9
 """No cosine is nearer to 1 than this."""
 
@@ -146,16 +148,21 @@ def observe(
         values: Values on validation rows, [N, V], in the order of ids.
     """
     ids = tuple(sorted(updates))
-    stacked = np.stack([np.asarray(updates[i], dtype=np.float64) for i in ids])
-    before = np.zeros(stacked.shape[1]) if step is None else np.asarray(step, dtype=np.float64)
+    parameters = len(updates[ids[0]])
+    before = np.zeros(parameters) if step is None else np.asarray(step, dtype=np.float64)
+    products, previous = np.zeros((len(ids), len(ids))), np.zeros(len(ids))
+    for begin in range(0, parameters, _BLOCK):  # never all updates in memory
+        part = np.stack([np.asarray(updates[i][begin : begin + _BLOCK], dtype=np.float64) for i in ids])
+        products += part @ part.T
+        previous += part @ before[begin : begin + _BLOCK]
     return Observed(
         round=round_number,
         players=ids,
         examples=np.array([examples[i] for i in ids], dtype=np.float64),
         noise=np.array([noise[i] for i in ids], dtype=np.float64),
-        parameters=stacked.shape[1],
-        products=stacked @ stacked.T,
-        previous=stacked @ before,
+        parameters=parameters,
+        products=products,
+        previous=previous,
         energy=float(before @ before),
         slope=slope,
         values=values,

@@ -35,7 +35,7 @@ from fedpact_server.run_state import store_model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationFile:
-    """The operator's validation rows: a file and how to read it (`fedpact_models.tables.read_table`)."""
+    """Validation rows in a file, and how to read it (`fedpact_models.tables.read_table`)."""
 
     path: Path
     kind: Literal["csv", "parquet", "sqlite", "ndjson", "arrow"] = "csv"
@@ -61,6 +61,7 @@ def new(
     *,
     now: datetime.datetime,
     released: bool = False,
+    buyer_file: ValidationFile | None = None,
     file: object = None,
 ) -> Contract:
     """Make a draft contract from a template and keep it, with its validation set and initial model.
@@ -72,6 +73,7 @@ def new(
         validation_file: The operator's validation rows, if it has any.
         now: The clock.
         released: Also take the validation rows that participants released from the data sets of this contract.
+        buyer_file: The rows that the buyer gave for it, if it gave any.
         file: What errors call the template.
 
     Raises:
@@ -81,7 +83,8 @@ def new(
     values = load_toml(template, file=file)
     with database.read() as connection:
         signatories, values = _participants(connection, values, file)
-        tables = [*_own_rows(validation_file), *(_released_rows(connection, signatories) if released else ())]
+        tables = [*_file_rows("operator", validation_file), *_file_rows("buyer", buyer_file)]
+        tables += _released_rows(connection, signatories) if released else []
     software = installed_code()
     sketch = sketches.sketch(values, home.party, software, file=file)
     _check_cards(sketch, signatories)
@@ -215,7 +218,7 @@ def _card(connection: Connection, participant: str, data_set: str) -> DataSetCar
     return None if stored is None else DataSetCard.from_bytes(read_envelope(bytes(stored)).body)
 
 
-def _own_rows(given: ValidationFile | None) -> list[validation.Source]:
+def _file_rows(giver: str, given: ValidationFile | None) -> list[validation.Source]:
     if given is None:
         return []
     table = read_table(
@@ -227,7 +230,7 @@ def _own_rows(given: ValidationFile | None) -> list[validation.Source]:
         missing=given.missing,
     )
     begins = first_line(given.kind, given.column_names)
-    return [validation.Source(giver="operator", table=table, name=str(given.path), first_line=begins)]
+    return [validation.Source(giver=giver, table=table, name=str(given.path), first_line=begins)]
 
 
 def _released_rows(connection: Connection, signatories: Sequence[_Signatory]) -> list[validation.Source]:

@@ -166,6 +166,18 @@ def last_of(connection: Connection, contract_id: str, kind: str) -> Entry | None
     return None if data is None else Entry.from_bytes(bytes(data))
 
 
+def bodies_of(
+    connection: Connection, contract_id: str, kinds: Sequence[type[Body]], *, before: int | None = None
+) -> list[Body]:
+    """The bodies of all entries of these types, in order; `before`: those that stand before this index."""
+    table = db.entries.c
+    where = [table.contract_id == contract_id, table.type.in_([kind.TYPE for kind in kinds])]
+    if before is not None:
+        where.append(table.position < before)
+    rows = connection.execute(sa.select(table.data).where(*where).order_by(table.position)).scalars()
+    return [Entry.from_bytes(bytes(data)).open() for data in rows]
+
+
 def count_of(connection: Connection, contract_id: str, kind: str) -> int:
     """How many entries of a type there are."""
     table = db.entries.c

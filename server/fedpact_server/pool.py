@@ -28,6 +28,16 @@ def load_update(arrays: Path, digest: str) -> NDArray[np.float32]:
     return np.frombuffer(read_array(arrays / f"{digest}.f4", "update", update_digest), "<f4").copy()
 
 
+def map_update(arrays: Path, digest: str, parameters: int) -> NDArray[np.float32]:
+    """As `load_update`, its first P values; they stay on the disk until they are read.
+
+    Raises:
+        FaultError: the file is missing or is not what its name says.
+    """
+    load_update(arrays, digest)
+    return np.memmap(arrays / f"{digest}.f4", "<f4", "r")[:parameters]
+
+
 def ratios(connection: Connection, contract: Contract, arrays: Path, participant: str, count: int) -> tuple[float, ...]:
     """The energy ratios of a participant's last `count` kept updates, newest first; none where updates have no noise.
 

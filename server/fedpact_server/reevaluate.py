@@ -27,16 +27,22 @@ from fedpact_contract.evidence import Evidence, read_evidence
 from fedpact_contract.log import (
     Body,
     Checkpoint,
+    Clip,
     ContractSigned,
     Entry,
+    Finding,
+    Findings,
+    FindingsOpened,
     Moments,
     MomentsOpened,
     PeriodSettled,
+    RoundAggregated,
     RoundScores,
     ScoresOpened,
 )
 from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.reevaluation import LISTED, TOLERANCE, Difference, Reevaluation, drawn, tolerance
+from fedpact_contract.unions import by_round
 from fedpact_contract.verify import verify
 from fedpact_models.evaluate import evaluate_coalitions
 from fedpact_models.features import Examples
@@ -44,7 +50,10 @@ from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, bundle, deposit, scoring
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import FloatArray, load_model
+from fedpact_server.watch import Watch
 
+FINDING_ERROR = 1e-3
+"""What a detector's numbers may differ by; they are told in six digits."""
 ROW_ERROR = 1e-5
 """What another processor may move a row's loss by, in 1e-9 nat: 100,000 rows make the one unit of `tolerance`."""
 
@@ -193,7 +202,8 @@ class _Task:
         contract, ids = self.contract, list(self.contract.by_id())
         bases, led_to = bundle.bases(self.bodies), bundle.models(self.bodies)
         updates, memory, previous = bundle.updates(self.bodies), aggregation.START, None
-        slices = contract.contribution.validation.slices
+        watch = Watch(contract, examples) if examples is not None else None
+        standing, slices = by_round(self.bodies), contract.contribution.validation.slices
         total = np.zeros((len(ids), 0 if examples is None else len(examples)))
         for said in scores:
             base, stated = load_model(self.folder, bases[said.round]), led_to[said.round]
@@ -202,7 +212,9 @@ class _Task:
             if {len(base), *map(len, arrays.values())} != {parameter_count(contract.model, contract.data)}:
                 self.skip("model", said.round, stated, "an update that does not fit the model")
                 break  # what the server remembers of such an update, and what comes of it, is nobody's to say
-            steps, memory = aggregation.server_steps(contract, arrays, memory)
+            unions = standing.get(said.round, ())
+            self.clips(said.round, aggregation.clips(contract, arrays))
+            steps, memory = aggregation.server_steps(contract, arrays, memory, unions)
             digest = model_digest(aggregation.apply(base, steps.values()).astype("<f8").tobytes())
             if digest != stated:
                 self.differences.append(Difference(what="model", round=said.round, stated=stated, found=digest))
@@ -210,8 +222,13 @@ class _Task:
                 continue
             try:
                 if self.sample is None:
-                    again, values = scoring.score_round(contract, said.round, admitted, base, steps, examples, previous)
+                    again, values = scoring.score_round(
+                        contract, said.round, admitted, base, steps, examples, previous, unions
+                    )
                     self.differences += _draws(said, again)
+                    if watch is not None and masks(again) == masks(said) and self.whole:
+                        watch.take(again, arrays, base, values, unions)
+                        self.findings(watch.said(said.round))
                     if masks(again) == masks(said):
                         total[[ids.index(p) for p in said.players]] += values
                         self.differences += self.compare(said, dict(enumerate(again.losses)), again.correct)
@@ -230,6 +247,24 @@ class _Task:
             right = found.correct[named[0]], found.correct[named[-1]]
             self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), right)
         return total
+
+    def clips(self, number: int, made: tuple[Clip, ...] | None) -> None:
+        """The energies and factors that a round states otherwise than its updates give; one difference a round."""
+        said = next(body.clips for body in self.bodies if isinstance(body, RoundAggregated) and body.round == number)
+        for stated, found in zip_longest(said or (), made or ()):
+            if stated != found:
+                texts = ["none" if clip is None else f"{clip.energy} ({clip.factor})" for clip in (stated, found)]
+                self.differences.append(Difference(what="clips", round=number, stated=texts[0], found=texts[1]))
+                return
+
+    def findings(self, found: Findings) -> None:
+        """What the detectors are said to have found otherwise; one difference a round."""
+        said = [body.findings for body in self.bodies if isinstance(body, FindingsOpened) and body.round == found.round]
+        for stated, again in zip_longest(said[0].lines if said else (), found.lines if said else ()):
+            if not _alike(stated, again):
+                texts = ["nothing" if line is None else _told(line) for line in (stated, again)]
+                self.differences.append(Difference(what="findings", round=found.round, stated=texts[0], found=texts[1]))
+                return
 
     def skip(self, what: Literal["model", "loss"], number: int, stated: str, found: str) -> None:
         """A round that cannot be evaluated: a difference, after which the run's sums say nothing."""
@@ -279,6 +314,27 @@ class _Task:
                         yield Difference(
                             what="moments", round=0, coalition=(first, second), stated=str(said), found=str(again[i][j])
                         )
+
+
+def _alike(stated: Finding | None, again: Finding | None) -> bool:
+    """Whether two findings are the same: numbers to 1e-3, which another order of adding up does not reach.
+
+    A statistic at its threshold may then be an alarm or none.
+    """
+    if stated is None or again is None or stated.code != again.code:
+        return False
+    numbers = [
+        (float(a), float(b)) for a, b in ((stated.statistic, again.statistic), (stated.threshold, again.threshold))
+    ]
+    near = all(a == b or abs(a - b) <= FINDING_ERROR * max(abs(a), abs(b), 1.0) for a, b in numbers)
+    statistic, threshold = numbers[0][1], numbers[1][1]
+    at_threshold = abs(statistic - threshold) <= FINDING_ERROR * max(abs(threshold), 1.0)
+    return near and (at_threshold or (stated.outcome, stated.participants) == (again.outcome, again.participants))
+
+
+def _told(line: Finding) -> str:
+    who = ", ".join(p[:16] for p in line.participants) or "nobody"
+    return f"{line.code}: {line.outcome}, {line.statistic} of {line.threshold} ({who})"
 
 
 def _draws(said: RoundScores, again: RoundScores) -> Iterator[Difference]:

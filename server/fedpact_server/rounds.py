@@ -20,23 +20,29 @@ from numpy.typing import NDArray
 
 from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.contract import ClientPrivacy
+from fedpact_contract.errors import FailedError
 from fedpact_contract.log import (
     BaselinesScored,
+    Body,
+    Findings,
     NoiseLabel,
     ReplyMissed,
     RoundAbandoned,
     RoundAggregated,
+    RoundDiscarded,
     RoundOpened,
     RoundScores,
     RunCompleted,
     ScoresCommitted,
     commitment,
+    kept_rounds,
 )
 from fedpact_contract.request import instant, parse_instant, utc_now
+from fedpact_contract.unions import Unions
 from fedpact_models.features import Examples
 from fedpact_models.noise import Noise, SystemNoise
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, db, deposit, logbook, measurements, orders, replies, scoring
+from fedpact_server import aggregation, db, deposit, logbook, measurements, orders, replies, scoring, watch
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import (
     RunContext,
@@ -44,6 +50,7 @@ from fedpact_server.run_state import (
     SupersededError,
     add_timing,
     admitted_updates,
+    excluded,
     invited,
     last_round,
     load_model,
@@ -52,6 +59,7 @@ from fedpact_server.run_state import (
     run_row,
     set_phase,
     store_model,
+    unions_of,
     write_array,
 )
 from fedpact_server.transport import Outgoing, Transport
@@ -68,6 +76,8 @@ UNREADABLE_REPLIES = 3
 """Replies without a valid signature that a participant has in one round: others can send such in its name."""
 STOPPED = "RUN_STOPPED"
 """The code of what a run leaves undone that its operator stops."""
+NOT_FINITE = "EVALUATION_NOT_FINITE"
+"""The code of a round whose losses are no numbers: it has no scores, and no model is delivered that has none."""
 PRIVACY_EXHAUSTED = "RUN_PRIVACY_EXHAUSTED"
 """The code of a run that ends because Flower's accountant does not agree to the next release."""
 BEFORE_AGGREGATION = ("opened", "sent", "admitted", "committed")
@@ -89,6 +99,7 @@ class Loop:
     unreadable: dict[str, int] = field(default_factory=dict)  # participant -> replies that nobody signed
     noise: Noise = field(default_factory=SystemNoise)  # the operator's own, at client level
     memory: aggregation.Memory = aggregation.START  # of the server's optimizer, after the newest round it was asked for
+    detectors: watch.KeptWatch | None = None  # with what they hold of earlier rounds
     absent: set[str] = field(default_factory=set)  # who was not there when the last round opened: not waited for again
 
     def run(self) -> str:
@@ -178,7 +189,7 @@ class Loop:
         log.info("round opened", contract=context.contract_id, round=number, invited=len(present))
 
     def _gather(self) -> set[str]:
-        """Participants to invite: registered, not silent too often; wait for those who were there last time."""
+        """Participants to invite: registered, neither silent nor excluded; wait for those who were there last time."""
         context = self.context
         minimum = context.contract.participation.minimum
         begun = time.monotonic()
@@ -221,14 +232,17 @@ class Loop:
             silent = len(kinds) == limit and all(kind in ("missed", "refused") for kind in kinds)
             if not silent and participant in registered:
                 result.add(participant)
-        return result
+        return result - excluded(connection, context.contract_id)
 
     def _base_digest(self, connection: sa.Connection, number: int) -> str:
         if number == 1:
             return self.context.contract.model.initial_digest
-        entry = logbook.last_of(connection, self.context.contract_id, RoundAggregated.TYPE)
-        assert entry is not None  # noqa: S101 - round 1 is aggregated
-        return str(entry.body["model_digest"])
+        return self._kept(connection)[-1].model_digest
+
+    def _kept(self, connection: sa.Connection) -> list[RoundAggregated]:
+        """The rounds that led to a model."""
+        kinds = (RoundAggregated, RoundDiscarded)
+        return kept_rounds(logbook.bodies_of(connection, self.context.contract_id, kinds))
 
     def _send(self, current: sa.Row[tuple[object, ...]]) -> None:
         """Make and keep the orders; from here on a resend sends the same bytes."""
@@ -352,8 +366,11 @@ class Loop:
                 self._abandon(connection, number, "ROUND_TOO_FEW_UPDATES")
             return
         digest, noise = self._next_model(number, str(current.base_digest), admitted)
+        made = aggregation.clips(context.contract, self._updates(admitted))
         with context.write() as connection:
-            body_ = RoundAggregated(round=number, admitted=tuple(admitted), model_digest=digest, noise=noise)
+            body_ = RoundAggregated(
+                round=number, admitted=tuple(admitted), model_digest=digest, noise=noise, clips=made
+            )
             logbook.append(connection, context.contract_id, [body_])
             set_phase(connection, context.contract_id, number, "aggregated")
             add_timing(connection, context.contract_id, number, "aggregation", time.perf_counter() - started)
@@ -383,9 +400,15 @@ class Loop:
             admitted = self._admitted(connection, number)
             previous = scoring.opened_scores(connection, context.contract_id, number - 1)
             led_to = self._led_to(connection, number)
-        scores, values = self._scored(
-            number, str(current.base_digest), led_to, admitted, None if previous is None else previous[1]
-        )
+        try:
+            scores, values = self._scored(
+                number, str(current.base_digest), led_to, admitted, None if previous is None else previous[1]
+            )
+        except FailedError as err:
+            if err.code != NOT_FINITE:
+                raise
+            self._discard(number, err.code)
+            return
         evaluated = time.perf_counter()
         scoring.store_values(context.arrays, number, values)
         with context.write() as connection:
@@ -394,17 +417,39 @@ class Loop:
             add_timing(connection, context.contract_id, number, "evaluation", evaluated - started)
             add_timing(connection, context.contract_id, number, "contribution", time.perf_counter() - evaluated)
 
+    def _discard(self, number: int, code: str) -> None:
+        """Give up the model of a round that cannot be scored, and end the run at the one before it."""
+        context = self.context
+        with context.write() as connection:
+            logbook.append(connection, context.contract_id, [RoundDiscarded(round=number, code=code)])
+            self._end(connection, "stopped", f"{code} in round {number}")
+
     def _score(self, current: sa.Row[tuple[object, ...]]) -> None:
-        """Log the commitment to the round's scores."""
+        """Log the commitments to the round's scores and to what the detectors say; exclude whom they call a wrecker."""
         context, number = self.context, int(current.round)
         started = time.perf_counter()
+        findings = self._look(number)
         with context.write() as connection:
             kept = scoring.opened_scores(connection, context.contract_id, number)
             assert kept is not None  # noqa: S101 - the phase before this one kept it
-            value = commitment(RoundScores, *kept)
-            logbook.append(connection, context.contract_id, [ScoresCommitted(round=number, commitment=value)])
+            value, found, out = commitment(RoundScores, *kept), None, list[Body]()
+            if findings is not None:
+                found = scoring.keep(connection, context.contract_id, f"findings:{number}", findings)
+                out = watch.exclusions(context.contract, findings)
+            scored = ScoresCommitted(round=number, commitment=value, findings=found)
+            logbook.append(connection, context.contract_id, [scored, *out])
             set_phase(connection, context.contract_id, number, "scored")
             add_timing(connection, context.contract_id, number, "contribution", time.perf_counter() - started)
+
+    def _look(self, number: int) -> Findings | None:
+        """What the detectors say after a round; None where the contract has no defences."""
+        context = self.context
+        if context.contract.defences is None:
+            return None
+        if self.detectors is None:
+            self.detectors = watch.KeptWatch(context.contract, context.home, self.examples)
+        with context.database.read() as connection:
+            return self.detectors.after(connection, number)
 
     def _commit(self, current: sa.Row[tuple[object, ...]]) -> None:
         """A checkpoint over the whole round."""
@@ -445,7 +490,7 @@ class Loop:
         """
         context = self.context
         run = run_row(connection, context.contract_id)
-        rounds = logbook.count_of(connection, context.contract_id, RoundAggregated.TYPE)
+        rounds = len(self._kept(connection))
         if rounds:
             unscored = run is not None and run.wanted == "unscored"
             if not unscored:
@@ -504,8 +549,8 @@ class Loop:
         if contract.contribution.game == "unanimity":
             model = load_model(context.home, led_to)
             return scoring.score_released(contract, number, list(admitted), base, model, self.examples, previous)
-        steps = self._steps(number, admitted)
-        return scoring.score_round(contract, number, admitted, base, steps, self.examples, previous)
+        steps, unions = self._steps(number, admitted), self._unions(number)
+        return scoring.score_round(contract, number, admitted, base, steps, self.examples, previous, unions)
 
     def _updates(self, admitted: Mapping[str, str]) -> Mapping[str, NDArray[np.float32]]:
         """Participant id -> admitted update, float32 [P], in the order of ids, each read when it is asked for."""
@@ -514,8 +559,16 @@ class Loop:
 
     def _steps(self, number: int, admitted: Mapping[str, str]) -> Mapping[str, scoring.FloatArray]:
         """Each player's part of the step of a round, float64 [P], in the order of ids."""
-        steps, _ = aggregation.server_steps(self.context.contract, self._updates(admitted), self._memory(number - 1))
+        contract, updates = self.context.contract, self._updates(admitted)
+        steps, _ = aggregation.server_steps(contract, updates, self._memory(number - 1), self._unions(number))
         return steps
+
+    def _unions(self, number: int) -> Unions:
+        """Who was one with whom when a round was opened."""
+        if self.context.contract.defences is None:
+            return ()
+        with self.context.database.read() as connection:
+            return unions_of(connection, self.context.contract_id, number)
 
     def _memory(self, number: int) -> aggregation.Memory:
         """What the server's optimizer keeps after a round, from the updates of all rounds so far: no state of its own.
@@ -529,7 +582,8 @@ class Loop:
         while memory.round < number:
             with self.context.database.read() as connection:
                 admitted = self._admitted(connection, memory.round + 1)
-            _, memory = aggregation.server_steps(contract, self._updates(admitted), memory)
+            unions = self._unions(memory.round + 1)
+            _, memory = aggregation.server_steps(contract, self._updates(admitted), memory, unions)
         self.memory = memory
         return memory
 

@@ -21,8 +21,18 @@ from sqlalchemy.engine import Connection
 from fedpact_contract.arrays import model_digest
 from fedpact_contract.contract import Contract, Delegation, SignedContract
 from fedpact_contract.errors import FailedError, FaultError, InputError
-from fedpact_contract.log import Body, ContractSigned, Entry
+from fedpact_contract.log import (
+    Body,
+    ContractSigned,
+    Entry,
+    ParticipantExcluded,
+    ParticipantReadmitted,
+    RoundOpened,
+    UnionConfirmed,
+    UnionWithdrawn,
+)
 from fedpact_contract.record import open_signed
+from fedpact_contract.unions import Unions, by_round
 from fedpact_server import db, logbook
 
 FloatArray = NDArray[np.float64]
@@ -115,6 +125,23 @@ def admitted_updates(connection: Connection, contract_id: str, round_number: int
     """Participant id -> update digest of a round's admitted updates, in the order of ids."""
     rows = outcomes(connection, contract_id, round_number)
     return {p: str(row.update_digest) for p, row in sorted(rows.items()) if row.kind == "admitted"}
+
+
+def unions_of(connection: Connection, contract_id: str, round_number: int) -> Unions:
+    """The unions that stood when a round was opened."""
+    kinds = (UnionConfirmed, UnionWithdrawn, RoundOpened)
+    return by_round(logbook.bodies_of(connection, contract_id, kinds)).get(round_number, ())
+
+
+def excluded(connection: Connection, contract_id: str) -> set[str]:
+    """Who is invited no more."""
+    result: set[str] = set()
+    for body in logbook.bodies_of(connection, contract_id, (ParticipantExcluded, ParticipantReadmitted)):
+        if isinstance(body, ParticipantExcluded):
+            result.add(body.participant)
+        elif isinstance(body, ParticipantReadmitted):
+            result.discard(body.participant)
+    return result
 
 
 def invited(connection: Connection, contract_id: str, round_number: int) -> tuple[str, ...]:

@@ -16,9 +16,10 @@ from fedpact_contract.contract import Contract, estimator_plan
 from fedpact_contract.contribution import next_draws
 from fedpact_contract.errors import FailedError
 from fedpact_contract.estimators import Plan, coalitions, coefficients, estimate
-from fedpact_contract.log import Moments, RoundScores, Sampling, commitment
+from fedpact_contract.log import Findings, Moments, RoundScores, Sampling, commitment
 from fedpact_contract.record import Part
 from fedpact_contract.sampling import round_seed
+from fedpact_contract.unions import among, places
 from fedpact_models.evaluate import (
     UNIT,
     CoalitionLosses,
@@ -43,8 +44,9 @@ def score_round(
     steps: Mapping[str, FloatArray],
     examples: Examples,
     previous: RoundScores | None,
+    unions: Sequence[Sequence[str]] = (),
 ) -> tuple[RoundScores, FloatArray]:
-    """Coalition losses of one round, and the per-example Shapley values.
+    """Coalition losses of one round, and the per-example Shapley values (Owen's where players are one union).
 
     Args:
         contract: The contract.
@@ -54,6 +56,7 @@ def score_round(
         steps: Each player's part of the step, float64 [P], in the order of ids (`aggregation.server_steps`).
         examples: The validation set, slices in the contract's order.
         previous: The scores of the round that made the base model: both rounds tell of it with the same integers.
+        unions: Participants that are one, as confirmed before the round.
 
     Returns:
         The scores, and float64 [N, V] in nat.
@@ -62,10 +65,19 @@ def score_round(
     sources, counts = [s.source for s in slices], [s.count for s in slices]
     own = [sources.index(p) if p in sources else None for p in steps]
     parts = _Rows(steps)
-    sampling = None
+    sampling: Sampling | None = None
+    together = among(list(steps), unions)
+    blocks = places(list(steps), unions)
     if _is_drawn(contract, len(steps)):
         seed = round_seed(round_number, list(admitted.values()))
-        losses, correct, values, sampling = _draw(contract, seed, base, parts, examples, own, previous)
+        first = estimator_plan(contract, len(steps), seed, blocks)
+        losses, correct, values, sampling = _draw(contract, first, base, parts, examples, own, previous)
+    elif together:
+        plan = Plan(estimator="exact", players=len(steps), unions=blocks)
+        masks = coalitions(plan)
+        all_of_them = evaluate_coalitions(contract.model, contract.data, base, parts, examples, counts, masks)
+        losses, correct = list(all_of_them.losses), (all_of_them.correct[0], all_of_them.correct[masks[-1]])
+        values = estimated_by_example(all_of_them, masks, coefficients(plan), counts, own)
     else:
         found = evaluate_round(contract.model, contract.data, base, parts, examples, counts, own_slice=own)
         losses, correct, values = list(found.losses), found.correct, found.values
@@ -78,6 +90,7 @@ def score_round(
         correct=correct,
         admitted=tuple(admitted) if contract.keeps_momentum else None,
         sampling=sampling,
+        unions=together or None,
     )
     return scores, values
 
@@ -107,7 +120,7 @@ def _is_drawn(contract: Contract, players: int) -> bool:
 
 def _draw(
     contract: Contract,
-    seed: bytes,
+    begun: Plan,
     base: FloatArray,
     steps: _Rows,
     examples: Examples,
@@ -121,7 +134,7 @@ def _draw(
     """
     model, data, counts = contract.model, contract.data, [s.count for s in contract.contribution.validation.slices]
     first = tuple(round(value * UNIT) for value in first_order_values(model, data, base, steps, examples))
-    plan: Plan | None = estimator_plan(contract, len(steps), seed)
+    plan: Plan | None = begun
     found: CoalitionLosses | None = None
     errors: list[tuple[int, ...]] = []
     while plan is not None:
@@ -140,7 +153,7 @@ def _draw(
     values = estimated_by_example(found, masks, coefficients(drawn), counts, own)
     nobody, everybody, *between = found.losses
     right = found.correct[0], found.correct[2 ** len(steps) - 1]
-    sampling = Sampling(seed=seed.hex(), draws=drawn.draws, first_order=first, errors=tuple(errors))
+    sampling = Sampling(seed=begun.seed.hex(), draws=drawn.draws, first_order=first, errors=tuple(errors))
     return [nobody, *between, everybody], right, values, sampling
 
 
@@ -272,6 +285,16 @@ def all_scores(connection: Connection, contract_id: str) -> list[tuple[bytes, Ro
         sa.select(table.salt, table.value).where(table.contract_id == contract_id, table.name.like("round:%"))
     )
     pairs = [_kept(row.salt, row.value, RoundScores) for row in rows]
+    return sorted(pairs, key=lambda pair: pair[1].round)
+
+
+def all_findings(connection: Connection, contract_id: str) -> list[tuple[bytes, Findings]]:
+    """Salt and findings of every round that was committed to, in order."""
+    table = db.openings.c
+    rows = connection.execute(
+        sa.select(table.salt, table.value).where(table.contract_id == contract_id, table.name.like("findings:%"))
+    )
+    pairs = [_kept(row.salt, row.value, Findings) for row in rows]
     return sorted(pairs, key=lambda pair: pair[1].round)
 
 

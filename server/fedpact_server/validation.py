@@ -1,8 +1,8 @@
 """Committed validation sets: made once, kept in the operator's home, checked against their root at every load.
 
 A set is encoded rows with 32 random bytes each; its root (RFC 9162) stands in the contract. Slices stand in the
-order of the leaves: the operator's rows, then those that participants released, by participant id. The rows never
-leave the operator.
+order of the leaves: the operator's rows, the buyer's, then those that participants released, by participant id.
+The rows never leave the operator.
 """
 
 import io
@@ -41,7 +41,7 @@ class ValidationSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Source:
-    """Rows from one giver: `operator` or a participant's id.
+    """Rows from one giver: `operator`, `buyer` or a participant's id.
 
     `name` is what errors call it (a file); `first_line` as `tables.first_line`.
     """
@@ -53,13 +53,14 @@ class Source:
 
 
 def build(data: Data, sources: Sequence[Source]) -> ValidationSet:
-    """Encode the sources under the contract's schema, with fresh salts; the operator first, then by id.
+    """Encode the sources under the contract's schema, with fresh salts; the operator first, then the buyer, then by id.
 
     Raises:
         InputError: VALIDATION_EMPTY, VALIDATION_TWICE, VALIDATION_ONE_CLASS, or what `features.encode` finds wrong
             with the rows.
     """
-    ordered = sorted(sources, key=lambda source: (source.giver != "operator", source.giver))
+    first = ("operator", "buyer")
+    ordered = sorted(sources, key=lambda source: (*(source.giver != name for name in first), source.giver))
     if not ordered:
         raise InputError(
             "VALIDATION_EMPTY",

@@ -1,26 +1,119 @@
 """What the detectors say of a run, from what is kept of it: updates, models, and values on validation rows."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
+from fedpact_contract import log
 from fedpact_contract.clipping import noise_energy
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError
+from fedpact_contract.log import Body, Findings, ParticipantExcluded, RoundScores
+from fedpact_contract.unions import Unions
 from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
-from fedpact_models.registry import parameter_count
 from fedpact_server import aggregation, db, scoring
 from fedpact_server.detectors import Finding, Observed, findings, observe
-from fedpact_server.pool import load_update
-from fedpact_server.run_state import admitted_updates, load_model
+from fedpact_server.pool import map_update
+from fedpact_server.run_state import FloatArray, admitted_updates, load_model, unions_of
 
 
-def look(connection: Connection, contract: Contract, home: Path, examples: Examples) -> list[Finding]:
+class Watch:
+    """The detectors over a run: what they hold of the rounds so far, each reduced."""
+
+    def __init__(self, contract: Contract, examples: Examples) -> None:
+        self.contract, self.examples = contract, examples
+        self._seen: list[Observed] = []
+        self._memory = aggregation.START
+        self._last: FloatArray | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds were taken."""
+        return len(self._seen)
+
+    def take(
+        self,
+        scores: RoundScores,
+        updates: Mapping[str, NDArray[np.float32]],
+        base: FloatArray,
+        values: FloatArray,
+        unions: Unions,
+    ) -> None:
+        """Take the next round.
+
+        Args:
+            scores: Of the round.
+            updates: Its admitted updates as they came, [P], in the order of ids.
+            base: The model that it began with, float64 [P].
+            values: Per-example values, float64 [players, V].
+            unions: Who was one with whom.
+        """
+        contract, parameters = self.contract, len(base)
+        counts = {p: party.num_examples for p, party in contract.by_id().items()}
+        clipped = aggregation.counted_updates(contract, updates)
+        weighted = aggregation.weighted_steps(clipped, counts, contract.training.server_rate)
+        mean = aggregation.apply(np.zeros(parameters), weighted.values())
+        steps, self._memory = aggregation.server_steps(contract, updates, self._memory, unions)
+        step = aggregation.apply(np.zeros(parameters), steps.values())
+        slope = float(np.linalg.norm(gradient(contract.model, contract.data, base, self.examples)))
+        longer = float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)  # 1 without a server's optimizer
+        self._seen.append(
+            observe(
+                scores.round,
+                updates,
+                examples=counts,
+                noise={p: float(noise_energy(contract, n, parameters)) for p, n in counts.items()},
+                step=self._last,
+                slope=slope * longer * float(contract.training.server_rate),
+                values=values[[scores.players.index(p) for p in updates]],
+            )
+        )
+        self._last = step
+
+    def said(self, number: int) -> Findings:
+        """What all detectors say after this one of the rounds that were taken."""
+        slices = [(s.source, s.count) for s in self.contract.contribution.validation.slices]
+        found = findings(self._seen[:number], self.contract.training.rounds, slices)
+        return Findings(round=number, lines=tuple(map(logged, found)))
+
+
+class KeptWatch(Watch):
+    """The detectors over what the operator keeps of a run; what they hold is read again after a crash."""
+
+    def __init__(self, contract: Contract, home: Path, examples: Examples) -> None:
+        super().__init__(contract, examples)
+        self._home = home
+
+    def after(self, connection: Connection, number: int) -> Findings:
+        """What all detectors say after a round that is scored.
+
+        Raises:
+            FailedError: CONTRIBUTION_VALUES_LOST.
+            FaultError: an update or a model is missing, or is not what its name says.
+        """
+        contract, arrays = self.contract, self._home / "arrays" / self.contract.id
+        for _, scores in scoring.all_scores(connection, contract.id):
+            if self.rounds < scores.round <= number:
+                table = db.rounds.c
+                where = (table.contract_id == contract.id, table.round == scores.round)
+                digest = str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one())
+                base = load_model(self._home, digest)
+                admitted = admitted_updates(connection, contract.id, scores.round)
+                updates = {p: map_update(arrays, made, len(base)) for p, made in admitted.items()}
+                values = scoring.read_values(arrays, contract, scores)
+                self.take(scores, updates, base, values, unions_of(connection, contract.id, scores.round))
+        return self.said(number)
+
+
+def look(connection: Connection, contract: Contract, home: Path, examples: Examples) -> list[log.Finding]:
     """Every finding over the rounds that are scored, round after round, as the run was then.
+
+    Where the contract has defences these are the findings that were committed to; else they are made now.
 
     Args:
         connection: The operator's database.
@@ -40,41 +133,25 @@ def look(connection: Connection, contract: Contract, home: Path, examples: Examp
             field="contribution.game",
             remedy="Choose a contract of the fixed-weight game.",
         )
-    slices = [(s.source, s.count) for s in contract.contribution.validation.slices]
-    seen: list[Observed] = []
-    result: list[Finding] = []
-    for observed in _observed(connection, contract, home, examples):
-        seen.append(observed)
-        result += findings(seen, contract.training.rounds, slices)
-    return result
+    if contract.defences is not None:
+        return [line for _, found in scoring.all_findings(connection, contract.id) for line in found.lines]
+    watch = KeptWatch(contract, home, examples)
+    rounds = [scores.round for _, scores in scoring.all_scores(connection, contract.id)]
+    return [line for number in rounds for line in watch.after(connection, number).lines]
 
 
-def _observed(connection: Connection, contract: Contract, home: Path, examples: Examples) -> Iterator[Observed]:
-    """Each scored round, reduced; no more than one round's updates are held."""
-    arrays, parameters = home / "arrays" / contract.id, parameter_count(contract.model, contract.data)
-    counts = {p: party.num_examples for p, party in contract.by_id().items()}
-    noise = {p: float(noise_energy(contract, n, parameters)) for p, n in counts.items()}
-    memory, last = aggregation.START, None
-    for _, scores in scoring.all_scores(connection, contract.id):
-        values = scoring.read_values(arrays, contract, scores)
-        admitted = admitted_updates(connection, contract.id, scores.round)
-        updates = {p: load_update(arrays, digest) for p, digest in admitted.items()}
-        weighted = aggregation.weighted_steps(updates, counts, contract.training.server_rate)
-        mean = aggregation.apply(np.zeros(parameters), weighted.values())
-        steps, memory = aggregation.server_steps(contract, updates, memory)
-        step = aggregation.apply(np.zeros(parameters), steps.values())
-        table = db.rounds.c
-        where = (table.contract_id == contract.id, table.round == scores.round)
-        base = load_model(home, str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one()))
-        slope = float(np.linalg.norm(gradient(contract.model, contract.data, base, examples)))
-        longer = float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)  # 1 without a server's optimizer
-        yield observe(
-            scores.round,
-            updates,
-            examples=counts,
-            noise=noise,
-            step=last,
-            slope=slope * longer * float(contract.training.server_rate),
-            values=values[[scores.players.index(p) for p in admitted]],
-        )
-        last = step
+def logged(finding: Finding) -> log.Finding:
+    """As it stands in the log."""
+    return log.Finding.parse(finding.plain(), code="FINDING")
+
+
+def exclusions(contract: Contract, found: Findings) -> list[Body]:
+    """Who is invited no more after these findings, as the contract says."""
+    if contract.defences is None or contract.defences.wreckers != "reject":
+        return []
+    return [
+        ParticipantExcluded(round=found.round, participant=participant, code="WRECKER")
+        for line in found.lines
+        if line.code == "WRECKER" and line.outcome == "alarm"
+        for participant in line.participants
+    ]

@@ -182,3 +182,47 @@ def test_a_template_does_not_give_what_is_derived() -> None:
         merge({"a": {"b": 1}}, {"a": {"b": 2}}, file="heart.toml")
     assert (err.value.code, err.value.file, err.value.field) == ("TEMPLATE_DERIVED_KEY", "heart.toml", "a.b")
     assert err.value.remedy == "Remove b from the template."
+
+
+BUYER = {"name": "Buyer", "entity_code": "B" * 18}
+HOLDING = {"name": "Holding", "entity_code": "H" * 18, "of": "operator"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "party"),
+    [
+        ({"buyer": BUYER | {"entity_code": f"{2:018d}"}}, "CONTRACT_AFFILIATE", "Enterprise 2"),
+        ({"affiliates": [HOLDING, HOLDING | {"entity_code": f"{3:018d}"}]}, "CONTRACT_AFFILIATE", "Enterprise 3"),
+        ({"buyer": BUYER | {"entity_code": "9" * 18}}, "CONTRACT_ENTITY_TWICE", "Buyer"),
+        ({"buyer": BUYER, "affiliates": [HOLDING | {"entity_code": "B" * 18}]}, "CONTRACT_ENTITY_TWICE", "Buyer"),
+        ({"affiliates": [HOLDING | {"of": "buyer"}]}, "CONTRACT_NO_BUYER", "Holding"),
+    ],
+)
+def test_who_could_steer_the_scores_is_not_paid_by_them(values, changes, code, party) -> None:
+    with pytest.raises(InputError) as caught:
+        Contract.parse(values | changes)
+    assert (caught.value.code, caught.value.party) == (code, party)
+    assert caught.value.remedy
+
+
+def test_an_affiliate_may_take_part_where_contribution_is_not_paid(values) -> None:
+    settled = values["settlement"] | {"contribution_weight": 0, "data_weight": 1}
+    affiliates = [HOLDING | {"entity_code": f"{3:018d}"}]
+    assert Contract.parse(values | {"settlement": settled, "affiliates": affiliates}).affiliates
+
+
+def test_the_buyers_rows_need_a_buyer(values) -> None:
+    with_slice = changed(values, "contribution.validation.slices", [{"source": "buyer", "count": 220}])
+    with pytest.raises(InputError) as caught:
+        Contract.parse(with_slice)
+    assert caught.value.code == "CONTRACT_SLICES"
+    contract = Contract.parse(with_slice | {"buyer": BUYER, "affiliates": [HOLDING]})
+    from fedpact_contract.text import render
+
+    document = render(contract)
+    for words in (
+        f"Buyer, entity code {'B' * 18}",
+        f"Holding, entity code {'H' * 18}, with the operator",
+        "the buyer: 220",
+    ):
+        assert words in document

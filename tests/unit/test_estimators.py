@@ -31,7 +31,7 @@ from fedpact_contract.estimators import (
     precise,
 )
 from fedpact_contract.sampling import permutation, round_seed
-from fedpact_contract.shapley import shapley
+from fedpact_contract.shapley import owen, shapley
 
 SEED = seed_of("a round")
 
@@ -522,3 +522,57 @@ def test_agreement_is_a_correlation_of_nine_tenths():
         b = np.rint(a + rng.normal(0, 30 * spread, 9)).astype(int)
         whole = [[Fraction(int(v)) for v in side] for side in (a, b)]
         assert agrees(*whole) is bool(np.corrcoef(a, b)[0, 1] >= 0.9)
+
+
+class TestUnions:
+    """Players that count as one: Owen's values, exact or from orders in which a union arrives together."""
+
+    UNIONS = ((0, 4), (2, 5, 6))
+
+    def table(self) -> list[Fraction]:
+        rng = np.random.default_rng(3)
+        return [Fraction(int(v)) for v in rng.integers(-100, 100, 2**8)]
+
+    def test_exact_values_are_owens_and_linear(self) -> None:
+        table, plan = self.table(), Plan(estimator="exact", players=8, unions=self.UNIONS)
+        values = estimate(plan, table).values
+        assert values == owen(table, plan.blocks)
+        assert values == tuple(sum(table[m] * f for m, f in own.items()) for own in coefficients(plan))
+
+    def test_unions_arrive_together_and_values_are_linear_and_efficient(self) -> None:
+        table, plan = self.table(), Plan(estimator="pairs", players=8, draws=5, seed=b"s" * 32, unions=self.UNIONS)
+        masks = coalitions(plan)
+        for union in self.UNIONS:
+            bits = sum(1 << i for i in union)
+            cut = [m & bits for m in masks if m & bits not in (0, bits)]
+            assert cut, "there are orders that cut the union"
+            for mask in masks:  # while a union is cut, each other one has arrived as a whole or not at all
+                if mask & bits not in (0, bits):
+                    for other in self.UNIONS:
+                        whole = sum(1 << i for i in other)
+                        assert other == union or mask & whole in (0, whole)
+        values = estimate(plan, [table[m] for m in masks]).values
+        assert sum(values) == table[-1] - table[0]
+        assert values == tuple(sum(table[m] * f for m, f in own.items()) for own in coefficients(plan))
+
+    def test_draws_are_unbiased_for_owens_values(self) -> None:
+        """The mean over many seeds is near; an order of blocks that hangs on the order inside would not be."""
+        table = self.table()
+        due = [float(v) for v in owen(table, Plan(estimator="exact", players=8, unions=self.UNIONS).blocks)]
+        found = []
+        for k in range(400):
+            plan = Plan(estimator="pairs", players=8, draws=8, seed=seed_of(k), unions=self.UNIONS)
+            found.append([float(v) for v in estimate(plan, [table[m] for m in coalitions(plan)]).values])
+        mean, error = np.mean(found, axis=0), np.std(found, axis=0, ddof=1) / 20
+        assert np.all(np.abs(mean - due) < 4 * error)
+
+    def test_more_draws_only_append_coalitions(self) -> None:
+        few = Plan(estimator="pairs", players=8, draws=4, seed=b"s" * 32, unions=self.UNIONS)
+        more = Plan(estimator="pairs", players=8, draws=8, seed=b"s" * 32, unions=self.UNIONS)
+        assert coalitions(more)[: len(coalitions(few))] == coalitions(few)
+
+    @pytest.mark.parametrize("unions", [((0,),), ((0, 1), (1, 2)), ((0, 9),), ((0, 0),)])
+    def test_no_partition_is_refused(self, unions) -> None:
+        with pytest.raises(InputError) as caught:
+            Plan(estimator="exact", players=8, unions=unions)
+        assert caught.value.code == "ESTIMATOR_PLAN"

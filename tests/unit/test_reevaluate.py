@@ -24,7 +24,7 @@ from tests.support.readme import README, Script, commands, filled
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, FaultError, InputError
 from fedpact_contract.keys import generate_key
-from fedpact_contract.log import Entry, Moments, RoundScores, Sampling
+from fedpact_contract.log import Entry, Finding, Findings, Moments, RoundScores, Sampling
 from fedpact_contract.record import Envelope, sign
 from fedpact_contract.reevaluation import Difference, Reevaluation, drawn, read, tolerance
 from fedpact_contract.report import build
@@ -32,7 +32,7 @@ from fedpact_contract.trust import Trust, write
 from fedpact_contract.verify import UTILITIES, Report, verify_folder
 from fedpact_models.dp import SystemNoise
 from fedpact_models.registry import initial_weights
-from fedpact_server import bundle, closing, deposit, rounds, scoring
+from fedpact_server import aggregation, bundle, closing, deposit, rounds, scoring, watch
 from fedpact_server import reevaluate as reevaluation
 from fedpact_server.evidence import evidence_parts
 from fedpact_server.reevaluate import reevaluate
@@ -673,3 +673,47 @@ def test_a_difference_ends_with_1_and_is_signed(tmp_path: Path, monkeypatch, cap
     assert "found otherwise" in report["utilities"]
     assert "Audit House re-evaluated them and found otherwise; differences: 1." in render(report, "en")
     assert "Audit House复评后发现1处不符" in render(report, "zh")
+
+
+DEFENCES: dict[str, Any] = {"clip": "median-signal", "wreckers": "reject", "negatives": "0.1", "dispute_hours": 72}
+
+
+class TestDefences:
+    """Clips and what the detectors say are made again from the updates."""
+
+    def test_an_honest_operator_has_no_difference(self, tmp_path: Path) -> None:
+        audit = audited(tmp_path, defences=DEFENCES, training__rounds=3)
+        assert audit.look().differing == 0
+        assert audit.look(sample=2).differing == 0, "a sample gives no values, and says nothing of findings"
+
+    def test_an_energy_that_is_not_the_updates_is_found(self, tmp_path: Path) -> None:
+        def lie(patch: pytest.MonkeyPatch) -> None:
+            true = aggregation.energy
+            patch.setattr(aggregation, "energy", lambda update: true(update) + 1)
+
+        audit = audited(tmp_path, lie, defences=DEFENCES)
+        assert {difference.what for difference in audit.look().differences} == {"clips"}
+
+    @pytest.mark.parametrize("change", ["outcome", "participants", "statistic", "left out"])
+    def test_a_finding_that_the_updates_do_not_give_is_found(self, tmp_path: Path, change: str) -> None:
+        def changed(line: Finding) -> Finding:
+            other: dict[str, dict[str, Any]] = {
+                "outcome": {"outcome": "quiet" if line.outcome != "quiet" else "alarm"},
+                "participants": {"participants": ("a" * 64,)},
+                "statistic": {"statistic": "123"},
+            }
+            return line.model_copy(update=other[change])
+
+        def lie(patch: pytest.MonkeyPatch) -> None:
+            true = watch.KeptWatch.after
+
+            def lying(self: Any, connection: Any, number: int) -> Findings:
+                found = true(self, connection, number)
+                lines = found.lines[1:] if change == "left out" else (changed(found.lines[0]), *found.lines[1:])
+                return found.model_copy(update={"lines": lines}) if number == 2 else found
+
+            patch.setattr(watch.KeptWatch, "after", lying)
+
+        audit = audited(tmp_path, lie, defences=DEFENCES | {"wreckers": "report"})
+        (difference,) = audit.look().differences
+        assert (difference.what, difference.round) == ("findings", 2)

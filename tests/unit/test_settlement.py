@@ -258,7 +258,7 @@ def test_each_fen_is_recomputed_by_hand_from_the_statement():
         exact = {}
         for x in lines:
             part_a = a * max(Fraction(0), Fraction(x["value"])) / positive
-            part_b = b * x["num_examples"] * x["rounds_admitted"] / totals["metered_rows"]
+            part_b = b * Fraction(x["metered_rows"]) / Fraction(totals["metered_rows"])
             part_c = c * x["rounds_admitted"] / totals["rounds_admitted"]
             assert [part_a, part_b, part_c] == [Fraction(x[f"share_{k}"]) for k in ("contribution", "data", "equal")]
             assert part_a + part_b + part_c == Fraction(x["share"])

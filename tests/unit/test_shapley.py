@@ -1,4 +1,5 @@
 import json
+import random
 from fractions import Fraction
 from itertools import pairwise
 
@@ -229,3 +230,13 @@ def test_sixteen_players_are_read():
     result = recompute(json.dumps({"players": names, "values": values}).encode())
     assert set(result["shapley"].values()) == {"1"}
     assert all(a == b for a, b in pairwise(result["banzhaf"].values()))
+
+
+def test_owen_coefficients_give_owen_values() -> None:
+    from fedpact_contract.shapley import owen_coefficients
+
+    rng = random.Random(5)
+    table = [Fraction(rng.randrange(-50, 50)) for _ in range(32)]
+    unions = ((0, 3), (1,), (2, 4))
+    factors = owen_coefficients(5, unions)
+    assert tuple(sum(table[mask] * f for mask, f in own.items()) for own in factors) == owen(table, unions)

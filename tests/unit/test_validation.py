@@ -224,3 +224,8 @@ def test_a_card_is_its_senders_and_has_a_budget_under_which_something_fits(world
     with world.database.write() as connection, pytest.raises(FedpactError) as err:
         cards.accept_card(connection, enrolment.find(connection, enterprise(1).id), enterprise(2).card(), [])
     assert err.value.code == "SIGNATURE_MISSING"
+
+
+def test_the_buyers_rows_stand_behind_the_operators(made: ValidationSet) -> None:
+    sources = [Source(giver=g, table=OWN, name=g) for g in (HIGH, "buyer", LOW, "operator")]
+    assert [s.source for s in build(DATA, sources).slices] == ["operator", "buyer", LOW, HIGH]

@@ -1,5 +1,7 @@
 """Flat weights: the order, the round trip, the refusals."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 from fedpact_contract.errors import InputError
 from fedpact_models.registry import build, parameter_count
-from fedpact_models.weights import flatten, load_flat
+from fedpact_models.weights import energy, flatten, load_flat
 
 SCHEMA = plain_schema(3, 2)
 
@@ -53,3 +55,23 @@ def test_a_number_that_is_not_finite_is_refused_and_nothing_changes(bad: float) 
     np.testing.assert_array_equal(flatten(module), before)
     assert all(p.requires_grad for p in module.parameters())
     assert torch.is_grad_enabled()
+
+
+class TestEnergy:
+    def test_it_is_the_sum_of_squares(self) -> None:
+        rng = np.random.default_rng(1)
+        for size, scale in ((1, 1.0), (650, 1e-6), (100_000, 3e4)):
+            update = (rng.normal(size=size) * scale).astype("<f4")
+            exact = sum(Fraction(float(x)) ** 2 for x in update)
+            assert abs(energy(update) - exact) <= exact / 10**9
+        assert energy(np.zeros(5, "<f4")) == 0
+        assert energy(np.array([3, 4], "<f4")) == 25
+
+    def test_it_does_not_depend_on_the_order(self) -> None:
+        update = np.random.default_rng(2).normal(size=9_999).astype("<f4")
+        assert energy(update) == energy(update[::-1]) == energy(np.sort(update))
+
+    def test_what_is_not_finite_has_none(self) -> None:
+        with pytest.raises(InputError) as caught:
+            energy(np.array([1, np.inf], "<f4"))
+        assert caught.value.code == "WEIGHTS_NOT_FINITE"

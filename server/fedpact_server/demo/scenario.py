@@ -347,6 +347,12 @@ def template(scenario: Scenario, now: datetime.datetime) -> str:
             "missed_rounds_limit": 2,
         },
         "contribution": {"game": "fixed-weight", "loss": "cross-entropy", "estimator": "exact"},
+        "defences": {
+            "clip": "median-signal",
+            "wreckers": "reject",
+            "negatives": Decimal("0.1"),
+            "dispute_hours": 72,
+        },
         "settlement": {
             "currency": "CNY",
             "contribution_weight": Decimal(1),

@@ -1,0 +1,213 @@
+"""The entries of the defences against gaming: clips, exclusions, openings of findings, unions (docs/adr/0008).
+
+Each function yields what is wrong with its entry and then takes it into the state. What the detectors say is the
+operator's statement; here it is held to it: committed to after each round, opened at the close, and acted on.
+"""
+
+from fedpact_contract.clipping import contract_factors
+from fedpact_contract.errors import FedpactError
+from fedpact_contract.log import (
+    Findings,
+    FindingsOpened,
+    ParticipantExcluded,
+    ParticipantReadmitted,
+    RoundAggregated,
+    ScoresCommitted,
+    StatementTaken,
+    UnionConfirmed,
+    UnionDeclared,
+    UnionWithdrawn,
+    commitment,
+)
+from fedpact_contract.messages import Statement
+from fedpact_contract.parties import Place
+from fedpact_contract.replay_state import Faults, Pending, Run, open_inside
+from fedpact_contract.request import parse_instant
+
+WRECKER = "WRECKER"
+"""The code of the finding that excludes."""
+NEAR_COPY = "NEAR_COPY"
+"""The code of the finding that a union rests on."""
+
+
+def clips(run: Run, place: Place, body: RoundAggregated) -> Faults:
+    """Updates are clipped where the contract says so, by the factors that their energies lead to."""
+    contract, operator = run.parties.contract, run.parties.contract.operator.name
+    due = contract.defences is not None and contract.defences.clip != "none"
+    if (body.clips is not None) != due or (body.clips is not None and len(body.clips) != len(body.admitted)):
+        message = "Energies and factors stand beside each admitted update where the contract clips, else not."
+        yield place.fault("CLIP_MISSING", message, field="clips", party=operator, rule="defences.clip")
+        return
+    if body.clips is None or not set(body.admitted) <= contract.by_id().keys():
+        return
+    energies = {p: clip.energy for p, clip in zip(body.admitted, body.clips, strict=True)}
+    try:
+        factors = contract_factors(contract, energies)
+    except FedpactError as err:
+        yield place.within(err, field="clips")
+        return
+    for number, (participant, clip) in enumerate(zip(body.admitted, body.clips, strict=True)):
+        if clip.factor != factors[participant]:
+            message = f"An update is said to count by {clip.factor}; by the energies it does by {factors[participant]}."
+            name = run.parties.name(participant)
+            yield place.fault("CLIP_FACTOR", message, field=f"clips.{number}.factor", party=name, rule="defences.clip")
+
+
+def findings_committed(run: Run, place: Place, body: ScoresCommitted) -> Faults:
+    """What the detectors said is committed to where the contract has defences, else not."""
+    contract = run.parties.contract
+    if (body.findings is not None) != (contract.defences is not None):
+        message = "The detectors' findings are committed to where the contract has defences, else not."
+        yield place.fault("FINDINGS_NOT_COMMITTED", message, field="findings", party=contract.operator.name)
+    if body.findings is not None:
+        run.findings_committed.setdefault(body.round, body.findings)
+
+
+def participant_excluded(run: Run, place: Place, body: ParticipantExcluded) -> Faults:
+    """Right after the scores of the last round, where the contract lets wreckers be rejected, and once."""
+    contract, name = run.parties.contract, run.parties.name(body.participant)
+    if contract.defences is None or contract.defences.wreckers != "reject":
+        message = "A participant is excluded, and the contract excludes nobody."
+        yield place.fault("EXCLUSION_NOT_CONTRACTED", message, party=name, rule="defences.wreckers")
+    if body.round != max(run.committed, default=0) or run.open_round or run.completed:
+        message = "A participant is excluded otherwise than right after the scores of the last round."
+        yield place.fault("EXCLUSION_TIME", message, field="round", party=name)
+    if body.participant in run.excluded:
+        yield place.fault("EXCLUSION_TWICE", "The participant is excluded already.", field="participant", party=name)
+    if body.participant not in contract.by_id():
+        message = "Somebody is excluded who is no participant of the contract."
+        yield place.fault("PARTICIPANT_UNKNOWN", message, field="participant", party=name)
+    run.excluded.add(body.participant)
+    run.exclusions[body.round, body.participant] = place
+
+
+def participant_readmitted(run: Run, place: Place, body: ParticipantReadmitted) -> Faults:
+    """Only who was excluded can be readmitted, and only while the run goes on."""
+    if body.participant not in run.excluded or run.completed:
+        name = run.parties.name(body.participant)
+        message = "A participant is readmitted that is not excluded, or after the run has ended."
+        yield place.fault("READMISSION", message, field="participant", party=name)
+    run.excluded.discard(body.participant)
+
+
+def findings_opened(run: Run, place: Place, body: FindingsOpened) -> Faults:
+    """The opened findings are those committed to; a wrecker that they name was excluded."""
+    operator, number = run.parties.contract.operator.name, body.round
+    if run.completed is None:
+        yield place.fault("OPENED_EARLY", "Findings are opened before the run is completed.", party=operator)
+    if number in run.findings:
+        message = f"The findings of round {number} are opened already."
+        yield place.fault("FINDINGS_OPENED_TWICE", message, field="round", party=operator)
+        return
+    if commitment(Findings, bytes.fromhex(body.salt), body.findings) != run.findings_committed.get(number):
+        message = f"The findings of round {number} are not those that were committed to."
+        yield place.fault("FINDINGS_COMMITMENT", message, field="findings", party=operator)
+    run.findings[number] = body.findings
+    defences = run.parties.contract.defences
+    if defences is None or defences.wreckers != "reject":
+        return
+    for wrecker in _wreckers(body.findings):
+        if (number, wrecker) not in run.exclusions:
+            message = f"The findings of round {number} name a wrecker, and it was not excluded."
+            party = run.parties.name(wrecker)
+            yield place.fault("EXCLUSION_MISSING", message, field="findings", party=party, rule="defences.wreckers")
+
+
+def union_declared(run: Run, place: Place, body: UnionDeclared) -> Faults:
+    """At least two participants that are in no union yet, and the contract's time to dispute it."""
+    contract, operator = run.parties.contract, run.parties.contract.operator.name
+    taken = {p for members in (*run.unions, *run.pending) for p in members}
+    if contract.defences is None:
+        message = "A union is declared, and the contract has no defences."
+        yield place.fault("UNION_NOT_CONTRACTED", message, party=operator, rule="defences")
+        return
+    if list(body.members) != sorted(set(body.members)) or len(body.members) < 2:
+        message = "A union is at least two participants, each once, in the order of ids."
+        yield place.fault("UNION_MEMBERS", message, field="members", party=operator)
+    for member in body.members:
+        if member not in contract.by_id() or member in taken:
+            message = "A member of the union is no participant, or in another union."
+            yield place.fault("UNION_MEMBERS", message, field="members", party=run.parties.name(member))
+    hours = (parse_instant(body.until) - parse_instant(body.declared)).total_seconds() / 3600
+    if hours < contract.defences.dispute_hours:
+        message = f"The union can be disputed for {hours:g} hours, not for {contract.defences.dispute_hours}."
+        yield place.fault("UNION_WINDOW", message, field="until", party=operator, rule="defences.dispute_hours")
+    if body.round not in run.committed or run.completed:
+        message = "A union is declared before the scores of the round that it rests on, or after the run has ended."
+        yield place.fault("UNION_TIME", message, field="round", party=operator)
+    run.pending[body.members] = Pending(declared=body, place=place, subject=run.leaves[place.index])
+
+
+def union_confirmed(run: Run, place: Place, body: UnionConfirmed) -> Faults:
+    """After the time to dispute it; where a member disputes it, with the operator's reason."""
+    operator, pending = run.parties.contract.operator.name, run.pending.pop(body.members, None)
+    if pending is None:
+        message = "A union is confirmed that was not declared."
+        yield place.fault("UNION_NOT_DECLARED", message, field="members", party=operator)
+        return
+    if parse_instant(body.at) < parse_instant(pending.declared.until):
+        message = "A union is confirmed while it can still be disputed."
+        yield place.fault("UNION_WINDOW", message, field="at", party=operator, rule="defences.dispute_hours")
+    if pending.disputed and body.reason is None:
+        message = "A member disputes the union, and it is confirmed without a reason."
+        yield place.fault("UNION_DISPUTED", message, field="reason", party=operator)
+    run.unions[body.members] = pending
+
+
+def union_withdrawn(run: Run, place: Place, body: UnionWithdrawn) -> Faults:
+    """One that was declared, or confirmed."""
+    if run.pending.pop(body.members, None) is None and run.unions.pop(body.members, None) is None:
+        message = "A union is withdrawn that was not declared."
+        operator = run.parties.contract.operator.name
+        yield place.fault("UNION_NOT_DECLARED", message, field="members", party=operator)
+
+
+def statement_taken(run: Run, place: Place, body: StatementTaken) -> Faults:
+    """A participant's own word, by its contract key, on an entry that asks for one."""
+    contract, name = run.parties.contract, run.parties.name(body.participant)
+    key = contract.by_id()[body.participant].key if body.participant in contract.by_id() else ""
+    record, fault = open_inside(place, body.statement, Statement, key, "statement", name)
+    if fault:
+        yield fault
+    if record is None:
+        return
+    if (record.contract_id, record.participant) != (contract.id, body.participant):
+        message = "The statement is another contract's, or in another participant's name."
+        yield place.fault("STATEMENT_MISMATCH", message, field="statement", party=name)
+        return
+    about = [p for p in run.pending.values() if p.subject == record.subject]
+    for pending in about:
+        if record.answer == "dispute" and body.participant in pending.declared.members:
+            pending.disputed.add(body.participant)
+    if not about:
+        message = "A statement is about no entry that asks for one."
+        yield place.fault("STATEMENT_SUBJECT", message, field="statement.subject", party=name)
+
+
+def all_founded(run: Run, place: Place) -> Faults:
+    """At the settlement: every commitment to findings is opened, and every exclusion rests on one."""
+    operator = run.parties.contract.operator.name
+    for number in sorted(run.findings_committed.keys() - run.findings.keys()):
+        message = f"The period is settled and the findings of round {number} are not opened."
+        yield place.fault("FINDINGS_NOT_OPENED", message, party=operator)
+    for (number, participant), where in run.exclusions.items():
+        if number in run.findings and participant not in _wreckers(run.findings[number]):
+            message = f"A participant was excluded, and the findings of round {number} name it no wrecker."
+            name = run.parties.name(participant)
+            yield where.fault("EXCLUSION_UNFOUNDED", message, field="participant", party=name, rule="defences.wreckers")
+    for members, union in run.unions.items():
+        alike = [_alike(run.findings[k]) for k in sorted(run.findings) if k <= union.declared.round]
+        for member in members:
+            if not any({member} < pair <= set(members) for pairs in alike for pair in pairs):
+                message = "No finding before the union calls this participant near to another member."
+                name = run.parties.name(member)
+                yield union.place.fault("UNION_UNFOUNDED", message, field="members", party=name, rule="NEAR_COPY")
+
+
+def _wreckers(findings: Findings) -> set[str]:
+    return {p for line in findings.lines if line.code == WRECKER and line.outcome == "alarm" for p in line.participants}
+
+
+def _alike(findings: Findings) -> list[set[str]]:
+    """The pairs that are near-copies of each other."""
+    return [set(line.participants) for line in findings.lines if line.code == NEAR_COPY and line.outcome == "alarm"]

@@ -1,0 +1,57 @@
+"""Participants that are one: their rows are the same ones, or one owner's, and count once (docs/adr/0008)."""
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+from fedpact_contract.contract import Contract
+from fedpact_contract.log import Body, RoundOpened, RoundScores, UnionConfirmed, UnionWithdrawn
+from fedpact_contract.shapley import union_counts
+
+Unions = tuple[tuple[str, ...], ...]
+"""Each by its members, in the order of ids."""
+
+
+def among(players: Sequence[str], unions: Sequence[Sequence[str]]) -> Unions:
+    """What is left of unions where only these take part: those of which at least two do, in order."""
+    left = (tuple(sorted({*union} & {*players})) for union in unions)
+    return tuple(sorted(union for union in left if len(union) > 1))
+
+
+def partition(players: Sequence[str], unions: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
+    """The players' places: by unions, and everybody else alone."""
+    places = {p: i for i, p in enumerate(players)}
+    together = [tuple(places[p] for p in union) for union in among(players, unions)]
+    alone = {*places.values()} - {i for union in together for i in union}
+    return tuple(sorted([*together, *((i,) for i in alone)]))
+
+
+def places(players: Sequence[str], unions: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
+    """The unions alone, by the places of their players."""
+    return tuple(block for block in partition(players, unions) if len(block) > 1)
+
+
+def of_scores(scores: RoundScores) -> tuple[tuple[int, ...], ...]:
+    """The unions of a round, by the places of their players."""
+    return places(scores.players, scores.unions or ())
+
+
+def counted_rows(
+    contract: Contract, admitted: Sequence[str], unions: Sequence[Sequence[str]] = ()
+) -> dict[str, Fraction]:
+    """What each one's examples count for in a round: those of a union together as its largest member's."""
+    ids, parties = sorted(admitted), contract.by_id()
+    return dict(zip(ids, union_counts([parties[p].num_examples for p in ids], partition(ids, unions)), strict=True))
+
+
+def by_round(bodies: Iterable[Body]) -> dict[int, Unions]:
+    """Round -> the unions that were confirmed, and not withdrawn, before it opened."""
+    standing: set[tuple[str, ...]] = set()
+    result: dict[int, Unions] = {}
+    for body in bodies:
+        if isinstance(body, UnionConfirmed):
+            standing.add(body.members)
+        elif isinstance(body, UnionWithdrawn):
+            standing.discard(body.members)
+        elif isinstance(body, RoundOpened):
+            result[body.round] = tuple(sorted(standing))
+    return result

@@ -1,0 +1,477 @@
+"""The defences in the round loop: clips, findings behind commitments, exclusions, unions; and what verify finds."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.federation import NOW, Federation, make_federation
+
+from fedpact_contract.clipping import contract_factors
+from fedpact_contract.contribution import round_values
+from fedpact_contract.errors import FailedError, FaultError, InputError
+from fedpact_contract.log import (
+    Body,
+    Entry,
+    Finding,
+    Findings,
+    FindingsOpened,
+    ParticipantExcluded,
+    ParticipantReadmitted,
+    RoundAggregated,
+    RoundDiscarded,
+    RoundOpened,
+    RunCompleted,
+    ScoresCommitted,
+    ScoresOpened,
+    UnionConfirmed,
+    UnionDeclared,
+    UnionWithdrawn,
+)
+from fedpact_contract.replay import replay
+from fedpact_contract.request import instant
+from fedpact_contract.shape import parameter_count
+from fedpact_models.registry import parameter_count as built
+from fedpact_server import aggregation, closing, logbook, scoring, watch
+
+CLAUSE: dict[str, Any] = {
+    "clip": "median-signal",
+    "wreckers": "reject",
+    "negatives": Decimal("0.1"),
+    "dispute_hours": 72,
+}
+
+
+def federation(tmp_path, **changes: Any) -> Federation:
+    return make_federation(tmp_path, **({"defences": CLAUSE} | changes))
+
+
+def bodies(fed: Federation, kind: type[Body]) -> list[Any]:
+    return [entry.open() for entry in fed.entries() if entry.type == kind.TYPE]
+
+
+def settle(fed: Federation) -> None:
+    with fed.database.write() as connection:
+        closing.settle(connection, fed.contract, fed.operator_run_key, 1_000_000, 0)
+
+
+def faults(fed: Federation, change: Callable[[list[Body]], list[Body]] = lambda found: found) -> set[str]:
+    """Codes of what a replay finds in these bodies; beside the noise of tests, and heads of another log."""
+    changed = change([entry.open() for entry in fed.entries()])
+    found = replay([Entry.of(body) for body in changed]).faults
+    return {f.code for f in found} - {"HEAD_ROOT", "HEAD_TIME"} - {f.code for f in found if f.rule == "noise"}
+
+
+def boosted(factor: float) -> Callable[[Any], tuple[bytes, bytes]]:
+    """An agent that sends `factor` times its update, signed anew."""
+    from fedpact_contract.arrays import update_digest
+    from fedpact_contract.messages import Reply, Update
+    from fedpact_contract.record import sign
+
+    def tamper(ready: Any, key: Any) -> tuple[bytes, bytes]:
+        reply = Reply.from_bytes(ready.reply)
+        array = (np.frombuffer(ready.array, "<f4") * np.float32(factor)).astype("<f4").tobytes()
+        update = Update.from_bytes(reply.update.body).model_copy(update={"update_digest": update_digest(array)})
+        return Reply(update=sign(update, key), countersignature=reply.countersignature).to_bytes(), array
+
+    return tamper
+
+
+def boost(fed: Federation, number: int, factor: float) -> str:
+    agent, change = fed.agent(number), boosted(factor)
+    agent.tamper = lambda ready: change(ready, agent.desk.run_key)
+    return agent.desk.participant
+
+
+@pytest.fixture
+def loose(monkeypatch) -> None:
+    """The noise floor and the norm bound are other defences: here they let everything through."""
+    monkeypatch.setattr("fedpact_server.admission.norm_bound", lambda *_: 1e9)
+
+
+def test_the_contract_counts_the_parameters_that_the_model_has(tmp_path) -> None:
+    contract = make_federation(tmp_path).contract
+    for hidden in ((), (7,), (5, 3)):
+        model = contract.model.model_copy(update={"kind": "mlp" if hidden else "softmax", "hidden": hidden})
+        changed = contract.model_copy(update={"model": model})
+        assert parameter_count(changed) == built(model, changed.data)
+
+
+def test_an_honest_run_counts_whole_updates_and_commits_to_its_findings_every_round(tmp_path) -> None:
+    fed = federation(tmp_path)
+    assert fed.run() == "completed"
+    for aggregated in bodies(fed, RoundAggregated):
+        assert [clip.factor for clip in aggregated.clips] == [1] * 4
+        assert all(clip.energy > 0 for clip in aggregated.clips)
+    assert [body.findings is not None for body in bodies(fed, ScoresCommitted)] == [True] * 3
+    assert not bodies(fed, FindingsOpened), "nothing of them is told before the close"
+    settle(fed)
+    opened = bodies(fed, FindingsOpened)
+    assert [body.round for body in opened] == [1, 2, 3]
+    assert {line.code for line in opened[2].findings.lines} >= {"SIGNAL_ENERGY", "NEAR_COPY", "WRECKER", "NEGATIVES"}
+    assert faults(fed) == set()
+
+
+def test_a_boosted_update_counts_as_much_as_the_median_ones(tmp_path, loose) -> None:
+    fed = federation(tmp_path, training__rounds=1)
+    attacker = boost(fed, 1, 4.0)
+    assert fed.run() == "completed"
+    first = bodies(fed, RoundAggregated)[0]
+    place = first.admitted.index(attacker)
+    factors = [clip.factor for clip in first.clips]
+    assert factors[place] < Decimal("0.9")
+    energies = {p: clip.energy for p, clip in zip(first.admitted, first.clips, strict=True)}
+    assert dict(zip(first.admitted, factors, strict=True)) == contract_factors(fed.contract, energies)
+    counted = {p: float(energies[p]) * float(factors[first.admitted.index(p)]) ** 2 for p in energies}
+    middle = float(np.median([energy for p, energy in counted.items() if p != attacker]))
+    assert energies[attacker] > 10 * middle
+    assert counted[attacker] < 2 * middle, "at most as much signal, beside noise that is scaled with it"
+
+
+def test_clipped_updates_enter_the_model_and_the_scores_alike(tmp_path, loose) -> None:
+    contract = federation(tmp_path).contract
+    ids = list(contract.by_id())
+    rng = np.random.default_rng(0)
+    updates = {p: rng.normal(size=650).astype("<f4") for p in ids}
+    updates[ids[2]] *= np.float32(100)
+    made = aggregation.clips(contract, updates)
+    assert made is not None
+    factors = dict(zip(ids, (clip.factor for clip in made), strict=True))
+    assert factors[ids[2]] < Decimal("0.2")
+    steps, _ = aggregation.server_steps(contract, updates, aggregation.START)
+    total = sum(p.num_examples for p in contract.participants)
+    for p in ids:
+        weight = contract.participant(p).num_examples / total
+        assert np.allclose(steps[p], updates[p].astype(float) * float(factors[p]) * weight, rtol=1e-12)
+    plain = contract.model_copy(update={"defences": None})
+    assert aggregation.clips(plain, updates) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda body: body.model_copy(update={"clips": None}), "CLIP_MISSING"),
+        (lambda body: body.model_copy(update={"clips": body.clips[:-1]}), "CLIP_MISSING"),
+        (
+            lambda body: body.model_copy(
+                update={"clips": (body.clips[0].model_copy(update={"factor": Decimal("0.5")}), *body.clips[1:])}
+            ),
+            "CLIP_FACTOR",
+        ),
+    ],
+)
+def test_verify_finds_clips_that_do_not_follow_from_the_energies(tmp_path, change, code) -> None:
+    fed = federation(tmp_path, training__rounds=1)
+    fed.run()
+    assert code in faults(fed, lambda found: [change(b) if isinstance(b, RoundAggregated) else b for b in found])
+
+
+def test_verify_finds_findings_that_were_not_committed_to(tmp_path) -> None:
+    fed = federation(tmp_path, training__rounds=1)
+    fed.run()
+    settle(fed)
+
+    def without_opening(found: list[Body]) -> list[Body]:
+        return [body for body in found if not isinstance(body, FindingsOpened)]
+
+    def changed(found: list[Body]) -> list[Body]:
+        return [
+            body.model_copy(update={"findings": Findings(round=1, lines=())})
+            if isinstance(body, FindingsOpened)
+            else body
+            for body in found
+        ]
+
+    def uncommitted(found: list[Body]) -> list[Body]:
+        return [
+            body.model_copy(update={"findings": None}) if isinstance(body, ScoresCommitted) else body for body in found
+        ]
+
+    def twice(found: list[Body]) -> list[Body]:
+        return [b for body in found for b in ([body, body] if isinstance(body, FindingsOpened) else [body])]
+
+    assert "FINDINGS_NOT_OPENED" in faults(fed, without_opening)
+    assert "FINDINGS_COMMITMENT" in faults(fed, changed)
+    assert "FINDINGS_NOT_COMMITTED" in faults(fed, uncommitted)
+    assert "FINDINGS_OPENED_TWICE" in faults(fed, twice)
+
+
+def finding(code: str, number: int, *who: str) -> Finding:
+    return Finding(
+        code=code,
+        round=number,
+        outcome="alarm",
+        participants=tuple(sorted(who)),
+        statistic="9.5",
+        threshold="3",
+        power="any",
+        evidence={"rounds": 2},
+    )
+
+
+def say(monkeypatch, said: Callable[[int], list[Finding]]) -> None:
+    """The detectors say this after a round."""
+    monkeypatch.setattr(
+        watch.KeptWatch, "after", lambda _self, _c, number: Findings(round=number, lines=tuple(said(number)))
+    )
+
+
+def test_a_wrecker_is_invited_no_more_until_it_is_readmitted(tmp_path, monkeypatch) -> None:
+    fed = federation(tmp_path, training__rounds=4)
+    bad = fed.agent(2).desk.participant
+    say(monkeypatch, lambda number: [finding("WRECKER", number, bad)] if number == 2 else [])
+
+    assert fed.run() == "completed"
+    out = bodies(fed, ParticipantExcluded)
+    assert [(body.round, body.participant) for body in out] == [(2, bad)]
+    assert [bad in body.invited for body in bodies(fed, RoundOpened)] == [True, True, False, False]
+    settle(fed)
+    assert faults(fed) == set()
+
+    def invited_all_the_same(found: list[Body]) -> list[Body]:
+        return [
+            body.model_copy(update={"invited": tuple(sorted({*body.invited, bad}))})
+            if isinstance(body, RoundOpened) and body.round == 3
+            else body
+            for body in found
+        ]
+
+    def not_excluded(found: list[Body]) -> list[Body]:
+        return [body for body in found if not isinstance(body, ParticipantExcluded)]
+
+    def another(found: list[Body]) -> list[Body]:
+        other = fed.agent(1).desk.participant
+        return [
+            body.model_copy(update={"participant": other}) if isinstance(body, ParticipantExcluded) else body
+            for body in found
+        ]
+
+    def readmitted(found: list[Body]) -> list[Body]:
+        place = next(i for i, body in enumerate(found) if isinstance(body, ParticipantExcluded))
+        return [
+            *found[: place + 1],
+            ParticipantReadmitted(participant=bad, reason="labels mended"),
+            *found[place + 1 :],
+        ]
+
+    assert "INVITED_EXCLUDED" in faults(fed, invited_all_the_same)
+    assert "EXCLUSION_MISSING" in faults(fed, not_excluded)
+    assert {"EXCLUSION_MISSING", "EXCLUSION_UNFOUNDED", "INVITED_EXCLUDED"} <= faults(fed, another)
+    assert faults(fed, readmitted) == set(), "whoever is readmitted need not be invited at once"
+    assert "INVITED_EXCLUDED" not in faults(fed, lambda found: invited_all_the_same(readmitted(found)))
+    assert "READMISSION" in faults(fed, lambda found: readmitted(readmitted(found)))
+
+
+def test_where_the_contract_only_reports_nobody_is_excluded(tmp_path, monkeypatch) -> None:
+    fed = federation(tmp_path, training__rounds=3, defences=CLAUSE | {"wreckers": "report"})
+    bad = fed.agent(2).desk.participant
+    say(monkeypatch, lambda number: [finding("WRECKER", number, bad)])
+    assert fed.run() == "completed"
+    assert not bodies(fed, ParticipantExcluded)
+    settle(fed)
+    assert faults(fed) == set()
+
+
+def test_a_run_that_excludes_too_many_stops(tmp_path, monkeypatch) -> None:
+    fed = federation(tmp_path, training__rounds=4)
+    who = sorted(agent.desk.participant for agent in fed.agents.values())
+    say(monkeypatch, lambda number: [finding("WRECKER", number, who[number])])
+    assert fed.run() == "superseded"
+    with fed.database.read() as connection:
+        assert len(bodies(fed, ParticipantExcluded)) == 2
+        assert logbook.count_of(connection, fed.contract.id, RoundOpened.TYPE) == 2
+
+
+def unite(fed: Federation, members: tuple[str, ...], number: int = 1, **changes: Any) -> None:
+    """Declare and confirm a union."""
+    declared = UnionDeclared(
+        round=number,
+        members=members,
+        declared=instant(NOW),
+        until=instant(NOW + timedelta(hours=72)),
+        reason="one warehouse",
+    )
+    confirmed = UnionConfirmed(members=members, at=instant(NOW + timedelta(hours=73)))
+    with fed.database.write() as connection:
+        logbook.append(connection, fed.contract.id, [declared.model_copy(update=changes), confirmed])
+
+
+def run_with_union(fed: Federation, monkeypatch, members: tuple[str, ...]) -> None:
+    """A run after whose first round these are united."""
+    say(monkeypatch, lambda number: [finding("NEAR_COPY", number, *members)] if number == 1 else [])
+    whole = type(fed.loop())._commit
+
+    def commit(self: Any, current: Any) -> None:
+        if int(current.round) == 1:
+            unite(fed, members)
+        whole(self, current)
+
+    monkeypatch.setattr("fedpact_server.rounds.Loop._commit", commit)
+    assert fed.run() == "completed"
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sampled"])
+@pytest.mark.parametrize("momentum", [False, True])
+def test_a_union_counts_once_from_the_next_round_on(tmp_path, monkeypatch, estimator, momentum) -> None:
+    counts = [60] * 5
+    changes: dict[str, Any] = {"settlement__contribution_weight": Decimal("0.6")}
+    changes |= {"settlement__data_weight": Decimal("0.3"), "settlement__equal_weight": Decimal("0.1")}
+    if estimator == "sampled":
+        changes |= {"contribution__estimator": "sampled", "contribution__max_coalitions": 26}
+    if momentum:
+        changes |= {
+            "training__server_optimizer": {"kind": "adam", "beta_1": "0.9", "beta_2": "0.99", "tau": "0.1"},
+            "training__server_rate": Decimal("0.05"),
+        }
+    fed = federation(tmp_path, counts=counts, **changes)
+    members = tuple(sorted(fed.agent(k).desk.participant for k in (1, 2)))
+    run_with_union(fed, monkeypatch, members)
+    settle(fed)
+    assert faults(fed) == set()
+    rounds = [body.scores for body in bodies(fed, ScoresOpened)]
+    assert [scores.unions for scores in rounds] == [None, (members,), (members,)]
+    for scores in rounds:
+        values = round_values(scores, fed.contract)
+        fall = sum(scores.losses[0]) - sum(scores.losses[-1])
+        assert sum(values.values()) == Fraction(fall, 220), "efficiency, to the integer"
+    from fedpact_contract.report import settled
+
+    result = settled([entry.open() for entry in fed.entries()], fed.contract)
+    assert result is not None
+    counted = {line.participant: line.share.counted for line in result.lines}
+    alone = next(c for p, c in counted.items() if p not in members)
+    assert (alone.rows, alone.rounds) == (180, 3)
+    assert all((counted[p].rows, counted[p].rounds) == (60 + 30 + 30, 2) for p in members)
+
+    def not_named(found: list[Body]) -> list[Body]:
+        return [
+            body.model_copy(update={"scores": body.scores.model_copy(update={"unions": None})})
+            if isinstance(body, ScoresOpened)
+            else body
+            for body in found
+        ]
+
+    assert "SCORES_UNIONS" in faults(fed, not_named)
+
+
+def test_a_run_with_a_union_is_taken_up_again_after_a_crash(tmp_path, monkeypatch) -> None:
+    """What the server remembers is worked out again, unions and clips among it: the same model."""
+    optimizer = {"kind": "adam", "beta_1": "0.9", "beta_2": "0.99", "tau": "0.1"}
+    fed = federation(tmp_path, counts=[60] * 4, training__server_optimizer=optimizer, training__server_rate="0.05")
+    members = tuple(sorted(fed.agent(k).desk.participant for k in (1, 2)))
+    run_with_union(fed, monkeypatch, members)
+    last = bodies(fed, RoundAggregated)[-1]
+    fresh = fed.loop()
+    with fed.database.read() as connection:
+        admitted = fresh._admitted(connection, 3)
+    digest, _ = fresh._next_model(3, bodies(fed, RoundAggregated)[-2].model_digest, admitted)
+    assert digest == last.model_digest
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"until": instant(NOW + timedelta(hours=71))}, "UNION_WINDOW"),
+        ({"round": 9}, "UNION_TIME"),
+        ({"members": ("f" * 64, "e" * 64)}, "UNION_MEMBERS"),
+    ],
+)
+def test_verify_finds_a_union_that_the_contract_does_not_allow(tmp_path, monkeypatch, change, code) -> None:
+    fed = federation(tmp_path, counts=[60] * 4)
+    members = tuple(sorted(fed.agent(k).desk.participant for k in (1, 2)))
+    run_with_union(fed, monkeypatch, members)
+    settle(fed)
+    assert code in faults(
+        fed, lambda found: [b.model_copy(update=change) if isinstance(b, UnionDeclared) else b for b in found]
+    )
+
+
+def test_verify_finds_a_union_that_is_not_declared_disputed_or_founded(tmp_path, monkeypatch) -> None:
+    fed = federation(tmp_path, counts=[60] * 4)
+    members = tuple(sorted(fed.agent(k).desk.participant for k in (1, 2)))
+    run_with_union(fed, monkeypatch, members)
+    settle(fed)
+
+    def early(found: list[Body]) -> list[Body]:
+        return [b.model_copy(update={"at": instant(NOW)}) if isinstance(b, UnionConfirmed) else b for b in found]
+
+    def not_declared(found: list[Body]) -> list[Body]:
+        return [b for b in found if not isinstance(b, UnionDeclared)]
+
+    def withdrawn(found: list[Body]) -> list[Body]:
+        gone = UnionWithdrawn(members=members, reason="two warehouses")
+        return [x for b in found for x in ([b, gone] if isinstance(b, UnionConfirmed) else [b])]
+
+    assert "UNION_WINDOW" in faults(fed, early)
+    assert "UNION_NOT_DECLARED" in faults(fed, not_declared)
+    assert "SCORES_UNIONS" in faults(fed, withdrawn), "then the rounds after it have no union"
+    say(monkeypatch, lambda _: [])
+    other = federation(tmp_path / "other", counts=[60] * 4)
+    run_with_union(other, monkeypatch, tuple(sorted(other.agent(k).desk.participant for k in (1, 2))))
+    say(monkeypatch, lambda _: [])
+
+
+@pytest.mark.parametrize("part", ["0", "1", "-0.1"])
+def test_the_part_of_negatives_is_a_part(tmp_path, part) -> None:
+    with pytest.raises(InputError) as caught:
+        federation(tmp_path, defences=CLAUSE | {"negatives": Decimal(part)})
+    assert (caught.value.code, caught.value.field) == ("CONTRACT_NEGATIVES", "defences.negatives")
+
+
+def test_kept_findings_that_changed_are_not_opened(tmp_path) -> None:
+    fed = federation(tmp_path, training__rounds=1)
+    fed.run()
+    from fedpact_server import db
+
+    with fed.database.write() as connection:
+        table = db.openings
+        connection.execute(table.update().where(table.c.name == "findings:1").values(salt=bytes(32)))
+    with pytest.raises(FaultError, match="findings of round 1"):
+        settle(fed)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_round_whose_losses_are_no_numbers_has_an_entry_and_no_scores(tmp_path, monkeypatch, at) -> None:
+    """Never a default value: the run ends at the model before, and what was scored is settled."""
+    fed = federation(tmp_path)
+    honest = scoring.score_round
+
+    def failing(contract: Any, number: int, *rest: Any) -> Any:
+        if number == at:
+            raise FailedError("EVALUATION_NOT_FINITE", "A loss on the validation set is not a finite number.")
+        return honest(contract, number, *rest)
+
+    monkeypatch.setattr(scoring, "score_round", failing)
+    assert fed.run() == "stopped"
+    assert [(body.round, body.code) for body in bodies(fed, RoundDiscarded)] == [(at, "EVALUATION_NOT_FINITE")]
+    assert [body.round for body in bodies(fed, ScoresCommitted)] == list(range(1, at))
+    if at == 1:
+        assert not bodies(fed, RunCompleted), "there is nothing to deliver"
+        return
+    (ended,) = bodies(fed, RunCompleted)
+    assert (ended.rounds, ended.model_digest) == (at - 1, bodies(fed, RoundAggregated)[at - 2].model_digest)
+    settle(fed)
+    assert faults(fed) == set()
+
+    def kept(found: list[Body]) -> list[Body]:
+        return [body for body in found if not isinstance(body, RoundDiscarded)]
+
+    def another(found: list[Body]) -> list[Body]:
+        return [body.model_copy(update={"round": 1}) if isinstance(body, RoundDiscarded) else body for body in found]
+
+    assert {"RUN_ROUNDS", "MODEL_DELIVERED", "SCORES_NOT_COMMITTED"} <= faults(fed, kept)
+    if at > 2:
+        assert "DISCARDED_ROUND" in faults(fed, another)
+
+
+def test_another_failure_of_scoring_gives_nothing_up(tmp_path, monkeypatch) -> None:
+    fed = federation(tmp_path)
+    monkeypatch.setattr(
+        scoring, "score_round", lambda *_: (_ for _ in ()).throw(FailedError("OTHER", "Something else."))
+    )
+    with pytest.raises(FailedError):
+        fed.run()
+    assert not bodies(fed, RoundDiscarded)
