@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +74,23 @@ class RoundEvaluation:
     correct: tuple[int, int]
 
 
+class Evaluate(Protocol):
+    """What gives a list of coalitions its losses, as `evaluate_coalitions` does."""
+
+    def __call__(
+        self,
+        model: Model,
+        data: Data,
+        base: NDArray[np.floating],
+        steps: Rows,
+        examples: Examples,
+        slices: Sequence[int],
+        masks: Sequence[int],
+    ) -> CoalitionLosses:
+        """The losses of this list."""
+        ...
+
+
 def evaluate_round(
     model: Model,
     data: Data,
@@ -83,6 +102,7 @@ def evaluate_round(
     own_slice: Sequence[int | None],
     chunk: int | None = None,
     block: int | None = None,
+    evaluate: Evaluate | None = None,
 ) -> RoundEvaluation:
     """Evaluate all 2^N coalitions of a round on the validation set.
 
@@ -96,6 +116,7 @@ def evaluate_round(
         own_slice: For each player the slice that it gave, or None.
         chunk: Coalitions computed together; by default from the sizes. Moves no bit of the result.
         block: Examples computed together; as `chunk`.
+        evaluate: What evaluates the list of all coalitions, instead of `evaluate_coalitions` with `chunk` and `block`.
 
     Raises:
         InputError: EVALUATION_INPUT (sizes that do not fit), WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
@@ -105,7 +126,8 @@ def evaluate_round(
         raise input_error(f"There are {len(steps)} steps; all coalitions are evaluated of 1 to {MAX_PLAYERS} players.")
     _check_own(slices, own_slice, len(steps))
     masks = [place ^ place >> 1 for place in range(2 ** len(steps))]  # Gray code: neighbours differ in one player
-    found = evaluate_coalitions(model, data, base, steps, examples, slices, masks, chunk=chunk, block=block)
+    evaluate = evaluate or partial(evaluate_coalitions, chunk=chunk, block=block)
+    found = evaluate(model, data, base, steps, examples, slices, masks)
     values = shapley_by_example(found.by_example, masks)
     return RoundEvaluation(
         losses=tuple(found.losses[place] for place in np.argsort(masks)),
@@ -150,7 +172,7 @@ def evaluate_coalitions(
         InputError: EVALUATION_INPUT (sizes that do not fit), WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
         FailedError: EVALUATION_NOT_FINITE.
     """
-    _check(len(steps), examples, slices, masks, chunk, block)
+    check_coalitions(len(steps), examples, slices, masks, chunk, block)
     game = prepare(model, data, base, steps, examples.x)
     by_example = np.empty((len(masks), len(examples)))
     right = dict.fromkeys({0, 2 ** len(steps) - 1} & set(masks), 0)
@@ -159,7 +181,7 @@ def evaluate_coalitions(
         by_example[which, rows] = losses
         for place in places.keys() & set(which):
             right[places[place]] += correct(scores(which.index(place)), examples.y[rows])
-    return CoalitionLosses(losses=_unit_sums(by_example, slices), by_example=by_example, correct=right)
+    return CoalitionLosses(losses=unit_sums(by_example, slices), by_example=by_example, correct=right)
 
 
 def _losses(
@@ -221,7 +243,7 @@ def shapley_by_example(losses: Floats, masks: Sequence[int] | None = None) -> Fl
     return np.hstack([product(cut, rounded_halves(block, 0, count)) for block in blocks])
 
 
-def _unit_sums(losses: Floats, slices: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+def unit_sums(losses: Floats, slices: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Each slice's sum, [M, V] -> [M][slices]: of the losses cut to 2^-52 nat, exactly; then half-even to 1e-9 nat.
 
     Raises:
@@ -301,14 +323,19 @@ def _without_own(values: Floats, edges: NDArray[np.int64], own_slice: Sequence[i
     return result
 
 
-def _check(
+def check_coalitions(
     players: int,
     examples: Examples,
     slices: Sequence[int],
     masks: Sequence[int],
-    chunk: int | None,
-    block: int | None,
+    chunk: int | None = None,
+    block: int | None = None,
 ) -> None:
+    """Refuse sizes that do not fit.
+
+    Raises:
+        InputError: EVALUATION_INPUT.
+    """
     count = len(examples)
     problem = None
     if players > MAX_LISTED_PLAYERS or players < 1:

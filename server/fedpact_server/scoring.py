@@ -23,6 +23,7 @@ from fedpact_contract.unions import among, places
 from fedpact_models.evaluate import (
     UNIT,
     CoalitionLosses,
+    Evaluate,
     estimated_by_example,
     evaluate_coalitions,
     evaluate_round,
@@ -45,6 +46,7 @@ def score_round(
     examples: Examples,
     previous: RoundScores | None,
     unions: Sequence[Sequence[str]] = (),
+    evaluate: Evaluate = evaluate_coalitions,
 ) -> tuple[RoundScores, FloatArray]:
     """Coalition losses of one round, and the per-example Shapley values (Owen's where players are one union).
 
@@ -57,6 +59,7 @@ def score_round(
         examples: The validation set, slices in the contract's order.
         previous: The scores of the round that made the base model: both rounds tell of it with the same integers.
         unions: Participants that are one, as confirmed before the round.
+        evaluate: What evaluates lists of coalitions (`cluster.evaluator`).
 
     Returns:
         The scores, and float64 [N, V] in nat.
@@ -71,15 +74,17 @@ def score_round(
     if _is_drawn(contract, len(steps)):
         seed = round_seed(round_number, list(admitted.values()))
         first = estimator_plan(contract, len(steps), seed, blocks)
-        losses, correct, values, sampling = _draw(contract, first, base, parts, examples, own, previous)
+        losses, correct, values, sampling = _draw(contract, first, base, parts, examples, own, previous, evaluate)
     elif together:
         plan = Plan(estimator="exact", players=len(steps), unions=blocks)
         masks = coalitions(plan)
-        all_of_them = evaluate_coalitions(contract.model, contract.data, base, parts, examples, counts, masks)
+        all_of_them = evaluate(contract.model, contract.data, base, parts, examples, counts, masks)
         losses, correct = list(all_of_them.losses), (all_of_them.correct[0], all_of_them.correct[masks[-1]])
         values = estimated_by_example(all_of_them, masks, coefficients(plan), counts, own)
     else:
-        found = evaluate_round(contract.model, contract.data, base, parts, examples, counts, own_slice=own)
+        found = evaluate_round(
+            contract.model, contract.data, base, parts, examples, counts, own_slice=own, evaluate=evaluate
+        )
         losses, correct, values = list(found.losses), found.correct, found.values
     if previous is not None:
         losses[0], correct = previous.losses[-1], (previous.correct[1], correct[1])
@@ -126,6 +131,7 @@ def _draw(
     examples: Examples,
     own: Sequence[int | None],
     previous: RoundScores | None,
+    evaluate: Evaluate,
 ) -> tuple[list[tuple[int, ...]], tuple[int, int], FloatArray, Sampling]:
     """Evaluate drawn coalitions until the rule says that they are enough.
 
@@ -140,7 +146,7 @@ def _draw(
     while plan is not None:
         drawn, masks = plan, coalitions(plan)
         new = masks[0 if found is None else len(found.losses) :]
-        evaluated = evaluate_coalitions(model, data, base, steps, examples, counts, new)
+        evaluated = evaluate(model, data, base, steps, examples, counts, new)
         found = evaluated if found is None else found.joined(evaluated)
         everywhere = estimated_by_example(found, masks, coefficients(plan), counts, [None] * len(steps))
         spread = everywhere.std(axis=1, ddof=1) / np.sqrt(len(examples))

@@ -18,12 +18,12 @@ from fedpact_contract.errors import FailedError, InputError
 from fedpact_models.evaluate import (
     CoalitionLosses,
     RoundEvaluation,
-    _unit_sums,
     evaluate,
     evaluate_coalitions,
     evaluate_round,
     logits,
     shapley_by_example,
+    unit_sums,
 )
 from fedpact_models.exact import half_bits, halves, product, rounded_halves, to_grid
 from fedpact_models.features import Examples, Floats
@@ -267,7 +267,7 @@ def test_slice_sums_are_exact_whatever_their_size(largest: float) -> None:
     rng = np.random.default_rng(0)
     losses = rng.uniform(-1e-9, largest, (40, 9001))
     losses[7] = largest
-    for sums, row in zip(_unit_sums(losses, [1, 4000, 5000]), losses, strict=True):
+    for sums, row in zip(unit_sums(losses, [1, 4000, 5000]), losses, strict=True):
         cut = [int(loss * 2.0**52) for loss in row.tolist()]
         wanted = [Fraction(sum(part), 2**52) * 10**9 for part in (cut[:1], cut[1:4001], cut[4001:])]
         assert sums == tuple(map(round, wanted))
