@@ -62,8 +62,8 @@ APART = 5
 STACKED = 256
 """Outputs of the first layer, of several players where it has few, that are one product."""
 
-PART_ELEMENTS = 10 * 2**20
-"""First-layer outputs (float64) of all players on one block of examples: 80 MiB. More players, fewer examples."""
+PART_ELEMENTS = 14 * 2**20
+"""First-layer outputs (float64) of all players on one block of examples: 112 MiB. More players, fewer examples."""
 
 TAIL_ELEMENTS = 6 * 2**20
 """Parameters (float64) behind the first layer that are kept, of players, and as many of a chunk's coalitions."""
@@ -121,8 +121,14 @@ def prepare(model: Model, data: Data, base: NDArray[np.floating], steps: Rows, x
     bits = [half_bits(terms) for width, _ in shape.layers[1:] for terms in (width, 1)]
 
     def weights(index: int) -> Halves:
-        matrix = np.array(row(index)[: edges[0]], dtype=np.float64).reshape(outputs, inputs)
-        return rounded_halves(matrix, (0, 1), inputs)
+        matrix, parts = np.asarray(row(index)[: edges[0]]).reshape(outputs, inputs), np.empty((2, outputs, inputs))
+        bits, rows = half_bits(inputs), max(1, TILE_ELEMENTS // inputs)
+        scale = scale_above(largest(matrix, (0, 1)).astype(np.float64))
+        for at in range(0, outputs, rows):  # that fit a core's cache
+            inside = slice(at, at + rows)
+            to_grid(matrix[inside], scale, bits, parts[1, inside])
+            cut(parts[:, inside], scale, bits)
+        return Halves(parts=parts)
 
     @lru_cache(maxsize=TAIL_ELEMENTS // max(1, size - int(edges[0])))
     def tail(index: int) -> Floats:
@@ -226,7 +232,10 @@ def _blocks(game: Game, x: Floats, block: int | None, wanted: int) -> Iterator[t
 
 
 def _first_layer(game: Game, x: Floats) -> tuple[Floats, Floats]:
-    """The first layer's outputs for the base and each step, [N + 1, outputs, examples], on a grid; its scale."""
+    """The first layer's outputs for the base and each step, [N + 1, outputs, examples], on a grid, and its scale.
+
+    The scale is each example's, a power of two, and the outputs are divided by it.
+    """
     outputs = game.shape.widths[1]
     features = np.empty((2, *x.shape))
     for at in range(0, len(x), CUT):
@@ -241,7 +250,8 @@ def _first_layer(game: Game, x: Floats) -> tuple[Floats, Floats]:
     scale = _scale_of_sums(np.array([largest(part, 0)[0] for part in parts]))
     bits = half_bits(outputs if len(game.shape.layers) > 1 else 1)
     for part in parts:
-        to_grid(part, scale, bits)
+        part /= scale
+        to_grid(part, 1.0, bits)
     return parts, scale
 
 
@@ -249,10 +259,12 @@ class _Walk:
     """A model on a block of examples, led from one coalition to the next."""
 
     def __init__(self, game: Game, parts: Floats, scale: Floats) -> None:
-        """Start with nobody; `parts` and `scale` are those of `_first_layer`, of the block's examples."""
+        """Start with nobody; `parts` and `scale` are those of `_first_layer`, of the block's examples, and its own."""
         self._game, self._parts, self._scale = game, parts, scale
-        self._first, self._tail, self._at = parts[0].copy(), game.tail(0).copy(), 0
         self._layers = game.shape.layers[1:]
+        if not self._layers:
+            parts *= scale
+        self._first, self._tail, self._at = parts[0].copy(), game.tail(0).copy(), 0
 
     def subsets(self, players: Sequence[int]) -> Floats:
         """What the first layer gains by each set of these players, [2^players, outputs, examples]."""
@@ -290,10 +302,10 @@ class _Walk:
             for combine, row in changes:
                 combine(first, self._parts[row, tile], out=first)
             np.maximum(first, 0.0, out=hidden[1])
-            cut(hidden, self._scale, bits)
+            cut(hidden, 1.0, bits)
             with_high += tall[:, tile] @ hidden[0]
             with_low += tall[:outputs, tile] @ hidden[1]
-        out, start = joined(with_high, with_low), inputs * outputs
+        out, start = joined(with_high, with_low) * self._scale, inputs * outputs
         for index, (inputs, outputs) in enumerate(deeper, 1):
             out += self._tail[start : start + len(out), None]
             start += len(out)

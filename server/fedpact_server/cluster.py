@@ -8,7 +8,7 @@ Steps, base model and rows lie in Ray's object store, which is shared memory and
 step at a time. A task whose process or machine dies is run again elsewhere.
 
 Whoever reaches a Ray cluster's ports can run code on its machines, and they see the updates: an operator's own machines
-behind its own firewall, or none.
+behind its own firewall, or none. What it sends between machines is in the clear unless its own TLS is set up.
 """
 
 import hashlib

@@ -10,17 +10,23 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from tests.support.closed_run import open_run
 from tests.support.models_kit import a_model, plain_schema, random_examples
+from tests.support.operator_world import NOW, OPERATOR_CODE, PASSPHRASE
 from tests.support.required import lacking
 from tests.support.sampled_round import a_contract, digests_of, scored, store_updates
 
 from fedpact_contract.errors import FailedError, InputError, ServiceError
 from fedpact_models.evaluate import CoalitionLosses, Evaluate, evaluate_coalitions, evaluate_round
 from fedpact_models.registry import parameter_count
-from fedpact_server import cluster
+from fedpact_server import cluster, driver
+from fedpact_server.home import OperatorHome, init
+from fedpact_server.serve import serve
 
 
 def _setting(hidden: tuple[int, ...], players: int = 6, rows: int = 301, features: int = 40):
@@ -166,6 +172,62 @@ def test_without_a_setting_there_is_no_ray_and_with_one_it_must_be_installed(mon
     with pytest.raises(InputError, match="RAY_MISSING") as missing:
         cluster.evaluator("local")
     assert "fedpact[ray]" in missing.value.remedy
+
+
+def _home_with(folder: Path, line: str) -> Path:
+    home = init(
+        folder, name="City", entity_code=OPERATOR_CODE, hosts=("a.cn",), port=8443, passphrase=PASSPHRASE, now=NOW
+    )
+    with (home.path / "operator.toml").open("a") as settings:
+        settings.write(line)
+    return home.path
+
+
+def test_serve_asks_for_ray_before_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = _home_with(tmp_path / "op", 'ray = "local"\n')
+    assert OperatorHome.open(home).settings.ray == "local"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(InputError, match="RAY_MISSING"):
+        serve(home, host="127.0.0.1", port=None, health_port=None, ready=lambda *_: None)
+
+
+@pytest.mark.parametrize("address", ["", "cluster", "ray://10.0.0.5:10001", "10.0.0.5:", "a b:1"])
+def test_an_address_of_another_form_is_refused(tmp_path: Path, address: str) -> None:
+    home = _home_with(tmp_path / "op", f'ray = "{address}"\n')
+    with pytest.raises(InputError, match="SETTINGS") as wrong:
+        OperatorHome.open(home)
+    assert wrong.value.field == "ray"
+
+
+def test_a_run_is_driven_with_what_the_setting_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, given = _home_with(tmp_path / "op", 'ray = "10.0.0.5:6379"\n'), {}
+
+    class Looked:
+        def __init__(self, **parts: object) -> None:
+            given.update(parts)
+
+        def run(self) -> str:
+            return "completed"
+
+    monkeypatch.setattr(driver, "Loop", Looked)
+    monkeypatch.setattr(driver, "run_context", MagicMock())
+    monkeypatch.setattr(driver.validation, "load", MagicMock())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
+    driver.drive(home, "0" * 64, MagicMock(), 1)
+    assert isinstance(given["evaluate"], cluster._Cluster)
+
+
+def test_a_run_scores_by_what_it_is_given(tmp_path: Path) -> None:
+    loop, lists = open_run(tmp_path).federation.loop(), []
+
+    def counted(*arguments: Any) -> CoalitionLosses:
+        lists.append(len(arguments[-1]))
+        return evaluate_coalitions(*arguments)
+
+    loop.evaluate = counted
+    assert loop.run() == "completed"
+    assert lists
+    assert set(lists) == {2 ** len(loop.context.contract.participants)}
 
 
 def test_a_cluster_that_does_not_answer_is_named_at_once() -> None:
