@@ -268,6 +268,55 @@ def sign(
 
 
 @app.command()
+def questions(contract: ContractId, home: HomeOption = HOME, as_json: Json = False) -> None:
+    """What the operator's log asks this enterprise: a union that it is said to be in, a review of negative values."""
+    from fedpact_client import questions as asking
+    from fedpact_client.text import show_questions
+
+    with desk(home) as at, at.client() as client:
+        agreed = at.store.contract(at.resolve(contract)).contract
+        own = at.home.participant_id
+        values = {"contract": agreed.id, "questions": [q.plain(agreed, own) for q in asking.fetch(client, agreed, own)]}
+    _show(values, as_json, show_questions)
+
+
+@app.command()
+def answer(
+    contract: ContractId,
+    subject: Annotated[
+        str, typer.Option("--subject", help="The question, as `questions` shows it, or its beginning.", metavar="ID")
+    ],
+    agree: Annotated[bool, typer.Option("--agree/--dispute", help="What is signed and sent.")],
+    reason: Annotated[
+        str | None, typer.Option("--reason", help="Why; every reader of the log sees it.", metavar="TEXT")
+    ] = None,
+    home: HomeOption = HOME,
+    passphrase_file: PassphraseFile = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Answer a question of `questions`, signed with the contract key. An answer stands: it cannot be taken back.
+
+    Example: fedpact-agent answer 3f2a91c0 --subject 8c01d2e4 --dispute --reason "another hospital, other patients"
+    """
+    from fedpact_client import questions as asking
+    from fedpact_client.text import show_questions
+
+    with desk(home) as at, at.client() as client:
+        agreed = at.store.contract(at.resolve(contract)).contract
+        own = at.home.participant_id
+        asked = asking.choose(asking.fetch(client, agreed, own), subject)
+        said: asking.Answer = "agree" if agree else "dispute"
+        record = asking.prepare(agreed, own, asked, said, reason)
+        if not as_json:
+            show_questions({"contract": agreed.id, "questions": [asked.plain(agreed, own)]})
+        output.confirm(f"Sign that this enterprise {said}s, and send it?", yes=yes)
+        index = asking.send(at.home, client, record, _passphrase(passphrase_file))
+    values = record.plain() | {"index": index}
+    _show(values, as_json, lambda _: output.console().print(f"Signed and sent: entry {index} of the log."))
+
+
+@app.command()
 def start(home: HomeOption = HOME, as_json: Json = False) -> None:
     """Run the agent until it is stopped. Prints one line when the operator has let it in; the log goes to stderr."""
     from fedpact_client import guard

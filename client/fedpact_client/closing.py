@@ -11,18 +11,25 @@ from typing import Literal
 import structlog
 
 from fedpact_client.answer import Desk
-from fedpact_client.api import OperatorClient, contract_path
+from fedpact_client.api import OperatorClient, contract_path, printable
 from fedpact_client.order import EMPTY
 from fedpact_client.store import EgressKind, SeenHead
 from fedpact_client.views import Seen, check_own, seen
+from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.evidence import CHECKPOINTS, FILES, Evidence, unpack
-from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClosing, UpdateDecided
+from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClosing, StatementTaken, UpdateDecided
 from fedpact_contract.messages import Head, Objection, Receipt
+from fedpact_contract.output import counted
 from fedpact_contract.record import open_signed, read_envelope, sign
 from fedpact_contract.verify import verify
 
 log = structlog.get_logger()
+
+QUESTION = "QUESTION_WAITS"
+"""The code under which a person is told that the log asks this enterprise."""
+MOST_QUESTIONS = 50
+"""Of one contract that a person is told of in this way."""
 
 Done = Literal["none", "waiting", "countersigned", "objected", "closed"]
 """Nothing to close yet; countersigned before; countersigned now; objected; final for everybody who is paid."""
@@ -57,6 +64,7 @@ def close(desk: Desk, client: OperatorClient, verified: Closing | None = None) -
     path = contract_path(desk.contract_id) + "/closing"
     state = client.get(path, contract_id=desk.contract_id)
     if state.get("state") not in ("closing", "closed"):
+        _note_questions(desk, _names(state, "questions"))
         return "none", None
     if verified is None or verified.checkpoint.size != state.get("size"):
         answer = client.evidence(desk.contract_id)
@@ -106,7 +114,7 @@ def check_closing(desk: Desk, own: Seen, files: Mapping[str, bytes]) -> Closing:
         raise FaultError("CLOSING_HEAD", "The last checkpoint does not cover the whole log of this contract.")
     if Entry.from_bytes(evidence.log[-1]).type != PeriodClosing.TYPE:
         raise FaultError("CLOSING_HEAD", "The log does not end with the closing of a period.")
-    concerns = (*_missed(missed), *_rejected(evidence, desk.participant))
+    concerns = (*_missed(missed), *_rejected(evidence, desk.participant), *_unheard(desk, evidence))
     return Closing(checkpoint=checkpoint, envelope=evidence.checkpoints[-1], concerns=concerns)
 
 
@@ -126,6 +134,34 @@ def _rejected(evidence: Evidence, participant: str) -> Iterator[tuple[str, str]]
                     "CLOSING_UPDATE_REJECTED",
                     f"this agent's update of round {body.round} was rejected: {receipt.code}",
                 )
+
+
+def _unheard(desk: Desk, evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Answers of a person here that were sent and do not stand in the log: lost, refused, or left out."""
+    sent = {
+        e.sha256 for e in desk.store.egress() if (e.kind, e.contract_id) == (EgressKind.STATEMENT, desk.contract_id)
+    }
+    for line in evidence.log if sent else ():
+        body = Entry.from_bytes(line).open()
+        if isinstance(body, StatementTaken):
+            sent.discard(sha256_hex(canonical_bytes({"statement": body.statement})))
+    if sent:
+        yield (
+            "CLOSING_ANSWER_MISSED",
+            f"{counted(len(sent), 'answer')} of this enterprise (`fedpact-agent egress --kind statement`) "
+            f"{'is' if len(sent) == 1 else 'are'} not in the log: it never came, was refused, or was left out",
+        )
+
+
+def _note_questions(desk: Desk, waiting: set[str]) -> None:
+    """Tell a person, once each, that an entry of the log asks this enterprise; so many that nobody can flood it."""
+    alarms = [a for a in desk.store.alarms() if a.code == QUESTION] if waiting else []
+    told = {a.detail for a in alarms if a.contract_id == desk.contract_id}
+    for subject in sorted(waiting)[: max(0, MOST_QUESTIONS - len(told))]:
+        detail = f"{printable(subject, 12)} waits for an answer: `fedpact-agent questions {desk.contract_id[:12]}`"
+        if detail not in told:
+            desk.store.add_alarm(QUESTION, desk.contract_id, detail)
+            log.warning("question waits", contract=desk.contract_id)
 
 
 def _countersigned(desk: Desk, closing: Closing) -> bool:

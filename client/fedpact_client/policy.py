@@ -150,7 +150,7 @@ def check_columns(contract: Contract, _me: str, policy: Policy, _now: datetime.d
     """Only allowed columns are read, the label among them, and the one that tells entities apart."""
     if policy.columns == "*":
         return
-    places = {contract.data.label.name: "data.label.name"}
+    places = dict(zip(contract.data.label_columns, ("data.label.name", "data.label.event"), strict=False))
     if contract.privacy.entity is not None:
         places[contract.privacy.entity.column] = "privacy.entity.column"
     for name in contract.columns_read:

@@ -343,10 +343,10 @@ def plausible_share(contract: Contract, me: Participant, simulated: Simulated, p
 
 
 def _ranges(simulated: Simulated, contract: Contract) -> dict[str, Any]:
-    optimizer = contract.training.server_optimizer
+    fixed = contract.contribution.game != "re-normalised"
     return {
         "model": "what parties with like data would get, on a made-up task, with the contract's rows, noise and rounds"
-        + ("" if optimizer is None else f"; the server adds the mean update in place of its {optimizer.kind}"),
+        + ("" if fixed else "; values of the re-normalised game are estimated from sixteen orders of arrival a round"),
         "draws": len(simulated.by_label_noise[LABEL_NOISE[0]]),
         "by_own_label_noise": [
             {
@@ -366,9 +366,20 @@ def _reasons(contract: Contract) -> list[str]:
     weights = contract.settlement
     found = ["everybody is taken to be admitted in every round; a round missed takes its part of data and equality"]
     if weights.contribution_weight > 0:
+        measured = "contribution is measured by what an update does to the loss on the operator's validation rows: "
+        if contract.contribution.game == "re-normalised":
+            found += [
+                measured + 'game "re-normalised", in which the rule that combines updates is applied to every group '
+                "alone: it goes by what an update is worth beside the others', the noise in it included, and not by "
+                "the part of all rows",
+                "who adds nothing to the others' updates has a negative value there, and is paid nothing for it",
+            ]
+        else:
+            found.append(
+                measured + "where data are alike, by the part of all rows; noise for privacy spreads it, the more the "
+                "fewer rows there are"
+            )
         found += [
-            "contribution is measured by what an update does to the loss on the operator's validation rows: where data "
-            "are alike, by the part of all rows; noise for privacy spreads it, the more the fewer rows there are",
             "unlike data, a task harder than the made-up one, or labels of others that are wrong move it either way, "
             "within the bounds",
             f'where no share is reliable the contract\'s fallback pays, "{weights.fallback}"',
@@ -456,7 +467,7 @@ def _order_bytes(contract: Contract) -> int:
 def _evidence_bytes(contract: Contract) -> int:
     """The evidence at the close, about: the contract, each round's entries, the tables that are opened."""
     parties, rounds = len(contract.participants), contract.training.rounds
-    coalitions = 2**parties if contract.contribution.game == "fixed-weight" else 2
+    coalitions = 2 if contract.contribution.game == "unanimity" else 2**parties
     coalitions = min(coalitions, contract.contribution.max_coalitions or coalitions)
     table = coalitions * len(contract.contribution.validation.slices) * 16
     opened = 2_000 + 22 * parties**2 + 800 * parties

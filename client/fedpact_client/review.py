@@ -283,7 +283,7 @@ def check_schema(declared: DataSet | DataSetCard, contract: Contract) -> None:
     Raises:
         RefusedError: SIGN_COLUMNS, SIGN_LABEL.
     """
-    names = {c.name for c in contract.data.columns}
+    names = {c.name for c in contract.data.columns} | {*contract.data.label_columns[1:]}
     if not names <= set(declared.columns):
         missing = sorted(names - set(declared.columns))
         raise _own("SIGN_COLUMNS", f"The contract reads {missing[0]}; our data set declares no such column.", "columns")

@@ -1,28 +1,32 @@
 """A contract tried out on made-up rows: how long one private step takes here, and what like data would be worth.
 
 No data of anybody is read. Rows are made up to the contract's schema: each class has a place of its own in the public
-range, and rows lie around it. Training is the contract's own (`local_update`), with its noise, numbers of rows and
-rounds; a round's values are those of one antithetic pair of orders, which is exact where participants interact in
-pairs alone, as they nearly do in the fixed-weight game (docs/adr/0004).
+range, and rows lie around it; a number or a duration goes with one direction in that range. Training is the contract's
+own (`local_update`), with its noise, numbers of rows and rounds, and so is the server's step (`server_steps`), clip and
+optimizer included. A round's values are those of one antithetic pair of orders, which is exact where participants
+interact in pairs alone, as they nearly do in the fixed-weight game (docs/adr/0004). In the re-normalised game they do
+not, and eight pairs are taken.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from math import ceil, sqrt
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import ClassLabel, Contract
 from fedpact_contract.contribution import validation_rows
+from fedpact_models.aggregation import START, aggregator, next_model, server_steps
 from fedpact_models.dp import Noise
 from fedpact_models.evaluate import logits
-from fedpact_models.features import Examples, Floats, feature_count
+from fedpact_models.features import Examples, Floats, Targets, feature_count
 from fedpact_models.registry import initial_weights
-from fedpact_models.tasks import cross_entropy
+from fedpact_models.tasks import task_of
 from fedpact_models.training import local_update
 
 MAX_ELEMENTS = 2**26
@@ -33,8 +37,10 @@ MAX_VALIDATION = 1000
 SPREAD = 0.7
 """How far rows lie from their class's place, in parts of the public range: classes overlap, as they mostly do."""
 
+RENORMALISED_PAIRS = 8
+"""Pairs of orders that values of the re-normalised game are estimated from, each round."""
+
 UNIT = 10**9
-Updates = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +90,10 @@ def simulated_run(
 ) -> Draw | None:
     """One run of the contract in which everybody has like data, and the participant part of its labels wrong.
 
-    A server's optimizer is not simulated: the mean update is added as it is.
-
     Args:
         contract: The contract; its participants add the noise themselves.
         participant: Whose labels are changed.
-        label_noise: The part of them that is replaced by another class.
+        label_noise: The part of them that is replaced by another class, or by a number of no meaning.
         noise: Where batches and privacy noise come from.
         rng: Where rows and orders come from.
         in_time: Whether to go on; asked before each round.
@@ -99,30 +103,32 @@ def simulated_run(
     """
     world, counts = _World(contract, rng), {i: p.num_examples for i, p in contract.by_id().items()}
     parts = {i: world.rows(n, label_noise if i == participant else 0.0) for i, n in counts.items()}
+    task = task_of(contract.data.label)
     validation = world.rows(max(2, min(MAX_VALIDATION, validation_rows(contract))))
 
     def losses(model: Floats) -> Floats:
-        return cross_entropy(logits(contract.model, contract.data, model, validation.x), validation.y)
+        return task.losses(logits(contract.model, contract.data, model, validation.x), validation.y)
 
-    plain = contract.training.server_optimizer is None
-    rate = float(contract.training.server_rate) if plain else 1.0  # an optimizer's rate is of another measure
-    base = initial_weights(contract.model, contract.data, rng)
+    pairs = RENORMALISED_PAIRS if contract.contribution.game == "re-normalised" else 1
+    base, memory = initial_weights(contract.model, contract.data, rng), START
     begun = before = losses(base)
     values = dict.fromkeys(counts, 0.0)
     for _ in range(contract.training.rounds):
         if not in_time():
             return None
         updates = {i: local_update(contract, base, rows, noise) for i, rows in parts.items()}
-        steps = weighted_steps(updates, counts, rate)
-        order = [list(counts)[k] for k in rng.permutation(len(counts))]
-        for direction in (order, order[::-1]):
-            model, loss = base, float(before.mean())
-            for i in direction:
-                model = model + steps[i]
-                after = float(losses(model).mean())
-                values[i] += (loss - after) / 2
-                loss = after
-        base = sum(steps.values(), base)
+        made, memory = server_steps(contract, updates, memory)
+        steps = dict(made)
+        arrivals = _arrivals(contract, base, steps)
+        for _ in range(pairs):
+            order = rng.permutation(len(steps)).tolist()
+            for direction in (order, order[::-1]):
+                loss = float(before.mean())
+                for place, model in zip(direction, arrivals(direction), strict=True):
+                    after = float(losses(model).mean())
+                    values[list(steps)[place]] += (loss - after) / (2 * pairs)
+                    loss = after
+        base = next_model(contract, base, steps)
         before = losses(base)
     fall = begun - before
     return Draw(
@@ -132,29 +138,54 @@ def simulated_run(
     )
 
 
-def weighted_steps(updates: Updates, counts: Mapping[str, int], server_rate: float) -> dict[str, Floats]:
-    """What the operator adds to the model for each participant: eta w_i D_i, w_i = n_i / sum n."""
-    total = sum(counts.values())
-    return {i: update.astype(np.float64) * (server_rate * counts[i] / total) for i, update in updates.items()}
+def _arrivals(
+    contract: Contract, base: Floats, steps: Mapping[str, NDArray[np.floating]]
+) -> Callable[[Sequence[int]], Iterator[Floats]]:
+    """For an order of participants, by their places, the model after each arrival by the contract's rule."""
+    if contract.contribution.game == "re-normalised":
+        game = aggregator(contract, steps)
+        return lambda order: game.models(base, list(accumulate(1 << place for place in order)))
+
+    def added(order: Sequence[int]) -> Iterator[Floats]:
+        model = base
+        for place in order:
+            model = model + list(steps.values())[place]
+            yield model
+
+    return added
 
 
 class _World:
-    """A made-up task on the contract's schema: where each class lies; rows as `features.encode` gives them."""
+    """A made-up task on the contract's schema; rows as `features.encode` gives them.
+
+    Of classes: where each lies. Of numbers and durations: the direction along which they grow.
+    """
 
     def __init__(self, contract: Contract, rng: np.random.Generator) -> None:
         self._rng, self._width = rng, feature_count(contract.data)
-        self._classes = len(contract.data.label.classes)
+        label = contract.data.label
+        self._classes = len(label.classes) if isinstance(label, ClassLabel) else 0
+        self._task = task_of(label)
         self._scale = float(contract.data.feature_scale) / sqrt(self._width)
-        self._places = rng.uniform(-1, 1, (self._classes, self._width - 1))
+        self._places = rng.uniform(-1, 1, (self._classes or 1, self._width - 1))
 
     def rows(self, count: int, label_noise: float = 0.0) -> Examples:
-        """So many rows; of the labels the given part is another class."""
-        y = self._rng.integers(0, self._classes, count)
+        """So many rows; of the labels the given part is another class, or a number of no meaning."""
         x = np.ones((count, self._width))
-        x[:, :-1] = np.clip(self._places[y] + SPREAD * self._rng.standard_normal((count, self._width - 1)), -1, 1)
+        spread = SPREAD * self._rng.standard_normal((count, self._width - 1))
         wrong = self._rng.random(count) < label_noise
-        y[wrong] = (y[wrong] + self._rng.integers(1, self._classes, int(wrong.sum()))) % self._classes
-        return Examples(x=x * self._scale, y=y.astype(np.int64))
+        y: Targets
+        if self._classes:
+            y = self._rng.integers(0, self._classes, count)
+            x[:, :-1] = np.clip(self._places[y] + spread, -1, 1)
+            y[wrong] = (y[wrong] + self._rng.integers(1, self._classes, int(wrong.sum()))) % self._classes
+        else:
+            x[:, :-1] = np.clip(spread, -1, 1)
+            along = x[:, :-1] @ self._places[0] / np.linalg.norm(self._places[0])
+            place = np.clip((along + SPREAD * self._rng.standard_normal(count)) / 2, -1, 1)
+            place[wrong] = self._rng.uniform(-1, 1, int(wrong.sum()))
+            y = self._task.made_up((place + 1) / 2 * (1 - 1e-12))
+        return Examples(x=x * self._scale, y=y)
 
 
 def _of_one_step(contract: Contract, factor: int) -> Contract:

@@ -41,6 +41,7 @@ class EgressKind(StrEnum):
     MEASUREMENT = "measurement"
     COUNTERSIGNATURE = "countersignature"
     OBJECTION = "objection"
+    STATEMENT = "statement"
     REQUEST = "request"
 
 

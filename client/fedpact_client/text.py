@@ -2,6 +2,7 @@
 
 import itertools
 from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from fedpact_contract import output
@@ -251,6 +252,34 @@ def show_status(values: dict[str, Any]) -> None:
             line(f"  {silence['due']}; {later}. Our signed record: {silence['file']}")
     for alarm in values["alarms"]:
         line(f"ALARM {alarm['at']} {alarm['code']}: {alarm['detail']}")
+
+
+def show_questions(values: dict[str, Any]) -> None:
+    """What the log asks this enterprise, in words."""
+    if not values["questions"]:
+        line("Nothing asks this enterprise.")
+    for question in values["questions"]:
+        subject = question["subject"][:SHORT]
+        if question["kind"] == "union":
+            line(f"UNION {subject}: the operator holds {' and '.join(question['members'])} to be one.")
+            line(f"  it says why: {question['reason']}")
+            line(
+                "  If it confirms it, from the next round on their examples count once, and so do their parts of equal "
+                f"payments and floors. It cannot before {question['until']}; a dispute it must answer in the log."
+            )
+        else:
+            named, ratio = ", ".join(question["negative"]), float(Fraction(question["ratio"]))
+            line(f"REVIEW {subject}: values of {named} are negative, together {ratio:.3f} of the total value.")
+            line(f"  the operator found out: {question['text']}")
+            line(
+                "  No amount changes by it. The period is settled once more than half of the others have agreed. "
+                "Scores are not open yet; whom it names, and the ratio, every agent recomputes at the close."
+            )
+        for name, answer in question["answers"].items():
+            line(f"  {name}: {answer}")
+        if question["answered"] is None:
+            line(f"  To answer: fedpact-agent answer {values['contract'][:SHORT]} --subject {subject} --agree")
+            line("  or --dispute --reason TEXT")
 
 
 def show_ready(values: dict[str, Any]) -> None:

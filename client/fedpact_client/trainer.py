@@ -150,7 +150,7 @@ def rows_fingerprint(examples: "Examples") -> str:
     """
     from fedpact_models.features import row_bytes
 
-    hashes = sorted(sha256(row_bytes(x, int(y))) for x, y in zip(examples.x, examples.y, strict=True))
+    hashes = sorted(sha256(row_bytes(x, y)) for x, y in zip(examples.x, examples.y, strict=True))
     return sha256_hex(_ROWS_TYPE + b"".join(hashes))
 
 
@@ -386,10 +386,10 @@ def _without(examples: "Examples", released: "Examples") -> "Examples":
     """The rows that were not released; of several equal rows, as many fewer as were released."""
     from fedpact_models.features import row_bytes
 
-    gone = Counter(row_bytes(x, int(y)) for x, y in zip(released.x, released.y, strict=True))
+    gone = Counter(row_bytes(x, y) for x, y in zip(released.x, released.y, strict=True))
     kept = []
     for index, (x, y) in enumerate(zip(examples.x, examples.y, strict=True)):
-        row = row_bytes(x, int(y))
+        row = row_bytes(x, y)
         if gone[row] > 0:
             gone[row] -= 1
         else:

@@ -40,8 +40,9 @@ SERVER_COMMANDS: Mapping[str, tuple[str, ...]] = {
         "run",
         "serve",
         "settle",
+        "union",
     ),
-    "contribution": ("alarms", "reevaluate", "retrain", "show"),
+    "contribution": ("alarms", "reevaluate", "retrain", "review", "show"),
     "contract": ("new", "offer", "show", "sign", "status", "template", "terminate"),
 }
 """Group -> commands that only the extra `server` has; "" is the top."""

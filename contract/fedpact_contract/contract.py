@@ -9,7 +9,8 @@ import tomllib
 from collections.abc import Callable, Mapping
 from decimal import ROUND_FLOOR, Context, Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints
 
@@ -113,13 +114,71 @@ class CategoryColumn(Part):
 Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 
-class Label(Part):
-    """What is predicted. Rule `value`: the cell is one of the classes. Rule `above`: two classes, cell > threshold."""
+class _Label(Part):
+    """What all labels say: the column, and that where it is `missing` the row is left out; else the data is refused."""
 
     name: Name
+    missing: Literal["refuse", "drop"] | None = None
+
+
+class ClassLabel(_Label):
+    """A class is predicted. Rule `value`: the cell is one of the classes. `above`: two classes, cell > threshold."""
+
+    TASK: ClassVar = "classification"
+    LOSS: ClassVar = "cross-entropy"
+
     classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=1000)]
     rule: Literal["value", "above"]
     threshold: Dec | None = None
+
+    @property
+    def outputs(self) -> int:
+        """What a model puts out for each row: a number for each class."""
+        return len(self.classes)
+
+
+class NumberLabel(_Label):
+    """A number is predicted, which lies within public bounds and is scaled by them to [-1, 1] (docs/adr/0009)."""
+
+    TASK: ClassVar = "regression"
+    LOSS: ClassVar = "squared-error"
+
+    rule: Literal["number"]
+    low: Dec
+    high: Dec
+    outputs: ClassVar = 1
+
+
+class SurvivalLabel(_Label):
+    """When an event comes is predicted, interval by interval: a discrete-time hazard (docs/adr/0009).
+
+    `name` is the column of the duration, not negative; `event` that of whether the event came then, or the row was
+    censored, with these `outcomes`, censored first. `cuts` are the ends of the intervals, the first of which begins at
+    0; what lies beyond the last one counts as censored there.
+    """
+
+    TASK: ClassVar = "survival"
+    LOSS: ClassVar = "discrete-hazard"
+
+    rule: Literal["survival"]
+    event: Name
+    outcomes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=2)]
+    cuts: Annotated[tuple[Dec, ...], Field(min_length=1, max_length=100)]
+
+    @property
+    def outputs(self) -> int:
+        """What a model puts out for each row: a number for each interval."""
+        return len(self.cuts)
+
+    @property
+    def intervals(self) -> tuple[str, ...]:
+        """What a duration is told by: the interval, or that it lies beyond the last."""
+        ends = [decimal_text(cut) for cut in (Decimal(0), *self.cuts)]
+        return (*(f"{a} - {b}" for a, b in pairwise(ends)), f"above {ends[-1]}")
+
+
+Label = Annotated[ClassLabel | NumberLabel | SurvivalLabel, Field(discriminator="rule")]
+"""What is predicted: its rule says how cells become targets, and with that which task it is."""
 
 
 class Data(Part):
@@ -133,11 +192,21 @@ class Data(Part):
     label: Label
     feature_scale: Dec
 
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns that the label is read from, its own first."""
+        more = (self.label.event,) if isinstance(self.label, SurvivalLabel) else ()
+        return (self.label.name, *more)
+
 
 class Model(Part):
-    """What is trained: `softmax` (linear) or `mlp` with the widths of its hidden layers; the initial model's digest."""
+    """What is trained, and the initial model's digest.
 
-    kind: Literal["softmax", "mlp"]
+    `softmax` is linear and tells classes apart, `linear` predicts anything else, and an `mlp` either, with the widths
+    of its hidden layers.
+    """
+
+    kind: Literal["softmax", "linear", "mlp"]
     hidden: tuple[Count, ...]
     initial_digest: Hex32
 
@@ -157,19 +226,33 @@ class ServerOptimizer(Part):
     tau: Dec
 
 
+class Krum(Part):
+    """The mean of the `kept` updates that lie closest to their neighbours (Blanchard et al. 2017, arXiv:1703.02757).
+
+    `tolerated` is the paper's f: so many of the admitted may send anything. `kept` = 1 is Krum, more are multi-Krum.
+    """
+
+    tolerated: Count
+    kept: Count
+
+
 class Training(Part):
     """Rounds of `local_steps` steps at each participant; the server adds `server_rate` times the mean update.
 
     `weighted-mean`: weighted by contracted examples, over the admitted. `uniform-mean`: the sum, with the operator's
     noise, over the number of participants in the contract; whoever is missing counts as zeros. With a
     `server_optimizer` the mean is not added as it is.
+
+    In the mean's place `median` takes the middle one, number by number (Yin et al. 2018, arXiv:1803.01498), and `krum`
+    the mean of some. For both every update counts alike, whatever its number of examples.
     """
 
     rounds: Count
     local_steps: Count
     learning_rate: Dec
     server_rate: Dec
-    aggregation: Literal["weighted-mean", "uniform-mean"]
+    aggregation: Literal["weighted-mean", "uniform-mean", "median", "krum"]
+    krum: Krum | None = None
     server_optimizer: ServerOptimizer | None = None
 
 
@@ -274,6 +357,10 @@ class Validation(Part):
 class Contribution(Part):
     """How contribution is measured (docs/adr/0004).
 
+    `fixed-weight`: of a group only the members' parts of the round's step are added, as they are. `re-normalised`: the
+    round's rule is applied to the members' updates alone, as if nobody else had been there; it is the only game of a
+    rule that is no sum over participants.
+
     `unanimity`: it is not. Only models that everybody gets are scored; the fall of the loss is that of all who were
     admitted together, and no smaller group is looked at.
 
@@ -281,8 +368,8 @@ class Contribution(Part):
     as `fedpact_contract.estimators` says, at most `max_coalitions` a round, drawn from the updates' digests.
     """
 
-    game: Literal["fixed-weight", "unanimity"]
-    loss: Literal["cross-entropy"]
+    game: Literal["fixed-weight", "re-normalised", "unanimity"]
+    loss: Literal["cross-entropy", "squared-error", "discrete-hazard"]
     estimator: Literal["exact", "sampled"]
     max_coalitions: Annotated[int, Field(ge=8, le=2**16)] | None = None
     validation: Validation
@@ -439,7 +526,7 @@ class Contract(Record):
     def columns_read(self) -> tuple[str, ...]:
         """Every column that training reads: the features, the label, and whose a row is."""
         entity = () if self.privacy.entity is None else (self.privacy.entity.column,)
-        return (*(c.name for c in self.data.columns), self.data.label.name, *entity)
+        return (*(c.name for c in self.data.columns), *self.data.label_columns, *entity)
 
     def participant(self, party_id: str) -> Participant:
         """The participant with this id.
@@ -623,7 +710,7 @@ def check_gate_orders(contract: Contract) -> None:
 def check_data(contract: Contract) -> None:
     """Bounds are ordered, names unique, fill values allowed, the label rule complete."""
     data = contract.data
-    names = [c.name for c in data.columns] + [data.label.name]
+    names = [c.name for c in data.columns] + list(data.label_columns)
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InputError("CONTRACT_COLUMN_TWICE", f"The column {twice[0]} stands twice.", field="data.columns")
     for column in data.columns:
@@ -640,7 +727,27 @@ def check_data(contract: Contract) -> None:
                 raise InputError("CONTRACT_VOCABULARY", "A value stands twice in the vocabulary.", field=field)
             if column.fill is not None and column.fill not in column.values:
                 raise InputError("CONTRACT_FILL", "`fill` must be in the vocabulary.", field=field)
-    label = data.label
+    _check_label(data.label)
+    _positive(data.feature_scale, "data.feature_scale")
+
+
+def _check_label(label: ClassLabel | NumberLabel | SurvivalLabel) -> None:
+    if isinstance(label, NumberLabel):
+        if label.low >= label.high:
+            raise InputError("CONTRACT_BOUNDS", "`low` must be below `high`.", field="data.label")
+        return
+    if isinstance(label, SurvivalLabel):
+        if any(a >= b for a, b in pairwise((Decimal(0), *label.cuts))):
+            raise InputError(
+                "CONTRACT_CUTS",
+                "The ends of the intervals do not rise from 0.",
+                field="data.label.cuts",
+                rule="above 0, each above the one before",
+                remedy="Write them in rising order, such as [30, 90, 365].",
+            )
+        if len(set(label.outcomes)) != 2:
+            raise InputError("CONTRACT_OUTCOMES", "The two outcomes are one.", field="data.label.outcomes")
+        return
     if len(set(label.classes)) != len(label.classes):
         raise InputError("CONTRACT_CLASSES", "A class stands twice.", field="data.label.classes")
     if (label.rule == "above") != (label.threshold is not None) or (label.rule == "above" and len(label.classes) != 2):
@@ -649,13 +756,22 @@ def check_data(contract: Contract) -> None:
             "The rule `above` needs a threshold and two classes; the rule `value` needs no threshold.",
             field="data.label",
         )
-    _positive(data.feature_scale, "data.feature_scale")
 
 
 def check_model(contract: Contract) -> None:
-    """Hidden layers belong to an mlp."""
-    if (contract.model.kind == "mlp") != bool(contract.model.hidden):
-        raise InputError("CONTRACT_MODEL", "An mlp has hidden layers, a softmax model none.", field="model.hidden")
+    """Hidden layers belong to an mlp; a linear model is a softmax where the label has classes, and only there."""
+    kind = contract.model.kind
+    if (kind == "mlp") != bool(contract.model.hidden):
+        raise InputError("CONTRACT_MODEL", f"An mlp has hidden layers, a {kind} model none.", field="model.hidden")
+    linear = "softmax" if isinstance(contract.data.label, ClassLabel) else "linear"
+    if kind not in (linear, "mlp"):
+        raise InputError(
+            "CONTRACT_MODEL",
+            f"A {kind} model does not fit the task, {contract.data.label.TASK}.",
+            field="model.kind",
+            rule="softmax for classes, linear for all other labels, mlp for any",
+            remedy=f'Write kind = "{linear}", or "mlp".',
+        )
 
 
 def check_training(contract: Contract) -> None:
@@ -726,19 +842,72 @@ def delta_text(limit: Decimal) -> str:
 
 
 def check_trust_model(contract: Contract) -> None:
-    """Mean and game are the trust model's."""
+    """Rule and game are the trust model's."""
     central = isinstance(contract.privacy, ClientPrivacy)
+    rules, games = ("weighted-mean", "median", "krum"), ("fixed-weight", "re-normalised")
     for field, value, due in (
-        ("training.aggregation", contract.training.aggregation, "uniform-mean" if central else "weighted-mean"),
-        ("contribution.game", contract.contribution.game, "unanimity" if central else "fixed-weight"),
+        ("training.aggregation", contract.training.aggregation, ("uniform-mean",) if central else rules),
+        ("contribution.game", contract.contribution.game, ("unanimity",) if central else games),
     ):
-        if value != due:
+        if value not in due:
+            allowed = " or ".join(f'"{name}"' for name in due)
             raise InputError(
                 "CONTRACT_TRUST_MODEL",
-                f'{field} must be "{due}" under the trust model "{contract.privacy.trust_model}".',
+                f'{field} must be {allowed} under the trust model "{contract.privacy.trust_model}".',
                 field=field,
                 rule="weights and scores that the trust model protects",
             )
+
+
+def check_aggregation(contract: Contract) -> None:
+    """A rule that is no sum is scored by the game that needs none, and Krum has neighbours to compare with."""
+    training, game = contract.training, contract.contribution.game
+    if training.aggregation in ("median", "krum") and game != "re-normalised":
+        raise InputError(
+            "CONTRACT_AGGREGATION_GAME",
+            f'What the rule "{training.aggregation}" makes of all updates is no sum over participants: with fixed '
+            "weights there is nothing to add for a group of them.",
+            field="contribution.game",
+            rule="median and krum go with the re-normalised game",
+            remedy='Take game = "re-normalised", or aggregation = "weighted-mean".',
+        )
+    if game == "re-normalised" and training.server_optimizer is not None:
+        raise InputError(
+            "CONTRACT_OPTIMIZER_GAME",
+            "A server's optimizer steps by what the updates of earlier rounds left: no group of this round's makes "
+            "that step by itself.",
+            field="training.server_optimizer",
+            rule="a server's optimizer goes with the fixed-weight game",
+            remedy='Leave it out, or take game = "fixed-weight".',
+        )
+    if (training.krum is None) != (training.aggregation != "krum"):
+        raise InputError(
+            "CONTRACT_KRUM",
+            '[training.krum] goes with aggregation = "krum", and only with it.',
+            field="training.krum",
+            remedy="Write tolerated and kept there, or leave the clause out.",
+        )
+    if training.krum is not None:
+        _check_krum(training.krum, contract.participation.minimum)
+
+
+def _check_krum(krum: Krum, minimum: int) -> None:
+    if 2 * krum.tolerated + 2 >= minimum:
+        raise InputError(
+            "CONTRACT_KRUM",
+            f"With at least {minimum} updates Krum cannot tolerate {krum.tolerated}.",
+            field="training.krum.tolerated",
+            rule="2 tolerated + 2 < participation.minimum",
+            remedy=f"Tolerate fewer, or set the minimum to {2 * krum.tolerated + 3}.",
+        )
+    if krum.kept > (most := minimum - krum.tolerated):
+        raise InputError(
+            "CONTRACT_KRUM",
+            f"With at least {minimum} updates, {krum.tolerated} of them tolerated, at most {most} can be kept.",
+            field="training.krum.kept",
+            rule="kept <= participation.minimum - tolerated",
+            remedy=f"Keep {most} or fewer; 1 is Krum itself.",
+        )
 
 
 def _check_central(contract: Contract) -> None:
@@ -770,7 +939,7 @@ def _check_entity(contract: Contract, entity: EntityUnit) -> None:
     """The column is no feature and no label; epsilon and delta promise something."""
     _positive(entity.epsilon, "privacy.entity.epsilon")
     _positive(entity.delta, "privacy.entity.delta")
-    if entity.column in {c.name for c in contract.data.columns} | {contract.data.label.name}:
+    if entity.column in {c.name for c in contract.data.columns} | {*contract.data.label_columns}:
         raise InputError(
             "CONTRACT_ENTITY_COLUMN",
             f"The column {entity.column} says whose a row is, and is also a feature or the label.",
@@ -844,6 +1013,20 @@ MAX_EXACT = 12
 """Participants whose values are exact: 4,096 groups a round."""
 
 
+def check_loss(contract: Contract) -> None:
+    """The loss that contribution is measured by is the label's, that is the one that is trained."""
+    label = contract.data.label
+    if contract.contribution.loss != label.LOSS:
+        raise InputError(
+            "CONTRACT_LOSS",
+            f"The loss {contract.contribution.loss} does not fit the label: its rule is {label.rule}, "
+            f"the task {label.TASK}.",
+            field="contribution.loss",
+            rule="contribution is measured by the loss that is trained",
+            remedy=f'Write loss = "{label.LOSS}".',
+        )
+
+
 def check_contribution(contract: Contract) -> None:
     """Slices come from the operator or participants, each once; exact values need few participants."""
     sources = [s.source for s in contract.contribution.validation.slices]
@@ -899,12 +1082,17 @@ def estimator_plan(
     """
     return estimators.choose(
         players,
-        game="fixed-weight",
-        linear=contract.model.kind == "softmax",
+        game="re-normalised" if contract.contribution.game == "re-normalised" else "fixed-weight",
+        linear=quick_to_score(contract),
         most=contract.contribution.max_coalitions or 0,
         seed=seed,
         unions=unions,
     )
+
+
+def quick_to_score(contract: Contract) -> bool:
+    """Whether a group's loss follows from its members' steps, so that more groups of more participants are scored."""
+    return contract.model.kind != "mlp" and contract.contribution.game == "fixed-weight"
 
 
 def check_coalitions(contract: Contract) -> None:
@@ -937,6 +1125,25 @@ def check_defences(contract: Contract) -> None:
             rule="above 0 and below 1",
             remedy="Write 0.1: a review where negative values are above a tenth of the total.",
         )
+    if contract.contribution.game == "re-normalised":
+        _check_renormalised_defences(contract, defences)
+
+
+def _check_renormalised_defences(contract: Contract, defences: Defences) -> None:
+    """What rests on values that are 0 for nothing, or on rows that count once, is not of this game."""
+    for field, value, due, why in (
+        ("defences.wreckers", defences.wreckers, "report", "a value below zero is nothing unusual"),
+        ("training.aggregation", contract.training.aggregation, "weighted-mean", "a union's rows cannot count once"),
+        ("contribution.estimator", contract.contribution.estimator, "exact", "no union's value is estimated"),
+    ):
+        if value != due:
+            raise InputError(
+                "CONTRACT_DEFENCES_GAME",
+                f'With defences in the re-normalised game {field} must be "{due}": with "{value}" {why}.',
+                field=field,
+                rule='wreckers = "report", aggregation = "weighted-mean" and estimator = "exact"',
+                remedy='Write so, leave [defences] out, or take game = "fixed-weight".',
+            )
 
 
 def check_settlement(contract: Contract) -> None:
@@ -967,9 +1174,11 @@ CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_training,
     check_privacy,
     check_trust_model,
+    check_aggregation,
     check_steps,
     check_statistics,
     check_participation,
+    check_loss,
     check_contribution,
     check_defences,
     check_settlement,

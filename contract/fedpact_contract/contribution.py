@@ -1,10 +1,12 @@
-"""What each participant contributed: Shapley values of the fixed-weight game on validation loss (docs/adr/0004).
+"""What each participant contributed: Shapley values of each round's game on validation loss (docs/adr/0004).
 
 The game of one round: v(S) = mean loss of the round's base model minus mean loss of the base model plus the weighted
-updates of S. A participant that gave a validation slice is scored on the other slices only, by the mean over the
-rows that remain. Where the server's optimizer keeps momentum, a player's part of the step is its own momentum's, and
-whoever was admitted before is a player still. The unanimity game has two coalitions, nobody and all: each of all has
-the same part of the fall, on all rows. Values are exact fractions in 1e-9 nat; who is no player in a round has 0 there.
+updates of S; in the re-normalised game minus that of the model that the round's rule makes of S alone, so that a zero
+update has a value other than 0 there. A participant that gave a validation slice is scored on the other slices only, by
+the mean over the rows that remain. Where the server's optimizer keeps momentum, a player's part of the step is its own
+momentum's, and whoever was admitted before is a player still. The unanimity game has two coalitions, nobody and all:
+each of all has the same part of the fall, on all rows. Values are exact fractions in 1e-9 nat; who is no player in a
+round has 0 there.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +16,9 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TypeVar
 
-from fedpact_contract.contract import Contract, estimator_plan
+from fedpact_contract.contract import Contract, NumberLabel, SurvivalLabel, estimator_plan
 from fedpact_contract.errors import FaultError, InputError
-from fedpact_contract.estimators import MAX_PAIRS, Estimate, Plan, coalitions, estimate, next_plan
+from fedpact_contract.estimators import Estimate, Plan, agrees, coalitions, estimate, most_draws, next_plan
 from fedpact_contract.log import RoundScores, Sampling
 from fedpact_contract.output import counted
 from fedpact_contract.sampling import round_seed, standard_error
@@ -24,6 +26,9 @@ from fedpact_contract.shapley import banzhaf, owen, shapley
 from fedpact_contract.unions import among, of_scores, partition
 
 T = TypeVar("T")
+
+DRAWN = {"pairs": "permutation pairs", "stratified": "complementary pairs of coalitions"}
+"""What the draws of an estimator are."""
 
 _LARGEST = 10**30
 
@@ -83,8 +88,25 @@ def check_scores(scores: RoundScores, contract: Contract) -> None:
         if not 0 <= min(row) <= max(row) <= _LARGEST:
             message = f"Coalition {mask} has a loss that is negative or beyond reason."
             raise FaultError("SCORES_RANGE", message, field=field)
-    if not 0 <= min(scores.correct) <= max(scores.correct) <= validation_rows(contract):
-        raise FaultError("SCORES_CORRECT", "More rows are counted right than there are, or fewer than 0.", field=field)
+    for count in scores.correct or (None,):
+        check_correct(count, scores.pairs, contract, field)
+
+
+def check_correct(correct: int | None, pairs: int | None, contract: Contract, field: str) -> None:
+    """Right answers of a model are counted where the metric is such a count, and there are no more than questions.
+
+    Raises:
+        FaultError: SCORES_CORRECT, SCORES_PAIRS.
+    """
+    label, rows = contract.data.label, validation_rows(contract)
+    if (pairs is not None) != isinstance(label, SurvivalLabel):
+        raise FaultError("SCORES_PAIRS", "Pairs are counted of survival, and only of it.", field=field)
+    if pairs is not None and not 0 < pairs <= rows * (rows - 1) // 2:
+        raise FaultError("SCORES_PAIRS", "There are not so many pairs of rows, or none.", field=field)
+    if (correct is None) != isinstance(label, NumberLabel):
+        raise FaultError("SCORES_CORRECT", "Right answers are counted, but not where a number is told.", field=field)
+    if correct is not None and not 0 <= correct <= (rows if pairs is None else 2 * pairs):
+        raise FaultError("SCORES_CORRECT", "More is counted right than there is, or less than 0.", field=field)
 
 
 def _check_unions(scores: RoundScores, contract: Contract, field: str) -> None:
@@ -99,8 +121,13 @@ def _check_unions(scores: RoundScores, contract: Contract, field: str) -> None:
 
 
 def _check_sampled(scores: RoundScores, contract: Contract, field: str) -> None:
-    """Coalitions were drawn where the contract says so, and of as many players as were scored."""
+    """Coalitions were drawn where the contract says so, of as many players as were scored; first-order values fit."""
+    if scores.first_order is not None and len(scores.first_order) != len(scores.players):
+        raise FaultError("SCORES_FIRST_ORDER", "First-order values are not one for each player.", field=field)
     sampling = scores.sampling
+    if sampling is not None and has_first_order(contract) != (scores.first_order is not None):
+        message = "Coalitions are drawn by first-order values too where the round's rule is a mean, else not."
+        raise FaultError("SCORES_FIRST_ORDER", message, field=field)
     if contract.contribution.estimator == "exact":
         if sampling is not None:
             raise FaultError("SCORES_SAMPLING", "Coalitions were drawn; the contract wants all of them.", field=field)
@@ -111,11 +138,14 @@ def _check_sampled(scores: RoundScores, contract: Contract, field: str) -> None:
         raise FaultError("SCORES_SAMPLING", message, field=field)
     if sampling is None:
         return
-    if not sampling.errors or {len(sampling.first_order), *map(len, sampling.errors)} != {len(scores.players)}:
-        message = "First-order values or errors are not one for each player."
+    if sampling.estimator != start.estimator:
+        message = f"The coalitions are those of {sampling.estimator}; the contract's game calls for {start.estimator}."
         raise FaultError("SCORES_SAMPLING", message, field=field)
-    if not start.draws <= sampling.draws <= MAX_PAIRS:
-        raise FaultError("SCORES_DRAWS", f"{sampling.draws} permutation pairs were drawn.", field=field)
+    if not sampling.errors or {*map(len, sampling.errors)} != {len(scores.players)}:
+        message = "Errors are not one for each player."
+        raise FaultError("SCORES_SAMPLING", message, field=field)
+    if not start.draws <= sampling.draws <= most_draws(start.estimator, len(scores.players)):
+        raise FaultError("SCORES_DRAWS", f"{sampling.draws} {DRAWN[start.estimator]} were drawn.", field=field)
 
 
 def check_draws(scores: RoundScores, contract: Contract, update_digests: Sequence[str]) -> None:
@@ -139,24 +169,58 @@ def check_draws(scores: RoundScores, contract: Contract, update_digests: Sequenc
             break
         plan = due
         found = estimate(plan, utilities(scores, contract)[: len(coalitions(plan))])
-        due = next_draws(contract, plan, found, sampling.first_order, errors)
+        due = next_draws(contract, plan, found, scores.first_order, errors)
     else:
         if due is None and plan.draws == sampling.draws:
             return
-    message = f"{sampling.draws} permutation pairs were drawn, not as many as the rule that stops calls for."
+    message = f"{sampling.draws} {DRAWN[plan.estimator]} were drawn, not as many as the rule that stops calls for."
     raise FaultError("SCORES_DRAWS", message, field=field)
 
 
+def has_first_order(contract: Contract) -> bool:
+    """Whether first-order values say something of the contract's game: its rule is a mean of updates."""
+    return contract.training.aggregation == "weighted-mean"
+
+
+def agrees_with_first_order(scores: RoundScores, contract: Contract) -> bool | None:
+    """The cross-check of a round: whether its values go along with its first-order values. None where there are none.
+
+    On all rows, also of those who gave some.
+    """
+    if scores.first_order is None:
+        return None
+    found = [value for value, _ in _values(scores, _SHAPLEY, [-sum(row) for row in scores.losses])]
+    return agrees([value / validation_rows(contract) for value in found], list(map(Fraction, scores.first_order)))
+
+
+def first_order_values(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, Fraction] | None:
+    """Diagnostic, never paid: the sum over rounds of the first-order values, by id, in 1e-9 nat, on all rows.
+
+    None where they are no parts of one step: in any game but the fixed-weight one.
+
+    Raises:
+        FaultError: `check_rounds`.
+    """
+    if contract.contribution.game != "fixed-weight" or any(scores.first_order is None for scores in rounds):
+        return None
+    check_rounds(rounds, contract)
+    result = dict.fromkeys(contract.by_id(), Fraction(0))
+    for scores in rounds:
+        for player, value in zip(scores.players, scores.first_order or (), strict=True):
+            result[player] += value
+    return result
+
+
 def next_draws(
-    contract: Contract, plan: Plan, found: Estimate, first_order: Sequence[int], errors: Sequence[int]
+    contract: Contract, plan: Plan, found: Estimate, first_order: Sequence[int] | None, errors: Sequence[int]
 ) -> Plan | None:
-    """`estimators.next_plan` by the contract's terms, from what stands in `Sampling`."""
+    """`estimators.next_plan` by the contract's terms, from what stands in `RoundScores`."""
     return next_plan(
         plan,
         found,
         most=contract.contribution.max_coalitions or 0,
         validation_errors=[Decimal(error) for error in errors],
-        first_order=[Fraction(value) for value in first_order],
+        first_order=None if first_order is None else [Fraction(value) for value in first_order],
     )
 
 
@@ -182,7 +246,7 @@ def _in_order(scores: RoundScores, rows: Sequence[T]) -> list[T]:
 def _plan(scores: RoundScores, sampling: Sampling) -> Plan:
     seed = bytes.fromhex(sampling.seed)
     return Plan(
-        estimator="pairs",
+        estimator=sampling.estimator,
         players=len(scores.players),
         draws=sampling.draws,
         seed=seed,

@@ -303,9 +303,15 @@ def next_plan(
     odd = first_order is not None and plan.draws < 2 * start and not agrees(estimated.values, first_order)
     if precise(estimated, validation_errors) and not odd:
         return None
-    bound = min(start * MAX_PAIRS // START_PAIRS, _affordable(plan.estimator, plan.players, most))
+    bound = min(most_draws(plan.estimator, plan.players), _affordable(plan.estimator, plan.players, most))
     draws = min(2 * plan.draws, bound)
     return replace(plan, draws=draws) if draws > plan.draws else None
+
+
+def most_draws(estimator: Estimator, players: int) -> int:
+    """What draws are doubled to at most, however many coalitions the contract allows."""
+    most = _start(estimator, players) * MAX_PAIRS // START_PAIRS
+    return most if estimator == "pairs" else min(stratified.available(players), most)
 
 
 def _start(estimator: Estimator, players: int) -> int:

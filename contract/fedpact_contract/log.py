@@ -14,7 +14,7 @@ from fedpact_contract import merkle
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
 from fedpact_contract.contract import Count, Fen, SignedContract
 from fedpact_contract.errors import FaultError, InputError
-from fedpact_contract.record import Big, Code, Dec, Hex32, Instant, Name, Part, Record
+from fedpact_contract.record import Big, Code, Dec, Hex32, Instant, Name, Part, Record, Words, form
 
 NoiseLabel = Literal["csprng", "test"]
 """Where noise came from: the operating system, or a test."""
@@ -186,11 +186,12 @@ class MeasurementTaken(Body):
 
 
 class BaselineLoss(Part):
-    """A participant's model trained alone, on the validation rows: losses by slice in 1e-9 nat, and how many right."""
+    """A participant's model trained alone, on the validation rows: losses by slice, right answers as in RoundScores."""
 
     participant: Hex32
     losses: tuple[Big, ...]
-    correct: Annotated[int, Field(ge=0)]
+    correct: Annotated[int, Field(ge=0)] | None = None
+    pairs: Big | None = None
 
 
 class BaselinesScored(Body):
@@ -242,15 +243,15 @@ class RoundDiscarded(Body):
 class Sampling(Part):
     """How a round's coalitions were drawn, where not all were scored (fedpact_contract.estimators).
 
-    `seed` is that of the round's admitted updates. `draws` permutation pairs in the end. The rule that stops rests on
-    what else stands here, in 1e-9 nat: `first_order`, minus the gradient of the mean validation loss times each
-    player's step; `errors`, for each plan that was tried, the standard error of each value as a mean over validation
-    rows.
+    `seed` is that of the round's admitted updates. In the end so many `draws`: permutation pairs of `pairs`,
+    complementary pairs of coalitions of `stratified`, the estimator of the re-normalised game. The rule that stops
+    rests on the round's `first_order` values and on `errors`, in 1e-9 nat: for each plan that was tried, the standard
+    error of each value as a mean over validation rows.
     """
 
+    estimator: Literal["pairs", "stratified"]
     seed: Hex32
     draws: Count
-    first_order: tuple[Big, ...]
     errors: tuple[tuple[Big, ...], ...]
 
 
@@ -263,16 +264,23 @@ class RoundScores(Part):
     they are all that were admitted in this round or before, and `admitted` names this round's. (Of the unanimity game
     `losses` has two rows, the base model's and the next one's.) `losses[mask][k]` is the sum, in 1e-9 nat, of the loss
     over validation slice k of the model with the updates of the coalition `mask` (bit i: players[i]). With `sampling`
-    the rows are those of `contribution.masks`. `correct` counts rightly classified rows before and after the round.
+    the rows are those of `contribution.masks`. `correct` counts right answers before and after the round: of classes,
+    rightly classified rows; of survival, twice the `pairs` that are put in the right order, ties once, `pairs` being
+    all that can be ordered; of a number none. (Where it says nat,
+    the unit is that of the contract's loss, `metric`.) `first_order`, in 1e-9 nat: minus the gradient of the mean
+    validation loss times each player's step (in the re-normalised game: the one that it would make alone); none where
+    the round's rule is no mean, of whose values it says nothing, or no update is looked at.
     """
 
     round: Count
     players: tuple[Hex32, ...]
     losses: tuple[tuple[Big, ...], ...]
-    correct: tuple[int, int]
+    correct: tuple[Big, Big] | None = None
+    pairs: Big | None = None
     admitted: tuple[Hex32, ...] | None = None
     sampling: Sampling | None = None
     unions: tuple[tuple[Hex32, ...], ...] | None = None
+    first_order: tuple[Big, ...] | None = None
 
 
 class Moments(Part):
@@ -371,6 +379,20 @@ class UnionWithdrawn(Body):
     TYPE = "union-withdrawn"
     members: tuple[Hex32, ...]
     reason: Name
+
+
+class ReviewOpened(Body):
+    """Negative values are more than the contract's part of v(N): what the operator found out about them.
+
+    It stands before the scores are open, and tells whose values are negative. `ratio`: their sum over v(N), without its
+    sign; whoever verifies recomputes both. More than half of the other participants must agree before the close.
+    """
+
+    TYPE = "review-opened"
+    period: Count
+    negative: Annotated[tuple[Hex32, ...], Field(min_length=1)]
+    ratio: Annotated[str, StringConstraints(max_length=2000), form(r"^[0-9]+(/[0-9]+)?$", "a fraction such as 5/2")]
+    text: Words
 
 
 class StatementTaken(Body):
@@ -474,6 +496,7 @@ ENTRY_TYPES: dict[str, type[Body]] = {
         UnionDeclared,
         UnionConfirmed,
         UnionWithdrawn,
+        ReviewOpened,
         StatementTaken,
         RunCompleted,
         ScoresOpened,

@@ -4,14 +4,14 @@ import base64
 import struct
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
-from fractions import Fraction
 from itertools import islice
 from typing import Any
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.contribution import validation_rows
 from fedpact_contract.log import BaselinesScored, Body, MeasurementTaken
-from fedpact_contract.record import decimal_text, ratio_text
+from fedpact_contract.metric import metric_text
+from fedpact_contract.record import decimal_text
 from fedpact_contract.statistics import cell_count, results
 
 _WIDE = Context(prec=1000)
@@ -83,7 +83,7 @@ def _text(number: float, step: Decimal, way: str) -> str:
 def baselines(bodies: Iterable[Body], contract: Contract) -> list[dict[str, str]] | None:
     """How the models that participants trained alone do on the validation rows; None until that is stated.
 
-    `metric` is the accuracy, `loss` the mean loss in nat, both on all validation rows; in the contract's order.
+    `metric` is the task's, `loss` the mean loss, both on all validation rows; in the contract's order.
     """
     scored = next((body for body in bodies if isinstance(body, BaselinesScored)), None)
     if scored is None:
@@ -94,9 +94,9 @@ def baselines(bodies: Iterable[Body], contract: Contract) -> list[dict[str, str]
         {
             "id": party.id,
             "name": party.name,
-            "metric": ratio_text(Fraction(lines[party.id].correct, rows)),
-            "loss": f"{sum(lines[party.id].losses) / rows / 1e9:.6f}",
+            "metric": metric_text(contract, line.losses, line.correct, line.pairs),
+            "loss": f"{sum(line.losses) / rows / 1e9:.6f}",
         }
         for party in contract.participants
-        if party.id in lines
+        if (line := lines.get(party.id)) is not None
     ]

@@ -304,7 +304,7 @@ class SignedEnrolment(Part):
 class Statement(Record):
     """What a person at a participant says to an entry of the log that asks for an answer; by the contract key.
 
-    `subject`: the entry's leaf hash. A union is disputed; a review is agreed to or disputed.
+    `subject`: the entry's leaf hash: a declared union's, or a review's. A dispute carries a reason.
     """
 
     TYPE = "statement"

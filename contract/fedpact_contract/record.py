@@ -118,6 +118,9 @@ Hex32 = Annotated[str, form(r"^[0-9a-f]{64}$", "64 hexadecimal digits (0 to 9, a
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
 """A name for people: one line, no character that is invisible, steers a terminal or turns the direction of text."""
 
+Words = Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_printable)]
+"""A text for people, longer than a name: one line all the same."""
+
 Code = Annotated[
     str,
     StringConstraints(min_length=1, max_length=80),

@@ -3,8 +3,8 @@
 Each function yields what is wrong with its entry and then takes it into the state.
 """
 
-from fedpact_contract.contribution import admitted_in, check_draws, players_of
-from fedpact_contract.errors import FedpactError
+from fedpact_contract.contribution import admitted_in, check_correct, check_draws, players_of
+from fedpact_contract.errors import FaultError, FedpactError
 from fedpact_contract.log import (
     BaselinesScored,
     Moments,
@@ -20,7 +20,7 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
-from fedpact_contract.replay_defences import all_founded, findings_committed
+from fedpact_contract.replay_defences import all_founded, findings_committed, reviewed
 from fedpact_contract.replay_state import Faults, Period, Run
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened
 from fedpact_contract.unions import among
@@ -51,6 +51,11 @@ def baselines_scored(run: Run, place: Place, body: BaselinesScored) -> Faults:
         yield place.fault(
             "BASELINES_LINES", "A baseline has not one loss for each slice.", field="lines", party=operator
         )
+    for line in body.lines:
+        try:
+            check_correct(line.correct, line.pairs, contract, "lines")
+        except FaultError as err:
+            yield place.fault(err.code, err.message, field="lines", party=operator)
     run.baselines = body
 
 
@@ -123,9 +128,12 @@ def _scores_chain(run: Run, place: Place, number: int) -> Faults:
     if before.losses[-1] != after.losses[0]:
         message = f"Round {number} begins at other losses than round {number - 1} ended with."
         yield place.fault("SCORES_CHAIN", message, field="scores.losses.0")
-    if before.correct[1] != after.correct[0]:
+    if before.correct and after.correct and before.correct[1] != after.correct[0]:
         message = f"Round {number} begins with another count of right answers than round {number - 1} ended with."
         yield place.fault("SCORES_CHAIN", message, field="scores.correct.0")
+    if before.pairs != after.pairs:
+        message = f"Round {number} counts other pairs of rows than round {number - 1} did."
+        yield place.fault("SCORES_CHAIN", message, field="scores.pairs")
 
 
 def moments_opened(run: Run, place: Place, body: MomentsOpened) -> Faults:
@@ -188,6 +196,7 @@ def period_settled(run: Run, place: Place, body: PeriodSettled) -> Faults:
     except FedpactError as err:
         yield place.within(err)
         return
+    yield from reviewed(run, place, period.result.shares)
     yield from _settlement(run, place, body, period.result)
 
 

@@ -1,16 +1,19 @@
-"""The entries of the defences against gaming: clips, exclusions, openings of findings, unions (docs/adr/0008).
+"""The entries of the defences against gaming: clips, exclusions, findings, unions, reviews (docs/adr/0008).
 
 Each function yields what is wrong with its entry and then takes it into the state. What the detectors say is the
 operator's statement; here it is held to it: committed to after each round, opened at the close, and acted on.
 """
 
+from collections.abc import Iterable, Sequence
+
 from fedpact_contract.clipping import contract_factors
-from fedpact_contract.errors import FedpactError
+from fedpact_contract.errors import FedpactError, RefusedError
 from fedpact_contract.log import (
     Findings,
     FindingsOpened,
     ParticipantExcluded,
     ParticipantReadmitted,
+    ReviewOpened,
     RoundAggregated,
     ScoresCommitted,
     StatementTaken,
@@ -21,8 +24,10 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.messages import Statement
 from fedpact_contract.parties import Place
-from fedpact_contract.replay_state import Faults, Pending, Run, open_inside
+from fedpact_contract.questions import Question, agreed, answered, review_due
+from fedpact_contract.replay_state import Faults, Run, open_inside
 from fedpact_contract.request import parse_instant
+from fedpact_contract.shares import PeriodShares
 
 WRECKER = "WRECKER"
 """The code of the finding that excludes."""
@@ -135,7 +140,7 @@ def union_declared(run: Run, place: Place, body: UnionDeclared) -> Faults:
     if body.round not in run.committed or run.completed:
         message = "A union is declared before the scores of the round that it rests on, or after the run has ended."
         yield place.fault("UNION_TIME", message, field="round", party=operator)
-    run.pending[body.members] = Pending(declared=body, place=place, subject=run.leaves[place.index])
+    run.pending[body.members] = Question(body=body, place=place, subject=run.leaves[place.index])
 
 
 def union_confirmed(run: Run, place: Place, body: UnionConfirmed) -> Faults:
@@ -145,13 +150,14 @@ def union_confirmed(run: Run, place: Place, body: UnionConfirmed) -> Faults:
         message = "A union is confirmed that was not declared."
         yield place.fault("UNION_NOT_DECLARED", message, field="members", party=operator)
         return
-    if parse_instant(body.at) < parse_instant(pending.declared.until):
+    if parse_instant(body.at) < parse_instant(pending.body.until):
         message = "A union is confirmed while it can still be disputed."
         yield place.fault("UNION_WINDOW", message, field="at", party=operator, rule="defences.dispute_hours")
-    if pending.disputed and body.reason is None:
+    if pending.said("dispute") and body.reason is None:
         message = "A member disputes the union, and it is confirmed without a reason."
         yield place.fault("UNION_DISPUTED", message, field="reason", party=operator)
     run.unions[body.members] = pending
+    run.united.append(pending)
 
 
 def union_withdrawn(run: Run, place: Place, body: UnionWithdrawn) -> Faults:
@@ -171,17 +177,40 @@ def statement_taken(run: Run, place: Place, body: StatementTaken) -> Faults:
         yield fault
     if record is None:
         return
-    if (record.contract_id, record.participant) != (contract.id, body.participant):
-        message = "The statement is another contract's, or in another participant's name."
-        yield place.fault("STATEMENT_MISMATCH", message, field="statement", party=name)
+    try:
+        question = answered(record, contract.id, body.participant, run.questions)
+    except RefusedError as err:
+        yield place.within(err, field="statement", party=name)
         return
-    about = [p for p in run.pending.values() if p.subject == record.subject]
-    for pending in about:
-        if record.answer == "dispute" and body.participant in pending.declared.members:
-            pending.disputed.add(body.participant)
-    if not about:
-        message = "A statement is about no entry that asks for one."
-        yield place.fault("STATEMENT_SUBJECT", message, field="statement.subject", party=name)
+    question.answers[body.participant] = record
+
+
+def review_opened(run: Run, place: Place, body: ReviewOpened) -> Faults:
+    """After the run, before its period is settled. Whom it names, and the ratio, are recomputed at the settlement."""
+    operator = run.parties.contract.operator.name
+    if run.parties.contract.defences is None:
+        message = "A review is opened, and the contract has no defences."
+        yield place.fault("REVIEW_NOT_CONTRACTED", message, party=operator, rule="defences")
+    if run.completed is None or run.periods or body.period != 1:
+        message = "A review is opened before the run is completed, or not for the period that is due."
+        yield place.fault("REVIEW_TIME", message, field="period", party=operator)
+    run.reviews.append(Question(body=body, place=place, subject=run.leaves[place.index]))
+
+
+def reviewed(run: Run, place: Place, paid: PeriodShares) -> Faults:
+    """At the settlement: where negative values ask for a review, the last one is agreed; each one tells the truth."""
+    contract, operator = run.parties.contract, run.parties.contract.operator.name
+    due, reviews = review_due(contract, paid), run.reviews
+    told = None if due is None else (due.participants, str(due.ratio))
+    for review in reviews:
+        if (review.body.negative, review.body.ratio) != told:
+            message = "The review names other participants or another ratio than the opened scores, or none is due."
+            yield review.place.fault("REVIEW_MISMATCH", message, party=operator, rule="defences.negatives")
+    if due is not None and not (reviews and agreed(contract, reviews[-1])):
+        names = ", ".join(run.parties.name(p) for p in due.participants)
+        message = f"Negative values ({names}) ask for a review, and the period is settled without one that is agreed."
+        yield place.fault("REVIEW_MISSING", message, party=operator, rule="defences.negatives")
+    run.reviews = []
 
 
 def all_founded(run: Run, place: Place) -> Faults:
@@ -195,19 +224,19 @@ def all_founded(run: Run, place: Place) -> Faults:
             message = f"A participant was excluded, and the findings of round {number} name it no wrecker."
             name = run.parties.name(participant)
             yield where.fault("EXCLUSION_UNFOUNDED", message, field="participant", party=name, rule="defences.wreckers")
-    for members, union in run.unions.items():
-        alike = [_alike(run.findings[k]) for k in sorted(run.findings) if k <= union.declared.round]
-        for member in members:
-            if not any({member} < pair <= set(members) for pairs in alike for pair in pairs):
-                message = "No finding before the union calls this participant near to another member."
-                name = run.parties.name(member)
-                yield union.place.fault("UNION_UNFOUNDED", message, field="members", party=name, rule="NEAR_COPY")
+    for union in run.united:
+        before = [said for number, said in run.findings.items() if number <= union.body.round]
+        for member in unlike(union.body.members, before):
+            message = "No finding before the union calls this participant near to another member."
+            name = run.parties.name(member)
+            yield union.place.fault("UNION_UNFOUNDED", message, field="members", party=name, rule="NEAR_COPY")
+
+
+def unlike(members: Sequence[str], findings: Iterable[Findings]) -> list[str]:
+    """The members that none of these findings calls a near-copy of another member."""
+    lines = [line for said in findings for line in said.lines if line.code == NEAR_COPY and line.outcome == "alarm"]
+    return [m for m in members if not any({m} < set(line.participants) <= {*members} for line in lines)]
 
 
 def _wreckers(findings: Findings) -> set[str]:
     return {p for line in findings.lines if line.code == WRECKER and line.outcome == "alarm" for p in line.participants}
-
-
-def _alike(findings: Findings) -> list[set[str]]:
-    """The pairs that are near-copies of each other."""
-    return [set(line.participants) for line in findings.lines if line.code == NEAR_COPY and line.outcome == "alarm"]

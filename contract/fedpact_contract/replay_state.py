@@ -13,12 +13,14 @@ from fedpact_contract.log import (
     Moments,
     PeriodSettled,
     RevenueRecorded,
+    ReviewOpened,
     RoundScores,
     RunCompleted,
     UnionDeclared,
     ValidationDeposited,
 )
 from fedpact_contract.parties import Parties, Place, opened
+from fedpact_contract.questions import Asking, Question
 from fedpact_contract.record import Record, read_envelope
 from fedpact_contract.settlement import PeriodResult
 
@@ -56,16 +58,6 @@ class Period:
 
 
 @dataclass(slots=True, kw_only=True)
-class Pending:
-    """A union that the operator declared: where, by which leaf hash statements name it, and who disputes it."""
-
-    declared: UnionDeclared
-    place: Place
-    subject: str
-    disputed: set[str] = field(default_factory=set)
-
-
-@dataclass(slots=True, kw_only=True)
 class Run:
     """The state after the entries read so far, and every fault found in them."""
 
@@ -93,8 +85,10 @@ class Run:
     findings: dict[int, Findings] = field(default_factory=dict)
     excluded: set[str] = field(default_factory=set)  # who is invited no more
     exclusions: dict[tuple[int, str], Place] = field(default_factory=dict)  # (round, participant): after its scores
-    pending: dict[tuple[str, ...], Pending] = field(default_factory=dict)  # unions declared
-    unions: dict[tuple[str, ...], Pending] = field(default_factory=dict)  # unions confirmed
+    pending: dict[tuple[str, ...], Question[UnionDeclared]] = field(default_factory=dict)  # unions declared
+    unions: dict[tuple[str, ...], Question[UnionDeclared]] = field(default_factory=dict)  # unions confirmed
+    united: list[Question[UnionDeclared]] = field(default_factory=list)  # those ever confirmed
+    reviews: list[Question[ReviewOpened]] = field(default_factory=list)  # of this period; the last one asks
     updates: set[str] = field(default_factory=set)  # digests of admitted updates
     decided: set[str] = field(default_factory=set)  # digests of all updates that the log holds
     heads: dict[tuple[int, str], Place] = field(default_factory=dict)  # (size, participant): a reply that countersigned
@@ -104,6 +98,11 @@ class Run:
     def open_round(self) -> Round | None:
         """The round that is under way."""
         return self.rounds[-1] if self.rounds and not self.rounds[-1].closed else None
+
+    @property
+    def questions(self) -> tuple[Question[Asking], ...]:
+        """What still asks participants."""
+        return (*self.pending.values(), *self.reviews[-1:])
 
     @property
     def closed(self) -> bool:

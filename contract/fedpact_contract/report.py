@@ -6,11 +6,12 @@ Everything is plain JSON: integers in a named unit, decimals and fractions as st
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fedpact_contract import measured
 from fedpact_contract.contract import ClientPrivacy, Contract
-from fedpact_contract.contribution import own_slice_difference, round_values, validation_rows
+from fedpact_contract.contribution import agrees_with_first_order, own_slice_difference, round_values, validation_rows
+from fedpact_contract.defended import defences
 from fedpact_contract.errors import FaultError
 from fedpact_contract.label import dp_label
 from fedpact_contract.log import (
@@ -33,11 +34,13 @@ from fedpact_contract.log import (
     kept_rounds,
 )
 from fedpact_contract.messages import Receipt, Refusal, Update
+from fedpact_contract.metric import metric_name, metric_text
 from fedpact_contract.record import Envelope, decimal_text, ratio_text, read_envelope
 from fedpact_contract.reevaluation import Reevaluation
 from fedpact_contract.reevaluation import statement as statement_of
 from fedpact_contract.scorecard import NOT_SCORED, nats, value_lines, without_slices
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
+from fedpact_contract.undetected import undetected
 from fedpact_contract.unions import by_round
 
 VERSION = 1
@@ -107,9 +110,13 @@ def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) ->
         "model": None if not completed else {"digest": completed[0].model_digest, "rounds": completed[0].rounds},
         "participants": _participants(contract, label, steps),
         "privacy": label,
+        "game": contract.contribution.game,
         "utilities": "the operator's statement, not re-evaluated by an auditor",
         "reevaluation": None,
+        "defences": defences(entries, bodies, contract),
         "not_stopped": list(not_stopped(contract)),
+        "undetected": undetected(contract),
+        "loss": contract.contribution.loss,
         "metric": None,
         "settlement": None,
         "statistics": measured.statistics(bodies, contract),
@@ -277,10 +284,16 @@ def _add_scores(report: dict[str, Any], bodies: Sequence[Body], contract: Contra
 def _add_rounds(report: dict[str, Any], scores: Sequence[RoundScores], contract: Contract) -> None:
     """Metric and values of every opened round."""
     rows = validation_rows(contract)
+
+    def metric(score: RoundScores, end: Literal[0, 1]) -> str:
+        """Before the round, or after it."""
+        counted = None if score.correct is None else score.correct[end]
+        return metric_text(contract, score.losses[-end], counted, score.pairs)
+
     report["metric"] = {
-        "name": "accuracy",
-        "initial": ratio_text(Fraction(scores[0].correct[0], rows)),
-        "final": ratio_text(Fraction(scores[-1].correct[1], rows)),
+        "name": metric_name(contract),
+        "initial": metric(scores[0], 0),
+        "final": metric(scores[-1], 1),
         "rows": rows,
     }
     total = dict.fromkeys(contract.by_id(), Fraction(0))
@@ -288,8 +301,9 @@ def _add_rounds(report: dict[str, Any], scores: Sequence[RoundScores], contract:
         values = round_values(score, contract)
         for party_id in total:
             total[party_id] += values[party_id]
-        line["metric"] = ratio_text(Fraction(score.correct[1], rows))
+        line["metric"] = metric(score, 1)
         line["loss_before"] = nats(Fraction(sum(score.losses[0]), rows))
         line["loss_after"] = nats(Fraction(sum(score.losses[-1]), rows))
         line["values"] = {p: nats(v) for p, v in values.items()}
+        line["agrees_with_first_order"] = agrees_with_first_order(score, contract)
         line["cumulative"] = {p: nats(v) for p, v in total.items()}

@@ -12,5 +12,5 @@ def parameter_count(contract: Contract) -> int:
     """
     data = contract.data
     features = 1 + sum(1 if isinstance(column, NumberColumn) else len(column.values) for column in data.columns)
-    widths = (features, *contract.model.hidden, len(data.label.classes))
+    widths = (features, *contract.model.hidden, data.label.outputs)
     return sum((inputs + (layer > 0)) * outputs for layer, (inputs, outputs) in enumerate(pairwise(widths)))

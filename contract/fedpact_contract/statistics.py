@@ -135,9 +135,12 @@ def can_be_noised(contract: "Contract", sums: Sequence[float]) -> bool:
 
 
 def values_of(contract: "Contract", column: str) -> tuple[str, ...]:
-    """The vocabulary of a category, or the classes of the label."""
-    if column == contract.data.label.name:
-        return contract.data.label.classes
+    """The vocabulary of a category, the classes of the label, or the intervals and outcomes that training sees."""
+    label = contract.data.label
+    if label.rule == "survival" and column in contract.data.label_columns:
+        return label.outcomes if column == label.event else label.intervals
+    if column == label.name:
+        return label.classes if label.rule in ("value", "above") else ()
     found: CategoryColumn | NumberColumn = next(c for c in contract.data.columns if c.name == column)
     return () if found.kind == "number" else found.values
 
@@ -148,6 +151,9 @@ def bounds_of(contract: "Contract", column: str) -> tuple[Decimal, Decimal]:
     Raises:
         InputError: CONTRACT_STATISTICS, the column is none.
     """
+    label = contract.data.label
+    if column == label.name and label.rule == "number":
+        return label.low, label.high
     for found in contract.data.columns:
         if found.name == column and found.kind == "number":
             return found.low, found.high
@@ -281,7 +287,9 @@ def _asked(query: Query) -> tuple[object, ...]:
 
 def _problem(contract: "Contract", query: Query) -> str | None:
     """What is wrong with a query, or None."""
-    kinds = {c.name: c.kind for c in contract.data.columns} | {contract.data.label.name: "category"}
+    label = contract.data.label
+    kinds = {c.name: c.kind for c in contract.data.columns}
+    kinds |= dict.fromkeys(contract.data.label_columns, "number" if label.rule == "number" else "category")
     kind = kinds.get(query.column)
     if kind is None:
         return f"the contract reads no such column; it reads {_some(kinds)}"
@@ -292,7 +300,7 @@ def _problem(contract: "Contract", query: Query) -> str | None:
         return "`bins` goes with a number, and only with it"
     if isinstance(query, CountQuery):
         if (query.at_least is not None) != number or (query.value is None) != number:
-            return "a number needs `at_least`, a category or the label `value`"
+            return "a number needs `at_least`, a category or class `value`"
         values = values_of(contract, query.column)
         if query.value is not None and query.value not in values:
             return f"it has no such value; its values are {_some(values)}"

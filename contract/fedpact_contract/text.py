@@ -12,13 +12,17 @@ from fedpact_contract.contract import (
     ClientPrivacy,
     Column,
     Contract,
-    Contribution,
     Defences,
     Entity,
     EntityUnit,
+    Label,
     NumberColumn,
+    NumberLabel,
     Party,
     RecordPrivacy,
+    SurvivalLabel,
+    Training,
+    quick_to_score,
 )
 from fedpact_contract.estimators import EXACT_LINEAR_PLAYERS, EXACT_PLAYERS
 from fedpact_contract.output import counted, visible
@@ -42,7 +46,7 @@ def render(contract: Contract) -> str:
         ("Privacy", _privacy(contract)),
         ("Taking part", _participation(contract)),
         ("Contribution", _contribution(contract)),
-        *([] if contract.defences is None else [("Defences against gaming", _defences(contract.defences))]),
+        *([] if contract.defences is None else [("Defences against gaming", _defences(contract, contract.defences))]),
         ("Money", _money(contract)),
         ("Code", _code(contract)),
         ("Evidence", _evidence()),
@@ -121,15 +125,9 @@ def _data(contract: Contract) -> Iterator[str]:
             f"The column {visible(entity.column)} says whose a row is. It is no feature and never leaves; training "
             f"takes at most {counted(entity.max_rows, 'row')} of one entity (a person, a firm)."
         )
-    rule = (
-        "the cell is the class"
-        if label.threshold is None
-        else f"a number above {decimal_text(label.threshold)} is {visible(label.classes[1])}, else "
-        f"{visible(label.classes[0])}"
-    )
     yield (
-        f"Predicted is the column {visible(label.name)}, with the classes {_list(label.classes)} "
-        f'(rule "{label.rule}": {rule}).'
+        f"Predicted is {_label(label)}. Where the label is missing, "
+        + ("the row is left out." if label.missing == "drop" else "the data set is refused.")
     )
     yield (
         "Bounds and vocabularies are public and part of this contract; nothing is learned from the data to scale it. "
@@ -140,6 +138,40 @@ def _data(contract: Contract) -> Iterator[str]:
         "Each participant trains on exactly its contracted number of examples. More rows change nothing; fewer are "
         "refused before the first round."
     )
+
+
+def _label(label: Label) -> str:
+    if isinstance(label, NumberLabel):
+        low, high = decimal_text(label.low), decimal_text(label.high)
+        return (
+            f'the column {visible(label.name)}, a number from {low} to {high} (rule "{label.rule}"); a data set with a '
+            "number outside these bounds is refused. It is scaled by them to [-1, 1]"
+        )
+    if isinstance(label, SurvivalLabel):
+        censored, came = label.outcomes
+        return (
+            f"when an event comes: the column {visible(label.name)} is the duration, and {visible(label.event)} says "
+            f"whether the event came then ({visible(came)}) or the row was watched no longer ({visible(censored)}; "
+            f'rule "{label.rule}"). Durations are told apart by these intervals only: {_list(label.intervals)}; an '
+            "event beyond the last counts as not seen, and a row that was watched beyond the middle of an interval as "
+            "having lived through it"
+        )
+    rule = (
+        "the cell is the class"
+        if label.threshold is None
+        else f"a number above {decimal_text(label.threshold)} is {visible(label.classes[1])}, else "
+        f"{visible(label.classes[0])}"
+    )
+    return f'the column {visible(label.name)}, with the classes {_list(label.classes)} (rule "{label.rule}": {rule})'
+
+
+_LOSSES = {
+    "cross-entropy": "minus the logarithm of the probability that the model gives to the right class",
+    "squared-error": "half the squared error of the scaled label; a prediction beyond the label's bounds counts as the "
+    "bound",
+    "discrete-hazard": "minus the logarithm of the probability that the model gives to what was seen of it: each "
+    "interval that it lived through, and the one in which the event came",
+}
 
 
 def _training(contract: Contract) -> Iterator[str]:
@@ -154,11 +186,6 @@ def _training(contract: Contract) -> Iterator[str]:
         f"{counted(training.local_steps, 'training step')} at the learning rate {decimal_text(training.learning_rate)} "
         f"and sends the change of the model, {'clipped and without' if central else 'with'} noise."
     )
-    if central:
-        count = len(contract.participants)
-        mean = f"their sum with the operator's noise, divided by {count} (whoever is missing counts as 0)"
-    else:
-        mean = "the mean weighted by the contracted examples"
     optimizer = training.server_optimizer
     if optimizer is None:
         added = f"times {decimal_text(training.server_rate)}, is added to the model."
@@ -168,7 +195,26 @@ def _training(contract: Contract) -> Iterator[str]:
             f"beta_1 {decimal_text(optimizer.beta_1)}, beta_2 {decimal_text(optimizer.beta_2)}, tau "
             f"{decimal_text(optimizer.tau)}); it remembers the changes of earlier rounds."
         )
-    yield f'The operator combines the admitted changes by the rule "{training.aggregation}": {mean}, {added}'
+    combined = _combined(training, len(contract.participants))
+    yield f'The operator combines the admitted changes by the rule "{training.aggregation}": {combined}, {added}'
+
+
+def _combined(training: Training, count: int) -> str:
+    """What the rule makes of the admitted changes."""
+    if training.krum is None:
+        return {
+            "weighted-mean": "the mean weighted by the contracted examples",
+            "uniform-mean": f"their sum with the operator's noise, divided by {count} (whoever is missing counts as 0)",
+            "median": "for each number of the model the middle one of them (of an even number the mean of both middle "
+            "ones), each participant's counting alike",
+        }[training.aggregation]
+    near = f"the number of changes less {training.krum.tolerated + 2}"
+    return (
+        f"the plain mean of the {training.krum.kept} that lie closest to their neighbours (the least sum of squared "
+        f"distances to the nearest others, {near} of them; ties by fingerprint), each participant's counting alike; "
+        f"{training.krum.tolerated} of the admitted may send anything (tolerated {training.krum.tolerated}, kept "
+        f"{training.krum.kept})"
+    )
 
 
 def _privacy(contract: Contract) -> Iterator[str]:
@@ -353,9 +399,10 @@ def _participation(contract: Contract) -> Iterator[str]:
 def _contribution(contract: Contract) -> Iterator[str]:
     contribution, names = contract.contribution, {p.id: p.name for p in contract.participants}
     validation, unmeasured = contribution.validation, contribution.game == "unanimity"
-    yield _game(contribution, momentum=contract.keeps_momentum)
+    yield _game(contract)
+    yield f'The loss "{contribution.loss}" of a row is {_LOSSES[contribution.loss]}.'
     if contribution.max_coalitions is not None:
-        most = EXACT_LINEAR_PLAYERS if contract.model.kind == "softmax" else EXACT_PLAYERS
+        most = EXACT_LINEAR_PLAYERS if quick_to_score(contract) else EXACT_PLAYERS
         yield (
             f"In a round all groups are scored if at most {most} were admitted and there are no more than "
             f"{contribution.max_coalitions}. Otherwise no more than so many are, drawn by the admitted updates' "
@@ -391,24 +438,25 @@ def _contribution(contract: Contract) -> Iterator[str]:
     )
 
 
-def _defences(defences: Defences) -> Iterator[str]:
+def _defences(contract: Contract, defences: Defences) -> Iterator[str]:
+    values = "" if contract.contribution.game == "re-normalised" else " and values"
     yield (
         "In training and in scores an update counts scaled down to the signal of the median participant: its energy "
         "beyond that of the contracted noise, with three deviations of that noise left to everybody. Energies and "
-        "factors are logged."
+        "factors are logged (clip: median-signal)."
         if defences.clip == "median-signal"
-        else "Updates count as they come; none is scaled down."
+        else "Updates count as they come; none is scaled down (clip: none)."
     )
     yield (
-        "After each round the operator's detectors look at all admitted updates and values. What they find is "
+        f"After each round the operator's detectors look at all admitted updates{values}. What they find is "
         "committed to with the scores and opened with them. An alarm is a question and moves no money."
     )
-    if defences.wreckers == "reject":
-        yield (
-            "Whose own value is below minus three standard errors in two rounds running is invited no more, until the "
-            "operator has reviewed it and logged why it is readmitted. It is paid for the rounds in which it was "
-            "admitted."
-        )
+    yield "Whose own value is below minus three standard errors in two rounds running is " + (
+        "invited no more, until the operator has reviewed it and logged why it is readmitted. It is paid for the "
+        "rounds in which it was admitted (wreckers: reject)."
+        if defences.wreckers == "reject"
+        else "named by an alarm, and invited as before (wreckers: report)."
+    )
     yield (
         "Participants whose updates are near-copies of each other can be declared one union by the operator, which "
         f"names the reason. A member may dispute that for {counted(defences.dispute_hours, 'hour')}, signed with its "
@@ -417,12 +465,14 @@ def _defences(defences: Defences) -> Iterator[str]:
         "counts once, and its members share what it is worth (Owen values)."
     )
     yield (
-        f"Where negative values together are above {_percent(defences.negatives)} of the total value, the period is "
-        "not settled before more than half of the other participants have agreed to the operator's review."
+        f"Where negative values together are above {_percent(defences.negatives)} of the total value (negatives: "
+        f"{decimal_text(defences.negatives)}), the period is not settled before more than half of the other "
+        "participants have agreed to the operator's review."
     )
 
 
-def _game(contribution: Contribution, *, momentum: bool) -> str:
+def _game(contract: Contract) -> str:
+    contribution = contract.contribution
     if contribution.game == "unanimity":
         return (
             f'Contribution is not measured (game "{contribution.game}"): scoring single changes would show what only '
@@ -430,7 +480,20 @@ def _game(contribution: Contribution, *, momentum: bool) -> str:
             "its fall in a round is of all who were admitted together, the same part for each (estimator "
             f'"{contribution.estimator}"), and no money follows from it.'
         )
-    if momentum:
+    if contribution.game == "re-normalised":
+        moved = (
+            "the rule by which changes are combined is applied to their changes alone, as if nobody else had been in "
+            "the round. So a contribution depends on who else is there: one more change makes each other one count "
+            "for less, and whoever sends zeros, or a change that is worth less than the others', may have a negative "
+            "contribution. Whoever was not admitted in a round has contributed 0 in it."
+        )
+        if contract.training.krum is not None:
+            moved += (
+                f" For a group of fewer than {2 * contract.training.krum.tolerated + 3} the rule stands for the plain "
+                "mean of its changes; a larger one keeps no more than its number less "
+                f"{contract.training.krum.tolerated}."
+            )
+    elif contract.keeps_momentum:
         moved = (
             "only their parts of the server's momentum move the model. Whoever was admitted has a part in all later "
             "rounds too; before that it has contributed 0."

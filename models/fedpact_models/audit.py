@@ -32,7 +32,8 @@ from fedpact_models.audit_noise import NoiseSeen, NoiseTests
 from fedpact_models.dp import Mode, Noise, SecureDPOptimizer, dp_sgd, mode_of
 from fedpact_models.features import Examples, Flags, Floats, Integers, feature_count
 from fedpact_models.registry import build, initial_weights
-from fedpact_models.training import GRADIENT_ELEMENTS, train
+from fedpact_models.tasks import task_of
+from fedpact_models.training import GRADIENT_ELEMENTS, LOSSES, train
 from fedpact_models.weights import flatten, load_flat
 
 CANARIES = 5_000
@@ -218,10 +219,10 @@ def audit(contract: Contract, *, noise: Noise, coins: Noise, seconds: float, can
 
 
 def _rows(contract: Contract, count: int, coins: Noise) -> Examples:
-    """Made-up rows over the whole public range, encoded as `features.encode` does; classes without regard to them."""
-    width, classes = feature_count(contract.data), len(contract.data.label.classes)
+    """Made-up rows over the whole public range, encoded as `features.encode` does; targets without regard to them."""
+    width = feature_count(contract.data)
     x = np.column_stack([2 * coins.uniform(count * (width - 1)).reshape(count, width - 1) - 1, np.ones(count)])
-    y = np.floor(coins.uniform(count) * classes).astype(np.int64)
+    y = task_of(contract.data.label).made_up(coins.uniform(count))
     return Examples(x=x * (float(contract.data.feature_scale) / sqrt(width)), y=y)
 
 
@@ -250,6 +251,7 @@ def _largest_contribution(contract: Contract, module: nn.Module, examples: Examp
             noise=noise,
             physical_batch=1,
             mode=mode,
+            loss=LOSSES[contract.contribution.loss],
             before_noise=look,
         )
         load_flat(module, before)

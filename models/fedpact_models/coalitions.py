@@ -191,7 +191,7 @@ def linear_losses(
     """
     outputs, pieces = game.shape.widths[1], _pieces(game.apart, masks, chunk)
     for rows, parts, scale in _blocks(game, examples.x, block, LINEAR_ELEMENTS // (outputs << len(game.apart))):
-        y = examples.y[rows]
+        y = examples.y[rows].astype(np.int64, copy=False)
         parts -= parts[:, None, y, np.arange(len(y))]  # exact, and no class's loss depends on what is added to all
         walk, logits = _Walk(game, parts, scale), np.empty((outputs, len(y)))
         sums = Sums(walk.subsets(game.apart), y)

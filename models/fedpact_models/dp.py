@@ -70,6 +70,14 @@ def squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return 0.5 * (outputs.squeeze(1) - targets).square()
 
 
+def discrete_hazard(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Losses in nat of hazards' logits [n, intervals] against what was seen, int64 [n] (`tasks.Survival`)."""
+    lived, interval = (targets // 2)[:, None], torch.arange(outputs.shape[1])
+    came = (targets % 2 == 1)[:, None] & (interval == lived)
+    each = functional.softplus(torch.where(came, -outputs, outputs))
+    return torch.where(came | (interval < lived), each, torch.zeros_like(each)).sum(dim=1)
+
+
 def validate(module: nn.Module) -> None:
     """Return if every layer has a gradient per example, so that one example's influence can be bounded.
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ from fedpact_contract.errors import FailedError
 from fedpact_models.coalitions import Game, Rows, coalition_logits, input_error, linear_losses, prepare
 from fedpact_models.exact import product, rounded_halves
 from fedpact_models.features import Examples, Floats
-from fedpact_models.tasks import correct, cross_entropy
+from fedpact_models.tasks import Classification, Task, counts, task_of
 
 UNIT = 10**9
 """Losses are kept as integers of 1e-9 nat."""
@@ -43,13 +42,18 @@ class CoalitionLosses:
     """The losses of a list of coalitions.
 
     `losses[m][k]`: the sum over slice k of the loss of the m-th coalition, in 1e-9 nat. `by_example`: float64 [M, V] in
-    nat, from which any estimator that is linear in the losses can be carried example by example. `correct`: rightly
-    classified rows of nobody's model and of everybody's, by mask, where these are in the list.
+    nat, from which any estimator that is linear in the losses can be carried example by example. `correct`: what the
+    task counts (rightly classified rows) of nobody's model and of everybody's, by mask, where these are in the list;
+    empty where it counts nothing.
     """
 
     losses: tuple[tuple[int, ...], ...]
     by_example: Floats
     correct: dict[int, int]
+
+    def ends(self, before: int, after: int) -> tuple[int, int] | None:
+        """What the task counts of these two coalitions."""
+        return (self.correct[before], self.correct[after]) if self.correct else None
 
     def joined(self, more: "CoalitionLosses") -> "CoalitionLosses":
         """This list and then another one."""
@@ -66,12 +70,12 @@ class RoundEvaluation:
 
     `losses[mask][k]`: the sum over slice k of the loss of coalition `mask` (bit i: player i), in 1e-9 nat.
     `values`: float64 [N, V], player i's Shapley value on example x in nat; 0 on the rows it gave itself, the others
-    scaled up so that the mean over all V rows is its value. `correct`: rightly classified rows before and after.
+    scaled up so that the mean over all V rows is its value. `correct`: what the task counts before and after.
     """
 
     losses: tuple[tuple[int, ...], ...]
     values: Floats
-    correct: tuple[int, int]
+    correct: tuple[int, int] | None
 
 
 class Evaluate(Protocol):
@@ -102,7 +106,6 @@ def evaluate_round(
     own_slice: Sequence[int | None],
     chunk: int | None = None,
     block: int | None = None,
-    evaluate: Evaluate | None = None,
 ) -> RoundEvaluation:
     """Evaluate all 2^N coalitions of a round on the validation set.
 
@@ -116,7 +119,6 @@ def evaluate_round(
         own_slice: For each player the slice that it gave, or None.
         chunk: Coalitions computed together; by default from the sizes. Moves no bit of the result.
         block: Examples computed together; as `chunk`.
-        evaluate: What evaluates the list of all coalitions, instead of `evaluate_coalitions` with `chunk` and `block`.
 
     Raises:
         InputError: EVALUATION_INPUT (sizes that do not fit), WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
@@ -124,15 +126,30 @@ def evaluate_round(
     """
     if not 1 <= len(steps) <= MAX_PLAYERS:
         raise input_error(f"There are {len(steps)} steps; all coalitions are evaluated of 1 to {MAX_PLAYERS} players.")
-    _check_own(slices, own_slice, len(steps))
-    masks = [place ^ place >> 1 for place in range(2 ** len(steps))]  # Gray code: neighbours differ in one player
-    evaluate = evaluate or partial(evaluate_coalitions, chunk=chunk, block=block)
-    found = evaluate(model, data, base, steps, examples, slices, masks)
+    masks = gray(len(steps))
+    found = evaluate_coalitions(model, data, base, steps, examples, slices, masks, chunk=chunk, block=block)
+    return of_all(found, masks, slices, own_slice)
+
+
+def gray(players: int) -> tuple[int, ...]:
+    """All coalitions, in the order of Gray's code: neighbours differ in one player."""
+    return tuple(place ^ place >> 1 for place in range(2**players))
+
+
+def of_all(
+    found: CoalitionLosses, masks: Sequence[int], slices: Sequence[int], own_slice: Sequence[int | None]
+) -> RoundEvaluation:
+    """A round's evaluation from the losses of all its coalitions, listed in this order.
+
+    Raises:
+        InputError: EVALUATION_INPUT: own slices that are none.
+    """
+    _check_own(slices, own_slice, (len(masks) - 1).bit_length())
     values = shapley_by_example(found.by_example, masks)
     return RoundEvaluation(
         losses=tuple(found.losses[place] for place in np.argsort(masks)),
         values=_without_own(values, np.cumsum([0, *slices]), own_slice),
-        correct=(found.correct[0], found.correct[len(masks) - 1]),
+        correct=found.ends(0, len(masks) - 1),
     )
 
 
@@ -161,7 +178,7 @@ def evaluate_coalitions(
         model: The contract's model.
         data: The contract's schema.
         base: Weights before the round, float64 [P].
-        steps: What each player would add, eta w_i D_i, [N, P], N up to 128.
+        steps: What each player would add, eta w_i D_i, [N, P], N up to 128; 0 for one model on its own.
         examples: The validation set, V rows, slices one after another.
         slices: Rows of each slice; they sum to V.
         masks: The coalitions; bit i: player i.
@@ -173,42 +190,73 @@ def evaluate_coalitions(
         FailedError: EVALUATION_NOT_FINITE.
     """
     check_coalitions(len(steps), examples, slices, masks, chunk, block)
-    game = prepare(model, data, base, steps, examples.x)
+    return added_up(data, *by_example_losses(model, data, base, steps, examples, masks, chunk, block), examples, slices)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def by_example_losses(
+    model: Model,
+    data: Data,
+    base: NDArray[np.floating],
+    steps: Rows,
+    examples: Examples,
+    masks: Sequence[int],
+    chunk: int | None = None,
+    block: int | None = None,
+) -> tuple[Floats, dict[int, Floats]]:
+    """What `added_up` adds up: example by example, so that several may each take some of the examples.
+
+    Returns:
+        The losses [M, V], and the task's marks [V] of nobody's model and of everybody's, where these are in the list.
+    """
+    game, task = prepare(model, data, base, steps, examples.x), task_of(data.label)
     by_example = np.empty((len(masks), len(examples)))
-    right = dict.fromkeys({0, 2 ** len(steps) - 1} & set(masks), 0)
-    places = {masks.index(mask): mask for mask in right}
-    for which, rows, losses, scores in _losses(game, examples, masks, chunk, block):
+    marks = {mask: np.empty(len(examples)) for mask in {0, 2 ** len(steps) - 1} & set(masks)}
+    places = {masks.index(mask): mask for mask in marks}
+    for which, rows, losses, scores in _losses(game, task, examples, masks, chunk, block):
         by_example[which, rows] = losses
         for place in places.keys() & set(which):
-            right[places[place]] += correct(scores(which.index(place)), examples.y[rows])
+            marks[places[place]][rows] = task.marks(scores(which.index(place)), examples.y[rows])
+    return by_example, marks
+
+
+def added_up(
+    data: Data, by_example: Floats, marks: Mapping[int, Floats], examples: Examples, slices: Sequence[int]
+) -> CoalitionLosses:
+    """A list's losses from those of `by_example_losses`.
+
+    Raises:
+        FailedError: EVALUATION_NOT_FINITE.
+    """
+    right = counts(task_of(data.label), marks.items(), examples.y)
     return CoalitionLosses(losses=unit_sums(by_example, slices), by_example=by_example, correct=right)
 
 
 def _losses(
-    game: Game, examples: Examples, masks: Sequence[int], chunk: int | None, block: int | None
+    game: Game, task: Task, examples: Examples, masks: Sequence[int], chunk: int | None, block: int | None
 ) -> Iterator[tuple[list[int], slice, Floats, Callable[[int], Floats]]]:
-    """As `linear_losses`, of any model."""
-    if len(game.shape.layers) == 1:
+    """As `linear_losses`, of any model and task."""
+    if len(game.shape.layers) == 1 and isinstance(task, Classification):
         yield from linear_losses(game, examples, masks, chunk, block)
     else:
         for which, rows, scores in coalition_logits(game, examples.x, masks, chunk, block):
             places = list(range(which.start, which.stop))
-            yield places, rows, cross_entropy(scores, examples.y[rows]), scores.__getitem__
+            yield places, rows, task.losses(scores, examples.y[rows]), scores.__getitem__
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def evaluate(model: Model, data: Data, flat: NDArray[np.floating], examples: Examples) -> tuple[float, int]:
-    """Mean cross-entropy in nat, and how many rows are classified rightly, by the same path as a round's coalitions.
+def evaluate(model: Model, data: Data, flat: NDArray[np.floating], examples: Examples) -> tuple[float, int | None]:
+    """Mean loss, and what the task counts (rightly classified rows), by the same path as a round's coalitions.
 
     Raises:
         InputError: EVALUATION_INPUT (no rows, another number of features), WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
         FailedError: EVALUATION_NOT_FINITE.
     """
-    scores = logits(model, data, flat, examples.x)
-    loss = cross_entropy(scores, examples.y)
+    scores, task = logits(model, data, flat, examples.x), task_of(data.label)
+    loss = task.losses(scores, examples.y)
     if not np.isfinite(loss).all():
         raise FailedError("EVALUATION_NOT_FINITE", "A loss on the validation set is not a finite number.")
-    return math.fsum(loss.tolist()) / len(examples), correct(scores, examples.y)
+    return math.fsum(loss.tolist()) / len(examples), task.count(task.marks(scores, examples.y), examples.y)
 
 
 def logits(model: Model, data: Data, flat: NDArray[np.floating], x: Floats) -> Floats:
@@ -338,8 +386,8 @@ def check_coalitions(
     """
     count = len(examples)
     problem = None
-    if players > MAX_LISTED_PLAYERS or players < 1:
-        problem = f"There are {players} steps; coalitions are of 1 to {MAX_LISTED_PLAYERS} players."
+    if players > MAX_LISTED_PLAYERS:
+        problem = f"There are {players} steps; coalitions are of at most {MAX_LISTED_PLAYERS} players."
     elif not slices or min(slices) < 1 or sum(slices) != count:
         problem = f"The slices have {sum(slices)} rows and the validation set has {count}."
     elif not masks:

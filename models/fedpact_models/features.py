@@ -10,20 +10,21 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from fedpact_contract import merkle
-from fedpact_contract.contract import Column, Data, Label, NumberColumn
+from fedpact_contract.contract import Column, Data, Label, NumberColumn, NumberLabel, SurvivalLabel
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import validation_leaf
 from fedpact_contract.output import counted
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
+Targets: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
 Fault: TypeAlias = tuple[str, str, Flags]
 
@@ -33,13 +34,15 @@ PLAIN_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]*))?")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Examples:
-    """Encoded rows: features `x`, float64 [n, d], and classes `y`, int64 [n], indices into the label's classes.
+    """Encoded rows: features `x`, float64 [n, d], and targets `y` [n].
 
+    Targets are indices into the label's classes, int64; numbers scaled to [-1, 1] by the label's bounds, float64; or
+    codes of what was seen of a duration, int64 (`tasks.Survival`).
     The last feature is constant (`encode`). `entity`, int64 [n], tells apart whose the rows are, where that is asked.
     """
 
     x: Floats
-    y: Integers
+    y: Targets
     entity: Integers | None = None
 
     def take(self, rows: Integers | Sequence[int]) -> "Examples":
@@ -90,13 +93,14 @@ def encode(
 
     Raises:
         InputError: DATA_EMPTY (no rows, or none left), DATA_COLUMN_MISSING, DATA_LABEL_MISSING, DATA_ENTITY_MISSING,
-            DATA_NOT_A_NUMBER, DATA_NOT_FINITE, DATA_UNKNOWN_CATEGORY, DATA_UNKNOWN_CLASS, DATA_MISSING_VALUE.
+            DATA_NOT_A_NUMBER, DATA_NOT_FINITE, DATA_UNKNOWN_CATEGORY, DATA_UNKNOWN_CLASS, DATA_UNKNOWN_EVENT,
+            DATA_LABEL_BOUNDS, DATA_MISSING_VALUE.
     """
     columns = _parse_columns(data, table, file)
-    label = _parse_label(data.label, table, file)
+    label, *more = _parse_label(data.label, table, file)
     whose = [] if entity is None else [_parse_entity(entity, table, file)]
-    keep = _kept(columns)
-    for cells in (*columns, label, *whose):
+    keep = _kept((*columns, label, *more))
+    for cells in (*columns, label, *more, *whose):
         _refuse_faults(cells, keep, file, first_line)
     if not keep.any():
         raise InputError(
@@ -104,7 +108,7 @@ def encode(
         )
     return Examples(
         x=_features(data, columns)[keep],
-        y=label.values[keep].astype(np.int64),
+        y=label.values[keep].astype(target_type(data.label)),
         entity=whose[0].values[keep].astype(np.int64) if whose else None,
     )
 
@@ -186,10 +190,16 @@ def duplicate_count(examples: Examples) -> int:
     return len(examples) - len(set(_rows(examples)))
 
 
-def row_bytes(x_row: Floats, y: int) -> bytes:
-    """One row's canonical bytes: type, features as little-endian float64, class as little-endian int64."""
+def target_type(label: Label) -> Literal["<i8", "<f8"]:
+    """How a target is stored: a number as it is, anything else by its index or code."""
+    return "<f8" if isinstance(label, NumberLabel) else "<i8"
+
+
+def row_bytes(x_row: Floats, y: np.int64 | np.float64) -> bytes:
+    """One row's canonical bytes: type, features as little-endian float64, target as it is stored (`target_type`)."""
     features = np.asarray(x_row, dtype="<f8") + 0.0  # no negative zero: one value has one spelling
-    return ROW_TYPE + features.astype("<f8").tobytes() + int(y).to_bytes(8, "little", signed=True)
+    target = np.asarray(y, "<f8") + 0.0 if isinstance(y, np.floating) else np.asarray(y, "<i8")
+    return ROW_TYPE + features.astype("<f8").tobytes() + target.tobytes()
 
 
 def validation_root(examples: Examples, salts: Sequence[bytes]) -> str:
@@ -208,17 +218,19 @@ def pack_rows(examples: Examples, salts: Sequence[bytes]) -> bytes:
     return b"".join(salt + row for salt, row in zip(salts, _rows(examples), strict=True))
 
 
-def unpack_rows(data: bytes, features: int) -> tuple[Examples, tuple[bytes, ...]]:
-    """The rows, of so many features, that `pack_rows` made bytes of, and their salts.
+def unpack_rows(
+    data: bytes, features: int, target: Literal["<i8", "<f8"] = "<i8"
+) -> tuple[Examples, tuple[bytes, ...]]:
+    """The rows, of so many features and this `target_type`, that `pack_rows` made bytes of, and their salts.
 
     Raises:
         InputError: VALIDATION_ROWS: these are no such rows.
     """
-    kind = np.dtype([("salt", "V32"), ("type", f"V{len(ROW_TYPE)}"), ("x", "<f8", (features,)), ("y", "<i8")])
+    kind = np.dtype([("salt", "V32"), ("type", f"V{len(ROW_TYPE)}"), ("x", "<f8", (features,)), ("y", target)])
     if not data or len(data) % kind.itemsize:
         raise InputError("VALIDATION_ROWS", f"These are no validation rows of {features} features.")
     rows = np.frombuffer(data, kind)
-    examples = Examples(x=rows["x"].astype(np.float64), y=rows["y"].astype(np.int64))
+    examples = Examples(x=rows["x"].astype(np.float64), y=rows["y"].astype(np.dtype(target).newbyteorder("=")))
     salts = tuple(data[start : start + 32] for start in range(0, len(data), kind.itemsize))
     if pack_rows(examples, salts) != data:
         raise InputError("VALIDATION_ROWS", "A validation row is not in its one spelling.")
@@ -226,7 +238,7 @@ def unpack_rows(data: bytes, features: int) -> tuple[Examples, tuple[bytes, ...]
 
 
 def _rows(examples: Examples) -> list[bytes]:
-    return [row_bytes(x, int(y)) for x, y in zip(examples.x, examples.y, strict=True)]
+    return [row_bytes(x, y) for x, y in zip(examples.x, examples.y, strict=True)]
 
 
 def _parse_columns(data: Data, table: pl.DataFrame, file: str) -> list[_Cells]:
@@ -264,17 +276,23 @@ def _parse_column(column: Column, series: pl.Series) -> _Cells:
     )
 
 
-def _parse_label(label: Label, table: pl.DataFrame, file: str) -> _Cells:
-    if label.name not in table.columns:
+def _parse_label(label: Label, table: pl.DataFrame, file: str) -> list[_Cells]:
+    """The targets, and what else they rest on."""
+    names = [label.name, label.event] if isinstance(label, SurvivalLabel) else [label.name]
+    if absent := [name for name in names if name not in table.columns]:
         raise InputError(
             "DATA_LABEL_MISSING",
-            f"The table lacks the label column {label.name}.",
+            f"The table lacks the label column {absent[0]}.",
             file=file,
-            field=label.name,
+            field=absent[0],
             rule="label",
             remedy="Name the source that has it; column names are compared exactly.",
         )
     series = table[label.name]
+    if isinstance(label, NumberLabel):
+        return [_parse_number(label, series)]
+    if isinstance(label, SurvivalLabel):
+        return _parse_durations(label, series, table[label.event])
     if label.threshold is None:
         values, missing, unknown = _parse_choices(series, label.classes)
         faults: tuple[Fault, ...] = (("DATA_UNKNOWN_CLASS", "a value outside the classes", unknown),)
@@ -283,7 +301,63 @@ def _parse_label(label: Label, table: pl.DataFrame, file: str) -> _Cells:
         numbers, missing, faults = _parse_numbers(series)
         values = (numbers > float(label.threshold)).astype(np.float64)
         rule = f"label, above {label.threshold}"
-    return _Cells(name=label.name, rule=rule, on_missing="refuse", values=values, missing=missing, faults=faults)
+    return [
+        _Cells(
+            name=label.name,
+            rule=rule,
+            on_missing=label.missing or "refuse",
+            values=values,
+            missing=missing,
+            faults=faults,
+        )
+    ]
+
+
+def _parse_number(label: NumberLabel, series: pl.Series) -> _Cells:
+    """Numbers, scaled by their bounds. A feature outside its bounds is clipped; a target there would be another one."""
+    numbers, missing, faults = _parse_numbers(series)
+    low, high = float(label.low), float(label.high)
+    outside = ~missing & ((numbers < low) | (numbers > high))
+    return _Cells(
+        name=label.name,
+        rule=f"label, number in [{label.low}, {label.high}]",
+        on_missing=label.missing or "refuse",
+        values=2.0 * ((np.clip(numbers, low, high) - low) / (high - low)) - 1.0,
+        missing=missing,
+        faults=(*faults, ("DATA_LABEL_BOUNDS", "a number outside the label's bounds", outside)),
+    )
+
+
+def _parse_durations(label: SurvivalLabel, durations: pl.Series, events: pl.Series) -> list[_Cells]:
+    """Codes of `tasks.Survival`, and whether the event came.
+
+    Of the censored, an interval counts as lived through that they were watched beyond the middle of.
+    """
+    lengths, missing, faults = _parse_numbers(durations)
+    outcomes, unsaid, unknown = _parse_choices(events, label.outcomes)
+    cuts = np.array([0.0, *map(float, label.cuts)])
+    ended = np.searchsorted(cuts[1:], lengths)
+    watched = np.searchsorted((cuts[1:] + cuts[:-1]) / 2, lengths, "right")
+    came = (outcomes == 1.0) & (ended < len(label.cuts))
+    faults = (*faults, ("DATA_LABEL_BOUNDS", "a duration below 0", ~missing & (lengths < 0)))
+    return [
+        _Cells(
+            name=label.name,
+            rule="label, duration, at least 0",
+            on_missing=label.missing or "refuse",
+            values=np.where(came, 2.0 * ended + 1.0, 2.0 * np.where(outcomes == 1.0, len(label.cuts), watched)),
+            missing=missing,
+            faults=faults,
+        ),
+        _Cells(
+            name=label.event,
+            rule="label, event, one of 2 outcomes",
+            on_missing=label.missing or "refuse",
+            values=outcomes,
+            missing=unsaid,
+            faults=(("DATA_UNKNOWN_EVENT", "a value that is none of the outcomes", unknown),),
+        ),
+    ]
 
 
 def _parse_entity(name: str, table: pl.DataFrame, file: str) -> _Cells:

@@ -15,7 +15,7 @@ from fedpact_models.coalitions import Rows, input_error
 from fedpact_models.exact import product, rounded_halves
 from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import architecture, parameter_count, parameter_shapes
-from fedpact_models.tasks import loss_gradient
+from fedpact_models.tasks import task_of
 from fedpact_models.weights import check_flat
 
 LARGEST_TERM = 1e300
@@ -25,7 +25,7 @@ LARGEST_TERM = 1e300
 def first_order_values(
     model: Model, data: Data, base: NDArray[np.floating], steps: Rows, examples: Examples
 ) -> tuple[float, ...]:
-    """-<gradient, step> for each player: the fall of the mean loss in nat, were it linear in the weights.
+    """-<gradient, step> for each player: the fall of the mean loss, were it linear in the weights.
 
     Args:
         model: The contract's model.
@@ -65,7 +65,7 @@ def gradient(model: Model, data: Data, flat: NDArray[np.floating], examples: Exa
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         inputs.append(np.maximum(_product(weight, inputs[-1]) + bias, 0.0))
     scores = _product(weights[-1], inputs[-1]) + biases[-1]
-    slope = loss_gradient(scores.T, examples.y).T / len(examples)  # by what goes out of a layer
+    slope = task_of(data.label).gradient(scores.T, examples.y).T / len(examples)  # by what goes out of a layer
     parts: list[Floats] = []
     for index in reversed(range(len(weights))):
         own = [_product(slope, np.ascontiguousarray(inputs[index].T)).reshape(-1)]

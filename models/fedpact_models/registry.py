@@ -16,6 +16,7 @@ import numpy as np
 from fedpact_contract.contract import Data, Model
 from fedpact_contract.errors import InputError
 from fedpact_models.features import Floats, feature_count
+from fedpact_models.tasks import task_of
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dense:
-    """A stack of dense layers: `widths` from features to classes; whether training starts from zeros."""
+    """A stack of dense layers: `widths` from features to the task's outputs; whether training starts from zeros."""
 
     widths: tuple[int, ...]
     zero_start: bool
@@ -34,16 +35,16 @@ class Dense:
         return tuple(zip(self.widths[:-1], self.widths[1:], strict=True))
 
 
-def _softmax(_: Model, features: int, classes: int) -> Dense:
-    return Dense(widths=(features, classes), zero_start=True)
+def _linear(_: Model, features: int, outputs: int) -> Dense:
+    return Dense(widths=(features, outputs), zero_start=True)
 
 
-def _mlp(model: Model, features: int, classes: int) -> Dense:
-    return Dense(widths=(features, *model.hidden, classes), zero_start=False)
+def _mlp(model: Model, features: int, outputs: int) -> Dense:
+    return Dense(widths=(features, *model.hidden, outputs), zero_start=False)
 
 
-ARCHITECTURES: dict[str, Callable[[Model, int, int], Dense]] = {"softmax": _softmax, "mlp": _mlp}
-"""Model kind -> its shape, from the contract's model, the number of features and the number of classes."""
+ARCHITECTURES: dict[str, Callable[[Model, int, int], Dense]] = {"softmax": _linear, "linear": _linear, "mlp": _mlp}
+"""Model kind -> its shape, from the contract's model, the number of features and the number of the task's outputs."""
 
 
 def architecture(model: Model, data: Data) -> Dense:
@@ -60,7 +61,7 @@ def architecture(model: Model, data: Data) -> Dense:
             field="model.kind",
             remedy=f"Kinds are: {', '.join(sorted(ARCHITECTURES))}.",
         )
-    return shape(model, feature_count(data), len(data.label.classes))
+    return shape(model, feature_count(data), task_of(data.label).outputs)
 
 
 def parameter_shapes(model: Model, data: Data) -> dict[str, tuple[int, ...]]:
@@ -91,8 +92,9 @@ def build(model: Model, data: Data) -> "torch.nn.Module":
 def initial_weights(model: Model, data: Data, rng: np.random.Generator) -> Floats:
     """The weights that round 1 starts from, float64 [P], in the order of `parameter_shapes`.
 
-    Zeros for softmax (the loss is convex). For an mlp torch's own rule for `nn.Linear`, Kaiming-uniform with a =
-    sqrt(5): weights and biases uniform in +-1/sqrt(inputs). `rng` is explicit: the contract names the result's digest.
+    Zeros for softmax and linear (the loss is convex). For an mlp torch's own rule for `nn.Linear`, Kaiming-uniform with
+    a = sqrt(5): weights and biases uniform in +-1/sqrt(inputs). `rng` is explicit: the contract names the result's
+    digest.
     """
     shape = architecture(model, data)
     if shape.zero_start:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from fedpact_contract.arrays import model_digest
-from fedpact_contract.contract import Data, Model
+from fedpact_contract.contract import ClassLabel, Data, Label, Model, SurvivalLabel
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.record import Hex32, Record
 from fedpact_models.features import Floats, encode_features
@@ -25,7 +25,7 @@ class ReleaseCard(Record):
 
     TYPE = "model-release"
 
-    task: Literal["classification"]
+    task: Literal["classification", "regression", "survival"]
     model: Model
     data: Data
     contract_id: Hex32
@@ -58,7 +58,7 @@ def make_release(
     """
     check_flat(weights, parameter_count(model, data))
     values = {
-        "task": "classification",
+        "task": data.label.TASK,
         "model": model.plain(),
         "data": data.plain(),
         "contract_id": contract_id,
@@ -123,9 +123,11 @@ def load_release(path: Path) -> Release:
 
 
 def predict(release: Release, table: "pl.DataFrame", *, file: str, first_line: int | None = None) -> "pl.DataFrame":
-    """Class and probability for each row: columns `row` (from 1), `predicted`, `probability`.
+    """What the model says of each row: columns `row` (from 1), `predicted`, and of a class its `probability`.
 
-    A row that the schema's `drop` rule leaves out has nulls.
+    A number is in the label's unit, within its bounds. Of survival, `predicted` is the mean duration up to the end of
+    the last interval, and `survival` the chance to get there without the event. A row that the schema's `drop` rule
+    leaves out has nulls.
 
     Raises:
         InputError: as `features.encode_features`; a missing column is named.
@@ -133,18 +135,39 @@ def predict(release: Release, table: "pl.DataFrame", *, file: str, first_line: i
     import polars as pl
 
     from fedpact_models.evaluate import logits
-    from fedpact_models.tasks import predicted, probabilities
+    from fedpact_models.tasks import task_of
 
     card = release.card
     x, kept = encode_features(card.data, table, file=file, first_line=first_line)
     rows = np.arange(1, table.height + 1)
     result = pl.DataFrame({"row": rows})
-    if not kept.any():
-        return result.with_columns(predicted=pl.lit(None, pl.String), probability=pl.lit(None, pl.Float64))
-    scores = logits(card.model, card.data, release.weights, x)
-    classes = [card.data.label.classes[index] for index in predicted(scores)]
-    found = pl.DataFrame({"row": rows[kept], "predicted": classes, "probability": probabilities(scores).max(axis=1)})
+    scores = (
+        logits(card.model, card.data, release.weights, x)
+        if kept.any()
+        else np.empty((0, task_of(card.data.label).outputs))
+    )
+    found = pl.DataFrame({"row": rows[kept]} | _told(card.data.label, scores))
     return result.join(found, on="row", how="left", maintain_order="left")
+
+
+def _told(label: Label, scores: Floats) -> "dict[str, pl.Series]":
+    """What a model's outputs [n, outputs] say, column by column."""
+    import polars as pl
+
+    from fedpact_models.tasks import predicted, probabilities, survival, within_bounds
+
+    if isinstance(label, ClassLabel):
+        classes = [label.classes[index] for index in predicted(scores)]
+        chances = probabilities(scores).max(axis=1)
+        return {"predicted": pl.Series(classes, dtype=pl.String), "probability": pl.Series(chances, dtype=pl.Float64)}
+    if isinstance(label, SurvivalLabel):
+        with np.errstate(over="ignore"):  # a hazard may be as good as certain
+            chances = survival(scores.reshape(-1, len(label.cuts)))
+        widths, before = np.diff([0.0, *map(float, label.cuts)]), np.ones((len(chances), 1))
+        mean = (np.hstack([before, chances[:, :-1]]) + chances) @ widths / 2
+        return {"predicted": pl.Series(mean), "survival": pl.Series(chances[:, -1])}
+    low, high = float(label.low), float(label.high)
+    return {"predicted": pl.Series(low + (high - low) * (within_bounds(scores) + 1) / 2, dtype=pl.Float64)}
 
 
 def release_paths(path: Path) -> tuple[Path, Path]:

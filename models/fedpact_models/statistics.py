@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from fedpact_contract.contract import Contract, NumberColumn
+from fedpact_contract.contract import Contract, NumberColumn, SurvivalLabel
 from fedpact_contract.statistics import CountQuery, MeanQuery, Query, bounds_of, cell_count, values_of
 from fedpact_models.dp import Noise
 from fedpact_models.features import Examples, Floats, Integers
@@ -50,14 +50,19 @@ def _holds(contract: Contract, examples: Examples, query: CountQuery) -> Floats:
 
 
 def _scaled(contract: Contract, examples: Examples, column: str) -> Floats:
-    """A number's values in [-1, 1], out of the features: rounding may leave them 1e-16 outside."""
+    """A number's values in [-1, 1], out of the features or the targets: rounding may leave them 1e-16 outside."""
+    if column == contract.data.label.name:
+        return np.clip(examples.y, -1.0, 1.0)
     return np.clip(_block(contract, examples, column)[:, 0], -1.0, 1.0)
 
 
 def _choice(contract: Contract, examples: Examples, column: str) -> Integers:
     """Which value each row has; the first of the vocabulary where it has none."""
-    if column == contract.data.label.name:
-        return examples.y
+    if column in contract.data.label_columns:
+        y = examples.y.astype(np.int64)
+        if isinstance(contract.data.label, SurvivalLabel):
+            return y // 2 if column == contract.data.label.name else y % 2
+        return y
     return np.asarray(_block(contract, examples, column).argmax(axis=1))
 
 

@@ -4,14 +4,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
 from fedpact_contract.contract import ClientPrivacy, Contract, RecordPrivacy
 from fedpact_contract.errors import FailedError, InputError
-from fedpact_models.dp import BeforeNoise, Mode, Noise, dp_sgd
+from fedpact_models.dp import BeforeNoise, Loss, Mode, Noise, cross_entropy, discrete_hazard, dp_sgd, squared_error
 from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import architecture, build
 from fedpact_models.weights import clipped, flatten, load_flat
+
+LOSSES: dict[str, Loss] = {
+    "cross-entropy": cross_entropy,
+    "squared-error": squared_error,
+    "discrete-hazard": discrete_hazard,
+}
+"""By the contract's name."""
 
 GRADIENT_ELEMENTS = 2**21
 """Numbers (float64) of per-example gradients held at a time: 16 MiB. Above the allocator's 32 MiB each micro-batch pays
@@ -106,6 +112,7 @@ def train(
         noise=noise,
         physical_batch=physical_batch(contract),
         mode=mode,
+        loss=LOSSES[contract.contribution.loss],
         before_noise=before_noise,
     )
 
@@ -115,9 +122,10 @@ def _sgd(contract: Contract, module: nn.Module, examples: Examples, noise: Noise
     sample_rate = float(contract.privacy.sample_rate)
     rate = float(contract.training.learning_rate) / (sample_rate * len(examples))
     x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
+    loss = LOSSES[contract.contribution.loss]
     optimizer = torch.optim.SGD(module.parameters(), lr=rate)
     for _ in range(steps):
         chosen = torch.from_numpy(np.flatnonzero(noise.uniform(len(x)) < sample_rate))
         optimizer.zero_grad()
-        torch.autograd.backward(functional.cross_entropy(module(x[chosen]), y[chosen], reduction="sum"))
+        torch.autograd.backward(loss(module(x[chosen]), y[chosen]).sum())
         optimizer.step()

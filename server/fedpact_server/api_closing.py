@@ -13,7 +13,7 @@ from fedpact_contract.messages import Objection
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope, read_envelope
 from fedpact_contract.request import API
-from fedpact_server import closing, db, logbook
+from fedpact_server import closing, db, defences, logbook
 from fedpact_server.alarms import raise_alarm
 from fedpact_server.api import Call, ReaderCall, signatory
 from fedpact_server.report.html import render
@@ -24,12 +24,16 @@ router = APIRouter(prefix=API)
 
 @router.get("/contracts/{contract_id}/closing")
 def get_closing(contract_id: str, call: ReaderCall) -> dict[str, Any]:
-    """Where the close stands: {"state": none | closing | closed, "size", "signed", "held", "objected"}."""
+    """Where the close stands: {"state": none | closing | closed, "size", "signed", "held", "objected"}.
+
+    Before it: {"state": none, "questions"}, the entries that wait for the caller's answer, by their leaf hashes.
+    """
     contract = signatory(call, contract_id).contract
     with call.world.database.read() as connection:
         run = run_row(connection, contract.id)
         if run is None or run.phase not in ("closing", "closed"):
-            return {"state": "none"}
+            waiting = defences.standing(connection, contract).waiting(call.member.id)
+            return {"state": "none", "questions": waiting}
         state = closing.closing_state(connection, contract)
         objected = closing.objections(connection, contract.id)
     return {

@@ -8,7 +8,19 @@ from importlib import import_module
 
 import typer
 
-GROUPS = ("operator", "participant", "contract", "serve", "run", "report", "contribution", "retrain", "audit", "demo")
+GROUPS = (
+    "operator",
+    "participant",
+    "contract",
+    "serve",
+    "run",
+    "report",
+    "contribution",
+    "defences",
+    "retrain",
+    "audit",
+    "demo",
+)
 """The modules, in the order in which `fedpact --help` lists their commands."""
 
 

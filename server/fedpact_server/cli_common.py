@@ -9,6 +9,7 @@ from fedpact_contract import output
 from fedpact_contract.errors import InputError
 
 if TYPE_CHECKING:
+    from fedpact_contract.contract import Contract, Participant
     from fedpact_server.db import Database
     from fedpact_server.home import OperatorHome
 
@@ -50,6 +51,25 @@ def open_home(path: Path) -> "tuple[OperatorHome, Database]":
     configure_logging(level=logging.ERROR)  # a command says itself what it did
     home = OperatorHome.open(path)
     return home, home.database()
+
+
+def find_participant(contract: "Contract", selector: str, *, field: str) -> "Participant":
+    """The one participant of a contract that is called so: by its name, or its id or the beginning of it.
+
+    Raises:
+        InputError: PARTICIPANT_UNKNOWN.
+    """
+    found = [p for p in contract.participants if selector and (selector == p.name or p.id.startswith(selector))]
+    if len(found) != 1:
+        known = ", ".join(f"{p.name} ({p.id[:12]})" for p in contract.participants)
+        raise InputError(
+            "PARTICIPANT_UNKNOWN",
+            f"{'No participant' if not found else 'More than one participant'} of the contract is called {selector}.",
+            field=field,
+            party=selector or None,
+            remedy=f"Name one of: {known}.",
+        )
+    return found[0]
 
 
 def read_passphrase(file: Path | None, *, new: bool = False) -> bytes:

@@ -1,13 +1,14 @@
 """Commands `fedpact contribution show` and `alarms`, the operator's, and `reevaluate`, the auditor's."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fedpact_contract import output
 from fedpact_contract.cli import group
 from fedpact_contract.files import refuse_existing, write_new
+from fedpact_contract.metric import loss_unit
 from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, PassphraseFile
 from fedpact_server.cli_run import RUN, Opened, open_contract
 
@@ -21,8 +22,10 @@ COLUMNS = {
     "monte_carlo": "Monte Carlo",
     "leave_one_out": "leave-one-out",
     "banzhaf": "Banzhaf",
+    "first_order": "first order",
+    "renormalised": "re-normalised",
 }
-"""What is shown of each participant, in nat, where it is known."""
+"""What is shown of each participant, in the unit of the loss, where it is known."""
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +42,10 @@ def show_command(
         int | None, typer.Option("--game", min=1, help="Print this round's game, for `fedpact contribution recompute`.")
     ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Also write a picture; a new .svg file.")] = None,
+    diagnostic: Annotated[
+        Literal["renormalised"] | None,
+        typer.Option("--diagnostic", help="Also show values of the re-normalised game; nobody is paid by them."),
+    ] = None,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
@@ -75,6 +82,8 @@ def show_command(
             remedy="`fedpact run status` says where it stands.",
         )
     card = scorecard(at.contract, rounds, _moments(at, rounds))
+    if diagnostic is not None:
+        _add_renormalised(card, at)
     if plot is not None:
         write_new(plot, _picture(card).encode())
     if as_json:
@@ -162,7 +171,7 @@ def _show_reevaluation(record: "Reevaluation", contract: "Contract", out: Path) 
     else:
         output.line(
             f"{scope(record).capitalize()} of {record.rounds} rounds ({record.evaluated} evaluations), and every next "
-            f"model; the largest difference of a loss is {record.largest} of 1e-9 nat."
+            f"model; the largest difference of a loss is {record.largest} of 1e-9 of its unit."
         )
     if record.seed is not None:
         output.line(f"drawn by {record.seed}")
@@ -205,6 +214,19 @@ def _moments(at: Opened, rounds: list[Any]) -> Any:  # noqa: ANN401 - log.Moment
     return scoring.moments(at.operator.path / "arrays" / at.contract.id, at.contract, rounds)
 
 
+def _add_renormalised(card: dict[str, Any], at: Opened) -> None:
+    """Another column: values of the re-normalised game."""
+    from fedpact_contract.scorecard import nats
+    from fedpact_server import validation
+    from fedpact_server.diagnostic import renormalised
+
+    rows = validation.load(at.operator.path, at.contract.contribution.validation.root)
+    with at.database.read() as connection:
+        values = renormalised(connection, at.contract, at.operator.path, rows.examples)
+    for line in card["participants"]:
+        line["renormalised"] = nats(values[line["id"]])
+
+
 def _live(at: Opened) -> bool:
     """Whether the scores are not opened yet."""
     return at.status().phase not in ("closing", "closed")
@@ -216,12 +238,13 @@ def _show(card: dict[str, Any], at: Opened, plot: Path | None) -> None:
         f"{card['game']} game, {card['loss']} on {card['validation_rows']} validation rows, "
         f"{card['estimator']} values; round {card['rounds'][-1]['round']} of {at.contract.training.rounds}"
     )
+    unit = f" {loss_unit(card['loss'])}".rstrip()
     console.print(
-        f"loss {_short(card['rounds'][0]['loss_before'])} -> {_short(card['rounds'][-1]['loss_after'])} nat: "
+        f"loss {_short(card['rounds'][0]['loss_before'])} -> {_short(card['rounds'][-1]['loss_after'])}{unit}: "
         f"a value of {_short(card['total_value'])} ± {_short(card['total_value_se'])} (SE), "
         f"split by {card['basis']} ({card['reason']})"
     )
-    known = [key for key in COLUMNS if any(line[key] is not None for line in card["participants"])]
+    known = [key for key in COLUMNS if any(line.get(key) is not None for line in card["participants"])]
     heads = ["participant", "rounds", *(COLUMNS[key] for key in known), "share", "95 % interval"]
     rows = [
         [
@@ -237,6 +260,17 @@ def _show(card: dict[str, Any], at: Opened, plot: Path | None) -> None:
     console.print(f"interval: {card['interval']['covers']}; {output.OUTWARD}")
     if "monte_carlo" in known:
         console.print("Monte Carlo: half-width of the value's 95 % interval for the draw of coalitions alone")
+    if "renormalised" in known:
+        console.print(
+            "re-normalised: values if a coalition's updates were averaged as if nobody else had been there, so that an "
+            "update of zeros is worth something else than 0; a diagnostic, never paid by"
+        )
+    apart = [str(scored["round"]) for scored in card["rounds"] if scored["agrees_with_first_order"] is False]
+    if apart:
+        console.print(
+            f"Cross-check: in round {', '.join(apart)} the values do not go along with first-order values "
+            "(correlation below 0.9): the loss is curved there, and no error by itself."
+        )
     if card["without_slices"]:
         _show_slices(card, at)
     if _live(at):
@@ -262,7 +296,7 @@ def _show_slices(card: dict[str, Any], at: Opened) -> None:
 
 
 def _short(value: str) -> str:
-    """Nats for people."""
+    """A value for people."""
     return f"{float(value):.5f}"
 
 
@@ -288,4 +322,4 @@ def _picture(card: dict[str, Any]) -> str:
                 label=output.format_share(line["share"]),
             )
         )
-    return stacked([lines(series, "round", "nat"), bars(shares)])
+    return stacked([lines(series, "round", loss_unit(card["loss"])), bars(shares)])

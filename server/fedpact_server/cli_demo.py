@@ -118,6 +118,7 @@ def _show(console: "Console", result: dict[str, Any], removal: str) -> None:
     ]
     columns = ["participant", "examples", "share", "95 % interval", "paid", "epsilon", *(["alone"] if lift else [])]
     output.table(console, columns, rows, right=tuple(range(1, len(columns))))
+    console.print(defence_line(result["defences"]), soft_wrap=True)
     console.print(f"Where the time goes: {result['seconds']:.1f} seconds")
     output.table(console, ["step", "s"], [[n, f"{v:.1f}"] for n, v in result["step_seconds"].items()], right=(1,))
     console.print("Of each round the part that is ours (policy: at the slowest agent)")
@@ -133,3 +134,12 @@ def _show(console: "Console", result: dict[str, Any], removal: str) -> None:
     if "stop" in result:
         console.print(f"Still running (--keep). Stop them with: {result['stop']}", soft_wrap=True)
     console.print(f"Remove everything with: {removal}", soft_wrap=True)
+
+
+def defence_line(found: dict[str, int]) -> str:
+    """What the defences against gaming found, in one line."""
+    alarms = output.counted(found["alarms"], "alarm") if found["alarms"] else "no alarm"
+    blind = f" ({output.counted(found['without_power'], 'detector')} without power)" if found["without_power"] else ""
+    one = found["clipped"] == 1
+    clipped = f"{found['clipped']} of {found['updates']} updates {'was' if one else 'were'} scaled down"
+    return f"Defences: {alarms}{blind}; {clipped if found['clipped'] else 'no update was scaled down'}"

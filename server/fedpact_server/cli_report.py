@@ -1,7 +1,7 @@
 """Commands `fedpact report`, `fedpact evidence`, `fedpact model` and `fedpact predict`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ from fedpact_server.cli_common import (
     split_names,
 )
 from fedpact_server.cli_run import RUN, open_contract
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def register(app: typer.Typer) -> None:
@@ -154,7 +157,7 @@ def predict_command(
     out: Annotated[Path | None, typer.Option("--out", help="Write a new CSV file instead of printing.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict each row's class with a delivered model. Example: fedpact predict model.safetensors new.csv."""
+    """Predict each row's label with a delivered model. Example: fedpact predict model.safetensors new.csv."""
     from fedpact_models.release import load_release, predict
     from fedpact_models.tables import first_line, read_table
 
@@ -171,8 +174,9 @@ def predict_command(
     elif as_json:
         output.emit_json({"predictions": result.to_dicts()})
     else:
-        rows = [[str(r["row"]), str(r["predicted"] or "-"), _shown(r["probability"])] for r in result.to_dicts()]
-        output.table(output.console(), ["row", "predicted", "probability"], rows, right=(0, 2))
+        told = [result["row"].cast(str), *(_shown(column) for column in result.iter_columns() if column.name != "row")]
+        right = tuple(place for place, column in enumerate(result.iter_columns()) if column.dtype.is_numeric())
+        output.table(output.console(), result.columns, list(map(list, zip(*told, strict=True))), right=right)
 
 
 LABEL_IN = "Leave --out away, or take --format html or json, which have the label in them."
@@ -191,8 +195,8 @@ def _show_label(label: dict[str, Any], lang: Literal["en", "zh"], *, as_json: bo
             output.line(f"  {text}")
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _shown(column: "pl.Series") -> list[str]:
+    return ["-" if value is None else value if isinstance(value, str) else f"{value:.3f}" for value in column]
 
 
 def _kind(name: str) -> Any:  # noqa: ANN401 - one of the literal kinds, checked by read_table

@@ -27,7 +27,7 @@ RETRAIN_LIMITS = (
     "a coalition that trains anew weighs its members anew and follows another path; the two games ask different "
     "questions, and unequal values are no fault of either",
     "standard errors are over batches and noise alone: the same rows, the same validation rows, few draws",
-    "everybody is scored on all validation rows, its own slice too, and nobody is ever absent",
+    "nobody is ever absent, or one with another; whoever gave a slice of the contract's is scored on the others' rows",
 )
 SMALL = 100_000
 """Parameters of a model whose threads would only wait for each other: 20 times slower where others use the machine."""
@@ -74,14 +74,15 @@ def retrain_command(
             remedy="docs/own-data.md documents the layout of DIR.",
         )
     found, initial, whose = _contract_and_model(contract, home)
-    rows, validation = _rows(found, data)
+    rows, validation, slices = _rows(found, data)
     if len(initial) < SMALL:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, below
 
     from fedpact_server import retraining
 
     began = time.monotonic()
-    result = retraining.audit(found, rows, validation, initial, draws=draws, seed=secrets.randbits(64))
+    simulated = retraining.with_slices(found, slices)
+    result = retraining.audit(simulated, rows, validation, initial, draws=draws, seed=secrets.randbits(64))
     values = _plain(found, result, rows=str(data) if data else "the demo's digits", validation=len(validation))
     values |= {"initial_model": whose, "seconds": round(time.monotonic() - began, 1)}
     if as_json:
@@ -93,7 +94,7 @@ def retrain_command(
 def _contract_and_model(text: str, home: Path) -> "tuple[Contract, Floats, str]":
     """The contract, an initial model, and whether that is the contract's own.
 
-    A file does not hold the model: zeros are every softmax model's, and of others one is drawn.
+    A file does not hold the model: zeros are every linear model's, and of others one is drawn.
 
     Raises:
         InputError: as `read_contract` or `open_contract`.
@@ -126,7 +127,7 @@ def _rows(contract: "Contract", data: Path | None) -> "Rows":
 
 
 def _plain(contract: "Contract", result: "Audit", *, rows: str, validation: int) -> dict[str, Any]:
-    """The audit as plain values: values in nat as decimal strings."""
+    """The audit as plain values: values in the unit of the loss as decimal strings."""
     from fedpact_server.retraining import mean_and_error
 
     agreements = [value for value in result.agreement if value is not None]
@@ -139,20 +140,21 @@ def _plain(contract: "Contract", result: "Audit", *, rows: str, validation: int)
         apart = mean_and_error([draw.online[party.id] - draw.retrained[party.id] for draw in result.draws])
         lines.append(
             {"id": party.id, "name": party.name, "num_examples": party.num_examples}
-            | {name: _nat(value) for name, (value, _) in (("retrained", retrained), ("online", online))}
-            | {name: _nat(value) for name, (_, value) in (("retrained_se", retrained), ("online_se", online))}
-            | {"difference": _nat(apart[0]), "difference_se": _nat(apart[1])}
+            | {name: _scaled(value) for name, (value, _) in (("retrained", retrained), ("online", online))}
+            | {name: _scaled(value) for name, (_, value) in (("retrained_se", retrained), ("online_se", online))}
+            | {"difference": _scaled(apart[0]), "difference_se": _scaled(apart[1])}
         )
     return {
         "contract_id": contract.id,
+        "loss": contract.contribution.loss,
         "rows": rows,
         "validation_rows": validation,
         "method": result.method,
         "draws": len(result.draws),
         "trainings": result.trainings,
         "participants": lines,
-        "total": _nat(total),
-        "total_se": _nat(total_error),
+        "total": _scaled(total),
+        "total_se": _scaled(total_error),
         "spearman": {
             "of_means": _rounded(result.agreement_of_means),
             "per_draw": [_rounded(value) for value in result.agreement],
@@ -165,6 +167,8 @@ def _plain(contract: "Contract", result: "Audit", *, rows: str, validation: int)
 
 
 def _show_retrained(values: dict[str, Any]) -> None:
+    from fedpact_contract.metric import loss_unit
+
     line = output.line
     line(f"contract {values['contract_id']}")
     line(
@@ -178,7 +182,8 @@ def _show_retrained(values: dict[str, Any]) -> None:
         for part in values["participants"]
     ]
     output.table(output.console(), heads, table, right=tuple(range(1, len(heads))))
-    line(f"in nat; all together {_short(values['total'])} ± {_short(values['total_se'])} (SE over draws)")
+    unit = loss_unit(values["loss"]) or "units of the loss, whose label is scaled"
+    line(f"in {unit}; all together {_short(values['total'])} ± {_short(values['total_se'])} (SE over draws)")
     agreement = values["spearman"]
     told = "no order" if agreement["of_means"] is None else f"{agreement['of_means']:.3f}"
     mean = "" if agreement["mean"] is None else f"; draw by draw {agreement['mean']:.3f} ± {agreement['se']:.3f} (SE)"
@@ -189,8 +194,8 @@ def _show_retrained(values: dict[str, Any]) -> None:
         line(f"- {limit}")
 
 
-def _nat(value: float) -> str:
-    """1e-9 nat as nat."""
+def _scaled(value: float) -> str:
+    """An integer of 1e-9 as what it stands for."""
     from fedpact_contract.record import decimal_text
 
     return decimal_text(Decimal(round(value)).scaleb(-9))

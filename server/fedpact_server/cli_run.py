@@ -76,14 +76,22 @@ def status_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -
     """Show where a run stands: round, phase, what became of each order, where the time went.
 
     The noise floor: the energy of each participant's last updates over that of the contracted noise alone.
+
+    Where the contract has defences also alarms, exclusions, unions and the review, and what is to be done.
     """
     from fedpact_server import pool
+    from fedpact_server.cli_defences import shown
 
     at = open_contract(home, run)
     found = at.status()
     with at.database.read() as connection:
         noise = pool.standing(connection, at.contract, at.operator.path / "arrays" / at.contract.id)
-    _show(found, at, as_json=as_json, noise=noise)
+        values, lines = shown(connection, at.contract, found)
+    told = {"noise_floor": {party: floor.plain() for party, floor in noise.items()}} | values
+    _show(found, at, as_json=as_json, noise=noise, told=told)
+    if not as_json:
+        for text in lines:
+            output.line(text)
 
 
 def stop_command(
@@ -159,15 +167,23 @@ def preview_command(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Show what a settlement would pay; nothing is recorded. A stopped run pays for its committed rounds."""
+    """Show what a settlement would pay, and whether it waits for a review; nothing is recorded.
+
+    A stopped run pays for its committed rounds.
+    """
+    from fedpact_contract.questions import review_due
     from fedpact_contract.settlement import parse_yuan
-    from fedpact_server import closing
+    from fedpact_server import closing, defences
 
     revenue_fen, fees_fen = parse_yuan(revenue, field="--revenue"), parse_yuan(fees, field="--fees")
     at = open_contract(home, run)
     with at.database.read() as connection:
         result = closing.preview(connection, at.contract, revenue_fen, fees_fen, unopened=unopened)
-    _show_result(result, at.contract, as_json=as_json)
+        waits = defences.waits_for_review(connection, at.contract, review_due(at.contract, result.shares))
+    _show_result(result, at.contract, as_json=as_json, review_due=waits is not None)
+    if waits is not None:
+        for text in ("`fedpact settle close` waits for a review.", waits.message, waits.remedy):
+            typer.echo(output.visible(text), err=True)
 
 
 def close_command(
@@ -182,7 +198,7 @@ def close_command(
     """Open the scores, record revenue and settlement, and wait for the paid participants' countersignatures.
 
     Exit 0: final for everybody. Exit 4: recorded, but lines are held until their participants countersign; the same
-    command again waits for them.
+    command again waits for them. Exit 5: negative values ask for a review (`fedpact contribution review`).
     """
     from fedpact_contract.settlement import parse_yuan
     from fedpact_server import closing
@@ -226,6 +242,7 @@ def statement_command(
     from fedpact_contract.report import settled
     from fedpact_contract.settlement import statement
     from fedpact_server import logbook
+    from fedpact_server.cli_common import find_participant
 
     at = open_contract(home, run)
     with at.database.read() as connection:
@@ -233,10 +250,7 @@ def statement_command(
     result = settled([entry.open() for entry in entries], at.contract)
     if result is None:
         raise InputError("SETTLE_NOT_CLOSED", "This run is not settled.", remedy="Run `fedpact settle close`.")
-    found = [p for p in at.contract.participants if participant == p.name or p.id.startswith(participant)]
-    if len(found) != 1:
-        raise InputError("PARTICIPANT_UNKNOWN", "No, or more than one, participant is called so.", field=participant)
-    lines = statement(result, at.contract, found[0].id)
+    lines = statement(result, at.contract, find_participant(at.contract, participant, field="PARTICIPANT").id)
     if as_json:
         output.emit_json(lines)
     else:
@@ -265,11 +279,18 @@ WANTED = {
 """What becomes of a run that is under way, by what is wanted."""
 
 
-def _show(found: "RunStatus", at: Opened, *, as_json: bool, noise: Mapping[str, "NoiseFloor"] | None = None) -> None:
+def _show(
+    found: "RunStatus",
+    at: Opened,
+    *,
+    as_json: bool,
+    noise: Mapping[str, "NoiseFloor"] | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> None:
+    """The status; `told`: what else the JSON has."""
     served = at.operator.served
     if as_json:
-        told = {} if noise is None else {"noise_floor": {party: floor.plain() for party, floor in noise.items()}}
-        output.emit_json(found.plain() | {"served": served} | told)
+        output.emit_json(found.plain() | {"served": served} | dict(told or {}))
         return
     if found.phase == "running":
         for text in (WANTED.get(found.wanted, ""), "" if served else "Nothing moves now: start `fedpact serve`."):
@@ -349,6 +370,7 @@ def _show_result(
     held: tuple[str, ...] = (),
     objected: tuple[str, ...] = (),
     closed: bool = False,
+    review_due: bool | None = None,
 ) -> None:
     from fedpact_contract.record import decimal_text, ratio_text
     from fedpact_contract.settlement import format_fen
@@ -378,6 +400,7 @@ def _show_result(
                 "lines": lines,
                 "final": not held,
             }
+            | ({} if review_due is None else {"review_due": review_due})
         )
         return
     rows = [

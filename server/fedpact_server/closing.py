@@ -36,10 +36,11 @@ from fedpact_contract.log import (
     kept_rounds,
 )
 from fedpact_contract.parties import opened
+from fedpact_contract.questions import review_due
 from fedpact_contract.record import Envelope
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened
 from fedpact_contract.unions import by_round
-from fedpact_server import db, logbook, scoring
+from fedpact_server import db, defences, logbook, scoring
 from fedpact_server.run_state import run_row
 
 ENDED = ("completed", "stopped")
@@ -124,6 +125,7 @@ def settle(
 
     Raises:
         InputError, FaultError: as `preview`; or settled before with other amounts.
+        RefusedError: SETTLE_REVIEW_DUE, negative values ask for a review that is not agreed.
     """
     result, openings = _work_out(connection, contract, revenue_fen, fees_fen, unopened=unopened)
     run = run_row(connection, contract.id)
@@ -137,6 +139,8 @@ def settle(
                 remedy="`fedpact settle statement` shows what was settled.",
             )
         return result
+    if waits := defences.waits_for_review(connection, contract, review_due(contract, result.shares)):
+        raise waits
     bodies = [
         *openings,
         RevenueRecorded(period=PERIOD, revenue_fen=revenue_fen, fees_fen=fees_fen),

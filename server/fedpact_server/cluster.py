@@ -27,8 +27,15 @@ from numpy.typing import NDArray
 from fedpact_contract.contract import Data, Model
 from fedpact_contract.errors import FailedError, FedpactError, InputError, ServiceError
 from fedpact_models.coalitions import Rows
-from fedpact_models.evaluate import CoalitionLosses, Evaluate, check_coalitions, evaluate_coalitions, unit_sums
-from fedpact_models.features import Examples, Floats, Integers
+from fedpact_models.evaluate import (
+    CoalitionLosses,
+    Evaluate,
+    added_up,
+    by_example_losses,
+    check_coalitions,
+    evaluate_coalitions,
+)
+from fedpact_models.features import Examples, Floats, Targets
 
 LOCAL = "local"
 """The setting for processes of this machine alone."""
@@ -42,8 +49,8 @@ RETRIES = 5
 REACH_SECONDS = 5.0
 """How long a cluster's port may take to answer; Ray itself tries for minutes."""
 
-Piece = tuple[Floats, dict[int, int], str]
-"""By-example losses, right answers, and what this processor makes of exp and log."""
+Piece = tuple[tuple[Floats, dict[int, Floats]], str]
+"""`by_example_losses` of a piece, and what this processor makes of exp and log."""
 
 
 def evaluator(address: str | None) -> Evaluate:
@@ -102,25 +109,25 @@ class _Cluster:
                 for (a, b), part in zip(pairwise(rows), parts, strict=True)
                 for first, last in pairwise(places)
             ]
-            return _joined([(which, inside, ray.get(future)) for which, inside, future in waiting], slices, masks)
+            found = [(which, inside, ray.get(future)) for which, inside, future in waiting]
         except RayTaskError as err:
             if isinstance(err.cause, FedpactError):
                 raise err.cause from None
             raise _failed(err) from err
         except RayError as err:
             raise _failed(err) from err
+        return added_up(data, *_joined(found, len(masks), len(examples)), examples, slices)
 
 
 def _evaluate(
     common: tuple[Model, Data, NDArray[np.floating]],
     steps: list[object],
-    part: tuple[Floats, Integers],
+    part: tuple[Floats, Targets],
     masks: list[int],
 ) -> Piece:
     """A task: some coalitions on some rows."""
-    (model, data, base), examples = common, Examples(x=part[0], y=part[1])
-    found = evaluate_coalitions(model, data, base, _Kept(steps), examples, [len(examples)], masks)
-    return found.by_example, found.correct, arithmetic()
+    model, data, base = common
+    return by_example_losses(model, data, base, _Kept(steps), Examples(x=part[0], y=part[1]), masks), arithmetic()
 
 
 class _Kept:
@@ -145,10 +152,10 @@ def _dealt(rows: int, masks: int, processors: int) -> tuple[list[int], list[int]
     return [rows * i // by_rows for i in range(by_rows + 1)], [masks * i // by_masks for i in range(by_masks + 1)]
 
 
-def _joined(pieces: list[tuple[slice, slice, Piece]], slices: Sequence[int], masks: Sequence[int]) -> CoalitionLosses:
-    """The pieces as one list's losses."""
-    by_example, right, own = np.empty((len(masks), sum(slices))), {}, arithmetic()
-    for which, inside, (losses, correct, theirs) in pieces:
+def _joined(pieces: list[tuple[slice, slice, Piece]], masks: int, rows: int) -> tuple[Floats, dict[int, Floats]]:
+    """The pieces as one list's `by_example_losses`."""
+    by_example, marks, own = np.empty((masks, rows)), dict[int, Floats](), arithmetic()
+    for which, inside, ((losses, marked), theirs) in pieces:
         if theirs != own:
             raise FailedError(
                 "RAY_ARITHMETIC",
@@ -156,10 +163,9 @@ def _joined(pieces: list[tuple[slice, slice, Piece]], slices: Sequence[int], mas
                 remedy="Take machines of one kind, with the same numpy.",
             )
         by_example[which, inside] = losses
-        for mask, count in correct.items():
-            right[mask, inside.start] = count  # the same wherever in the list it stands
-    counts = {mask: sum(n for (of, _), n in right.items() if of == mask) for mask, _ in right}
-    return CoalitionLosses(losses=unit_sums(by_example, slices), by_example=by_example, correct=counts)
+        for mask, of_rows in marked.items():
+            marks.setdefault(mask, np.empty(rows))[inside] = of_rows
+    return by_example, marks
 
 
 def arithmetic() -> str:

@@ -14,7 +14,8 @@ from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import ValidationDeposited
-from fedpact_models.features import Examples, feature_count, pack_rows, unpack_rows, validation_root
+from fedpact_models.features import Examples, feature_count, pack_rows, target_type, unpack_rows, validation_root
+from fedpact_models.tasks import task_of
 from fedpact_server import validation
 from fedpact_server.run_state import RunContext, write_array
 
@@ -54,7 +55,7 @@ def unseal(data: bytes, key: X25519PrivateKey, contract: Contract) -> Examples:
     """
     inside = sealed.unseal(key, data, info=INFO, aad=_place(contract))
     try:
-        examples, salts = unpack_rows(inside, feature_count(contract.data))
+        examples, salts = unpack_rows(inside, feature_count(contract.data), target_type(contract.data.label))
         root = validation_root(examples, salts)
     except InputError as err:
         raise FaultError("DEPOSIT_ROWS", f"The deposit holds no validation rows: {err.message}") from err
@@ -65,15 +66,11 @@ def unseal(data: bytes, key: X25519PrivateKey, contract: Contract) -> Examples:
             rule="Merkle root of the salted rows = contribution.validation.root",
         )
     rows = sum(part.count for part in contract.contribution.validation.slices)
-    classes = len(contract.data.label.classes)
-    if (
-        len(examples) != rows
-        or not np.isfinite(examples.x).all()
-        or not ((examples.y >= 0) & (examples.y < classes)).all()
-    ):
+    fit = np.isfinite(examples.x).all() and task_of(contract.data.label).are_targets(examples.y)
+    if len(examples) != rows or not fit:
         raise FaultError(
             "DEPOSIT_ROWS",
-            f"The deposit does not hold {rows} finite rows of the contract's classes.",
+            f"The deposit does not hold {rows} finite rows with targets of the contract's label.",
             rule="its slices",
         )
     return examples

@@ -47,6 +47,9 @@ TESTS = (
 )
 """The tests that share `FAMILY`. Beside them: NEGATIVES."""
 
+OF_UPDATES = ("SIGNAL_ENERGY", "DIRECTION", "REPLAY", "DISPERSION", "NEAR_COPY")
+"""Those that look at updates alone. What the others find unusual in a value is so in the fixed-weight game."""
+
 REPLAY_ROUNDS = 3
 NEGATIVES = 0.1
 """The part of v(N) beyond which negative values block a close until they are reviewed."""
@@ -54,6 +57,8 @@ NEGATIVES = 0.1
 _LEAST_PEERS = 4
 _BLOCK = 2**16
 """Parameters of all updates that are held together."""
+_FOLDED = 2**12
+"""Numbers that are kept of a participant; divides `_BLOCK`."""
 _CLOSE = 1 - 1e-9
 """No cosine is nearer to 1 than this."""
 
@@ -69,6 +74,8 @@ class Observed:
         noise: The energy that the contracted noise alone brings into each update, [N]; zeros without local DP.
         parameters: The model's.
         products: <D_i, D_j> of the updates as they came, [N, N].
+        everyone: Who was admitted in this round or before.
+        apart: <A_i, A_j> of everyone, [M, M], A_i the sum over the rounds so far of D_i less its round's mean.
         previous: <D_i, G>, G the step that led to this round's base, [N]; zeros in a first round.
         energy: ||G||^2.
         slope: How steep the mean validation loss is at the round's base, for what is added to it: the norm of its
@@ -82,6 +89,8 @@ class Observed:
     noise: Floats
     parameters: int
     products: Floats
+    everyone: tuple[str, ...]
+    apart: Floats
     previous: Floats
     energy: float
     slope: float
@@ -126,6 +135,34 @@ class Finding:
         }
 
 
+class Apart:
+    """What each participant's updates differ by from the means of their rounds, summed over the rounds so far.
+
+    Folded with random signs to 4,096 numbers (as the count sketch of Charikar, Chen and Farach-Colton 2004): a cosine
+    is then off by a sixty-fourth, and that of a model no larger by nothing. Whoever knew the signs could hide in them.
+
+    Args:
+        seed: Of the signs; what no participant knows before its first update is there.
+    """
+
+    def __init__(self, seed: bytes) -> None:
+        self._seed = list(seed)
+        self._sums: dict[str, Floats] = {}
+
+    def add(self, ids: Sequence[str], begin: int, part: Floats) -> None:
+        """A block of a round's updates, [N, B], that begins with this parameter."""
+        signs = np.random.default_rng([*self._seed, begin]).choice((-1.0, 1.0), part.shape[1])
+        signed = np.pad((part - part.mean(axis=0)) * signs, ((0, 0), (0, -part.shape[1] % _FOLDED)))
+        for i, folded in zip(ids, signed.reshape(len(ids), -1, _FOLDED).sum(axis=1), strict=True):
+            self._sums[i] = self._sums.get(i, 0.0) + folded
+
+    def products(self) -> tuple[tuple[str, ...], Floats]:
+        """Everyone so far, and the inner products."""
+        everyone = tuple(sorted(self._sums))
+        stacked = np.stack([self._sums[i] for i in everyone])
+        return everyone, np.asarray(stacked @ stacked.T)
+
+
 def observe(
     round_number: int,
     updates: Mapping[str, NDArray[np.floating]],
@@ -135,6 +172,7 @@ def observe(
     step: NDArray[np.floating] | None,
     slope: float,
     values: Floats,
+    apart: Apart,
 ) -> Observed:
     """Reduce a round.
 
@@ -146,6 +184,7 @@ def observe(
         step: The step that led to the round's base, [P]; None in a first round.
         slope: The norm of the validation loss's gradient there (`gradient.gradient`), times the server's rate.
         values: Values on validation rows, [N, V], in the order of ids.
+        apart: The same one for every round of a run, in their order.
     """
     ids = tuple(sorted(updates))
     parameters = len(updates[ids[0]])
@@ -155,6 +194,8 @@ def observe(
         part = np.stack([np.asarray(updates[i][begin : begin + _BLOCK], dtype=np.float64) for i in ids])
         products += part @ part.T
         previous += part @ before[begin : begin + _BLOCK]
+        apart.add(ids, begin, part)
+    everyone, sums = apart.products()
     return Observed(
         round=round_number,
         players=ids,
@@ -162,6 +203,8 @@ def observe(
         noise=np.array([noise[i] for i in ids], dtype=np.float64),
         parameters=parameters,
         products=products,
+        everyone=everyone,
+        apart=sums,
         previous=previous,
         energy=float(before @ before),
         slope=slope,
@@ -277,30 +320,25 @@ def without_value(observed: Sequence[Observed], rounds: int) -> Finding:
 def near_copy(observed: Sequence[Observed], rounds: int) -> Finding:
     """Two that differ from the others in the same way: the cosine of what is left of each beside the others' mean.
 
-    By Fisher's transform, next to pairs of others, and at least 0.2. It finds copies that share their noise; copies of
+    Of updates summed over rounds: what comes of the rows adds up, and what comes of their draws averages out. By
+    Fisher's transform, next to pairs of others, and at least 0.2. It finds copies that share their noise; copies of
     the signal under fresh noise only where the signal is above the noise, and it says where it is not.
     """
-    sums: dict[Key, list[float]] = {}
-    for o in observed:
-        if len(o.players) < 4:
-            continue
-        for i, j in combinations(range(len(o.players)), 2):
-            mean = (_others(o, i) + _others(o, j)) / 2
-            mean[[i, j]] = 0
-            mean /= mean.sum()
-            one, two, rest = o.products[i] @ mean, o.products[j] @ mean, _among(o.products, {i, j})
-            first, second = o.products[i, i] - 2 * one + rest, o.products[j, j] - 2 * two + rest
-            found = (o.products[i, j] - one - two + rest, first, second, first - o.noise[i], second - o.noise[j])
-            kept = sums.setdefault((o.players[i], o.players[j]), [0.0] * len(found))
-            for k, value in enumerate(found):
-                kept[k] += float(value)
+    ids, products = observed[-1].everyone, observed[-1].apart
+    noise = {p: sum(o.noise[o.players.index(p)] for o in observed if p in o.players) for p in ids}
     x: dict[Key, float] = {}
     signals = []
-    for pair, (both, first, second, *clean) in sums.items():
+    for i, j in combinations(range(len(ids)), 2) if len(ids) > 3 else ():
+        mean = np.full(len(ids), 1 / (len(ids) - 2))
+        mean[[i, j]] = 0
+        one, two, rest = products[i] @ mean, products[j] @ mean, _among(products, {i, j})
+        first, second = products[i, i] - 2 * one + rest, products[j, j] - 2 * two + rest
         scale = math.sqrt(max(first, 0.0) * max(second, 0.0))
         if scale > 0:
-            x[pair] = math.atanh(max(-_CLOSE, min(_CLOSE, both / scale)))
-            signals.append(min(_CLOSE, math.sqrt(max(clean[0], 0.0) * max(clean[1], 0.0)) / scale))
+            both = (products[i, j] - one - two + rest) / scale
+            x[ids[i], ids[j]] = math.atanh(max(-_CLOSE, min(_CLOSE, both)))
+            clean = math.sqrt(max(first - noise[ids[i]], 0.0) * max(second - noise[ids[j]], 0.0))
+            signals.append(min(_CLOSE, clean / scale))
     again = math.atanh(float(np.median(signals))) if signals else 0.0
     apart = lambda a, b: not set(a) & set(b)  # noqa: E731
     return _test("NEAR_COPY", observed, rounds, x, lambda _: 0.2, thing=lambda _: again, peers=apart)

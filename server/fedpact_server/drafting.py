@@ -171,14 +171,14 @@ def _signatory(connection: Connection, item: Mapping[str, Any], field: str, file
 
 def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
     """Every data set has the contract's columns and label, as its card says."""
-    names = [column.name for column in contract.data.columns]
+    names = [*(column.name for column in contract.data.columns), *contract.data.label_columns[1:]]
     for signatory in signatories:
         card, party = signatory.card, signatory.member.name
         if missing := [name for name in names if name not in card.columns]:
             raise InputError(
                 "TEMPLATE_CARD_COLUMN",
                 f"The data set {card.data_set} of {party} has no column {missing[0]}.",
-                field="data.columns",
+                field="data.label.event" if missing[0] in contract.data.label_columns else "data.columns",
                 party=party,
             )
         if card.label != contract.data.label.name:

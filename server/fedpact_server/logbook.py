@@ -170,12 +170,19 @@ def bodies_of(
     connection: Connection, contract_id: str, kinds: Sequence[type[Body]], *, before: int | None = None
 ) -> list[Body]:
     """The bodies of all entries of these types, in order; `before`: those that stand before this index."""
+    return [entry.open() for _, entry in entries_of(connection, contract_id, kinds, before=before)]
+
+
+def entries_of(
+    connection: Connection, contract_id: str, kinds: Sequence[type[Body]], *, before: int | None = None
+) -> list[tuple[int, Entry]]:
+    """Index and entry of all entries of these types, in order; `before`: those that stand before this index."""
     table = db.entries.c
     where = [table.contract_id == contract_id, table.type.in_([kind.TYPE for kind in kinds])]
     if before is not None:
         where.append(table.position < before)
-    rows = connection.execute(sa.select(table.data).where(*where).order_by(table.position)).scalars()
-    return [Entry.from_bytes(bytes(data)).open() for data in rows]
+    rows = connection.execute(sa.select(table.position, table.data).where(*where).order_by(table.position))
+    return [(int(row.position), Entry.from_bytes(bytes(row.data))) for row in rows]
 
 
 def count_of(connection: Connection, contract_id: str, kind: str) -> int:

@@ -17,13 +17,15 @@ from fedpact_contract.messages import Measurement, measurement_event
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope, read_envelope
 from fedpact_contract.statistics import can_be_noised, total_cells
+from fedpact_models.evaluate import evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
-from fedpact_server import db, logbook, mirror, noise_floor, scoring
+from fedpact_models.tasks import task_of
+from fedpact_server import db, logbook, mirror, noise_floor
 from fedpact_server.admission import norm_bound
 from fedpact_server.home import OperatorHome
 from fedpact_server.pool import load_update
-from fedpact_server.run_state import last_round, load_model, run_row, write_array
+from fedpact_server.run_state import load_model, run_row, sign_between_rounds, write_array
 
 BASELINE_PARAMETERS = 150_000
 """A baseline travels in one request of the operator's API, which takes 2**20 bytes."""
@@ -82,9 +84,7 @@ def take(
     text = base64.b64encode(array).decode() if record.kind == "statistics" else None
     body = MeasurementTaken(participant=participant, measurement=envelope.plain(), array=text)
     logbook.append(connection, contract.id, [body])
-    current = last_round(connection, contract.id)
-    if current is None or current.phase == "committed":  # else the round's own checkpoint covers it
-        logbook.checkpoint(connection, contract.id, home.run_key(contract.id))
+    sign_between_rounds(connection, contract.id, home.run_key(contract.id))
     return record.kind
 
 
@@ -143,15 +143,15 @@ def cells(contract: Contract, kind: MeasurementKind) -> int:
 def baseline_losses(home: Path, connection: Connection, contract: Contract, examples: Examples) -> list[BaselineLoss]:
     """Every baseline that came, on the validation rows, by participant."""
     initial = load_model(home, contract.model.initial_digest)
+    counts = [s.count for s in contract.contribution.validation.slices]
     lines = []
     for (participant, kind), record in sorted(taken(connection, contract.id).items()):
         if kind != "baseline":
             continue
         step = load_update(_folder(home, contract), record.array_digest).astype(np.float64)
-        scores, _ = scoring.score_round(
-            contract, 1, {participant: record.array_digest}, initial, {participant: step}, examples, None
-        )
-        lines.append(BaselineLoss(participant=participant, losses=scores.losses[1], correct=scores.correct[1]))
+        found = evaluate_coalitions(contract.model, contract.data, initial, step[None], examples, counts, [1])
+        right, pairs = found.correct.get(1), task_of(contract.data.label).pairs(examples.y)
+        lines.append(BaselineLoss(participant=participant, losses=found.losses[0], correct=right, pairs=pairs))
     return lines
 
 

@@ -6,8 +6,9 @@ factor of 1 - c_j along the j-th eigenvector of lr times the curvature. Of the e
 
     kept = (1/d) sum_j f(c_j) >= f(c), f(c) = (1/T) sum_k<T (1 - c)^(2k), c the mean of the c_j (f is convex)
 
-and for softmax c <= lr (1 - 1/K) feature_scale^2 / d: one example's curvature has the trace (1 - sum_k p_k^2) ||x||^2,
-which clipping only lowers. For an mlp this is no theorem; tests/benchmarks/test_bench_noise_floor.py measures both.
+and for a linear model c <= lr k feature_scale^2 / d: one example's curvature has at most the trace k ||x||^2 (softmax:
+(1 - sum_k p_k^2) ||x||^2, so k = 1 - 1/K; half the squared error: k = 1; K intervals' hazards: k = K/4), which
+clipping only lowers. For an mlp this is no theorem; tests/benchmarks/test_bench_noise_floor.py measures both.
 (A pull towards an anchor, which no contract names yet, would add its strength to lr times the curvature.)
 
 The ratio ||D||^2 / (d T (lr sigma C / B)^2), a mean over k updates, v = k d, must not fall below
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.messages import release_event
+from fedpact_models.tasks import task_of
 
 CODE = "UPDATE_NOISE_FLOOR"
 """The code of an update that is rejected here. Its array is kept: it is in the pool, and evidence in a dispute."""
@@ -76,8 +78,8 @@ class NoiseFloor:
 
 def kept(contract: Contract, parameters: int, steps: int | None = None) -> float:
     """The part of the noise's energy that the gradients leave at least, of one attempt or of so many steps."""
-    training, classes = contract.training, len(contract.data.label.classes)
-    curvature = (1 - 1 / classes) * float(contract.data.feature_scale) ** 2
+    training = contract.training
+    curvature = task_of(contract.data.label).curvature * float(contract.data.feature_scale) ** 2
     left = (1 - min(1.0, float(training.learning_rate) * curvature / parameters)) ** 2  # f falls until c = 1
     steps = training.local_steps if steps is None else steps
     return 1.0 if left == 1 else float((1 - left**steps) / (1 - left) / steps)

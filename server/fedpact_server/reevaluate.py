@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedpact_contract.arrays import model_digest
 from fedpact_contract.contract import Auditor, Contract
-from fedpact_contract.contribution import admitted_in, masks
+from fedpact_contract.contribution import DRAWN, admitted_in, masks
 from fedpact_contract.errors import FailedError, FaultError, InputError
 from fedpact_contract.evidence import Evidence, read_evidence
 from fedpact_contract.log import (
@@ -44,10 +44,11 @@ from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.reevaluation import LISTED, TOLERANCE, Difference, Reevaluation, drawn, tolerance
 from fedpact_contract.unions import by_round
 from fedpact_contract.verify import verify
-from fedpact_models.evaluate import evaluate_coalitions
+from fedpact_models import aggregation
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, bundle, deposit, scoring
+from fedpact_models.tasks import task_of
+from fedpact_server import bundle, deposit, scoring
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import FloatArray, load_model
 from fedpact_server.watch import Watch
@@ -203,7 +204,7 @@ class _Task:
         bases, led_to = bundle.bases(self.bodies), bundle.models(self.bodies)
         updates, memory, previous = bundle.updates(self.bodies), aggregation.START, None
         watch = Watch(contract, examples) if examples is not None else None
-        standing, slices = by_round(self.bodies), contract.contribution.validation.slices
+        standing = by_round(self.bodies)
         total = np.zeros((len(ids), 0 if examples is None else len(examples)))
         for said in scores:
             base, stated = load_model(self.folder, bases[said.round]), led_to[said.round]
@@ -215,7 +216,7 @@ class _Task:
             unions = standing.get(said.round, ())
             self.clips(said.round, aggregation.clips(contract, arrays))
             steps, memory = aggregation.server_steps(contract, arrays, memory, unions)
-            digest = model_digest(aggregation.apply(base, steps.values()).astype("<f8").tobytes())
+            digest = model_digest(aggregation.next_model(contract, base, steps, unions).astype("<f8").tobytes())
             if digest != stated:
                 self.differences.append(Difference(what="model", round=said.round, stated=stated, found=digest))
             if examples is None:
@@ -231,21 +232,20 @@ class _Task:
                         self.findings(watch.said(said.round))
                     if masks(again) == masks(said):
                         total[[ids.index(p) for p in said.players]] += values
-                        self.differences += self.compare(said, dict(enumerate(again.losses)), again.correct)
+                        counted = again.correct, again.pairs
+                        self.differences += self.compare(said, dict(enumerate(again.losses)), counted)
                         previous = again
                         continue
                     self.whole = False  # other coalitions were due: those that are stated are evaluated all the same
-                rows, counts = drawn(said, self.sample, self.seed), [part.count for part in slices]
+                rows = drawn(said, self.sample, self.seed)
                 named = [masks(said)[row] for row in rows]
-                found = evaluate_coalitions(
-                    contract.model, contract.data, base, list(steps.values()), examples, counts, named
-                )
+                found = scoring.round_game(contract, base, steps, examples, unions)(named)
                 previous = None
             except (FailedError, InputError) as err:  # what is not finite has no loss, whatever the operator states
                 self.skip("loss", said.round, "losses", err.code)
                 continue
-            right = found.correct[named[0]], found.correct[named[-1]]
-            self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), right)
+            counted = found.ends(named[0], named[-1]), task_of(contract.data.label).pairs(examples.y)
+            self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), counted)
         return total
 
     def clips(self, number: int, made: tuple[Clip, ...] | None) -> None:
@@ -272,7 +272,10 @@ class _Task:
         self.differences.append(Difference(what=what, round=number, stated=stated, found=found))
 
     def compare(
-        self, said: RoundScores, table: dict[int, tuple[int, ...]], right: tuple[int, int]
+        self,
+        said: RoundScores,
+        table: dict[int, tuple[int, ...]],
+        counted: tuple[tuple[int, int] | None, int | None],
     ) -> Iterator[Difference]:
         """What a round's scores state otherwise."""
         slices, named = self.contract.contribution.validation.slices, masks(said)
@@ -289,8 +292,11 @@ class _Task:
                         stated=str(stated),
                         found=str(again),
                     )
-        if said.correct != right:
-            stated_right, found_right = (f"{before}, {after}" for before, after in (said.correct, right))
+        if (said.correct, said.pairs) != counted:
+            stated_right, found_right = (
+                ", ".join(map(str, ends or ("none",))) + ("" if of is None else f" of {2 * of}")
+                for ends, of in ((said.correct, said.pairs), counted)
+            )
             yield Difference(what="correct", round=said.round, stated=stated_right, found=found_right)
 
     def moments(self, values: FloatArray, stated: Moments, rounds: int) -> Iterator[Difference]:
@@ -338,15 +344,17 @@ def _told(line: Finding) -> str:
 
 
 def _draws(said: RoundScores, again: RoundScores) -> Iterator[Difference]:
-    """What a round's draw of coalitions rests on and states otherwise, by more than a unit; one difference a round."""
-    if said.sampling is None or again.sampling is None:
-        return
-    pairs: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = [
-        ("permutation pairs", (said.sampling.draws,), (again.sampling.draws,), 0)
-    ]
-    pairs += [("first-order values", said.sampling.first_order, again.sampling.first_order, 1)]
-    for stated, found in zip_longest(said.sampling.errors, again.sampling.errors, fillvalue=()):
-        pairs += [("standard errors", stated, found, 1)]
+    """First-order values, and what a round's draw of coalitions rests on, stated otherwise by more than a unit.
+
+    One difference a round.
+    """
+    pairs: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = []
+    if said.first_order is not None:
+        pairs += [("first-order values", said.first_order, again.first_order or (), 1)]
+    if said.sampling is not None and again.sampling is not None:
+        pairs += [(DRAWN[said.sampling.estimator], (said.sampling.draws,), (again.sampling.draws,), 0)]
+        for stated, found in zip_longest(said.sampling.errors, again.sampling.errors, fillvalue=()):
+            pairs += [("standard errors", stated, found, 1)]
     for name, stated, found, room in pairs:
         for one, other in zip_longest(stated, found, fillvalue=-1):
             if abs(one - other) > room:

@@ -1,8 +1,9 @@
 """The retraining audit: what participants are worth where every coalition is trained anew, beside the online values.
 
 A simulation. A coalition trains from the initial model over all rounds as the contract says: its own trainer and
-noise, its own server, weights among its members. v(S) = L(initial model) - L(the model that S ends with). Of up to
-five participants all coalitions are trained and Shapley values taken, of more those that lack nobody or one.
+noise, its own server, weights among its members. v(S) = L(initial model) - L(the model that S ends with), for whoever
+gave a slice of the validation rows on the others' rows, as online. Of up to five participants all coalitions are
+trained and Shapley values taken, of more those that lack nobody or one.
 
 In one draw a participant has the same batches and the same noise in a round whichever coalition it trains in (common
 random numbers), so that differences between coalitions are not those of the noise. That noise is seeded: its label is
@@ -20,14 +21,15 @@ from numpy.typing import NDArray
 
 from fedpact_contract.arrays import update_digest
 from fedpact_contract.contract import ClientPrivacy, Contract, ValidationSlice
-from fedpact_contract.contribution import period_values
+from fedpact_contract.contribution import period_values, validation_rows
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import RoundScores
 from fedpact_contract.shapley import shapley
+from fedpact_models import aggregation
 from fedpact_models.evaluate import UNIT, evaluate
 from fedpact_models.features import Examples, Floats
 from fedpact_models.training import local_update
-from fedpact_server import aggregation, scoring
+from fedpact_server import scoring
 
 EXACT_PLAYERS = 5
 """Up to so many participants every coalition is trained: 31 of five."""
@@ -98,16 +100,16 @@ def audit(
     """Retrain coalitions on these rows and score them on these validation rows, in so many draws.
 
     Args:
-        contract: The contract, at record level.
+        contract: The contract, at record level; its slices are those of `validation` (`with_slices`).
         rows: Participant id -> exactly the contracted number of rows.
-        validation: Rows that everybody is scored on: own slices are not left out.
+        validation: Rows that everybody is scored on but for its own slice.
         initial: The initial model, float64 [P].
         draws: How many; two at least.
         seed: Of batches and noise.
         tell: Hears after each training how many are done, of how many.
 
     Raises:
-        InputError: RETRAIN_CENTRAL, RETRAIN_DRAWS; what `local_update` finds wrong.
+        InputError: RETRAIN_CENTRAL, RETRAIN_DRAWS, RETRAIN_VALIDATION; what `local_update` finds wrong.
         FailedError: TRAINING_NOT_FINITE, EVALUATION_NOT_FINITE.
     """
     if isinstance(contract.privacy, ClientPrivacy):
@@ -115,28 +117,34 @@ def audit(
             "RETRAIN_CENTRAL",
             "At client level no participant's contribution is measured: there is nothing to compare with.",
             field="privacy.trust_model",
-            rule="game = fixed-weight",
+            rule="a game that scores single updates",
         )
     if draws < 2:
         raise InputError("RETRAIN_DRAWS", "Standard errors need two draws at least.", field="--draws")
-    plain, ids = _on_all_rows(contract, len(validation)), list(contract.by_id())
+    if len(validation) != validation_rows(contract):
+        raise InputError(
+            "RETRAIN_VALIDATION",
+            f"There are {len(validation)} validation rows, and the contract's slices have {validation_rows(contract)}.",
+            field="contribution.validation.slices",
+            remedy="Say whose these rows are (`with_slices`).",
+        )
+    ids, parts = list(contract.by_id()), _parts(contract, validation)
     wanted = list(coalitions(ids))
     found, every = [], draws * len(wanted)
     for number in range(draws):
-        losses: dict[frozenset[str], Fraction] = {frozenset(): _loss(plain, initial, validation)}
+        losses = {frozenset[str](): _losses(contract, initial, parts)}
         online: Sequence[RoundScores] = ()
         for place, members in enumerate(wanted, start=1):
             score = validation if len(members) == len(ids) else None
-            model, scores = train(plain, {i: rows[i] for i in members}, initial, (seed, number), score)
-            losses[members] = _loss(plain, model, validation)
+            model, scores = train(contract, {i: rows[i] for i in members}, initial, (seed, number), score)
+            losses[members] = _losses(contract, model, parts)
             online = scores or online
             tell(number * len(wanted) + place, every)
-        everybody = losses[frozenset(ids)]
         found.append(
             Draw(
                 retrained=_values(ids, losses),
-                online=period_values(online, plain),
-                total=losses[frozenset()] - everybody,
+                online=period_values(online, contract),
+                total=losses[frozenset()][None] - losses[frozenset(ids)][None],
             )
         )
     method = "shapley" if len(ids) <= EXACT_PLAYERS else "leave-one-out"
@@ -174,7 +182,7 @@ def train(
             admitted = {i: update_digest(updates[i].astype("<f4").tobytes()) for i in sorted(updates)}
             scored, _ = scoring.score_round(contract, number, admitted, base, steps, score, before)
             scores.append(scored)
-        base = aggregation.apply(base, steps.values())
+        base = aggregation.next_model(contract, base, steps)
     return base, scores
 
 
@@ -194,29 +202,42 @@ def mean_and_error(values: Sequence[Fraction] | Sequence[float]) -> tuple[float,
     return fmean(numbers), stdev(numbers) / sqrt(len(numbers))
 
 
-def _values(ids: Sequence[str], losses: Mapping[frozenset[str], Fraction]) -> dict[str, Fraction]:
-    """Shapley values where all coalitions were trained, else leave-one-out values."""
-    nobody, everybody = losses[frozenset()], frozenset(ids)
-    if len(ids) > EXACT_PLAYERS:
-        return {i: losses[everybody - {i}] - losses[everybody] for i in ids}
-    table = [
-        nobody - losses[frozenset(i for bit, i in enumerate(ids) if mask >> bit & 1)] for mask in range(2 ** len(ids))
-    ]
-    return dict(zip(ids, shapley(table), strict=True))
-
-
-def _loss(contract: Contract, model: Floats, validation: Examples) -> Fraction:
-    mean, _ = evaluate(contract.model, contract.data, model, validation)
-    return Fraction(round(mean * UNIT))
-
-
-def _on_all_rows(contract: Contract, count: int) -> Contract:
-    """The contract with one slice of validation rows, which is nobody's own: both columns look at the same rows."""
-    validation = contract.contribution.validation.model_copy(
-        update={"slices": (ValidationSlice(source="operator", count=count),)}
-    )
+def with_slices(contract: Contract, slices: Sequence[ValidationSlice]) -> Contract:
+    """The contract with other validation rows: whose they are, in their order."""
+    validation = contract.contribution.validation.model_copy(update={"slices": tuple(slices)})
     contribution = contract.contribution.model_copy(update={"validation": validation})
     return contract.model_copy(update={"contribution": contribution})
+
+
+Parts = Mapping[str | None, Examples]
+"""The validation rows: all of them at None, and for each participant that gave some, the others'."""
+Losses = Mapping[str | None, Fraction]
+"""A model's mean loss on each of `Parts`, in 1e-9 nat."""
+
+
+def _parts(contract: Contract, validation: Examples) -> Parts:
+    slices = contract.contribution.validation.slices
+    givers = np.repeat([s.source for s in slices], [s.count for s in slices])
+    own = {s.source for s in slices} & contract.by_id().keys()
+    return {None: validation} | {i: validation.take(np.flatnonzero(givers != i)) for i in sorted(own)}
+
+
+def _losses(contract: Contract, model: Floats, parts: Parts) -> Losses:
+    found = {i: evaluate(contract.model, contract.data, model, part)[0] for i, part in parts.items()}
+    return {i: Fraction(round(mean * UNIT)) for i, mean in found.items()}
+
+
+def _values(ids: Sequence[str], losses: Mapping[frozenset[str], Losses]) -> dict[str, Fraction]:
+    """Shapley values where all coalitions were trained, else leave-one-out values; each on the rows that it is due."""
+    whole, result = frozenset(ids), dict[str, Fraction]()
+    for place, i in enumerate(ids):
+        own = i if i in losses[whole] else None
+        if len(ids) > EXACT_PLAYERS:
+            result[i] = losses[whole - {i}][own] - losses[whole][own]
+        else:
+            members = [frozenset(j for bit, j in enumerate(ids) if mask >> bit & 1) for mask in range(2 ** len(ids))]
+            result[i] = shapley([losses[frozenset()][own] - losses[m][own] for m in members])[place]
+    return result
 
 
 def _ranks(values: Sequence[Fraction]) -> list[float]:

@@ -39,11 +39,12 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_contract.unions import Unions
+from fedpact_models import aggregation
 from fedpact_models.evaluate import Evaluate, evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.noise import Noise, SystemNoise
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, db, deposit, logbook, measurements, orders, replies, scoring, watch
+from fedpact_server import db, deposit, logbook, measurements, orders, replies, scoring, watch
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import (
     RunContext,
@@ -51,6 +52,7 @@ from fedpact_server.run_state import (
     SupersededError,
     add_timing,
     admitted_updates,
+    base_of,
     excluded,
     invited,
     last_round,
@@ -382,14 +384,15 @@ class Loop:
 
         At client level the noise of one base and its updates is drawn once: what a crash left is taken up again.
         """
-        context, privacy = self.context, self.context.contract.privacy
-        base = load_model(context.home, base_digest)
+        context, contract = self.context, self.context.contract
+        privacy, base = contract.privacy, load_model(context.home, base_digest)
         if not isinstance(privacy, ClientPrivacy):
-            return store_model(context.home, aggregation.apply(base, self._steps(number, admitted).values())), None
+            model = aggregation.next_model(contract, base, self._steps(number, admitted), self._unions(number))
+            return store_model(context.home, model), None
         path = context.arrays / f"released-{sha256_hex(':'.join([base_digest, *admitted.values()]).encode())}.f8"
         if not path.exists():
             updates = list(self._updates(admitted).values())
-            step = aggregation.noised_mean(updates, context.contract, privacy, self.noise)
+            step = aggregation.noised_mean(updates, contract, privacy, self.noise)
             write_array(path, (base + step).astype("<f8").tobytes())
         label: NoiseLabel = "csprng" if self.noise.label == "csprng" else "test"
         return store_model(context.home, np.frombuffer(path.read_bytes(), "<f8")), label
@@ -523,9 +526,7 @@ class Loop:
         for scores in rounds:
             if not scoring.values_kept(context.arrays, context.contract, scores):
                 log.warning("values made again", contract=context.contract_id, round=scores.round)
-                table = db.rounds.c
-                where = (table.contract_id == context.contract_id, table.round == scores.round)
-                digest = str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one())
+                digest = base_of(connection, context.contract_id, scores.round)
                 led_to, admitted = self._led_to(connection, scores.round), self._admitted(connection, scores.round)
                 _, values = self._scored(scores.round, digest, led_to, admitted, None)
                 scoring.store_values(context.arrays, scores.round, values)
@@ -561,8 +562,8 @@ class Loop:
         arrays = self.context.arrays
         return aggregation.Read(admitted, lambda p: load_update(arrays, admitted[p])[: self.parameters])
 
-    def _steps(self, number: int, admitted: Mapping[str, str]) -> Mapping[str, scoring.FloatArray]:
-        """Each player's part of the step of a round, float64 [P], in the order of ids."""
+    def _steps(self, number: int, admitted: Mapping[str, str]) -> Mapping[str, NDArray[np.floating]]:
+        """What each player brings to a round's step, [P], in the order of ids (`aggregation.server_steps`)."""
         contract, updates = self.context.contract, self._updates(admitted)
         steps, _ = aggregation.server_steps(contract, updates, self._memory(number - 1), self._unions(number))
         return steps

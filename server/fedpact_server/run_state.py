@@ -112,6 +112,13 @@ def last_round(connection: Connection, contract_id: str) -> sa.Row[tuple[object,
     return connection.execute(query.limit(1)).first()
 
 
+def sign_between_rounds(connection: Connection, contract_id: str, key: Ed25519PrivateKey) -> None:
+    """A checkpoint over what was entered beside the round loop; a round under way has one of its own at its end."""
+    run, current = run_row(connection, contract_id), last_round(connection, contract_id)
+    if run is None or run.phase != "running" or current is None or current.phase == "committed":
+        logbook.checkpoint(connection, contract_id, key)
+
+
 def outcomes(connection: Connection, contract_id: str, round_number: int) -> dict[str, sa.Row[tuple[object, ...]]]:
     """What became of each participant in a round."""
     table = db.outcomes.c
@@ -125,6 +132,13 @@ def admitted_updates(connection: Connection, contract_id: str, round_number: int
     """Participant id -> update digest of a round's admitted updates, in the order of ids."""
     rows = outcomes(connection, contract_id, round_number)
     return {p: str(row.update_digest) for p, row in sorted(rows.items()) if row.kind == "admitted"}
+
+
+def base_of(connection: Connection, contract_id: str, round_number: int) -> str:
+    """The digest of the model that a round began from."""
+    table = db.rounds.c
+    where = (table.contract_id == contract_id, table.round == round_number)
+    return str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one())
 
 
 def unions_of(connection: Connection, contract_id: str, round_number: int) -> Unions:

@@ -1,7 +1,7 @@
 """Contribution scores of a round: coalition losses on the committed validation set, kept behind salted commitments."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
@@ -13,13 +13,14 @@ from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Contract, estimator_plan
-from fedpact_contract.contribution import next_draws
+from fedpact_contract.contribution import has_first_order, next_draws
 from fedpact_contract.errors import FailedError
 from fedpact_contract.estimators import Plan, coalitions, coefficients, estimate
 from fedpact_contract.log import Findings, Moments, RoundScores, Sampling, commitment
 from fedpact_contract.record import Part
 from fedpact_contract.sampling import round_seed
 from fedpact_contract.unions import among, places
+from fedpact_models import aggregation
 from fedpact_models.evaluate import (
     UNIT,
     CoalitionLosses,
@@ -27,14 +28,20 @@ from fedpact_models.evaluate import (
     estimated_by_example,
     evaluate_coalitions,
     evaluate_round,
+    gray,
+    of_all,
 )
 from fedpact_models.features import Examples
 from fedpact_models.gradient import first_order_values
+from fedpact_models.renormalised import evaluate_models
+from fedpact_models.tasks import task_of
 from fedpact_server import db
 from fedpact_server.run_state import write_array
 
 FloatArray = NDArray[np.float64]
 P = TypeVar("P", bound=Part)
+Game = Callable[[Sequence[int]], CoalitionLosses]
+"""The losses of a list of coalitions, by their masks."""
 
 
 def score_round(
@@ -42,7 +49,7 @@ def score_round(
     round_number: int,
     admitted: Mapping[str, str],
     base: FloatArray,
-    steps: Mapping[str, FloatArray],
+    steps: Mapping[str, NDArray[np.floating]],
     examples: Examples,
     previous: RoundScores | None,
     unions: Sequence[Sequence[str]] = (),
@@ -55,11 +62,11 @@ def score_round(
         round_number: The round.
         admitted: Participant id -> update digest of the admitted updates, in the order of ids.
         base: The round's base model, float64 [P].
-        steps: Each player's part of the step, float64 [P], in the order of ids (`aggregation.server_steps`).
+        steps: What each player brings, [P], in the order of ids (`aggregation.server_steps`).
         examples: The validation set, slices in the contract's order.
         previous: The scores of the round that made the base model: both rounds tell of it with the same integers.
         unions: Participants that are one, as confirmed before the round.
-        evaluate: What evaluates lists of coalitions (`cluster.evaluator`).
+        evaluate: What evaluates lists of coalitions of the fixed-weight game (`cluster.evaluator`).
 
     Returns:
         The scores, and float64 [N, V] in nat.
@@ -67,53 +74,64 @@ def score_round(
     slices = contract.contribution.validation.slices
     sources, counts = [s.source for s in slices], [s.count for s in slices]
     own = [sources.index(p) if p in sources else None for p in steps]
-    parts = _Rows(steps)
+    game = round_game(contract, base, steps, examples, unions, evaluate)
     sampling: Sampling | None = None
-    together = among(list(steps), unions)
-    blocks = places(list(steps), unions)
+    first = _first_order(contract, base, steps, examples) if has_first_order(contract) else None
+    together, blocks = among(list(steps), unions), places(list(steps), unions)
     if _is_drawn(contract, len(steps)):
         seed = round_seed(round_number, list(admitted.values()))
-        first = estimator_plan(contract, len(steps), seed, blocks)
-        losses, correct, values, sampling = _draw(contract, first, base, parts, examples, own, previous, evaluate)
+        begun = estimator_plan(contract, len(steps), seed, blocks)
+        losses, correct, values, sampling = _draw(contract, begun, game, first, examples, own, previous)
     elif together:
         plan = Plan(estimator="exact", players=len(steps), unions=blocks)
         masks = coalitions(plan)
-        all_of_them = evaluate(contract.model, contract.data, base, parts, examples, counts, masks)
-        losses, correct = list(all_of_them.losses), (all_of_them.correct[0], all_of_them.correct[masks[-1]])
+        all_of_them = game(masks)
+        losses, correct = list(all_of_them.losses), all_of_them.ends(0, masks[-1])
         values = estimated_by_example(all_of_them, masks, coefficients(plan), counts, own)
     else:
-        found = evaluate_round(
-            contract.model, contract.data, base, parts, examples, counts, own_slice=own, evaluate=evaluate
-        )
+        masks = gray(len(steps))
+        found = of_all(game(masks), masks, counts, own)
         losses, correct, values = list(found.losses), found.correct, found.values
     if previous is not None:
-        losses[0], correct = previous.losses[-1], (previous.correct[1], correct[1])
+        losses[0], correct = previous.losses[-1], _chained(previous, correct)
     scores = RoundScores(
         round=round_number,
         players=tuple(steps),
         losses=tuple(losses),
         correct=correct,
+        pairs=task_of(contract.data.label).pairs(examples.y),
         admitted=tuple(admitted) if contract.keeps_momentum else None,
         sampling=sampling,
         unions=together or None,
+        first_order=first,
     )
     return scores, values
 
 
-class _Rows:
-    """Steps by the player's place; each is read when it is asked for."""
+def round_game(
+    contract: Contract,
+    base: FloatArray,
+    steps: Mapping[str, NDArray[np.floating]],
+    examples: Examples,
+    unions: Sequence[Sequence[str]],
+    evaluate: Evaluate = evaluate_coalitions,
+) -> Game:
+    """The contract's game of a round; arguments as of `score_round`."""
+    model, data, counts = contract.model, contract.data, [s.count for s in contract.contribution.validation.slices]
+    if contract.contribution.game == "re-normalised":
+        updates = aggregation.aggregator(contract, steps, unions)
+        return lambda masks: evaluate_models(model, data, base, updates, examples, counts, masks)
+    rows = aggregation.Rows(steps)
+    return lambda masks: evaluate(model, data, base, rows, examples, counts, masks)
 
-    def __init__(self, steps: Mapping[str, FloatArray]) -> None:
-        self._steps, self._ids = steps, list(steps)
 
-    def __getitem__(self, player: int, /) -> FloatArray:
-        return self._steps[self._ids[player]]
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __iter__(self) -> Iterator[FloatArray]:
-        return iter(self._steps.values())
+def _first_order(
+    contract: Contract, base: FloatArray, steps: Mapping[str, NDArray[np.floating]], examples: Examples
+) -> tuple[int, ...]:
+    """-<gradient, step> of each player, in 1e-9 nat; in the re-normalised game of the step eta D_i."""
+    rate = float(contract.training.server_rate) if contract.contribution.game == "re-normalised" else 1.0
+    found = first_order_values(contract.model, contract.data, base, aggregation.Rows(steps), examples)
+    return tuple(round(rate * value * UNIT) for value in found)
 
 
 def _is_drawn(contract: Contract, players: int) -> bool:
@@ -126,29 +144,27 @@ def _is_drawn(contract: Contract, players: int) -> bool:
 def _draw(
     contract: Contract,
     begun: Plan,
-    base: FloatArray,
-    steps: _Rows,
+    game: Game,
+    first: tuple[int, ...] | None,
     examples: Examples,
     own: Sequence[int | None],
     previous: RoundScores | None,
-    evaluate: Evaluate,
-) -> tuple[list[tuple[int, ...]], tuple[int, int], FloatArray, Sampling]:
+) -> tuple[list[tuple[int, ...]], tuple[int, int] | None, FloatArray, Sampling]:
     """Evaluate drawn coalitions until the rule says that they are enough.
 
     Returns:
         Losses as in `RoundScores`, the counts of right answers before and after, per-example values, the draw.
     """
-    model, data, counts = contract.model, contract.data, [s.count for s in contract.contribution.validation.slices]
-    first = tuple(round(value * UNIT) for value in first_order_values(model, data, base, steps, examples))
+    players, counts = len(own), [s.count for s in contract.contribution.validation.slices]
     plan: Plan | None = begun
     found: CoalitionLosses | None = None
     errors: list[tuple[int, ...]] = []
     while plan is not None:
         drawn, masks = plan, coalitions(plan)
         new = masks[0 if found is None else len(found.losses) :]
-        evaluated = evaluate(model, data, base, steps, examples, counts, new)
+        evaluated = game(new)
         found = evaluated if found is None else found.joined(evaluated)
-        everywhere = estimated_by_example(found, masks, coefficients(plan), counts, [None] * len(steps))
+        everywhere = estimated_by_example(found, masks, coefficients(plan), counts, [None] * players)
         spread = everywhere.std(axis=1, ddof=1) / np.sqrt(len(examples))
         errors.append(tuple(int(np.ceil(error * UNIT)) for error in spread))
         before = sum(found.losses[0] if previous is None else previous.losses[-1])
@@ -158,8 +174,9 @@ def _draw(
     assert found is not None  # noqa: S101 - there is a first plan
     values = estimated_by_example(found, masks, coefficients(drawn), counts, own)
     nobody, everybody, *between = found.losses
-    right = found.correct[0], found.correct[2 ** len(steps) - 1]
-    sampling = Sampling(seed=begun.seed.hex(), draws=drawn.draws, first_order=first, errors=tuple(errors))
+    right = found.ends(0, 2**players - 1)
+    assert drawn.estimator != "exact"  # noqa: S101 - or nothing would be drawn
+    sampling = Sampling(estimator=drawn.estimator, seed=begun.seed.hex(), draws=drawn.draws, errors=tuple(errors))
     return [nobody, *between, everybody], right, values, sampling
 
 
@@ -190,9 +207,20 @@ def score_released(
     result = evaluate_round(contract.model, contract.data, base, step, examples, counts, own_slice=[None])
     (before, after), correct = result.losses, result.correct
     if previous is not None:
-        before, correct = previous.losses[-1], (previous.correct[1], correct[1])
-    scores = RoundScores(round=round_number, players=tuple(players), losses=(before, after), correct=correct)
+        before, correct = previous.losses[-1], _chained(previous, correct)
+    scores = RoundScores(
+        round=round_number,
+        players=tuple(players),
+        losses=(before, after),
+        correct=correct,
+        pairs=task_of(contract.data.label).pairs(examples.y),
+    )
     return scores, np.tile(result.values / len(players), (len(players), 1))
+
+
+def _chained(previous: RoundScores, correct: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The counts of right answers, the first as the round before told it."""
+    return (previous.correct[1], correct[1]) if previous.correct and correct else None
 
 
 def values_path(arrays: Path, round_number: int) -> Path:

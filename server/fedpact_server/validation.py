@@ -19,10 +19,11 @@ import polars as pl
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from fedpact_contract.contract import Data, ValidationSlice
+from fedpact_contract.contract import ClassLabel, Data, ValidationSlice
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.files import replace_file
 from fedpact_models.features import Examples, encode, validation_root
+from fedpact_models.tasks import task_of
 from fedpact_server import db
 
 SALT_BYTES = 32
@@ -72,12 +73,22 @@ def build(data: Data, sources: Sequence[Source]) -> ValidationSet:
     parts = [encode(data, source.table, file=source.name, first_line=source.first_line) for source in ordered]
     examples = Examples(x=np.concatenate([p.x for p in parts]), y=np.concatenate([p.y for p in parts]))
     if len(found := np.unique(examples.y)) < 2:
+        label = data.label
+        what = f"of the class {label.classes[int(found[0])]!r}" if isinstance(label, ClassLabel) else "of one value"
         raise InputError(
             "VALIDATION_ONE_CLASS",
-            f"All {len(examples)} validation rows are of the class {data.label.classes[found[0]]!r}: "
+            f"All {len(examples)} validation rows are {what}: "
             "a model that always says so would be perfect, and nobody's contribution could be measured.",
             field="data.label",
-            remedy="Correct the label's rule, classes or threshold, or take other validation rows.",
+            remedy="Correct the label in the template, or take other validation rows.",
+        )
+    if task_of(data.label).pairs(examples.y) == 0:
+        raise InputError(
+            "VALIDATION_NO_PAIRS",
+            f"Of no two of the {len(examples)} validation rows is it known whose event came first: no model could be "
+            "told from another by the order that it puts them in.",
+            field="data.label",
+            remedy="Correct the label's cuts or outcomes in the template, or take other validation rows.",
         )
     salts = tuple(os.urandom(SALT_BYTES) for _ in range(len(examples)))
     slices = tuple(ValidationSlice(source=s.giver, count=len(p)) for s, p in zip(ordered, parts, strict=True))
@@ -94,7 +105,7 @@ def save(home: Path, validation: ValidationSet) -> Path:
     np.savez(
         buffer,
         x=validation.examples.x.astype("<f8"),
-        y=validation.examples.y.astype("<i8"),
+        y=validation.examples.y.astype("<f8" if validation.examples.y.dtype.kind == "f" else "<i8"),
         salts=salts,
         slices=np.frombuffer(givers.encode(), np.uint8),
     )
@@ -119,11 +130,17 @@ def load(home: Path, root: str) -> ValidationSet:
         ) from err
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, InputError) as err:
         raise _damaged(path) from err
-    if x.ndim != 2 or y.shape != (len(x),) or salts.shape != (len(x), SALT_BYTES) or x.dtype != "<f8":
+    if (
+        x.ndim != 2
+        or y.shape != (len(x),)
+        or salts.shape != (len(x), SALT_BYTES)
+        or x.dtype != "<f8"
+        or y.dtype not in ("<i8", "<f8")
+    ):
         raise _damaged(path)
     if sum(s.count for s in slices) != len(x):
         raise _damaged(path)
-    examples = Examples(x=x.astype(np.float64), y=y.astype(np.int64))
+    examples = Examples(x=x.astype(np.float64), y=y.astype(y.dtype.newbyteorder("=")))
     salt_list = tuple(row.astype(np.uint8).tobytes() for row in salts)
     try:
         found = validation_root(examples, salt_list)

@@ -1,10 +1,10 @@
 """What the detectors say of a run, from what is kept of it: updates, models, and values on validation rows."""
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
@@ -14,12 +14,13 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import Body, Findings, ParticipantExcluded, RoundScores
 from fedpact_contract.unions import Unions
+from fedpact_models import aggregation
 from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
-from fedpact_server import aggregation, db, scoring
-from fedpact_server.detectors import Finding, Observed, findings, observe
+from fedpact_server import scoring
+from fedpact_server.detectors import OF_UPDATES, Apart, Finding, Observed, findings, observe
 from fedpact_server.pool import map_update
-from fedpact_server.run_state import FloatArray, admitted_updates, load_model, unions_of
+from fedpact_server.run_state import FloatArray, admitted_updates, base_of, load_model, unions_of
 
 
 class Watch:
@@ -30,6 +31,7 @@ class Watch:
         self._seen: list[Observed] = []
         self._memory = aggregation.START
         self._last: FloatArray | None = None
+        self._apart: Apart | None = None
 
     @property
     def rounds(self) -> int:
@@ -54,12 +56,13 @@ class Watch:
             unions: Who was one with whom.
         """
         contract, parameters = self.contract, len(base)
+        self._apart = self._apart or Apart(_seed(updates))
         counts = {p: party.num_examples for p, party in contract.by_id().items()}
         clipped = aggregation.counted_updates(contract, updates)
         weighted = aggregation.weighted_steps(clipped, counts, contract.training.server_rate)
         mean = aggregation.apply(np.zeros(parameters), weighted.values())
         steps, self._memory = aggregation.server_steps(contract, updates, self._memory, unions)
-        step = aggregation.apply(np.zeros(parameters), steps.values())
+        step = aggregation.next_model(contract, np.zeros(parameters), steps, unions)
         slope = float(np.linalg.norm(gradient(contract.model, contract.data, base, self.examples)))
         longer = float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)  # 1 without a server's optimizer
         self._seen.append(
@@ -71,14 +74,17 @@ class Watch:
                 step=self._last,
                 slope=slope * longer * float(contract.training.server_rate),
                 values=values[[scores.players.index(p) for p in updates]],
+                apart=self._apart,
             )
         )
         self._last = step
 
     def said(self, number: int) -> Findings:
-        """What all detectors say after this one of the rounds that were taken."""
+        """What all detectors say after this one of the rounds; in the re-normalised game those of updates alone."""
         slices = [(s.source, s.count) for s in self.contract.contribution.validation.slices]
         found = findings(self._seen[:number], self.contract.training.rounds, slices)
+        if self.contract.contribution.game == "re-normalised":
+            found = [finding for finding in found if finding.code in OF_UPDATES]
         return Findings(round=number, lines=tuple(map(logged, found)))
 
 
@@ -99,10 +105,7 @@ class KeptWatch(Watch):
         contract, arrays = self.contract, self._home / "arrays" / self.contract.id
         for _, scores in scoring.all_scores(connection, contract.id):
             if self.rounds < scores.round <= number:
-                table = db.rounds.c
-                where = (table.contract_id == contract.id, table.round == scores.round)
-                digest = str(connection.execute(sa.select(table.base_digest).where(*where)).scalar_one())
-                base = load_model(self._home, digest)
+                base = load_model(self._home, base_of(connection, contract.id, scores.round))
                 admitted = admitted_updates(connection, contract.id, scores.round)
                 updates = {p: map_update(arrays, made, len(base)) for p, made in admitted.items()}
                 values = scoring.read_values(arrays, contract, scores)
@@ -131,13 +134,21 @@ def look(connection: Connection, contract: Contract, home: Path, examples: Examp
             "ALARMS_NO_GAME",
             "At client level no single update is looked at, neither for its score nor for an alarm.",
             field="contribution.game",
-            remedy="Choose a contract of the fixed-weight game.",
+            remedy="Choose a contract of the trust model record-level-at-each-participant.",
         )
     if contract.defences is not None:
         return [line for _, found in scoring.all_findings(connection, contract.id) for line in found.lines]
     watch = KeptWatch(contract, home, examples)
     rounds = [scores.round for _, scores in scoring.all_scores(connection, contract.id)]
     return [line for number in rounds for line in watch.after(connection, number).lines]
+
+
+def _seed(updates: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """SHA-256 of the updates in the order of ids: nobody who sends one knows it before."""
+    digest = sha256()
+    for participant in sorted(updates):
+        digest.update(updates[participant].astype("<f4").tobytes())
+    return digest.digest()
 
 
 def logged(finding: Finding) -> log.Finding:

@@ -125,13 +125,31 @@ data_set_epsilon = 8
 """
 
 
-def own_data(folder: Path) -> Path:
-    """A folder for `fedpact demo --data`: two participants with a hundred rows each; returns it."""
+OWN_LABELS = {
+    "classification": 'name = "ripe", classes = ["no", "yes"], rule = "value"',
+    "regression": 'name = "weight", rule = "number", low = 0, high = 20',
+    "survival": 'name = "days", rule = "survival", event = "spoilt", outcomes = ["no", "yes"], cuts = [3, 6, 9, 12]',
+}
+"""Labels of one's own data, by task."""
+
+
+def own_data(folder: Path, task: str = "classification", more: str = "") -> Path:
+    """A folder for `fedpact demo --data`: two participants with a hundred rows each; returns it.
+
+    `more` stands at the end of its description.
+    """
     folder.mkdir(parents=True)
-    (folder / "federation.toml").write_text(FEDERATION, "utf-8")
+    text = FEDERATION.replace(OWN_LABELS["classification"], OWN_LABELS[task]) + more
+    (folder / "federation.toml").write_text(text, "utf-8")
     draw = random.Random(7)
     for name, count in (("north", 100), ("south", 100), ("validation", 60)):
         rows = [(draw.random(), draw.choice(("red", "blue"))) for _ in range(count)]
-        lines = [f"{height:.4f},{colour},{'yes' if height > 0.5 else 'no'}" for height, colour in rows]
-        (folder / f"{name}.csv").write_text("\n".join(["height,colour,ripe", *lines]) + "\n", "utf-8")
+        lines = [
+            f"{height:.4f},{colour},{'yes' if height > 0.5 else 'no'},{20 * height:.2f},{15 * (1 - height):.1f},"
+            f"{draw.choice(('yes', 'yes', 'no'))}"
+            for height, colour in rows
+        ]
+        (folder / f"{name}.csv").write_text(
+            "\n".join(["height,colour,ripe,weight,days,spoilt", *lines]) + "\n", "utf-8"
+        )
     return folder

@@ -74,13 +74,13 @@ def digits_round(players: int, seed: int, *, rounds_before: int = 1) -> DigitsRo
     rng, base = np.random.default_rng(seed), np.zeros((10, own[0].x.shape[1]))
     weights = np.full(players, 1 / players)
     for number in range(rounds_before + 1):
-        updates = np.array([_trained(base, examples, rng) - base for examples in own])
+        updates = np.array([trained(base, examples, rng) - base for examples in own])
         if number < rounds_before:
             base = base + np.tensordot(weights, updates, axes=1)
     return DigitsRound(base=base, updates=updates, weights=weights, own=own, validation=validation)
 
 
-def _trained(base: Floats, examples: Examples, rng: np.random.Generator) -> Floats:
+def trained(base: Floats, examples: Examples, rng: np.random.Generator) -> Floats:
     model = base.copy()
     for _ in range(2):
         order = rng.permutation(len(examples))

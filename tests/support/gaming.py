@@ -1,13 +1,16 @@
 """One attacker among eight equal participants on the digits: its updates, the defence, what it gains. No tests here.
 
-Record-level DP is the product's own training (`local_update`, epsilon 2 over five rounds and a spare attempt, the
-demo's terms) with the tests' fixed noise; "without DP" the same path with silent noise and a norm that clips nothing.
+Record-level DP is the product's own training (`local_update`, mostly at epsilon 2 over five rounds and a spare attempt,
+the demo's terms) with the tests' fixed noise; "without DP" the same path with silent noise and a norm that clips
+nothing.
 Whoever cheats alters its own agent, so it may do what it likes to what it sends: but the weights are contracted.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from tests.support.noise import FixedNoise
 
 from fedpact_contract.clipping import clip_factors, noise_energy
 from fedpact_contract.contract import Contract, Data, RecordPrivacy
+from fedpact_contract.privacy import solve_noise_multiplier
 from fedpact_models.dp import dp_sgd
 from fedpact_models.evaluate import evaluate, evaluate_round
 from fedpact_models.features import Examples, Floats
@@ -24,13 +28,52 @@ from fedpact_models.gradient import gradient
 from fedpact_models.registry import build, parameter_count
 from fedpact_models.training import local_update
 from fedpact_models.weights import flatten, load_flat
-from fedpact_server.detectors import Finding, Observed, findings, observe
+from fedpact_server.detectors import Apart, Finding, Observed, findings, observe
 
-PARTICIPANTS, ROWS, GIVEN, GIVER = 8, 175, 130, 3
-"""Of 397 validation rows the operator holds all but the last 130, which the fourth participant gave."""
+PARTICIPANTS, ROWS, VALIDATION, GIVEN, GIVER = 8, 175, 397, 130, 3
+"""Of the validation rows the operator holds all but the last 130, which the fourth participant gave."""
 
-PRIVATE = {"rounds": 5, "local_steps": 6, "learning_rate": 4}
-PLAIN = {"rounds": 5, "local_steps": 10, "learning_rate": 2}
+RATE, DELTA = Decimal("0.2"), Decimal("0.00001")
+PRIVATE = {"local_steps": 6, "learning_rate": 4}
+PLAIN = {"local_steps": 10, "learning_rate": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Who takes part, under which terms. An attacker is the first of eight equal participants.
+
+    Attributes:
+        epsilon: None: no DP.
+        rounds: Of the contract; one more may be attempted.
+        rows: Contracted, by participant.
+        clipped: Whether updates are clipped to the median signal, in training and in scoring.
+    """
+
+    epsilon: int | None
+    rounds: int = 5
+    rows: tuple[int, ...] = (ROWS,) * PARTICIPANTS
+    clipped: bool = True
+
+    @property
+    def private(self) -> bool:
+        return self.epsilon is not None
+
+    def contract(self, data: Data) -> Contract:
+        training = (PRIVATE if self.private else PLAIN) | {"rounds": self.rounds}
+        privacy = {
+            "epsilon": self.epsilon or 2,
+            "delta": str(DELTA),
+            "sample_rate": str(RATE),
+            "noise_multiplier": str(_noise(self.epsilon, self.rounds) if self.epsilon else 1),
+            "max_grad_norm": "1" if self.private else NO_CLIPPING,
+        }
+        return training_contract(data, a_model(), list(self.rows), training=training, privacy=privacy)
+
+
+@lru_cache
+def _noise(epsilon: int, rounds: int) -> Decimal:
+    """For five rounds at epsilon 2: 2.686."""
+    return solve_noise_multiplier(Decimal(epsilon), DELTA, RATE, (rounds + 1) * PRIVATE["local_steps"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,10 +124,13 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Behaviour:
-    """What an attacker sends: an update for each of its identities, and the rows that each has contracted."""
+    """What an attacker sends: an update for each of its identities, and the rows that each has contracted.
+
+    By default it is one, and contracts what it has.
+    """
 
     send: Callable[[State], list[Floats]]
-    contracted: tuple[int, ...] = (ROWS,)
+    contracted: tuple[int, ...] = ()
 
 
 def _drawn(state: State, times: int) -> list[Floats]:
@@ -174,61 +220,47 @@ class Outcome:
     codes: tuple[str, ...]
 
 
-def outcome(name: str, seed: int, private: bool) -> Outcome:
+def outcome(name: str, seed: int, scene: Scene) -> Outcome:
     """Of `run`."""
     torch.set_num_threads(1)
-    return _outcome(run(name, seed, private=private))
+    return _outcome(run(name, seed, scene))
 
 
-def wrecker(seed: int, private: bool, hostile: bool) -> Outcome:
+def wrecker(seed: int, scene: Scene, hostile: bool) -> Outcome:
     """Of `wrecked`."""
-    return _outcome(wrecked(seed, private=private, hostile=hostile))
+    return _outcome(wrecked(seed, scene, hostile=hostile))
 
 
 def _outcome(found: Run) -> Outcome:
     return Outcome(share=found.share, codes=tuple(sorted({f.code for f in found.alarms})))
 
 
-def contract_of(data: Data, *, private: bool) -> Contract:
-    privacy = {
-        "epsilon": 2,
-        "delta": "0.00001",
-        "sample_rate": "0.2",
-        "noise_multiplier": "2.686",
-        "max_grad_norm": "1" if private else NO_CLIPPING,
-    }
-    training = PRIVATE if private else PLAIN
-    return training_contract(data, a_model(), [ROWS] * PARTICIPANTS, training=training, privacy=privacy)
-
-
-def run(name: str, seed: int, *, private: bool) -> Run:
+def run(name: str, seed: int, scene: Scene) -> Run:
     """The contract's rounds, the first participant behaving so; the others honest."""
-    data, parts, rest = digits(seed, [ROWS] * PARTICIPANTS, {})
-    behaviour = BEHAVIOURS[name]
-    contract = contract_of(data, private=private)
-
-    def crafted(state: State) -> list[Floats]:
-        return behaviour.send(state)
-
-    return simulate(contract, parts, rest, seed, private=private, attacker=0, send=crafted, counts=behaviour.contracted)
+    data, parts, rest = digits(seed, scene.rows, {})
+    behaviour, validation = BEHAVIOURS[name], rest.take(np.arange(VALIDATION))
+    return simulate(scene, data, parts, validation, seed, send=behaviour.send, counts=behaviour.contracted)
 
 
 def simulate(
-    contract: Contract,
+    scene: Scene,
+    data: Data,
     parts: Sequence[Examples],
     validation: Examples,
     seed: int,
     *,
-    private: bool,
-    attacker: int,
     send: Callable[[State], list[Floats]],
-    counts: Sequence[int] = (ROWS,),
+    attacker: int = 0,
+    counts: Sequence[int] = (),
     paid: int | None = None,
 ) -> Run:
     """Train, clip, aggregate, score and look, as the whole defence does; the share is that of `paid` or the attacker.
 
-    The attacker's identities are the first one in its place and the others at the end.
+    The attacker's identities are the first one in its place and the others at the end; `counts` are the rows that each
+    has contracted, by default those of its place.
     """
+    contract, private = scene.contract(data), scene.private
+    counts = counts or (len(parts[attacker]),)
     honest = [i for i in range(len(parts)) if i != attacker]
     names = {i: f"p{i}" for i in range(len(parts))}
     own = [names[attacker], *(f"q{k}" for k in range(1, len(counts)))]
@@ -237,7 +269,7 @@ def simulate(
     declared = {i: noise_energy(contract, n, parameters) if private else Fraction(0) for i, n in examples.items()}
     noises = [(FixedNoise if private else Silent)(1000 * seed + i) for i in range(len(parts))]
     other, rng = (FixedNoise if private else Silent)(1000 * seed + 999), np.random.default_rng(seed)
-    base, step = np.zeros(parameters), None
+    base, step, apart = np.zeros(parameters), None, Apart(b"")
     slices = [("operator", len(validation) - GIVEN), (names[GIVER], GIVEN)]
     seen: list[Observed] = []
     total = dict.fromkeys(ids, 0.0)
@@ -259,7 +291,7 @@ def simulate(
         )
         updates = {names[i]: trained[i] for i in honest} | dict(zip(own, send(state), strict=True))
         energies = {i: Fraction(float(d @ d)) for i, d in updates.items()}
-        factors = clip_factors(energies, declared, parameters)
+        factors = clip_factors(energies, declared, parameters) if scene.clipped else dict.fromkeys(ids, Decimal(1))
         whole = sum(examples.values())
         steps = np.stack([updates[i] * (float(factors[i]) * examples[i] / whole) for i in ids])
         result = evaluate_round(
@@ -280,6 +312,7 @@ def simulate(
                 step=step,
                 slope=float(np.linalg.norm(gradient(contract.model, contract.data, base, validation))),
                 values=result.values,
+                apart=apart,
             )
         )
         for i, values in zip(ids, result.values, strict=True):
@@ -291,7 +324,7 @@ def simulate(
     return Run(share=sum(positive[i] for i in shown) / sum(positive.values()), observed=seen, slices=slices)
 
 
-def wrecked(seed: int, *, private: bool, hostile: bool) -> Run:
+def wrecked(seed: int, scene: Scene, *, hostile: bool) -> Run:
     """Digits 0 and 1 are nearly all the first one's; the last one is its fake, and sends noise, or against them.
 
     The share is the first one's.
@@ -313,6 +346,4 @@ def wrecked(seed: int, *, private: bool, hostile: bool) -> Run:
         against = push.reshape(-1) * (size / np.linalg.norm(push))
         return [against if hostile else state.silence()]
 
-    contract = contract_of(data, private=private)
-    last = PARTICIPANTS - 1
-    return simulate(contract, parts, rest, seed, private=private, attacker=last, send=send, paid=0)
+    return simulate(scene, data, parts, rest, seed, send=send, attacker=PARTICIPANTS - 1, paid=0)

@@ -22,7 +22,7 @@ from tests.support.required import lacking
 from tests.support.sampled_round import a_contract, digests_of, scored, store_updates
 
 from fedpact_contract.errors import FailedError, InputError, ServiceError
-from fedpact_models.evaluate import CoalitionLosses, Evaluate, evaluate_coalitions, evaluate_round
+from fedpact_models.evaluate import CoalitionLosses, Evaluate, evaluate_coalitions
 from fedpact_models.registry import parameter_count
 from fedpact_server import cluster, driver
 from fedpact_server.home import OperatorHome, init
@@ -60,9 +60,6 @@ def test_two_processes_give_the_same_bits_as_one(on_ray: Evaluate, hidden: tuple
     setting = _setting(hidden)
     for masks in (list(range(64)), [63, 0, 5, 5, 63, 17], [9]):
         assert _same(on_ray(*setting, [101, 200], masks), evaluate_coalitions(*setting, [101, 200], masks))
-    here = evaluate_round(*setting, [101, 200], own_slice=[None, 1, *[None] * 4])
-    there = evaluate_round(*setting, [101, 200], own_slice=[None, 1, *[None] * 4], evaluate=on_ray)
-    assert (here.losses, here.correct, here.values.tobytes()) == (there.losses, there.correct, there.values.tobytes())
 
 
 @pytest.mark.slow
@@ -149,11 +146,11 @@ def test_a_task_that_fails_by_itself_says_what_every_machine_needs(
 
 
 def test_other_arithmetic_is_refused() -> None:
-    piece = (np.ones((1, 3)), {0: 2}, cluster.arithmetic())
-    (only,) = cluster._joined([(slice(0, 1), slice(0, 3), piece)], [3], [0]).losses
-    assert only == (3 * 10**9,)
+    losses, marks = np.ones((1, 3)), {0: np.array([1.0, 0.0, 1.0])}
+    found, marked = cluster._joined([(slice(0, 1), slice(0, 3), ((losses, marks), cluster.arithmetic()))], 1, 3)
+    assert (found.tolist(), marked[0].tolist()) == ([[1.0] * 3], [1.0, 0.0, 1.0])
     with pytest.raises(FailedError, match="RAY_ARITHMETIC"):
-        cluster._joined([(slice(0, 1), slice(0, 3), (*piece[:2], "0" * 64))], [3], [0])
+        cluster._joined([(slice(0, 1), slice(0, 3), ((losses, marks), "0" * 64))], 1, 3)
 
 
 @pytest.mark.parametrize(("rows", "masks", "processors"), [(1000, 5, 4), (1000, 4096, 64), (50, 3, 16), (129, 1, 1)])

@@ -155,7 +155,7 @@ class TestNew:
             ("equal_weight = 0.1", "equal_weight = 0.2", "CONTRACT_WEIGHTS", "settlement"),
             ('fallback = "metered"', 'fallback = "none"', "CONTRACT", "settlement.fallback"),
             ('fallback = "metered"\n', "", "CONTRACT_MISSING_KEY", "settlement.fallback"),
-            ('aggregation = "weighted-mean"', 'aggregation = "median"', "CONTRACT", "training.aggregation"),
+            ('aggregation = "weighted-mean"', 'aggregation = "trimmed-mean"', "CONTRACT", "training.aggregation"),
             ('unit = "example"', 'unit = "person"', "CONTRACT", "privacy.unit"),
             ('not_after = "2027-11-01T00:00:00Z"', 'not_after = "2026-11-24T12:00:00Z"', "CONTRACT_EXPIRED", None),
             ("spare_attempts = 1", "spare_attempts = 1\nnoise_multiplier = 1", "TEMPLATE_DERIVED_KEY", None),
@@ -186,6 +186,20 @@ class TestNew:
             assert err.value.field == field
         with world.database.read() as connection:
             assert contracts.every(connection) == []
+
+    def test_the_column_of_an_event_stands_on_every_card(self, world: Operator) -> None:
+        text = TEMPLATE.replace('kind = "softmax"', 'kind = "linear"').replace("cross-entropy", "discrete-hazard")
+        for event, code in (("died", "TEMPLATE_CARD_COLUMN"), ("sex", "DATA_NOT_A_NUMBER")):
+            label = f'event = "{event}"\noutcomes = ["f", "m"]\ncuts = [1, 2]\nrule = "survival"'
+            survival = text.replace('classes = ["no", "yes"]\nrule = "value"', label)
+            if event == "sex":  # every card has it; then it is no feature, and the rows are read
+                start = survival.index('[[data.columns]]\nname = "sex"')
+                survival = survival[:start] + survival[survival.index("[data.label]") :]
+            with pytest.raises(InputError) as err:
+                draft(world, survival)
+            assert err.value.code == code
+            if event == "died":
+                assert err.value.field == "data.label.event"
 
     def test_a_template_without_participants_is_refused(self, world: Operator) -> None:
         for text in ("", "participants = 3\n", "participants = []\n", "participants = [1]\n"):

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from fedpact_contract.errors import InputError
 from fedpact_server import detectors, watch
-from fedpact_server.detectors import FAMILY, TESTS, Finding, Observed, findings, looks, observe
+from fedpact_server.detectors import FAMILY, TESTS, Apart, Finding, Observed, findings, looks, observe
 
 P, V, ROUNDS = 400, 120, 6
 NOISE = 400.0
@@ -51,7 +51,7 @@ def a_run(
     own = {p: rng.normal(size=P) * (2 * 200 / n / P) ** 0.5 for p, n in rows.items()}
     if twins:  # the same rows, and noise of its own
         own["p1"] = own["p0"]
-    seen, last = [], None
+    seen, last, apart = [], None, Apart(b"")
     for number in range(1, ROUNDS + 1):
         fresh = rng.normal(size=P) * (2 / P) ** 0.5  # the signal turns a little from round to round
         updates = {
@@ -70,8 +70,8 @@ def a_run(
             values[0, only[0] :] *= only[1]
         step = np.sum([updates[p] * weights[p] for p in there], axis=0)
         slope = float(np.linalg.norm(gradients.mean(axis=0)))
-        noises = {p: energy[p] for p in there}
-        seen.append(observe(number, updates, examples=there, noise=noises, step=last, slope=slope, values=values))
+        told = {"examples": there, "noise": {p: energy[p] for p in there}, "values": values, "apart": apart}
+        seen.append(observe(number, updates, step=last, slope=slope, **told))
         last = step
     return seen
 
@@ -158,6 +158,42 @@ def test_near_copies_are_found_where_they_share_what_is_random(noise, part) -> N
     assert (found.outcome, found.participants) == ("alarm", ("p0", "p1"))
 
 
+def test_what_comes_of_the_same_rows_adds_up_over_rounds() -> None:
+    """Two parts of three of what sets a twin apart in a round are its rows, the third its draw: after six rounds .92.
+
+    A mean over the rounds would stay at two thirds, whose Fisher transform is .8.
+    """
+    found = said(a_run(3, noise=0.0, twins=True), "NEAR_COPY")
+    assert (found.outcome, found.participants) == ("alarm", ("p0", "p1"))
+    assert float(found.evidence["value"]) == pytest.approx(np.arctanh(2 * ROUNDS / (2 * ROUNDS + 1)), abs=0.3)
+
+
+@pytest.mark.parametrize(("parameters", "off"), [(4096, 1e-12), (150_000, 5 / 64)])
+def test_what_sets_updates_apart_is_kept_as_a_sketch(parameters, off) -> None:
+    """Two that share half their energy beside the mean, over two rounds; of five deviations of the sketch."""
+    rng, sketch = np.random.default_rng(0), Apart(b"seed")
+    exact = np.zeros((4, parameters))
+    same = rng.normal(size=parameters)
+    rest = {"examples": dict.fromkeys("abcd", 9), "noise": dict.fromkeys("abcd", 0.0), "values": np.zeros((4, V))}
+    for number in (1, 2):
+        updates = rng.normal(size=(4, parameters)) + 3
+        updates[:2] += same
+        exact += updates - updates.mean(axis=0)
+        sent = dict(zip("abcd", updates.astype(np.float32), strict=True))
+        seen = observe(number, sent, step=None, slope=1.0, apart=sketch, **rest)
+    norms = np.linalg.norm(exact, axis=1)
+    assert seen.everyone == tuple("abcd")
+    assert np.abs((seen.apart - exact @ exact.T) / np.outer(norms, norms)).max() < max(off, 1e-6)
+    assert np.abs(seen.products - updates @ updates.T).max() < 1e-3 * parameters
+
+
+def test_copies_are_found_among_others_that_come_and_go() -> None:
+    away = {2: {"p5"}, 3: {"p4", "p6"}, 6: {"p7"}}
+    found = said(a_run(2, copied(0.3), away=away), "NEAR_COPY")
+    assert (found.outcome, found.participants) == ("alarm", ("p0", "p1"))
+    assert said(a_run(2, away=away), "NEAR_COPY").outcome != "alarm"
+
+
 def test_where_noise_is_fresh_a_detector_of_copies_says_that_it_has_no_power() -> None:
     found = said(a_run(3, twins=True), "NEAR_COPY")
     assert found.outcome == "no power"
@@ -221,7 +257,12 @@ def test_who_is_away_for_some_rounds_is_compared_over_its_own() -> None:
 def test_without_anything_to_tell_apart_nothing_is_said() -> None:
     """Updates of zeros."""
     zeros = {f"p{i}": np.zeros(P) for i in range(8)}
-    rest = {"examples": dict.fromkeys(zeros, 200), "noise": dict.fromkeys(zeros, 0.0), "slope": 0.0}
+    rest = {
+        "examples": dict.fromkeys(zeros, 200),
+        "noise": dict.fromkeys(zeros, 0.0),
+        "slope": 0.0,
+        "apart": Apart(b""),
+    }
     seen = [observe(k, zeros, step=np.zeros(P), values=np.zeros((8, V)), **rest) for k in range(1, ROUNDS + 1)]
     assert not [f for f in findings(seen, ROUNDS, SLICES) if f.outcome == "alarm"]
 

@@ -177,6 +177,18 @@ def test_the_column_that_tells_entities_apart_must_be_allowed_too() -> None:
     assert check(told_apart, ME, parsed(columns=["age", "sex", "ill", "who"]), NOW) is None
 
 
+def test_the_column_of_an_event_must_be_allowed_too() -> None:
+    label = {"name": "days", "rule": "survival", "event": "ill", "outcomes": ["no", "yes"], "cuts": ["30", "90"]}
+    survival = contract(changes={"data.label": label, "model.kind": "linear", "contribution.loss": "discrete-hazard"})
+    allowed = {"model_kinds": ["linear"], "columns": ["age", "sex", "days"]}
+    with pytest.raises(RefusedError) as caught:
+        check(survival, ME, parsed(**allowed), NOW)
+    assert (caught.value.code, caught.value.field) == ("POLICY_COLUMN", "data.label.event")
+    assert check(survival, ME, parsed(**allowed | {"columns": ["age", "sex", "days", "ill"]}), NOW) is None
+    with pytest.raises(RefusedError, match="POLICY_MODEL"):
+        check(survival, ME, parsed(**allowed | {"model_kinds": ["softmax"]}), NOW)
+
+
 def test_stars_allow_any_sector_and_column() -> None:
     assert check(contract(), ME, parsed(sectors="*", columns="*"), NOW) is None
 

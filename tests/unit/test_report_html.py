@@ -3,7 +3,6 @@
 import re
 from datetime import timedelta
 from decimal import Decimal
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,70 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.closed_run import ClosedRun, closed_run
 from tests.support.federation import make_federation
+from tests.support.page import HOSTILE, Page, page, with_texts
 
 from fedpact_contract.report import NOT_STOPPED, build
 from fedpact_contract.request import parse_instant
 from fedpact_server.report.charts import COLOURS, HEIGHT, INK, WIDTH, Bar, Series, bars, lines, width
-from fedpact_server.report.html import number_ranges, render
+from fedpact_server.report.html import render
 from fedpact_server.report.labels import LABELS, NOT_STOPPED_ZH, SAID, words
-
-HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<!--"
-VOID = {"meta", "rect", "circle", "path", "polyline", "br"}
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page; every element must be closed in its turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attributes
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attributes
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def page(report: dict[str, Any], lang: str = "en", lift: dict[str, Any] | None = None) -> Page:
-    """The page, parsed; it runs nothing and fetches nothing."""
-    text = render(report, lang, lift)  # type: ignore[arg-type]  # a test's plain text
-    found = Page(text)
-    assert not {"script", "img", "link", "iframe", "object", "embed", "form", "base", "a"} & set(found.tags)
-    for name, value in found.attributes:
-        assert not name.startswith("on")
-        assert name not in ("src", "href", "style", "action", "srcset")
-        assert "://" not in (value or "") or name == "xmlns"
-    assert not re.search(r"@import|url\(", text)
-    return found
-
-
-def with_texts(value: Any, text: str) -> Any:
-    """The report with this text in place of every name and word that a party chose."""
-    if isinstance(value, dict):
-        chosen = {"name", "title", "purpose", "entity_code", "sector", "code", "outcome"}
-        return {k: text if k in chosen and isinstance(v, str) else with_texts(v, text) for k, v in value.items()}
-    return [with_texts(item, text) for item in value] if isinstance(value, list) else value
+from fedpact_server.report.spelled import number_ranges
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +53,7 @@ ENTITY = (
         "baselines_note",
         "accuracy_alone",
     ),
-    *("without_slices", "without", "without_slices_note"),
+    *("without_slices", "without", "without_slices_note", "buyer"),
 )
 """Labels of clauses that this contract does not have, and of another trust model."""
 
@@ -123,11 +66,13 @@ class TestContent:
         parts = [
             {"source": "operator", "rows": 50, "shares": shares},
             {"source": first["id"], "rows": 170, "shares": None},
+            {"source": "buyer", "rows": 30, "shares": shares},
         ]
         text = page(report | {"settlement": report["settlement"] | {"without_slices": parts}}, lang).text
         assert heads in text
         assert f"{first['name']} (170)" in text
-        assert text.count(" 25.00 % –") == 1 + len(others)
+        assert words(lang)["buyer"] + " (30)" in text  # type: ignore[arg-type]  # a test's plain text
+        assert text.count(" 25.00 % – 25.00 %") == 1 + len(others)
         assert heads not in page(report, lang).text
 
     def test_it_says_what_the_log_says(self, report: dict[str, Any]) -> None:
@@ -190,6 +135,15 @@ class TestContent:
         assert "0.500 - 0.700" in text
         assert "Not covered by the contract's epsilon" in text
 
+    @pytest.mark.parametrize("lang", ["en", "zh"])
+    def test_what_the_renormalised_game_does_is_told_where_it_is_played(
+        self, report: dict[str, Any], lang: str
+    ) -> None:
+        note = words(lang)["renormalised_note"]
+        assert report["game"] == "fixed-weight"
+        assert note not in page(report, lang).text
+        assert note in page(report | {"game": "re-normalised"}, lang).text
+
     def test_in_chinese(self, report: dict[str, Any]) -> None:
         found = page(report, "zh", comparison(report))
         assert ("lang", "zh-CN") in found.attributes
@@ -197,7 +151,17 @@ class TestContent:
         assert "CNY" not in found.text
         assert "95%区间" in found.text
         shown = words("zh")
-        elsewhere = {"unsettled", "fallback", "unopened", "before", "alone", "round", "close_day", *ENTITY}
+        elsewhere = {
+            "unsettled",
+            "fallback",
+            "unopened",
+            "before",
+            "alone",
+            "round",
+            "close_day",
+            "renormalised_note",
+            *ENTITY,
+        }
         elsewhere |= {key for key in LABELS if key.startswith("reevaluated_")}
         for key in LABELS.keys() - elsewhere:
             assert shown[key].replace("{}", str(report["close_days"])) in found.text, key

@@ -18,15 +18,16 @@ from tests.support.contract_kit import party, plain_contract
 from tests.support.demo_kit import delivered, demo_setup, one_thread, own_data
 from tests.support.federation import Federation, digits, fixed_keys, make_federation
 
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import Contract, ValidationSlice
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.messages import Order
 from fedpact_contract.record import read_envelope
 from fedpact_models.features import Examples
 from fedpact_server import retraining, scoring
+from fedpact_server.demo import rows as demo_rows
 from fedpact_server.demo import scenario as scenarios
-from fedpact_server.retraining import SeededNoise, audit, coalitions, spearman, train
+from fedpact_server.retraining import SeededNoise, audit, coalitions, spearman, train, with_slices
 
 ADAM = {"kind": "adam", "beta_1": "0.9", "beta_2": "0.99", "tau": "0.001"}
 
@@ -51,6 +52,10 @@ def rows_of(federation: Federation) -> dict[str, Examples]:
 def audited(federation: Federation, draws: int = 2) -> retraining.Audit:
     base = np.zeros(650)
     return audit(federation.contract, rows_of(federation), federation.validation, base, draws=draws, seed=11)
+
+
+def loss_of(federation: Federation, model: np.ndarray) -> Fraction:
+    return retraining._losses(federation.contract, model, {None: federation.validation})[None]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +89,7 @@ def test_values_are_the_mean_over_all_orders_of_joining(tmp_path: Path) -> None:
     def loss(members: frozenset[str]) -> Fraction:
         rows = {i: part for i, part in rows_of(federation).items() if i in members}
         model = train(federation.contract, rows, np.zeros(650), (11, 0), None)[0] if rows else np.zeros(650)
-        return retraining._loss(federation.contract, model, federation.validation)
+        return loss_of(federation, model)
 
     for player in ids:
         joined = [
@@ -96,6 +101,38 @@ def test_values_are_the_mean_over_all_orders_of_joining(tmp_path: Path) -> None:
         assert sum(draw.retrained.values()) == draw.total
         assert abs(sum(draw.online.values()) - draw.total) < 4, "both split the same fall, to a few 1e-9 nat"
     assert first != second
+
+
+def test_whoever_gave_validation_rows_is_scored_on_the_others(tmp_path: Path) -> None:
+    federation = make_federation(tmp_path, [90, 60, 70], training__rounds=2)
+    giver, *others = federation.contract.by_id()
+    rows, whole = rows_of(federation), federation.validation
+    left = whole.take(np.arange(120))
+
+    def draw(validation: Examples, *slices: tuple[str, int]) -> retraining.Draw:
+        named = [ValidationSlice(source=source, count=count) for source, count in slices]
+        contract = with_slices(federation.contract, named)
+        return audit(contract, rows, validation, np.zeros(650), draws=2, seed=11).draws[0]
+
+    given = draw(whole, ("operator", 120), (giver, 100))
+    nobodys, without = draw(whole, ("operator", 220)), draw(left, ("operator", 120))
+    assert given.total == nobodys.total
+    for column in ("retrained", "online"):
+        found, on_all, on_left = (getattr(d, column) for d in (given, nobodys, without))
+        assert abs(found[giver] - on_left[giver]) < 4, "1e-9 nat"
+        assert abs(found[giver] - on_all[giver]) > 1000
+        assert all(abs(found[i] - on_all[i]) < 4 for i in others)
+
+
+def test_of_six_participants_own_rows_are_left_out_too(tmp_path: Path) -> None:
+    federation = make_federation(tmp_path, [60] * 6, training__rounds=1)
+    giver, other, *_ = federation.contract.by_id()
+    slices = [ValidationSlice(source="operator", count=120), ValidationSlice(source=giver, count=100)]
+    contract, rows = with_slices(federation.contract, slices), rows_of(federation)
+    found = audit(contract, rows, federation.validation, np.zeros(650), draws=2, seed=11).draws[0].retrained
+    plain = audited(federation).draws[0].retrained
+    assert found[other] == plain[other]
+    assert found[giver] != plain[giver]
 
 
 def test_wrong_labels_are_last_in_both_columns(tmp_path: Path) -> None:
@@ -121,7 +158,7 @@ def test_of_many_participants_each_is_left_out_once(tmp_path: Path) -> None:
     rows = rows_of(federation)
     without, _ = train(federation.contract, {i: rows[i] for i in ids[1:]}, np.zeros(650), (11, 0), None)
     with_all, _ = train(federation.contract, rows, np.zeros(650), (11, 0), None)
-    loss = [retraining._loss(federation.contract, model, federation.validation) for model in (without, with_all)]
+    loss = [loss_of(federation, model) for model in (without, with_all)]
     assert found.draws[0].retrained[ids[0]] == loss[0] - loss[1]
 
 
@@ -152,6 +189,10 @@ def test_what_cannot_be_audited_is_named(tmp_path: Path) -> None:
     central = make_federation(tmp_path / "central", [90, 60, 70], **CENTRAL)
     with pytest.raises(InputError, match="RETRAIN_CENTRAL"):
         audited(central)
+    less = make_federation(tmp_path / "less", [90, 60, 70])
+    rest = less.validation.take(np.arange(9))
+    with pytest.raises(InputError, match="RETRAIN_VALIDATION"):
+        audit(less.contract, rows_of(less), rest, np.zeros(650), draws=2, seed=1)
     with pytest.raises(InputError, match="RETRAIN_DRAWS"):
         audited(make_federation(tmp_path / "one", [90, 60, 70]), draws=1)
 
@@ -220,6 +261,25 @@ def test_files_of_ones_own_as_text(run: Run, tmp_path: Path) -> None:
     code, out, err = run("contribution", "retrain", path, "--data", folder, "--draws", "2", "--json")
     assert code == 0, err
     assert 10 <= json.loads(out)["validation_rows"] <= 80
+
+
+def test_whose_the_validation_rows_of_files_are(tmp_path: Path) -> None:
+    folder, contract = own_data(tmp_path / "own"), own_contract()
+    first, second = contract.by_id()
+
+    def slices(*sources: str) -> list[tuple[str, int]]:
+        givers = [ValidationSlice(source=s, count=100 + 200 * k) for k, s in enumerate(sources)]
+        _, validation, found = demo_rows.of_folder(with_slices(contract, givers), folder)
+        assert sum(s.count for s in found) == len(validation)
+        return [(s.source, s.count) for s in found]
+
+    assert slices("operator") == [("operator", 60)]
+    assert slices("operator", first) == [("operator", 15), (first, 45)], "one file, in the contract's proportions"
+    description = folder / "federation.toml"
+    text = description.read_text()
+    description.write_text(text.replace('{ file = "validation.csv" }', "{ fraction = 0.2 }"))
+    assert [source for source, _ in slices(first, second)] == [first, second], "each one's own"
+    assert [source for source, _ in slices("operator", second)] == ["operator", second]
 
 
 def test_what_does_not_fit_is_named(run: Run, demo_contract: Path, tmp_path: Path) -> None:

@@ -475,6 +475,15 @@ def validation_rows() -> tuple[Any, Any]:
     return data.data[rows], data.target[rows]
 
 
+def keep_validation(run: ClosedRun) -> None:
+    """The operator's own copy of the validation set, which a federation in one process does not need."""
+    asked, rows = run.federation.contract.contribution.validation, run.federation.validation
+    (run.federation.home / "validation").mkdir(exist_ok=True)
+    salts = tuple(i.to_bytes(32, "big") for i in range(len(rows)))  # as `make_federation` committed to them
+    kept = validation.ValidationSet(examples=rows, salts=salts, root=asked.root, slices=asked.slices)
+    validation.save(run.federation.home, kept)
+
+
 class TestContribution:
     def test_it_shows_what_will_be_paid_while_nobody_else_sees_it(self, fedpact: Fedpact, run: ClosedRun) -> None:
         contract, home = run.federation.contract, ("--home", str(run.federation.home))
@@ -498,15 +507,23 @@ class TestContribution:
             for key in ("value", "leave_one_out", "banzhaf", "share"):
                 assert line[key] == shown[key]
 
+    def test_values_of_the_renormalised_game_are_a_column_that_nobody_is_paid_by(
+        self, fedpact: Fedpact, run: ClosedRun
+    ) -> None:
+        contract, home = run.federation.contract, ("--home", str(run.federation.home))
+        keep_validation(run)
+        show = ("contribution", "show", contract.id[:8], *home)
+        plain, card = (fedpact(*show, *more, "--json").json for more in ((), ("--diagnostic", "renormalised")))
+        found = {line["id"]: Fraction(line.pop("renormalised")) for line in card["participants"]}
+        assert card == plain, "nothing else changes"
+        assert abs(sum(found.values()) - Fraction(card["total_value"])) < Fraction(10, 10**9)
+        assert any(abs(found[line["id"]] - Fraction(line["value"])) > 10**-4 for line in card["participants"])
+        assert "never paid by" in fedpact(*show, "--diagnostic", "renormalised").out
+        assert "never paid by" not in fedpact(*show).out
+
     def test_alarms_are_told_and_where_there_is_no_power(self, fedpact: Fedpact, run: ClosedRun) -> None:
         contract, home = run.federation.contract, ("--home", str(run.federation.home))
-        asked, rows = contract.contribution.validation, run.federation.validation
-        (run.federation.home / "validation").mkdir(exist_ok=True)
-        salts = tuple(i.to_bytes(32, "big") for i in range(len(rows)))  # as `make_federation` committed to them
-        validation.save(
-            run.federation.home,
-            validation.ValidationSet(examples=rows, salts=salts, root=asked.root, slices=asked.slices),
-        )
+        keep_validation(run)
         found = fedpact("contribution", "alarms", contract.id[:8], *home, "--json").json["findings"]
         assert {f["round"] for f in found} == {1, 2}
         last = {f["code"]: f for f in found if f["round"] == 2}

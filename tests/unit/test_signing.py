@@ -20,7 +20,7 @@ from tests.support.operator_world import enterprise
 
 from fedpact_client import cards, trial
 from fedpact_client import review as reviews
-from fedpact_client.review import check_trust, standing
+from fedpact_client.review import check_schema, check_trust, standing
 from fedpact_client.signing import commit, fetch_offer, fetch_signed, verify_signatures
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract, Delegation, SignedContract
@@ -228,6 +228,18 @@ def test_each_thing_that_does_not_fit_is_refused(world: Lab, path: str, value: A
     assert error.message
     codes = {check.error.code for check in look(world, other).checks if check.error}
     assert code in codes
+
+
+def test_the_column_of_an_event_is_one_that_the_data_set_declares() -> None:
+    survival = {"name": "ill", "rule": "survival", "event": "sex", "outcomes": ["f", "m"], "cuts": ["30", "90"]}
+    columns = [{"name": "age", "kind": "number", "low": "0", "high": "100", "missing": "drop"}]
+    changes = {"data.columns": columns, "data.label": survival, "model.kind": "linear"}
+    offered = contract(changes=changes | {"contribution.loss": "discrete-hazard"})
+    declared = DataSetCard.model_construct(columns=("age", "sex"), label="ill")
+    assert check_schema(declared, offered) is None
+    with pytest.raises(RefusedError) as caught:
+        check_schema(declared.model_copy(update={"columns": ("age",)}), offered)
+    assert (caught.value.code, "sex" in caught.value.message) == ("SIGN_COLUMNS", True)
 
 
 def test_the_entity_code_is_ours_even_where_the_trust_file_is_silent(world: Lab) -> None:

@@ -14,7 +14,7 @@ from fedpact_contract.report import NOT_STOPPED
 from fedpact_contract.text import render
 
 FIXED = {"trust_model", "unit", "relation", "sampling", "kind", "game", "loss", "estimator", "currency", "rule"}
-FIXED |= {"aggregation", "fallback", "missing"}
+FIXED |= {"aggregation", "fallback", "missing", "clip", "wreckers"}
 """Words of which there is one, or which go with other values."""
 
 
@@ -60,6 +60,7 @@ def rich_contract() -> Contract:
     }
     plain["settlement"]["close_days"] = 29
     plain["auditor"] = CLAUSE
+    plain["defences"] = {"clip": "median-signal", "wreckers": "reject", "negatives": "0.135", "dispute_hours": 83}
     plain["code"] = {"release": "9.9.9", "models_digest": "3" * 64, "shell_digest": "4" * 64}
     return Contract.parse(plain)
 
@@ -157,7 +158,15 @@ def test_a_guess_is_never_called_certain(epsilon: str, percent: str) -> None:
 
 def test_one_is_one_and_more_are_many() -> None:
     many = render(CONTRACT)
-    for words in ("24 rounds", "3 training steps", "5 spare attempts", "321 seconds", "501 rows", "29 days"):
+    for words in (
+        "24 rounds",
+        "3 training steps",
+        "5 spare attempts",
+        "321 seconds",
+        "501 rows",
+        "29 days",
+        "83 hours",
+    ):
         assert words in many
     plain = CONTRACT.plain()
     plain["training"] |= {"rounds": 1, "local_steps": 1}
@@ -191,3 +200,27 @@ def test_the_fallback_and_strictness_are_said_as_they_are() -> None:
     assert 'the fallback is "equal": the pool is split equally' in text
     assert "raises an alarm (strict heads: no)" in text
     assert "refuses the order (strict heads: yes)" in render(CONTRACT)
+
+
+@pytest.mark.parametrize(
+    ("clause", "shown", "other"),
+    [
+        ({"clip": "none"}, "none is scaled down (clip: none)", "median-signal"),
+        ({"wreckers": "report"}, "invited as before (wreckers: report)", "is invited no more"),
+        ({"dispute_hours": 1}, "may dispute that for 1 hour,", "1 hours"),
+        ({"negatives": "0.5"}, "above 50 % of the total value (negatives: 0.5)", "13.5 %"),
+    ],
+)
+def test_each_defence_is_said_as_it_is(clause: dict[str, Any], shown: str, other: str) -> None:
+    plain = CONTRACT.plain()
+    plain["defences"] |= clause
+    text = render(Contract.parse(plain))
+    assert shown in text
+    assert other not in text
+    assert "An alarm is a question and moves no money." in text
+
+
+def test_without_defences_there_is_no_such_section() -> None:
+    plain = CONTRACT.plain()
+    del plain["defences"]
+    assert "DEFENCES" not in render(Contract.parse(plain)).upper()

@@ -55,10 +55,10 @@ def _rows(agent: Path, data_set: str, data: Any, count: int) -> Examples:  # noq
 
 def _without(examples: Examples, released: Examples) -> Examples:
     """The rows that were not released, as the trainer has them: one fewer of equal rows for each released one."""
-    gone = Counter(row_bytes(x, int(y)) for x, y in zip(released.x, released.y, strict=True))
+    gone = Counter(row_bytes(x, y) for x, y in zip(released.x, released.y, strict=True))
     kept = []
     for index, (x, y) in enumerate(zip(examples.x, examples.y, strict=True)):
-        row = row_bytes(x, int(y))
+        row = row_bytes(x, y)
         gone[row] -= 1
         if gone[row] < 0:
             kept.append(index)

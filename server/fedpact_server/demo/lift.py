@@ -13,12 +13,14 @@ import numpy as np
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.messages import release_event
+from fedpact_contract.metric import UNIT, metric_text
 from fedpact_contract.privacy import solve_noise_multiplier
 from fedpact_models.dp import SystemNoise, dp_sgd
 from fedpact_models.evaluate import evaluate
 from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import build
-from fedpact_models.training import physical_batch
+from fedpact_models.tasks import task_of
+from fedpact_models.training import LOSSES, physical_batch
 from fedpact_models.weights import flatten, load_flat
 
 DRAWS = 3
@@ -27,7 +29,7 @@ DRAWS = 3
 def lift(
     contract: Contract, initial: Floats, final: Floats, data: Mapping[str, Examples], validation: Examples
 ) -> dict[str, Any]:
-    """Accuracy on the validation set, together and alone.
+    """The task's metric on the validation set, together and alone.
 
     Args:
         contract: The contract.
@@ -39,13 +41,12 @@ def lift(
     steps = contract.training.rounds * contract.training.local_steps
     privacy = contract.privacy
     noise_multiplier = solve_noise_multiplier(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
-    _, correct = evaluate(contract.model, contract.data, final, validation)
     lines = []
     for party in contract.participants:
         draws = [_alone(contract, initial, data[party.id], validation, noise_multiplier, steps) for _ in range(DRAWS)]
         lines.append({"id": party.id, "name": party.name, "draws": draws, "mean": float(np.mean(draws))})
     return {
-        "together": correct / len(validation),
+        "together": _metric(contract, final, validation),
         "participants": lines,
         "draws": DRAWS,
         "alone_noise_multiplier": str(noise_multiplier),
@@ -74,6 +75,12 @@ def _alone(
         learning_rate=float(contract.training.learning_rate),
         noise=SystemNoise(),
         physical_batch=physical_batch(contract),
+        loss=LOSSES[contract.contribution.loss],
     )
-    _, correct = evaluate(contract.model, contract.data, flatten(module), validation)
-    return correct / len(validation)
+    return _metric(contract, flatten(module), validation)
+
+
+def _metric(contract: Contract, model: Floats, validation: Examples) -> float:
+    loss, correct = evaluate(contract.model, contract.data, model, validation)
+    pairs = task_of(contract.data.label).pairs(validation.y)
+    return float(metric_text(contract, [round(loss * len(validation) * UNIT)], correct, pairs))

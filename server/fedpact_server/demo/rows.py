@@ -1,21 +1,23 @@
 """A contract's rows out of files as `fedpact demo` has them: for simulations in one process, outside every ledger."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import Contract, ValidationSlice
 from fedpact_contract.errors import InputError
+from fedpact_contract.settlement import largest_remainder
 from fedpact_models.features import Examples, encode, select_rows
 from fedpact_models.tables import first_line, read_table
 from fedpact_server.demo import scenario as scenarios
 from fedpact_server.demo.scenario import Enterprise, Scenario
 
-Rows = tuple[dict[str, Examples], Examples]
-"""Participant id -> exactly the contracted number of rows; the validation rows."""
+Rows = tuple[dict[str, Examples], Examples, tuple[ValidationSlice, ...]]
+"""Participant id -> exactly the contracted number of rows; the validation rows; whose they are, as in the contract."""
 
 
 def of_folder(contract: Contract, folder: Path) -> Rows:
@@ -61,14 +63,14 @@ def of_digits(contract: Contract, folder: Path) -> Rows:
 
 def _rows(contract: Contract, found: Scenario, owner: Callable[[str], Enterprise | None]) -> Rows:
     rows: dict[str, Examples] = {}
-    released: list[Examples] = []
+    released: dict[str, Examples] = {}
     for party_id, party in contract.by_id().items():
         enterprise = owner(party_id)
         assert enterprise is not None  # noqa: S101 - the caller looked
         own = _encoded(contract, enterprise.source)
         if found.validation is None:
             own, given = _without_released(own, float(enterprise.release_fraction or 0))
-            released.append(given)
+            released[party_id] = given
         if len(own) < party.num_examples:
             raise InputError(
                 "DATA_TOO_FEW_ROWS",
@@ -79,9 +81,20 @@ def _rows(contract: Contract, found: Scenario, owner: Callable[[str], Enterprise
                 remedy="Name the files that the contract was made for.",
             )
         rows[party_id] = select_rows(own, party.num_examples, os.urandom(32))
+    givers = contract.contribution.validation.slices
     if found.validation is not None:
-        return rows, _encoded(contract, found.validation)
-    return rows, Examples(x=np.concatenate([r.x for r in released]), y=np.concatenate([r.y for r in released]))
+        validation = _encoded(contract, found.validation)
+        counts = largest_remainder(len(validation), {s.source: Fraction(s.count) for s in givers})
+        return rows, validation, _slices((s.source, counts[s.source]) for s in givers)
+    known = {s.source for s in givers}
+    slices = _slices((p if p in known else "operator", len(given)) for p, given in released.items())
+    x, y = (np.concatenate([getattr(given, part) for given in released.values()]) for part in ("x", "y"))
+    return rows, Examples(x=x, y=y), slices
+
+
+def _slices(givers: Iterable[tuple[str, int]]) -> tuple[ValidationSlice, ...]:
+    """Whose the validation rows are, in their order; a slice without rows is none."""
+    return tuple(ValidationSlice(source=source, count=count) for source, count in givers if count)
 
 
 def _encoded(contract: Contract, source: dict[str, Any]) -> Examples:

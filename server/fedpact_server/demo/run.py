@@ -289,12 +289,40 @@ class Demo:
         return self.processes.call(follow, seconds=3700)
 
     def _settle(self, contract_id: str) -> None:
+        close = [
+            *("fedpact", "settle", "close", contract_id, "--home", str(self.operator)),
+            *("--revenue", self.options.revenue, "--wait", "60"),
+        ]
+        done = self.processes.call(close, ok=(0, 5))
+        if "error" in done:
+            if done["error"]["code"] == "SETTLE_REVIEW_DUE":
+                self._review(contract_id)
+            self.processes.call(close)
+
+    def _review(self, contract_id: str) -> None:
+        """Negative values ask for a review: the operator writes one, and everybody's person agrees."""
+        self.tell("negative values ask for a review, which everybody agrees to")
+        text = "Written by the demo, which looks into nothing: here stands what the operator found out."
         self.processes.call(
             [
-                *("fedpact", "settle", "close", contract_id, "--home", str(self.operator)),
-                *("--revenue", self.options.revenue, "--wait", "60"),
+                *("fedpact", "contribution", "review", contract_id, "--home", str(self.operator)),
+                *("--text", text),
             ]
         )
+
+        def agree(index: int, _enterprise: Enterprise) -> None:
+            home = ("--home", str(self.agent(index)))
+            asked = self.processes.call(["fedpact-agent", "questions", contract_id, *home])["questions"]
+            for question in asked:
+                if question["kind"] == "review":
+                    self.processes.call(
+                        [
+                            *("fedpact-agent", "answer", contract_id, "--subject", question["subject"], "--agree"),
+                            *("--yes", *home, "--passphrase-file", str(self._passphrase(index))),
+                        ]
+                    )
+
+        self._each(agree)
 
     def _statement(self, index: int, enterprise: Enterprise, contract_id: str) -> dict[str, Any]:
         self.tell(f"{enterprise.name}: recomputes its statement")
@@ -373,6 +401,7 @@ class Demo:
             "metric": {k: report["metric"][k] for k in ("name", "initial", "final")},
             "pool_fen": report["settlement"]["pool_fen"],
             "basis": report["settlement"]["basis"],
+            "defences": defence_counts(report),
             "participants": [{k: line[k] for k in keys} for line in self._in_order(report["participants"])],
             "verdict": verdict["verdict"],
             "lift": self._lift(),
@@ -407,6 +436,17 @@ class Demo:
         if name != "stop":
             self.processes.check()
         self.seconds[name] = time.monotonic() - begun
+
+
+def defence_counts(report: dict[str, Any]) -> dict[str, int]:
+    """How many alarms and clipped updates there were, and how many detectors could hardly find anything to the end."""
+    found, last = report["defences"], len(report["rounds"])
+    return {
+        "alarms": len(found["alarms"]),
+        "without_power": sum(last in line["rounds"] for line in found["no_power"]),
+        "clipped": len(found["clipped"]),
+        "updates": found["updates"],
+    }
 
 
 def _answers(home: Path, port: int) -> bool:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from fedpact_contract.contract import (
     MAX_STEPS,
     Baseline,
+    ClassLabel,
     Column,
     Contract,
     Data,
@@ -150,7 +151,7 @@ def of_digits(folder: Path, participants: int | None = None, rounds: int | None 
         NumberColumn(name=name, kind="number", low=Decimal(0), high=Decimal(16), missing="refuse")
         for name in digits.PIXELS
     )
-    label = Label(name=digits.LABEL, classes=tuple(str(d) for d in range(10)), rule="value")
+    label = ClassLabel(name=digits.LABEL, classes=tuple(str(d) for d in range(10)), rule="value")
     enterprises = tuple(
         Enterprise(
             name=share.name,
@@ -324,7 +325,7 @@ def template(scenario: Scenario, now: datetime.datetime) -> str:
         "title": scenario.title,
         "purpose": scenario.purpose,
         "data": json.loads(json.dumps(scenario.data.plain()), parse_float=Decimal),
-        "model": {"kind": "softmax", "hidden": []},
+        "model": {"kind": "softmax" if isinstance(scenario.data.label, ClassLabel) else "linear", "hidden": []},
         "training": {
             "rounds": scenario.rounds,
             "local_steps": scenario.local_steps,
@@ -346,7 +347,7 @@ def template(scenario: Scenario, now: datetime.datetime) -> str:
             "strict_heads": False,
             "missed_rounds_limit": 2,
         },
-        "contribution": {"game": "fixed-weight", "loss": "cross-entropy", "estimator": "exact"},
+        "contribution": {"game": "fixed-weight", "loss": scenario.data.label.LOSS, "estimator": "exact"},
         "defences": {
             "clip": "median-signal",
             "wreckers": "reject",
@@ -382,7 +383,7 @@ def agent_blocks(scenario: Scenario, enterprise: Enterprise) -> str:
         "num_examples": enterprise.num_examples,
         "epsilon": scenario.privacy.data_set_epsilon,
         "delta": scenario.privacy.delta,
-        "columns": [c.name for c in scenario.data.columns],
+        "columns": [*(c.name for c in scenario.data.columns), *scenario.data.label_columns[1:]],
         "label": scenario.data.label.name,
     }
     if enterprise.release_fraction is not None:

@@ -1,7 +1,6 @@
 """The HTML report: one file, no script, nothing fetched."""
 
 import json
-from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from itertools import cycle
@@ -11,17 +10,20 @@ from typing import Annotated, Any
 from pydantic import Field, FiniteFloat
 
 from fedpact_contract.errors import InputError
+from fedpact_contract.metric import loss_unit
 from fedpact_contract.output import format_interval, format_share
 from fedpact_contract.record import Hex32, Name, Part
 from fedpact_contract.request import instant, parse_instant
 from fedpact_contract.settlement import format_fen
 from fedpact_server.report.charts import COLOURS, INK, Bar, Series, bars, lines
+from fedpact_server.report.defence_rows import defence_section, undetected_section
 from fedpact_server.report.label_rows import label_rows
 from fedpact_server.report.labels import CENTRAL, Lang, not_stopped_zh, said, words
+from fedpact_server.report.spelled import number_ranges, time_text
 
 
 class LiftLine(Part):
-    """One participant alone: its model's accuracy in each draw of noise."""
+    """One participant alone: its model's metric in each draw of noise."""
 
     id: Hex32
     name: Name
@@ -70,33 +72,25 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
     environment.filters["share"] = format_share
     environment.filters["interval"] = lambda party: format_interval(party["share_low"], party["share_high"])
     environment.filters["nat"] = lambda text: f"{Decimal(text):.6f}"
-    environment.filters["time"] = _time
+    environment.filters["time"] = time_text
     environment.filters["said"] = lambda text: said(text, lang)
     lift = None if lift is None else _in_order(lift, report)
     return environment.get_template("report.html.j2").render(
         r=report,
-        w=words(lang),
+        w=words(lang, report["loss"]),
         lang=lang,
         lift=lift,
+        less_is_better=report["loss"] == "squared-error",
         central=report["privacy"]["trust_model"] == CENTRAL,
         opened=_opened(report),
         outcomes=_outcomes(report),
         utilities=_utilities(report, lang),
         charts=_charts(report, lift, lang),
         label=label_rows(report["privacy"], lang),
+        defences=defence_section(report, lang),
+        undetected=undetected_section(report, lang),
         not_stopped=not_stopped_zh(report) if lang == "zh" else report["not_stopped"],
     )
-
-
-def number_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers for people, runs of them drawn together: 1-3, 5."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _utilities(report: dict[str, Any], lang: Lang) -> str:
@@ -122,12 +116,7 @@ def _opened(report: dict[str, Any]) -> list[str]:
     """
     before = timedelta(seconds=report["deadline_seconds"])
     ends = report["rounds"][:1] + report["rounds"][1:][-1:]
-    return [_time(instant(parse_instant(line["deadline"]) - before)) for line in ends]
-
-
-def _time(moment: str) -> str:
-    """An instant for people: 2026-01-31 12:00:00 UTC."""
-    return f"{moment[:10]} {moment[11:19]} UTC"
+    return [time_text(instant(parse_instant(line["deadline"]) - before)) for line in ends]
 
 
 def _outcomes(report: dict[str, Any]) -> list[dict[str, str]]:
@@ -146,7 +135,10 @@ def _outcomes(report: dict[str, Any]) -> list[dict[str, str]]:
 
 def _charts(report: dict[str, Any], lift: dict[str, Any] | None, lang: Lang) -> dict[str, str]:
     """Every chart; a participant has one colour in all of them."""
-    w, colours = words(lang), dict(zip((p["id"] for p in report["participants"]), cycle(COLOURS), strict=False))
+    w, colours = (
+        words(lang, report["loss"]),
+        dict(zip((p["id"] for p in report["participants"]), cycle(COLOURS), strict=False)),
+    )
     charts = {"privacy": bars(_epsilon(report, colours)), "metric": "", "cumulative": "", "shares": "", "lift": ""}
     scored = [line for line in report["rounds"] if "metric" in line]
     if scored:
@@ -162,7 +154,7 @@ def _charts(report: dict[str, Any], lift: dict[str, Any] | None, lang: Lang) -> 
             for p in report["participants"]
         ]
         if report["privacy"]["trust_model"] != CENTRAL:  # there everybody has the same
-            charts["cumulative"] = lines(cumulative, w["round"], "nat")
+            charts["cumulative"] = lines(cumulative, w["round"], loss_unit(report["loss"]))
     if report["settlement"] is not None:
         charts["shares"] = bars(_shares(report, colours))
     if lift is not None:

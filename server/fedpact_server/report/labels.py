@@ -15,6 +15,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "contract": ("Contract", "合约"),
     "parties": ("Parties", "各方"),
     "operator": ("Operator", "运营方"),
+    "buyer": ("Buyer", "购买方"),
     "name": ("Name", "名称"),
     "entity_code": ("Entity code", "统一社会信用代码"),
     "role": ("Role, or sector", "角色或行业"),
@@ -78,6 +79,13 @@ LABELS: dict[str, tuple[str, str]] = {
         "Leave-one-out is how much higher the loss would have been without this participant's updates alone, round by "
         "round, all added up; it is shown for comparison, and nothing is paid by it.",
         "留一法指逐轮仅去掉该参与方的更新时损失会高出多少，各轮相加；仅供对照，不作为分配依据。",
+    ),
+    "renormalised_note": (
+        "Contribution is by the re-normalised game: for every group the rule by which updates are combined is applied "
+        "to its updates alone. So one more update makes each other one count for less, and an update that changes "
+        "nothing has a contribution other than 0, mostly a negative one.",
+        "贡献按重新归一化博弈计算：对每个子集，仅对其成员的更新应用聚合规则。因此多一个更新会使其余更新的作用变小；"
+        "毫无改动的更新其贡献亦不为0，通常为负。",
     ),
     "cumulative": ("Cumulative contribution by round (nat)", "各轮累计贡献（nat）"),
     "privacy": ("Privacy: epsilon spent against the contract's budget", "隐私：已用ε与合约预算"),
@@ -214,6 +222,50 @@ LABELS: dict[str, tuple[str, str]] = {
     ),
 }
 
+OF_LOSS: dict[str, dict[str, tuple[str, str]]] = {
+    "discrete-hazard": {
+        "metric": ("Concordance by round", "各轮一致性指数"),
+        "metric_note": (
+            "Measured at the operator on the committed validation set: of the pairs of rows of which it is known whose "
+            "event came first, the part that the model puts in this order (0.5: chance).",
+            "由运营方在已承诺的验证集上测得：在可判定事件先后的各对数据行中，模型排序正确的比例（0.5为随机水平）。",
+        ),
+        "nat_note": (
+            "A nat is the unit of the loss, the mean over the validation rows of -ln(probability that the model gives "
+            "to what was seen of the row: each interval that it lived through, and the one in which the event came): a "
+            "contribution of 0.1 nat lowered the loss by 0.1.",
+            "nat是损失的单位：损失为模型赋予各行所观察到的结果（所存续的各区间及事件发生的区间）的概率取负自然对数后，"
+            "在验证集各行上的平均值；贡献0.1 nat即令损失降低0.1。",
+        ),
+        "baselines_note": (
+            "Each participant's own model, trained alone with the contract's noise and released once; concordance on "
+            "the validation rows, the operator's statement. No money follows from it.",
+            "各参与方以合约噪声单独训练并一次性发布的模型在验证行上的一致性指数；以运营方陈述为准，不影响分配。",
+        ),
+    },
+    "squared-error": {
+        "metric": ("Root mean squared error by round", "各轮均方根误差"),
+        "metric_note": (
+            "Measured at the operator on the committed validation set, in the label's unit; less is better.",
+            "由运营方在已承诺的验证集上测得，以标签的单位计；越小越好。",
+        ),
+        "nat_note": (
+            "The loss is half the mean squared error on the validation rows, of the label scaled by its public bounds "
+            "to [-1, 1]: a contribution of 0.1 lowered it by 0.1.",
+            "损失为标签按公开上下界缩放至[-1, 1]后，在验证集各行上均方误差的一半；贡献0.1即令损失降低0.1。",
+        ),
+        "cumulative": ("Cumulative contribution by round", "各轮累计贡献"),
+        "value": ("Contribution", "贡献值"),
+        "loo": ("Leave-one-out", "留一法"),
+        "baselines_note": (
+            "Each participant's own model, trained alone with the contract's noise and released once; root mean "
+            "squared error on the validation rows, the operator's statement. No money follows from it.",
+            "各参与方以合约噪声单独训练并一次性发布的模型在验证行上的均方根误差；以运营方陈述为准，不影响分配。",
+        ),
+    },
+}
+"""What is said otherwise where the contract's loss is another."""
+
 SAID: dict[str, tuple[str, str]] = {
     "signed": ("signed", "已签署"),
     "running": ("running", "运行中"),
@@ -225,6 +277,8 @@ SAID: dict[str, tuple[str, str]] = {
     "refused": ("refused by the participant", "参与方拒绝"),
     "missed": ("no reply in time", "逾期未应答"),
     "accuracy": ("accuracy", "准确率"),
+    "concordance": ("concordance", "一致性指数"),
+    "root mean squared error": ("root mean squared error", "均方根误差"),
     "example": ("one example (row)", "单个样本（一行）"),
     "zero-out": ("one row set to zero", "将一行置零"),
     "record-level-at-each-participant": ("record level, at each participant", "各参与方本地，记录级"),
@@ -352,9 +406,9 @@ def not_stopped_zh(report: dict[str, Any]) -> tuple[str, ...]:
     return CENTRAL_NOT_STOPPED_ZH + NOT_STOPPED_ZH[1:] if central else NOT_STOPPED_ZH
 
 
-def words(lang: Lang) -> dict[str, str]:
-    """Every label in one language."""
-    return {key: pair[1 if lang == "zh" else 0] for key, pair in LABELS.items()}
+def words(lang: Lang, loss: str = "cross-entropy") -> dict[str, str]:
+    """Every label in one language, for a contract of this loss."""
+    return {key: pair[1 if lang == "zh" else 0] for key, pair in (LABELS | OF_LOSS.get(loss, {})).items()}
 
 
 def said(word: str, lang: Lang) -> str:

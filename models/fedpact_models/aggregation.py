@@ -16,6 +16,7 @@ from fedpact_contract.errors import FailedError
 from fedpact_contract.log import Clip
 from fedpact_contract.unions import counted_rows
 from fedpact_models.noise import Noise
+from fedpact_models.renormalised import Aggregator
 from fedpact_models.weights import clipped, energy
 
 
@@ -111,8 +112,10 @@ def server_steps(
     updates: Mapping[str, NDArray[np.floating]],
     memory: Memory,
     unions: Sequence[Sequence[str]] = (),
-) -> tuple[Mapping[str, NDArray[np.float64]], Memory]:
+) -> tuple[Mapping[str, NDArray[np.floating]], Memory]:
     """Each player's part of the step that the server makes in a round, in the order of ids, and what it keeps.
+
+    In the re-normalised game there are no such parts: each player's update stands for it, and `next_model` knows.
 
     Without an optimizer, or with one that keeps no momentum, the players are those of `updates`. With momentum they
     are all that were admitted so far: the momentum is a sum over participants, and so is the step, once the second
@@ -129,6 +132,8 @@ def server_steps(
     """
     optimizer, rate = contract.training.server_optimizer, contract.training.server_rate
     updates = counted_updates(contract, updates)
+    if contract.contribution.game == "re-normalised":
+        return Read(updates, updates.__getitem__), Memory(round=memory.round + 1, momenta={}, second=0.0)
     counts = counted_rows(contract, list(updates), unions)
     if optimizer is None:
         return weighted_steps(updates, counts, rate), Memory(round=memory.round + 1, momenta={}, second=0.0)
@@ -193,7 +198,47 @@ def noised_mean(
     return total * (float(contract.training.server_rate) / len(contract.participants))
 
 
-def apply(base: NDArray[np.float64], steps: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+def next_model(
+    contract: Contract,
+    base: NDArray[np.float64],
+    steps: Mapping[str, NDArray[np.floating]],
+    unions: Sequence[Sequence[str]] = (),
+) -> NDArray[np.float64]:
+    """What a round leads to, from its base model, float64 [P], and what `server_steps` gives for these unions.
+
+    Raises:
+        FailedError: there is no update.
+    """
+    if contract.contribution.game != "re-normalised":
+        return apply(base, steps.values())
+    if not steps:
+        raise FailedError("AGGREGATION_EMPTY", "There is no update to aggregate.")
+    (model,) = aggregator(contract, steps, unions).models(base, [2 ** len(steps) - 1])
+    return model
+
+
+def aggregator(
+    contract: Contract, updates: Mapping[str, NDArray[np.floating]], unions: Sequence[Sequence[str]] = ()
+) -> Aggregator:
+    """The contract's rule over a round's updates as they count, for any coalition: the re-normalised game."""
+    counts = counted_rows(contract, list(updates), unions)
+    return Aggregator(contract.training, [counts[p] for p in updates], Rows(updates))
+
+
+class Rows:
+    """Arrays by the player's place; each is read when it is asked for."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[np.floating]]) -> None:
+        self._arrays, self._ids = arrays, list(arrays)
+
+    def __getitem__(self, player: int, /) -> NDArray[np.floating]:
+        return self._arrays[self._ids[player]]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def apply(base: NDArray[np.float64], steps: Iterable[NDArray[np.floating]]) -> NDArray[np.float64]:
     """The next model: base plus the steps, added one after the other in their order."""
     model = base.copy()
     for step in steps:
