@@ -21,9 +21,10 @@ from fedpact_contract.arrays import update_digest
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.contract import Contract
 from fedpact_contract.log import RoundScores
+from fedpact_models import aggregation
 from fedpact_models.evaluate import Evaluate, evaluate_coalitions
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, scoring
+from fedpact_server import scoring
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import write_array
 
