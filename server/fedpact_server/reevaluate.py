@@ -344,15 +344,17 @@ def _told(line: Finding) -> str:
 
 
 def _draws(said: RoundScores, again: RoundScores) -> Iterator[Difference]:
-    """What a round's draw of coalitions rests on and states otherwise, by more than a unit; one difference a round."""
-    if said.sampling is None or again.sampling is None:
-        return
-    pairs: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = [
-        (DRAWN[said.sampling.estimator], (said.sampling.draws,), (again.sampling.draws,), 0)
-    ]
-    pairs += [("first-order values", said.sampling.first_order, again.sampling.first_order, 1)]
-    for stated, found in zip_longest(said.sampling.errors, again.sampling.errors, fillvalue=()):
-        pairs += [("standard errors", stated, found, 1)]
+    """First-order values, and what a round's draw of coalitions rests on, stated otherwise by more than a unit.
+
+    One difference a round.
+    """
+    pairs: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = []
+    if said.first_order is not None:
+        pairs += [("first-order values", said.first_order, again.first_order or (), 1)]
+    if said.sampling is not None and again.sampling is not None:
+        pairs += [(DRAWN[said.sampling.estimator], (said.sampling.draws,), (again.sampling.draws,), 0)]
+        for stated, found in zip_longest(said.sampling.errors, again.sampling.errors, fillvalue=()):
+            pairs += [("standard errors", stated, found, 1)]
     for name, stated, found, room in pairs:
         for one, other in zip_longest(stated, found, fillvalue=-1):
             if abs(one - other) > room:

@@ -117,7 +117,7 @@ def audit(
             "RETRAIN_CENTRAL",
             "At client level no participant's contribution is measured: there is nothing to compare with.",
             field="privacy.trust_model",
-            rule="game = fixed-weight",
+            rule="a game that scores single updates",
         )
     if draws < 2:
         raise InputError("RETRAIN_DRAWS", "Standard errors need two draws at least.", field="--draws")

@@ -21,7 +21,7 @@ from tests.support.settlement_kit import a_contract
 
 from fedpact_client import simulation
 from fedpact_client.quote import Share, Simulated, plausible_share
-from fedpact_contract.contract import Contract, Krum, ServerOptimizer, Training, estimator_plan
+from fedpact_contract.contract import Contract, Krum, ServerOptimizer, Training, ValidationSlice, estimator_plan
 from fedpact_contract.contribution import (
     check_draws,
     check_scores,
@@ -139,6 +139,25 @@ def test_a_mean_of_numbers_of_every_size_does_not_depend_on_their_order() -> Non
         (found,) = (model.copy() for model in rows.models(np.zeros(50), [63]))
         (due,) = models(training("weighted-mean"), updates, np.zeros(50), [63])
         assert found.tobytes() == due.tobytes()
+
+
+@pytest.mark.parametrize(("rule", "krum"), RULES)
+def test_updates_are_read_once_where_all_of_them_can_be_held(setting, rule, krum) -> None:
+    updates, base = setting
+    read = []
+
+    class Disk:
+        """Rows that tell when they are read."""
+
+        def __len__(self) -> int:
+            return len(updates)
+
+        def __getitem__(self, player: int) -> np.ndarray:
+            read.append(player)
+            return updates[player]
+
+    list(Aggregator(training(rule, krum), COUNTS, Disk(), held=7 * 12).models(base, range(2**7)))
+    assert sorted(read) == sorted([*range(7), *([] if krum is None else [0])]), "Krum asks for the length of one"
 
 
 def test_krum_leaves_out_who_is_far_and_the_median_hardly_moves() -> None:
@@ -300,6 +319,21 @@ def test_a_quote_names_the_game() -> None:
         assert any('game "re-normalised"' in text for text in found["reasons"]) == told
         assert ("sixteen orders of arrival" in found["simulated"]["model"]) == told
     assert 2 * simulation.RENORMALISED_PAIRS == 16
+
+
+def test_a_participant_is_scored_on_the_rows_that_others_gave() -> None:
+    contract, rng = digits_contract(3, training__aggregation="median"), np.random.default_rng(6)
+    ids = list(contract.by_id())
+    slices = tuple(ValidationSlice(source=source, count=n) for source, n in (("operator", 150), (ids[1], 70)))
+    terms = contract.contribution.validation.model_copy(update={"slices": slices})
+    contribution = contract.contribution.model_copy(update={"validation": terms})
+    contract = contract.model_copy(update={"contribution": contribution})
+    scores = scored(contract, {p: rng.normal(size=650).astype(np.float32) * 0.05 for p in ids})
+    values = round_values(scores, contract)
+    for own, player in ((0, ids[0]), (1, ids[1])):
+        kept, rows = (slice(None), 220) if own == 0 else (slice(1), 150)
+        table = [sum(scores.losses[0][kept]) - sum(row[kept]) for row in scores.losses]
+        assert values[player] == shapley(table)[ids.index(player)] / rows
 
 
 def test_a_union_counts_once_and_a_clipped_update_counts_clipped() -> None:
