@@ -1,4 +1,4 @@
-"""What a log says of the defences against gaming: clips, findings, exclusions and unions, for the report."""
+"""What a log says of the defences against gaming: clips, findings, exclusions, unions, reviews, for the report."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -13,6 +13,7 @@ from fedpact_contract.log import (
     ParticipantExcluded,
     ParticipantReadmitted,
     PeriodSettled,
+    ReviewOpened,
     RoundOpened,
     ScoresCommitted,
     StatementTaken,
@@ -72,6 +73,7 @@ def defences(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contrac
         ],
         "exclusions": _exclusions(bodies, contract),
         "unions": _unions(entries, bodies, contract),
+        "reviews": _reviews(entries, bodies, contract),
     }
 
 
@@ -133,10 +135,9 @@ def _unions(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contract
             found.append(union)
         elif isinstance(body, StatementTaken):
             said = Statement.from_bytes(read_envelope(body.statement).body)
-            disputed = subjects.get(said.subject)
-            if said.answer == "dispute" and disputed is not None and body.participant in _ids(disputed):
-                by = _named(body.participant, contract)
-                disputed["steps"].append(_step("disputed", by=by, reason=said.reason))
+            answered = subjects.get(said.subject)
+            if answered is not None and body.participant in _ids(answered):
+                answered["steps"].append(_answer(said, contract))
         elif isinstance(body, UnionConfirmed | UnionWithdrawn):
             what = "confirmed" if isinstance(body, UnionConfirmed) else "withdrawn"
             for union in found:
@@ -148,6 +149,26 @@ def _unions(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contract
                 if union["state"] == "confirmed":
                     union["rounds"].append(body.round)
     return found
+
+
+def _reviews(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contract) -> list[dict[str, Any]]:
+    """Each review of negative values, with the answers in their order."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry, body in zip(entries, bodies, strict=True):
+        if isinstance(body, ReviewOpened):
+            negative = [_named(p, contract) for p in body.negative]
+            found[entry.leaf_hash.hex()] = {"negative": negative, "ratio": body.ratio, "text": body.text, "steps": []}
+        elif isinstance(body, StatementTaken):
+            said = Statement.from_bytes(read_envelope(body.statement).body)
+            if said.subject in found:
+                found[said.subject]["steps"].append(_answer(said, contract))
+    return list(found.values())
+
+
+def _answer(said: Statement, contract: Contract) -> dict[str, Any]:
+    """A participant's answer, as a step."""
+    what = "disputed" if said.answer == "dispute" else "agreed"
+    return _step(what, by=_named(said.participant, contract), reason=said.reason)
 
 
 def _ids(union: dict[str, Any]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from fedpact_contract.log import (
     Findings,
     FindingsOpened,
     ParticipantReadmitted,
+    ReviewOpened,
     ScoresCommitted,
     StatementTaken,
     UnionConfirmed,
@@ -144,6 +145,33 @@ def upto(fed: Federation, kind: type[Body]) -> dict[str, Any]:
     return build(entries[: next(i for i, entry in enumerate(entries) if entry.type == kind.TYPE)])
 
 
+def reviewed(fed: Federation) -> list[Entry]:
+    """The log with a review that one agrees to and another disputes."""
+    who = {k: fed.agent(k).desk.participant for k in (1, 2, 4)}
+    review = Entry.of(ReviewOpened(period=1, negative=(who[4],), ratio="1/3", text="labels were shifted"))
+    said = [("agree", who[1], None), ("dispute", who[2], "whose labels?")]
+    answers = [
+        StatementTaken(
+            participant=participant,
+            statement=sign(
+                Statement.parse(
+                    {
+                        "contract_id": fed.contract.id,
+                        "participant": participant,
+                        "subject": review.leaf_hash.hex(),
+                        "answer": answer,
+                        "reason": reason,
+                    },
+                    code="TEST",
+                ),
+                fed.operator_key,
+            ).plain(),
+        )
+        for answer, participant, reason in said
+    ]
+    return [*fed.entries(), review, *(Entry.of(body) for body in answers)]
+
+
 def test_the_story_is_one_that_verify_takes(fed: Federation) -> None:
     found = replay(fed.entries()).faults
     assert {f.code for f in found if f.rule != "noise"} - {"HEAD_ROOT", "HEAD_TIME"} == set()
@@ -197,6 +225,15 @@ class TestJson:
         ]
         assert union["steps"][1]["by"] == union["members"][1]
 
+    def test_reviews_with_what_was_answered(self, fed: Federation) -> None:
+        found = build(reviewed(fed))["defences"]
+        (review,) = found["reviews"]
+        assert ([p["name"] for p in review["negative"]], review["ratio"]) == (["Enterprise 4"], "1/3")
+        assert review["text"] == "labels were shifted"
+        steps = [(step["what"], step["by"]["name"], step["reason"]) for step in review["steps"]]
+        assert steps == [("agreed", "Enterprise 1", None), ("disputed", "Enterprise 2", "whose labels?")]
+        assert "disputed" in {step["what"] for step in found["unions"][0]["steps"]}, "each answer to its own entry"
+
     def test_before_the_close_only_what_is_visible_is_in_it(self, fed: Federation, report: dict[str, Any]) -> None:
         early = upto(fed, FindingsOpened)["defences"]
         assert early["findings"] == "committed"
@@ -247,6 +284,21 @@ class TestPage:
             assert words in text, words
         factor = Decimal(report["defences"]["clipped"][0]["factor"])
         assert f"Round 1: {int(factor * 10000) / 10000:.4f}" in text
+
+    def test_a_review_in_both_languages(self, fed: Federation) -> None:
+        found = build(reviewed(fed))
+        for lang, words in (
+            (
+                "en",
+                "Enterprise 4 Negative values together: 0.333 of the total value The operator found out: labels were",
+            ),
+            ("en", "Agreed to by Enterprise 1 Disputed by Enterprise 2: whose labels?"),
+            (
+                "zh",
+                "负价值合计为总价值的0.333 运营方查明：labels were shifted Enterprise 1同意",
+            ),
+        ):
+            assert words in page(found, lang).text, words
 
     def test_in_chinese_no_english_is_left(self, fed: Federation, report: dict[str, Any]) -> None:
         text = page(report, "zh").text

@@ -3,10 +3,11 @@
 import re
 from dataclasses import dataclass, field
 from decimal import ROUND_FLOOR, Decimal
+from fractions import Fraction
 from typing import Any
 
 from fedpact_contract.defended import DETECTORS
-from fedpact_contract.record import decimal_text
+from fedpact_contract.record import decimal_text, ratio_text
 from fedpact_contract.undetected import ATTACKS, MEASURED
 from fedpact_server.report.labels import CENTRAL, Lang
 from fedpact_server.report.spelled import number_ranges, time_text
@@ -100,9 +101,13 @@ WORDS: dict[str, tuple[str, str]] = {
         "依据第{}轮及之前的检测结果；异议期至{}",
     ),
     "declared": ("Declared {}: {}", "声明（{}）：{}"),
+    "agreed": ("Agreed to by {}", "{}同意"),
     "disputed": ("Disputed by {}", "{}提出异议"),
     "confirmed": ("Confirmed {}", "确认（{}）"),
     "withdrawn": ("Withdrawn", "撤回"),
+    "reviews": ("Reviews of negative values", "负价值复核"),
+    "review": ("Negative values together: {} of the total value", "负价值合计为总价值的{}"),
+    "found_out": ("The operator found out: {}", "运营方查明：{}"),
     "counted": ("Counted once in rounds {}", "按一方计入的轮次：{}"),
     "undetected": ("Attacks that are not detected, or not always", "无法检测或未必能检测的攻击"),
     "gain": (
@@ -186,7 +191,8 @@ def defence_section(report: dict[str, Any], lang: Lang) -> Section:
     if found is None:
         central = report["privacy"]["trust_model"] == CENTRAL
         return Section(title=said.word("title"), note=said.word("central" if central else "without"), rules=[])
-    blocks = [said.alarms(found), said.no_power(found), said.clips(found), said.exclusions(found), said.unions(found)]
+    blocks = [said.alarms(found), said.no_power(found), said.clips(found), said.exclusions(found)]
+    blocks += [said.unions(found), said.reviews(found)]
     kept = [block for block in blocks if block.rows or block.note]
     return Section(title=said.word("title"), rules=said.rules(report), blocks=kept)
 
@@ -277,6 +283,15 @@ class _Said:
                 lines.append(self.word("counted").format(number_ranges(union["rounds"])))
             rows.append(Row(head=self._names(union["members"]), lines=lines))
         return Block(title=self.word("unions"), rows=rows)
+
+    def reviews(self, found: dict[str, Any]) -> Block:
+        rows = []
+        for review in found["reviews"]:
+            lines = [self.word("review").format(ratio_text(Fraction(review["ratio"]), 3))]
+            lines.append(self.word("found_out").format(review["text"]))
+            lines += [self._step(step) for step in review["steps"]]
+            rows.append(Row(head=self._names(review["negative"]), lines=lines))
+        return Block(title=self.word("reviews"), rows=rows)
 
     def _step(self, step: dict[str, Any]) -> str:
         if step["what"] == "declared":
