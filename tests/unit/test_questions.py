@@ -477,7 +477,7 @@ def test_the_demo_writes_a_review_where_its_values_ask_for_one(tmp_path, monkeyp
     question = {"kind": "review", "subject": "ab" * 32}
     due: list[dict[str, Any]] = [{"error": {"code": "SETTLE_REVIEW_DUE"}}]
 
-    def call(words: list[str], *, ok: tuple[int, ...] = (0,), **_: Any) -> dict[str, Any]:
+    def call(_: Any, words: list[str], *, ok: tuple[int, ...] = (0,)) -> dict[str, Any]:
         said.append(" ".join(words[:3]))
         if words[1] == "settle":
             assert due == [] or 5 in ok
@@ -488,7 +488,7 @@ def test_the_demo_writes_a_review_where_its_values_ask_for_one(tmp_path, monkeyp
         for number in range(2):
             work(number, None)
 
-    monkeypatch.setattr(demo.processes, "call", call)
+    monkeypatch.setattr(type(demo.processes), "call", call)
     monkeypatch.setattr(Demo, "_each", lambda _self, work: each(work))
     demo._settle("3f2a")
     assert said == [
