@@ -343,10 +343,9 @@ def plausible_share(contract: Contract, me: Participant, simulated: Simulated, p
 
 
 def _ranges(simulated: Simulated, contract: Contract) -> dict[str, Any]:
-    optimizer, fixed = contract.training.server_optimizer, contract.contribution.game != "re-normalised"
+    fixed = contract.contribution.game != "re-normalised"
     return {
         "model": "what parties with like data would get, on a made-up task, with the contract's rows, noise and rounds"
-        + ("" if optimizer is None else f"; the server adds the mean update in place of its {optimizer.kind}")
         + ("" if fixed else "; values of the re-normalised game are estimated from sixteen orders of arrival a round"),
         "draws": len(simulated.by_label_noise[LABEL_NOISE[0]]),
         "by_own_label_noise": [

@@ -2,9 +2,10 @@
 
 No data of anybody is read. Rows are made up to the contract's schema: each class has a place of its own in the public
 range, and rows lie around it; a number or a duration goes with one direction in that range. Training is the contract's
-own (`local_update`), with its noise, numbers of rows and rounds; a round's values are those of one antithetic pair of
-orders, which is exact where participants interact in pairs alone, as they nearly do in the fixed-weight game
-(docs/adr/0004). In the re-normalised game they do not, and eight pairs are taken.
+own (`local_update`), with its noise, numbers of rows and rounds, and so is the server's step (`server_steps`), clip and
+optimizer included. A round's values are those of one antithetic pair of orders, which is exact where participants
+interact in pairs alone, as they nearly do in the fixed-weight game (docs/adr/0004). In the re-normalised game they do
+not, and eight pairs are taken.
 """
 
 import time
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 
 from fedpact_contract.contract import ClassLabel, Contract
 from fedpact_contract.contribution import validation_rows
+from fedpact_models.aggregation import START, aggregator, next_model, server_steps
 from fedpact_models.dp import Noise
 from fedpact_models.evaluate import logits
 from fedpact_models.features import Examples, Floats, Targets, feature_count
 from fedpact_models.registry import initial_weights
-from fedpact_models.renormalised import Aggregator
 from fedpact_models.tasks import task_of
 from fedpact_models.training import local_update
 
@@ -40,7 +41,6 @@ RENORMALISED_PAIRS = 8
 """Pairs of orders that values of the re-normalised game are estimated from, each round."""
 
 UNIT = 10**9
-Updates = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +90,6 @@ def simulated_run(
 ) -> Draw | None:
     """One run of the contract in which everybody has like data, and the participant part of its labels wrong.
 
-    A server's optimizer is not simulated: the mean update is added as it is.
-
     Args:
         contract: The contract; its participants add the noise themselves.
         participant: Whose labels are changed.
@@ -112,23 +110,25 @@ def simulated_run(
         return task.losses(logits(contract.model, contract.data, model, validation.x), validation.y)
 
     pairs = RENORMALISED_PAIRS if contract.contribution.game == "re-normalised" else 1
-    base = initial_weights(contract.model, contract.data, rng)
+    base, memory = initial_weights(contract.model, contract.data, rng), START
     begun = before = losses(base)
     values = dict.fromkeys(counts, 0.0)
     for _ in range(contract.training.rounds):
         if not in_time():
             return None
         updates = {i: local_update(contract, base, rows, noise) for i, rows in parts.items()}
-        arrivals = _arrivals(contract, base, updates)
+        made, memory = server_steps(contract, updates, memory)
+        steps = dict(made)
+        arrivals = _arrivals(contract, base, steps)
         for _ in range(pairs):
-            order = rng.permutation(len(counts)).tolist()
+            order = rng.permutation(len(steps)).tolist()
             for direction in (order, order[::-1]):
                 loss = float(before.mean())
                 for place, model in zip(direction, arrivals(direction), strict=True):
                     after = float(losses(model).mean())
-                    values[list(counts)[place]] += (loss - after) / (2 * pairs)
+                    values[list(steps)[place]] += (loss - after) / (2 * pairs)
                     loss = after
-        *_, base = (model.copy() for model in arrivals(range(len(counts))))
+        base = next_model(contract, base, steps)
         before = losses(base)
     fall = begun - before
     return Draw(
@@ -138,29 +138,21 @@ def simulated_run(
     )
 
 
-def _arrivals(contract: Contract, base: Floats, updates: Updates) -> Callable[[Sequence[int]], Iterator[Floats]]:
+def _arrivals(
+    contract: Contract, base: Floats, steps: Mapping[str, NDArray[np.floating]]
+) -> Callable[[Sequence[int]], Iterator[Floats]]:
     """For an order of participants, by their places, the model after each arrival by the contract's rule."""
-    counts = {i: p.num_examples for i, p in contract.by_id().items()}
     if contract.contribution.game == "re-normalised":
-        game = Aggregator(contract.training, list(counts.values()), list(updates.values()))
+        game = aggregator(contract, steps)
         return lambda order: game.models(base, list(accumulate(1 << place for place in order)))
-    plain = contract.training.server_optimizer is None
-    rate = float(contract.training.server_rate) if plain else 1.0  # an optimizer's rate is of another measure
-    steps = list(weighted_steps(updates, counts, rate).values())
 
     def added(order: Sequence[int]) -> Iterator[Floats]:
         model = base
         for place in order:
-            model = model + steps[place]
+            model = model + list(steps.values())[place]
             yield model
 
     return added
-
-
-def weighted_steps(updates: Updates, counts: Mapping[str, int], server_rate: float) -> dict[str, Floats]:
-    """What the operator adds to the model for each participant: eta w_i D_i, w_i = n_i / sum n."""
-    total = sum(counts.values())
-    return {i: update.astype(np.float64) * (server_rate * counts[i] / total) for i, update in updates.items()}
 
 
 class _World:

@@ -114,13 +114,19 @@ class CategoryColumn(Part):
 Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 
-class ClassLabel(Part):
+class _Label(Part):
+    """What all labels say: the column, and that where it is `missing` the row is left out; else the data is refused."""
+
+    name: Name
+    missing: Literal["refuse", "drop"] | None = None
+
+
+class ClassLabel(_Label):
     """A class is predicted. Rule `value`: the cell is one of the classes. `above`: two classes, cell > threshold."""
 
     TASK: ClassVar = "classification"
     LOSS: ClassVar = "cross-entropy"
 
-    name: Name
     classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=1000)]
     rule: Literal["value", "above"]
     threshold: Dec | None = None
@@ -131,20 +137,19 @@ class ClassLabel(Part):
         return len(self.classes)
 
 
-class NumberLabel(Part):
+class NumberLabel(_Label):
     """A number is predicted, which lies within public bounds and is scaled by them to [-1, 1] (docs/adr/0009)."""
 
     TASK: ClassVar = "regression"
     LOSS: ClassVar = "squared-error"
 
-    name: Name
     rule: Literal["number"]
     low: Dec
     high: Dec
     outputs: ClassVar = 1
 
 
-class SurvivalLabel(Part):
+class SurvivalLabel(_Label):
     """When an event comes is predicted, interval by interval: a discrete-time hazard (docs/adr/0009).
 
     `name` is the column of the duration, not negative; `event` that of whether the event came then, or the row was
@@ -155,7 +160,6 @@ class SurvivalLabel(Part):
     TASK: ClassVar = "survival"
     LOSS: ClassVar = "discrete-hazard"
 
-    name: Name
     rule: Literal["survival"]
     event: Name
     outcomes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=2)]

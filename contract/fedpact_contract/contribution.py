@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from fedpact_contract.contract import Contract, NumberLabel, SurvivalLabel, estimator_plan
 from fedpact_contract.errors import FaultError, InputError
-from fedpact_contract.estimators import Estimate, Plan, coalitions, estimate, most_draws, next_plan
+from fedpact_contract.estimators import Estimate, Plan, agrees, coalitions, estimate, most_draws, next_plan
 from fedpact_contract.log import RoundScores, Sampling
 from fedpact_contract.output import counted
 from fedpact_contract.sampling import round_seed, standard_error
@@ -121,8 +121,13 @@ def _check_unions(scores: RoundScores, contract: Contract, field: str) -> None:
 
 
 def _check_sampled(scores: RoundScores, contract: Contract, field: str) -> None:
-    """Coalitions were drawn where the contract says so, and of as many players as were scored."""
+    """Coalitions were drawn where the contract says so, of as many players as were scored; first-order values fit."""
+    if scores.first_order is not None and len(scores.first_order) != len(scores.players):
+        raise FaultError("SCORES_FIRST_ORDER", "First-order values are not one for each player.", field=field)
     sampling = scores.sampling
+    if sampling is not None and has_first_order(contract) != (scores.first_order is not None):
+        message = "Coalitions are drawn by first-order values too where the round's rule is a mean, else not."
+        raise FaultError("SCORES_FIRST_ORDER", message, field=field)
     if contract.contribution.estimator == "exact":
         if sampling is not None:
             raise FaultError("SCORES_SAMPLING", "Coalitions were drawn; the contract wants all of them.", field=field)
@@ -136,8 +141,8 @@ def _check_sampled(scores: RoundScores, contract: Contract, field: str) -> None:
     if sampling.estimator != start.estimator:
         message = f"The coalitions are those of {sampling.estimator}; the contract's game calls for {start.estimator}."
         raise FaultError("SCORES_SAMPLING", message, field=field)
-    if not sampling.errors or {len(sampling.first_order), *map(len, sampling.errors)} != {len(scores.players)}:
-        message = "First-order values or errors are not one for each player."
+    if not sampling.errors or {*map(len, sampling.errors)} != {len(scores.players)}:
+        message = "Errors are not one for each player."
         raise FaultError("SCORES_SAMPLING", message, field=field)
     if not start.draws <= sampling.draws <= most_draws(start.estimator, len(scores.players)):
         raise FaultError("SCORES_DRAWS", f"{sampling.draws} {DRAWN[start.estimator]} were drawn.", field=field)
@@ -164,7 +169,7 @@ def check_draws(scores: RoundScores, contract: Contract, update_digests: Sequenc
             break
         plan = due
         found = estimate(plan, utilities(scores, contract)[: len(coalitions(plan))])
-        due = next_draws(contract, plan, found, sampling.first_order, errors)
+        due = next_draws(contract, plan, found, scores.first_order, errors)
     else:
         if due is None and plan.draws == sampling.draws:
             return
@@ -172,20 +177,50 @@ def check_draws(scores: RoundScores, contract: Contract, update_digests: Sequenc
     raise FaultError("SCORES_DRAWS", message, field=field)
 
 
-def next_draws(
-    contract: Contract, plan: Plan, found: Estimate, first_order: Sequence[int], errors: Sequence[int]
-) -> Plan | None:
-    """`estimators.next_plan` by the contract's terms, from what stands in `Sampling`.
+def has_first_order(contract: Contract) -> bool:
+    """Whether first-order values say something of the contract's game: its rule is a mean of updates."""
+    return contract.training.aggregation == "weighted-mean"
 
-    Where the round's rule is no mean, first-order values say nothing of its values.
+
+def agrees_with_first_order(scores: RoundScores, contract: Contract) -> bool | None:
+    """The cross-check of a round: whether its values go along with its first-order values. None where there are none.
+
+    On all rows, also of those who gave some.
     """
-    mean = contract.training.aggregation == "weighted-mean"
+    if scores.first_order is None:
+        return None
+    found = [value for value, _ in _values(scores, _SHAPLEY, [-sum(row) for row in scores.losses])]
+    return agrees([value / validation_rows(contract) for value in found], list(map(Fraction, scores.first_order)))
+
+
+def first_order_values(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, Fraction] | None:
+    """Diagnostic, never paid: the sum over rounds of the first-order values, by id, in 1e-9 nat, on all rows.
+
+    None where they are no parts of one step: in any game but the fixed-weight one.
+
+    Raises:
+        FaultError: `check_rounds`.
+    """
+    if contract.contribution.game != "fixed-weight" or any(scores.first_order is None for scores in rounds):
+        return None
+    check_rounds(rounds, contract)
+    result = dict.fromkeys(contract.by_id(), Fraction(0))
+    for scores in rounds:
+        for player, value in zip(scores.players, scores.first_order or (), strict=True):
+            result[player] += value
+    return result
+
+
+def next_draws(
+    contract: Contract, plan: Plan, found: Estimate, first_order: Sequence[int] | None, errors: Sequence[int]
+) -> Plan | None:
+    """`estimators.next_plan` by the contract's terms, from what stands in `RoundScores`."""
     return next_plan(
         plan,
         found,
         most=contract.contribution.max_coalitions or 0,
         validation_errors=[Decimal(error) for error in errors],
-        first_order=[Fraction(value) for value in first_order] if mean else None,
+        first_order=None if first_order is None else [Fraction(value) for value in first_order],
     )
 
 

@@ -245,15 +245,13 @@ class Sampling(Part):
 
     `seed` is that of the round's admitted updates. In the end so many `draws`: permutation pairs of `pairs`,
     complementary pairs of coalitions of `stratified`, the estimator of the re-normalised game. The rule that stops
-    rests on what else stands here, in 1e-9 nat: `first_order`, minus the gradient of the mean validation loss times
-    each player's step (in the re-normalised game: the one that it would make alone, were there no other rule than the
-    mean); `errors`, for each plan that was tried, the standard error of each value as a mean over validation rows.
+    rests on the round's `first_order` values and on `errors`, in 1e-9 nat: for each plan that was tried, the standard
+    error of each value as a mean over validation rows.
     """
 
     estimator: Literal["pairs", "stratified"]
     seed: Hex32
     draws: Count
-    first_order: tuple[Big, ...]
     errors: tuple[tuple[Big, ...], ...]
 
 
@@ -268,7 +266,10 @@ class RoundScores(Part):
     over validation slice k of the model with the updates of the coalition `mask` (bit i: players[i]). With `sampling`
     the rows are those of `contribution.masks`. `correct` counts right answers before and after the round: of classes,
     rightly classified rows; of survival, twice the `pairs` that are put in the right order, ties once, `pairs` being
-    all that can be ordered; of a number none. (Where it says nat, the unit is that of the contract's loss, `metric`.)
+    all that can be ordered; of a number none. (Where it says nat,
+    the unit is that of the contract's loss, `metric`.) `first_order`, in 1e-9 nat: minus the gradient of the mean
+    validation loss times each player's step (in the re-normalised game: the one that it would make alone); none where
+    the round's rule is no mean, of whose values it says nothing, or no update is looked at.
     """
 
     round: Count
@@ -279,6 +280,7 @@ class RoundScores(Part):
     admitted: tuple[Hex32, ...] | None = None
     sampling: Sampling | None = None
     unions: tuple[tuple[Hex32, ...], ...] | None = None
+    first_order: tuple[Big, ...] | None = None
 
 
 class Moments(Part):

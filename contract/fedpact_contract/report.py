@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from fedpact_contract import measured
 from fedpact_contract.contract import ClientPrivacy, Contract
-from fedpact_contract.contribution import own_slice_difference, round_values, validation_rows
+from fedpact_contract.contribution import agrees_with_first_order, own_slice_difference, round_values, validation_rows
 from fedpact_contract.defended import defences
 from fedpact_contract.errors import FaultError
 from fedpact_contract.label import dp_label
@@ -305,4 +305,5 @@ def _add_rounds(report: dict[str, Any], scores: Sequence[RoundScores], contract:
         line["loss_before"] = nats(Fraction(sum(score.losses[0]), rows))
         line["loss_after"] = nats(Fraction(sum(score.losses[-1]), rows))
         line["values"] = {p: nats(v) for p, v in values.items()}
+        line["agrees_with_first_order"] = agrees_with_first_order(score, contract)
         line["cumulative"] = {p: nats(v) for p, v in total.items()}

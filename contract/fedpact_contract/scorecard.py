@@ -10,7 +10,9 @@ from typing import Any
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.contribution import (
+    agrees_with_first_order,
     banzhaf_values,
+    first_order_values,
     leave_one_out,
     monte_carlo,
     own_slice_difference,
@@ -23,7 +25,7 @@ from fedpact_contract.log import Moments, RoundScores
 from fedpact_contract.record import decimal_text, ratio_text
 from fedpact_contract.shares import PeriodShares, shares, shares_without
 
-NOT_SCORED = {"value": None, "leave_one_out": None, "banzhaf": None, "monte_carlo": None}
+NOT_SCORED = {"value": None, "leave_one_out": None, "banzhaf": None, "first_order": None, "monte_carlo": None}
 """The line of `value_lines` where no scores are known."""
 
 
@@ -54,6 +56,7 @@ def scorecard(contract: Contract, rounds: Sequence[RoundScores], moments: Moment
                 "loss_before": nats(Fraction(sum(scores.losses[0]), rows)),
                 "loss_after": nats(Fraction(sum(scores.losses[-1]), rows)),
                 "values": {player: nats(value) for player, value in round_values(scores, contract).items()},
+                "agrees_with_first_order": agrees_with_first_order(scores, contract),
             }
             for scores in rounds
         ],
@@ -82,7 +85,9 @@ def scorecard(contract: Contract, rounds: Sequence[RoundScores], moments: Moment
 
 
 def value_lines(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, dict[str, str | None]]:
-    """By id: `value` (Shapley), `leave_one_out` and `banzhaf` over the rounds, in nat; None where they are not known.
+    """By id: `value` (Shapley), `leave_one_out`, `banzhaf` and `first_order` values over the rounds, in nat.
+
+    None where they are not known.
 
     `monte_carlo`: half-width of the value's 95 % interval for the draw of coalitions alone; None where none was drawn.
 
@@ -93,6 +98,7 @@ def value_lines(rounds: Sequence[RoundScores], contract: Contract) -> dict[str, 
         "value": period_values(rounds, contract),
         "leave_one_out": leave_one_out(rounds, contract),
         "banzhaf": banzhaf_values(rounds, contract),
+        "first_order": first_order_values(rounds, contract),
         "monte_carlo": monte_carlo(rounds, contract),
     }
     return {

@@ -125,7 +125,10 @@ def _data(contract: Contract) -> Iterator[str]:
             f"The column {visible(entity.column)} says whose a row is. It is no feature and never leaves; training "
             f"takes at most {counted(entity.max_rows, 'row')} of one entity (a person, a firm)."
         )
-    yield f"Predicted is {_label(label)}."
+    yield (
+        f"Predicted is {_label(label)}. Where the label is missing, "
+        + ("the row is left out." if label.missing == "drop" else "the data set is refused.")
+    )
     yield (
         "Bounds and vocabularies are public and part of this contract; nothing is learned from the data to scale it. "
         "Features are scaled to [-1, 1], a constant 1 is added as the last one, and all are multiplied by "

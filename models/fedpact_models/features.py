@@ -99,7 +99,7 @@ def encode(
     columns = _parse_columns(data, table, file)
     label, *more = _parse_label(data.label, table, file)
     whose = [] if entity is None else [_parse_entity(entity, table, file)]
-    keep = _kept(columns)
+    keep = _kept((*columns, label, *more))
     for cells in (*columns, label, *more, *whose):
         _refuse_faults(cells, keep, file, first_line)
     if not keep.any():
@@ -301,7 +301,16 @@ def _parse_label(label: Label, table: pl.DataFrame, file: str) -> list[_Cells]:
         numbers, missing, faults = _parse_numbers(series)
         values = (numbers > float(label.threshold)).astype(np.float64)
         rule = f"label, above {label.threshold}"
-    return [_Cells(name=label.name, rule=rule, on_missing="refuse", values=values, missing=missing, faults=faults)]
+    return [
+        _Cells(
+            name=label.name,
+            rule=rule,
+            on_missing=label.missing or "refuse",
+            values=values,
+            missing=missing,
+            faults=faults,
+        )
+    ]
 
 
 def _parse_number(label: NumberLabel, series: pl.Series) -> _Cells:
@@ -312,7 +321,7 @@ def _parse_number(label: NumberLabel, series: pl.Series) -> _Cells:
     return _Cells(
         name=label.name,
         rule=f"label, number in [{label.low}, {label.high}]",
-        on_missing="refuse",
+        on_missing=label.missing or "refuse",
         values=2.0 * ((np.clip(numbers, low, high) - low) / (high - low)) - 1.0,
         missing=missing,
         faults=(*faults, ("DATA_LABEL_BOUNDS", "a number outside the label's bounds", outside)),
@@ -335,7 +344,7 @@ def _parse_durations(label: SurvivalLabel, durations: pl.Series, events: pl.Seri
         _Cells(
             name=label.name,
             rule="label, duration, at least 0",
-            on_missing="refuse",
+            on_missing=label.missing or "refuse",
             values=np.where(came, 2.0 * ended + 1.0, 2.0 * np.where(outcomes == 1.0, len(label.cuts), watched)),
             missing=missing,
             faults=faults,
@@ -343,7 +352,7 @@ def _parse_durations(label: SurvivalLabel, durations: pl.Series, events: pl.Seri
         _Cells(
             name=label.event,
             rule="label, event, one of 2 outcomes",
-            on_missing="refuse",
+            on_missing=label.missing or "refuse",
             values=outcomes,
             missing=unsaid,
             faults=(("DATA_UNKNOWN_EVENT", "a value that is none of the outcomes", unknown),),

@@ -22,6 +22,7 @@ COLUMNS = {
     "monte_carlo": "Monte Carlo",
     "leave_one_out": "leave-one-out",
     "banzhaf": "Banzhaf",
+    "first_order": "first order",
     "renormalised": "re-normalised",
 }
 """What is shown of each participant, in the unit of the loss, where it is known."""
@@ -263,6 +264,12 @@ def _show(card: dict[str, Any], at: Opened, plot: Path | None) -> None:
         console.print(
             "re-normalised: values if a coalition's updates were averaged as if nobody else had been there, so that an "
             "update of zeros is worth something else than 0; a diagnostic, never paid by"
+        )
+    apart = [str(scored["round"]) for scored in card["rounds"] if scored["agrees_with_first_order"] is False]
+    if apart:
+        console.print(
+            f"Cross-check: in round {', '.join(apart)} the values do not go along with first-order values "
+            "(correlation below 0.9): the loss is curved there, and no error by itself."
         )
     if card["without_slices"]:
         _show_slices(card, at)

@@ -110,10 +110,15 @@ def _take(state: Standing, index: int, entry: Entry, body: Body) -> None:
     elif isinstance(body, PeriodSettled):
         state.settled = True
     elif isinstance(body, StatementTaken):
-        record = Statement.from_bytes(read_envelope(body.statement).body)
+        record = _said(body.statement)
         for question in state.questions:
             if question.subject == record.subject:
                 question.answers[body.participant] = record
+
+
+def _said(statement: dict[str, Any]) -> Statement:
+    """The record in an answer that was taken."""
+    return Statement.from_bytes(read_envelope(statement).body)
 
 
 def alarms(connection: Connection, contract: Contract) -> list[Finding]:
@@ -354,12 +359,11 @@ def take_statement(
         RefusedError: STATEMENT_MISMATCH, STATEMENT_SUBJECT, STATEMENT_TWICE, STATEMENT_REASON.
     """
     record: Statement = opened(envelope, Statement, contract.participant(participant).key)
-    plain = envelope.plain()
     for index, entry in logbook.entries_of(connection, contract.id, (StatementTaken,)):
-        if entry.body["statement"] == plain:
+        if _said(entry.body["statement"]) == record:
             return index
     answered(record, contract.id, participant, standing(connection, contract).questions)
-    body = StatementTaken(participant=participant, statement=plain)
+    body = StatementTaken(participant=participant, statement=envelope.plain())
     (index,) = logbook.append(connection, contract.id, [body])
     sign_between_rounds(connection, contract.id, key)
     return index

@@ -15,8 +15,9 @@ from fedpact_contract.contribution import admitted_in, period_values
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import RoundScores
 from fedpact_contract.shape import parameter_count
+from fedpact_models import aggregation
 from fedpact_models.features import Examples
-from fedpact_server import aggregation, scoring
+from fedpact_server import scoring
 from fedpact_server.pool import map_update
 from fedpact_server.run_state import admitted_updates, base_of, load_model, unions_of
 

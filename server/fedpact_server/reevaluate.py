@@ -44,10 +44,11 @@ from fedpact_contract.record import Envelope, read_envelope, sign
 from fedpact_contract.reevaluation import LISTED, TOLERANCE, Difference, Reevaluation, drawn, tolerance
 from fedpact_contract.unions import by_round
 from fedpact_contract.verify import verify
+from fedpact_models import aggregation
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
 from fedpact_models.tasks import task_of
-from fedpact_server import aggregation, bundle, deposit, scoring
+from fedpact_server import bundle, deposit, scoring
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import FloatArray, load_model
 from fedpact_server.watch import Watch
@@ -343,15 +344,17 @@ def _told(line: Finding) -> str:
 
 
 def _draws(said: RoundScores, again: RoundScores) -> Iterator[Difference]:
-    """What a round's draw of coalitions rests on and states otherwise, by more than a unit; one difference a round."""
-    if said.sampling is None or again.sampling is None:
-        return
-    pairs: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = [
-        (DRAWN[said.sampling.estimator], (said.sampling.draws,), (again.sampling.draws,), 0)
-    ]
-    pairs += [("first-order values", said.sampling.first_order, again.sampling.first_order, 1)]
-    for stated, found in zip_longest(said.sampling.errors, again.sampling.errors, fillvalue=()):
-        pairs += [("standard errors", stated, found, 1)]
+    """First-order values, and what a round's draw of coalitions rests on, stated otherwise by more than a unit.
+
+    One difference a round.
+    """
+    pairs: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = []
+    if said.first_order is not None:
+        pairs += [("first-order values", said.first_order, again.first_order or (), 1)]
+    if said.sampling is not None and again.sampling is not None:
+        pairs += [(DRAWN[said.sampling.estimator], (said.sampling.draws,), (again.sampling.draws,), 0)]
+        for stated, found in zip_longest(said.sampling.errors, again.sampling.errors, fillvalue=()):
+            pairs += [("standard errors", stated, found, 1)]
     for name, stated, found, room in pairs:
         for one, other in zip_longest(stated, found, fillvalue=-1):
             if abs(one - other) > room:

@@ -25,10 +25,11 @@ from fedpact_contract.contribution import period_values, validation_rows
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import RoundScores
 from fedpact_contract.shapley import shapley
+from fedpact_models import aggregation
 from fedpact_models.evaluate import UNIT, evaluate
 from fedpact_models.features import Examples, Floats
 from fedpact_models.training import local_update
-from fedpact_server import aggregation, scoring
+from fedpact_server import scoring
 
 EXACT_PLAYERS = 5
 """Up to so many participants every coalition is trained: 31 of five."""
@@ -116,7 +117,7 @@ def audit(
             "RETRAIN_CENTRAL",
             "At client level no participant's contribution is measured: there is nothing to compare with.",
             field="privacy.trust_model",
-            rule="game = fixed-weight",
+            rule="a game that scores single updates",
         )
     if draws < 2:
         raise InputError("RETRAIN_DRAWS", "Standard errors need two draws at least.", field="--draws")

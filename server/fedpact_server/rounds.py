@@ -39,10 +39,11 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_contract.unions import Unions
+from fedpact_models import aggregation
 from fedpact_models.features import Examples
 from fedpact_models.noise import Noise, SystemNoise
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, db, deposit, logbook, measurements, orders, replies, scoring, watch
+from fedpact_server import db, deposit, logbook, measurements, orders, replies, scoring, watch
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import (
     RunContext,

@@ -13,13 +13,14 @@ from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Contract, estimator_plan
-from fedpact_contract.contribution import next_draws
+from fedpact_contract.contribution import has_first_order, next_draws
 from fedpact_contract.errors import FailedError
 from fedpact_contract.estimators import Plan, coalitions, coefficients, estimate
 from fedpact_contract.log import Findings, Moments, RoundScores, Sampling, commitment
 from fedpact_contract.record import Part
 from fedpact_contract.sampling import round_seed
 from fedpact_contract.unions import among, places
+from fedpact_models import aggregation
 from fedpact_models.evaluate import (
     UNIT,
     CoalitionLosses,
@@ -33,7 +34,7 @@ from fedpact_models.features import Examples
 from fedpact_models.gradient import first_order_values
 from fedpact_models.renormalised import evaluate_models
 from fedpact_models.tasks import task_of
-from fedpact_server import aggregation, db
+from fedpact_server import db
 from fedpact_server.run_state import write_array
 
 FloatArray = NDArray[np.float64]
@@ -72,11 +73,11 @@ def score_round(
     own = [sources.index(p) if p in sources else None for p in steps]
     game = round_game(contract, base, steps, examples, unions)
     sampling: Sampling | None = None
+    first = _first_order(contract, base, steps, examples) if has_first_order(contract) else None
     together, blocks = among(list(steps), unions), places(list(steps), unions)
     if _is_drawn(contract, len(steps)):
         seed = round_seed(round_number, list(admitted.values()))
         begun = estimator_plan(contract, len(steps), seed, blocks)
-        first = _first_order(contract, base, steps, examples)
         losses, correct, values, sampling = _draw(contract, begun, game, first, examples, own, previous)
     elif together:
         plan = Plan(estimator="exact", players=len(steps), unions=blocks)
@@ -99,6 +100,7 @@ def score_round(
         admitted=tuple(admitted) if contract.keeps_momentum else None,
         sampling=sampling,
         unions=together or None,
+        first_order=first,
     )
     return scores, values
 
@@ -139,7 +141,7 @@ def _draw(
     contract: Contract,
     begun: Plan,
     game: Game,
-    first: tuple[int, ...],
+    first: tuple[int, ...] | None,
     examples: Examples,
     own: Sequence[int | None],
     previous: RoundScores | None,
@@ -170,9 +172,7 @@ def _draw(
     nobody, everybody, *between = found.losses
     right = found.ends(0, 2**players - 1)
     assert drawn.estimator != "exact"  # noqa: S101 - or nothing would be drawn
-    sampling = Sampling(
-        estimator=drawn.estimator, seed=begun.seed.hex(), draws=drawn.draws, first_order=first, errors=tuple(errors)
-    )
+    sampling = Sampling(estimator=drawn.estimator, seed=begun.seed.hex(), draws=drawn.draws, errors=tuple(errors))
     return [nobody, *between, everybody], right, values, sampling
 
 

@@ -14,9 +14,10 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import Body, Findings, ParticipantExcluded, RoundScores
 from fedpact_contract.unions import Unions
+from fedpact_models import aggregation
 from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
-from fedpact_server import aggregation, scoring
+from fedpact_server import scoring
 from fedpact_server.detectors import OF_UPDATES, Apart, Finding, Observed, findings, observe
 from fedpact_server.pool import map_update
 from fedpact_server.run_state import FloatArray, admitted_updates, base_of, load_model, unions_of

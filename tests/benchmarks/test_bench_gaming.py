@@ -23,12 +23,14 @@ import pytest
 from tests.support import gaming
 from tests.support.gaming import BEHAVIOURS, ROWS, Outcome, Scene
 
+from fedpact_contract.undetected import ATTACKS
+
 pytestmark = pytest.mark.slow
 
 HONEST_RUNS, HONEST_ALARMS, MOST = 200, 6, 1.2
 SCENES = {"epsilon 2": Scene(epsilon=2), "epsilon 8": Scene(epsilon=8), "no DP": Scene(epsilon=None)}
-SEEDS = {"epsilon 2": range(40), "epsilon 8": range(20), "no DP": range(20)}
-UNCLIPPED = range(10)
+SEEDS = {"epsilon 2": range(40), "epsilon 8": range(12), "no DP": range(12)}
+UNCLIPPED = range(6)
 LAYOUTS = {
     "eight equal participants": (ROWS,) * 8,
     "four": (ROWS,) * 4,
@@ -113,6 +115,7 @@ def test_no_attack_gains_without_an_alarm(benchmark, capsys, kind) -> None:
             beyond.add(name)
     told(capsys, lines)
     assert beyond <= UNDETECTABLE[kind] | NOT_REACHED[kind]
+    assert beyond <= {attack.name for attack in ATTACKS}, "every report says so"
     if not scene.private:
         assert gain(found, "update x4") < MOST < gain(loose, "update x4"), "what the clip is for"
 

@@ -28,8 +28,9 @@ from fedpact_contract.contract import Contract, Data
 from fedpact_contract.contribution import period_values
 from fedpact_contract.log import RoundScores
 from fedpact_contract.privacy import epsilon_pld, solve_noise_multiplier
+from fedpact_models import aggregation
 from fedpact_models.training import local_update
-from fedpact_server import aggregation, scoring
+from fedpact_server import scoring
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,7 @@
 """What private training is worth on real, naturally split data, beside what was published (docs/privacy.md).
 
-Both deltas are those of the publications and above 1/(10 n): not an admissible contract. Noise is the system's, the
-noise multipliers are the accountant's, the steps the trainer's own.
+The deltas of schools and hearts are those of the publications and above 1/(10 n): not an admissible contract. Noise is
+the system's, the noise multipliers are the accountant's, the steps the trainer's own.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
-from tests.support import hearts, school
+from tests.support import hearts, school, stations
 
 pytestmark = pytest.mark.slow
 
@@ -105,3 +105,20 @@ def test_the_hearts(benchmark, capsys, data_dir) -> None:
     benchmark.extra_info.update({"mean of hospitals": mean(centres), "all rows, FLamby's split": mean(pooled_theirs)})
     assert mean(centres) >= 0.72
     assert mean(centres) > mean(guesses)
+
+
+@pytest.mark.data("beijing_air")
+def test_the_air(benchmark, capsys, data_dir, tmp_path) -> None:
+    """4 stations, epsilon 1, an admissible contract: PM2.5 at most 1.3 times as far off as least squares without DP."""
+    scenario = stations.described(tmp_path / "air", data_dir / "beijing_air")
+    assert [e.num_examples for e in scenario.enterprises] == [28745, 30989, 30216, 29062]
+    found = benchmark.pedantic(lambda: [stations.federate(scenario, seed) for seed in (100, 101, 102)], rounds=1)
+    together, pooled, constant = (mean(getattr(f, name) for f in found) for name in ("together", "pooled", "constant"))
+    told(
+        capsys,
+        "Beijing's air: 4 stations, record-level DP, epsilon 1, delta 1e-6; root mean squared error of PM2.5",
+        f"  together {together:.1f} ({', '.join(f'{f.together:.1f}' for f in found)}); least squares on all rows, "
+        f"without DP, {pooled:.1f}; their mean {constant:.1f}",
+    )
+    benchmark.extra_info.update({"together": together, "pooled": pooled, "constant": constant})
+    assert together <= 1.3 * pooled < constant

@@ -20,10 +20,11 @@ from fedpact_contract.messages import Update
 from fedpact_contract.record import read_envelope
 from fedpact_contract.report import build
 from fedpact_contract.settlement import settle_period, statement
+from fedpact_models import aggregation
 from fedpact_models.evaluate import evaluate_round
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, db, logbook, scoring
+from fedpact_server import db, logbook, scoring
 from fedpact_server.evidence import evidence_files
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import load_model

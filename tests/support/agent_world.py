@@ -33,6 +33,7 @@ from fedpact_server.api import create_api
 from fedpact_server.api_closing import router as closing_router
 from fedpact_server.api_edge import Limits
 from fedpact_server.api_measurements import router as measurements_router
+from fedpact_server.api_questions import router as questions_router
 from fedpact_server.drafting import ValidationFile
 from fedpact_server.drafting import new as draft_contract
 
@@ -111,9 +112,8 @@ class Wire(httpx.BaseTransport):
     """The operator's real API instead of a network; keeps what was sent, and can be cut."""
 
     def __init__(self, world: Operator) -> None:
-        app = create_api(
-            world.home, world.database, routers=[closing_router, measurements_router], limits=FREE, now=utc_now
-        )
+        routers = [closing_router, measurements_router, questions_router]
+        app = create_api(world.home, world.database, routers=routers, limits=FREE, now=utc_now)
         self._inner = TestClient(app)._transport
         self.sent: list[httpx.Request] = []
         self.cut_before = self.cut_after = ""

@@ -15,13 +15,13 @@ from tests.support.models_kit import a_model, a_schema
 
 from fedpact_contract.contract import Data, load_toml
 from fedpact_contract.privacy import solve_noise_multiplier
+from fedpact_models.aggregation import apply, weighted_steps
 from fedpact_models.dp import SystemNoise, dp_sgd
 from fedpact_models.evaluate import evaluate
 from fedpact_models.features import Examples, Floats, encode
 from fedpact_models.registry import build, initial_weights
 from fedpact_models.tables import read_table
 from fedpact_models.weights import flatten, load_flat
-from fedpact_server.aggregation import apply, weighted_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")

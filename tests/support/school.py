@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from tests.support.models_kit import a_schema, number
 
 from fedpact_contract.privacy import solve_noise_multiplier
+from fedpact_models.aggregation import apply, weighted_steps
 from fedpact_models.dp import Pull, SystemNoise, dp_sgd, squared_error
 from fedpact_models.features import Floats, encode_features
 from fedpact_models.weights import flatten, load_flat
-from fedpact_server.aggregation import apply, weighted_steps
 
 EPSILON, DELTA = Decimal(6), Decimal("0.001")
 ROUNDS, BATCH, LEARNING_RATE, MAX_GRAD_NORM = 200, 32, 0.01, 1.0

@@ -91,10 +91,11 @@ def world(completed: World) -> World:
 
 class TestState:
     def test_before_the_close(self, completed: World) -> None:
-        assert completed.ask(1, "GET", "/closing").json() == {"state": "none"}
+        assert completed.ask(1, "GET", "/closing").json() == {"state": "none", "questions": []}
         with completed.run.federation.database.write() as connection:
             connection.execute(db.runs.delete())
-        assert completed.ask(1, "GET", "/closing").json() == {"state": "none"}, "a run that was never started"
+        never_started = completed.ask(1, "GET", "/closing").json()
+        assert never_started == {"state": "none", "questions": []}
 
     def test_it_names_who_signed_who_is_waited_for_and_who_objected(self, world: World) -> None:
         ids = {n: world.run.federation.agent(n).desk.participant for n in (1, 2, 3, 4)}

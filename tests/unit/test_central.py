@@ -41,12 +41,12 @@ from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.report import CENTRAL_NOT_STOPPED, NOT_STOPPED, build
 from fedpact_contract.text import render
 from fedpact_contract.verify import verify
+from fedpact_models.aggregation import noised_mean
 from fedpact_models.registry import build as build_module
 from fedpact_models.registry import initial_weights
 from fedpact_models.training import local_update
 from fedpact_models.weights import clipped, flatten, load_flat
 from fedpact_server import flower_accountant, rounds
-from fedpact_server.aggregation import noised_mean
 from fedpact_server.drafting import ValidationFile, new
 from fedpact_server.report.html import render as page
 from fedpact_server.report.labels import CENTRAL_NOT_STOPPED_ZH

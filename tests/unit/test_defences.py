@@ -34,8 +34,9 @@ from fedpact_contract.log import (
 from fedpact_contract.replay import replay
 from fedpact_contract.request import instant
 from fedpact_contract.shape import parameter_count
+from fedpact_models import aggregation
 from fedpact_models.registry import parameter_count as built
-from fedpact_server import aggregation, closing, logbook, scoring, watch
+from fedpact_server import closing, logbook, scoring, watch
 
 CLAUSE: dict[str, Any] = {
     "clip": "median-signal",

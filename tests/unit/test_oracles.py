@@ -19,10 +19,11 @@ from tests.support.settlement_kit import a_contract
 from fedpact_contract.contract import Contract
 from fedpact_contract.contribution import monte_carlo, period_values, round_values, total_value
 from fedpact_contract.log import RoundScores
+from fedpact_models import aggregation
 from fedpact_models.evaluate import evaluate
 from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
-from fedpact_server import aggregation, scoring
+from fedpact_server import scoring
 
 SCHEMA, ROWS, ROUNDS = plain_schema(6, 3), 90, 3
 EXAMPLES: Examples = random_examples(np.random.default_rng(0), ROWS, 6, 3)

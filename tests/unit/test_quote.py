@@ -32,9 +32,11 @@ from fedpact_contract.arrays import model_digest
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.request import utc_now
+from fedpact_models.aggregation import START, apply, next_model, server_steps, weighted_steps
+from fedpact_models.evaluate import logits
 from fedpact_models.features import feature_count
 from fedpact_models.noise import SystemNoise
-from fedpact_server.aggregation import weighted_steps
+from fedpact_models.training import local_update
 
 D = Decimal
 CLAUSES: dict[str, Any] = {
@@ -378,15 +380,56 @@ def test_like_data_pay_by_rows_and_wrong_labels_cost(tmp_path: Path) -> None:
     assert np.mean(shares(0.5)) < 0.34
 
 
-def test_the_simulated_server_adds_what_the_operator_adds(tmp_path: Path) -> None:
-    contract = make_federation(tmp_path, [90, 60, 70]).contract
-    rng = np.random.default_rng(3)
-    counts = {p: party.num_examples for p, party in contract.by_id().items()}
-    updates = {p: rng.standard_normal(50).astype(np.float32) for p in counts}
-    ours = simulation.weighted_steps(updates, counts, 0.7)
-    theirs = weighted_steps(updates, counts, D("0.7"))
-    assert sorted(ours) == sorted(theirs)
-    assert all(np.array_equal(ours[p], theirs[p]) for p in ours)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"defences": {"clip": "median-signal", "wreckers": "reject", "negatives": "0.1", "dispute_hours": 72}},
+        {
+            "training__server_optimizer": {"kind": "adam", "beta_1": "0.9", "beta_2": "0.99", "tau": "0.1"},
+            "training__server_rate": D("0.1"),
+        },
+        {
+            "contribution__game": "re-normalised",
+            "defences": {"clip": "median-signal", "wreckers": "report", "negatives": "0.1", "dispute_hours": 72},
+        },
+    ],
+    ids=["clip", "adam", "re-normalised"],
+)
+def test_the_simulated_server_is_the_contracts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """Its models are those that the operator's steps lead to, an update four times too large among them."""
+    contract = make_federation(tmp_path, [90, 60, 70], training__rounds=2, **changes).contract
+    mine, seen = contract.participants[0].id, []
+    trained: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def training(contract: Contract, base: np.ndarray, rows: Any, noise: Any) -> np.ndarray:
+        update = np.asarray(local_update(contract, base, rows, noise)) * np.float32(4 if len(rows) == 90 else 1)
+        trained.append((base, update))
+        return update
+
+    def scored(*given: Any) -> np.ndarray:
+        seen.append(given[2])
+        return logits(*given)
+
+    monkeypatch.setattr(simulation, "local_update", training)
+    monkeypatch.setattr(simulation, "logits", scored)
+    rng = np.random.default_rng(1)
+    draw = simulation.simulated_run(contract, mine, 0.0, noise=FixedNoise(1), rng=rng, in_time=lambda: True)
+    assert draw is not None
+    ids, memory, model = list(contract.by_id()), START, trained[0][0]
+    for k in (0, 3):
+        assert np.array_equal(trained[k][0], model)
+        updates = {p: update for p, (_, update) in zip(ids, trained[k : k + 3], strict=True)}
+        made, memory = server_steps(contract, updates, memory)
+        plain = apply(model, weighted_steps(updates, counts_of(contract), contract.training.server_rate).values())
+        model = next_model(contract, model, made)
+        assert not np.allclose(model, plain), "clip and optimizer move it"
+    assert np.array_equal(seen[-1], model)
+
+
+def counts_of(contract: Contract) -> dict[str, int]:
+    return {p: party.num_examples for p, party in contract.by_id().items()}
 
 
 def test_made_up_rows_are_as_encoded_ones(tmp_path: Path) -> None:

@@ -30,9 +30,10 @@ from fedpact_contract.reevaluation import Difference, Reevaluation, drawn, read,
 from fedpact_contract.report import build
 from fedpact_contract.trust import Trust, write
 from fedpact_contract.verify import UTILITIES, Report, verify_folder
+from fedpact_models import aggregation
 from fedpact_models.dp import SystemNoise
 from fedpact_models.registry import initial_weights
-from fedpact_server import aggregation, bundle, closing, deposit, rounds, scoring, watch
+from fedpact_server import bundle, closing, deposit, rounds, scoring, watch
 from fedpact_server import reevaluate as reevaluation
 from fedpact_server.evidence import evidence_parts
 from fedpact_server.reevaluate import reevaluate
@@ -162,14 +163,10 @@ def test_drawn_coalitions_are_evaluated_again_as_they_were_drawn(tmp_path: Path)
 
 def test_what_a_draw_rests_on_is_compared_to_the_unit() -> None:
     def scores(**changes: Any) -> RoundScores:
-        values = {
-            "estimator": "pairs",
-            "seed": SEED,
-            "draws": 8,
-            "first_order": (5, 6),
-            "errors": ((7, 8), (9, 9)),
-        } | changes
-        return RoundScores(round=3, players=(), losses=(), correct=(0, 0), sampling=Sampling(**values))
+        first = changes.pop("first_order", (5, 6))
+        values = {"estimator": "pairs", "seed": SEED, "draws": 8, "errors": ((7, 8), (9, 9))} | changes
+        sampling = Sampling(**values)
+        return RoundScores(round=3, players=(), losses=(), correct=(0, 0), sampling=sampling, first_order=first)
 
     draws = reevaluation._draws
     assert list(draws(scores(), scores())) == []
@@ -682,13 +679,19 @@ def test_a_difference_ends_with_1_and_is_signed(tmp_path: Path, monkeypatch, cap
 
 
 DEFENCES: dict[str, Any] = {"clip": "median-signal", "wreckers": "reject", "negatives": "0.1", "dispute_hours": 72}
+EQUALLY: dict[str, Any] = {
+    "settlement__contribution_weight": 0,
+    "settlement__data_weight": 0,
+    "settlement__equal_weight": 1,
+}
+"""No value is paid by, so that negative ones are no reason for a review."""
 
 
 class TestDefences:
     """Clips and what the detectors say are made again from the updates."""
 
     def test_an_honest_operator_has_no_difference(self, tmp_path: Path) -> None:
-        audit = audited(tmp_path, defences=DEFENCES, training__rounds=3)
+        audit = audited(tmp_path, **EQUALLY, defences=DEFENCES, training__rounds=3)
         assert audit.look().differing == 0
         assert audit.look(sample=2).differing == 0, "a sample gives no values, and says nothing of findings"
 
@@ -697,7 +700,7 @@ class TestDefences:
             true = aggregation.energy
             patch.setattr(aggregation, "energy", lambda update: true(update) + 1)
 
-        audit = audited(tmp_path, lie, defences=DEFENCES)
+        audit = audited(tmp_path, lie, **EQUALLY, defences=DEFENCES)
         assert {difference.what for difference in audit.look().differences} == {"clips"}
 
     @pytest.mark.parametrize("change", ["outcome", "participants", "statistic", "left out"])
@@ -720,6 +723,6 @@ class TestDefences:
 
             patch.setattr(watch.KeptWatch, "after", lying)
 
-        audit = audited(tmp_path, lie, defences=DEFENCES | {"wreckers": "report"})
+        audit = audited(tmp_path, lie, **EQUALLY, defences=DEFENCES | {"wreckers": "report"})
         (difference,) = audit.look().differences
         assert (difference.what, difference.round) == ("findings", 2)

@@ -18,10 +18,11 @@ from tests.support.contract_kit import change, party, plain_contract
 from tests.support.federation import contract_values, digits
 from tests.support.noise import FixedNoise
 from tests.support.settlement_kit import a_contract
+from tests.support.task_kit import TASKS
 
 from fedpact_client import simulation
 from fedpact_client.quote import Share, Simulated, plausible_share
-from fedpact_contract.contract import Contract, Krum, ServerOptimizer, Training, estimator_plan
+from fedpact_contract.contract import Contract, Krum, ServerOptimizer, Training, ValidationSlice, estimator_plan
 from fedpact_contract.contribution import (
     check_draws,
     check_scores,
@@ -42,10 +43,11 @@ from fedpact_contract.shapley import shapley
 from fedpact_contract.text import render
 from fedpact_contract.trust import Trust
 from fedpact_contract.verify import verify
+from fedpact_models import aggregation
 from fedpact_models.evaluate import evaluate, evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.renormalised import Aggregator, evaluate_models
-from fedpact_server import aggregation, bundle, diagnostic, scoring, watch
+from fedpact_server import bundle, diagnostic, scoring, watch
 from fedpact_server.detectors import OF_UPDATES
 from fedpact_server.evidence import evidence_parts
 from fedpact_server.reevaluate import reevaluate
@@ -138,6 +140,25 @@ def test_a_mean_of_numbers_of_every_size_does_not_depend_on_their_order() -> Non
         (found,) = (model.copy() for model in rows.models(np.zeros(50), [63]))
         (due,) = models(training("weighted-mean"), updates, np.zeros(50), [63])
         assert found.tobytes() == due.tobytes()
+
+
+@pytest.mark.parametrize(("rule", "krum"), RULES)
+def test_updates_are_read_once_where_all_of_them_can_be_held(setting, rule, krum) -> None:
+    updates, base = setting
+    read = []
+
+    class Disk:
+        """Rows that tell when they are read."""
+
+        def __len__(self) -> int:
+            return len(updates)
+
+        def __getitem__(self, player: int) -> np.ndarray:
+            read.append(player)
+            return updates[player]
+
+    list(Aggregator(training(rule, krum), COUNTS, Disk(), held=7 * 12).models(base, range(2**7)))
+    assert sorted(read) == sorted([*range(7), *([] if krum is None else [0])]), "Krum asks for the length of one"
 
 
 def test_krum_leaves_out_who_is_far_and_the_median_hardly_moves() -> None:
@@ -299,6 +320,21 @@ def test_a_quote_names_the_game() -> None:
         assert any('game "re-normalised"' in text for text in found["reasons"]) == told
         assert ("sixteen orders of arrival" in found["simulated"]["model"]) == told
     assert 2 * simulation.RENORMALISED_PAIRS == 16
+
+
+def test_a_participant_is_scored_on_the_rows_that_others_gave() -> None:
+    contract, rng = digits_contract(3, training__aggregation="median"), np.random.default_rng(6)
+    ids = list(contract.by_id())
+    slices = tuple(ValidationSlice(source=source, count=n) for source, n in (("operator", 150), (ids[1], 70)))
+    terms = contract.contribution.validation.model_copy(update={"slices": slices})
+    contribution = contract.contribution.model_copy(update={"validation": terms})
+    contract = contract.model_copy(update={"contribution": contribution})
+    scores = scored(contract, {p: rng.normal(size=650).astype(np.float32) * 0.05 for p in ids})
+    values = round_values(scores, contract)
+    for own, player in ((0, ids[0]), (1, ids[1])):
+        kept, rows = (slice(None), 220) if own == 0 else (slice(1), 150)
+        table = [sum(scores.losses[0][kept]) - sum(row[kept]) for row in scores.losses]
+        assert values[player] == shapley(table)[ids.index(player)] / rows
 
 
 def test_a_union_counts_once_and_a_clipped_update_counts_clipped() -> None:
@@ -542,6 +578,19 @@ def again(run: ClosedRun, folder: Path, **options: Any) -> Any:
     if not folder.exists():
         bundle.write(folder, run.home, run.federation.contract, *parts)
     return reevaluate(folder, AUDITOR, (SIGNING_KEY, OPENING_KEY), **options)[1]
+
+
+@pytest.mark.parametrize("task", ["regression", "survival"])
+def test_it_is_played_over_every_task(tmp_path: Path, task: str) -> None:
+    federation = TASKS[task].federation(
+        tmp_path, contribution__game="re-normalised", training__aggregation="median", training__rounds=2
+    )
+    assert federation.run() == "completed"
+    with federation.database.read() as connection:
+        rounds = [scores for _, scores in scoring.all_scores(connection, federation.contract.id)]
+    assert rounds[1].losses[0] == rounds[0].losses[-1]
+    assert sum(period_values(rounds, federation.contract).values()) == total_value(rounds, federation.contract) != 0
+    assert (rounds[0].correct is None) == (task == "regression")
 
 
 def test_the_auditor_finds_a_loss_and_a_model_of_another_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

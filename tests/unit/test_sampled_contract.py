@@ -15,9 +15,11 @@ from tests.support.settlement_kit import a_contract
 
 from fedpact_contract.contract import Contract, estimator_plan
 from fedpact_contract.contribution import (
+    agrees_with_first_order,
     banzhaf_values,
     check_draws,
     check_scores,
+    first_order_values,
     leave_one_out,
     masks,
     monte_carlo,
@@ -91,9 +93,9 @@ def scores_of(
             estimator="pairs",
             seed=plan.seed.hex(),
             draws=plan.draws,
-            first_order=first,
             errors=tuple((error,) * PLAYERS for error in errors),
         ),
+        first_order=first,
     )
 
 
@@ -186,7 +188,6 @@ class TestDraws:
             ({"draws": 10**6}, "SCORES_DRAWS"),
             ({"errors": ()}, "SCORES_SAMPLING"),
             ({"errors": ((1,),)}, "SCORES_SAMPLING"),
-            ({"first_order": (1,)}, "SCORES_SAMPLING"),
             ({"draws": 16}, "SCORES_SHAPE"),
         ],
     )
@@ -205,7 +206,7 @@ class TestDraws:
         assert caught.value.code == "SCORES_SAMPLING"
         exact = a_contract()
         few = RoundScores(round=1, players=tuple(exact.by_id()), losses=((1,),) * 8, correct=(0, 0))
-        drawn = few.model_copy(update={"sampling": scores_of(PLAN, [1]).sampling})
+        drawn = few.model_copy(update={"sampling": scores_of(PLAN, [1]).sampling, "first_order": (1, 2, 3)})
         with pytest.raises(FaultError) as caught:
             check_scores(drawn, exact)
         assert caught.value.code == "SCORES_SAMPLING"
@@ -270,3 +271,21 @@ def test_nothing_is_drawn_where_few_are_admitted() -> None:
     softmax = a_sampled_contract(model={"kind": "softmax", "hidden": [], "initial_digest": "0" * 64}, most=2**14)
     assert estimator_plan(softmax, PLAYERS, bytes(32)).estimator == "exact"
     assert next_draws(CONTRACT, PLAN, estimate(PLAN, [0] * len(coalitions(PLAN))), [0] * PLAYERS, [1] * PLAYERS) is None
+
+
+def test_first_order_values_are_one_for_each_player() -> None:
+    for wrong in ((1,), None):
+        with pytest.raises(FaultError) as caught:
+            check_scores(scores_of(PLAN, [10**6]).model_copy(update={"first_order": wrong}), CONTRACT)
+        assert caught.value.code == "SCORES_FIRST_ORDER"
+
+
+def test_a_round_is_cross_checked_with_first_order_values() -> None:
+    right = scores_of(PLAN, [10**6])
+    assert agrees_with_first_order(right, CONTRACT) is True
+    assert right.first_order is not None
+    against = right.model_copy(update={"first_order": right.first_order[::-1]})
+    assert agrees_with_first_order(against, CONTRACT) is False
+    found = first_order_values([right], CONTRACT)
+    assert found is not None
+    assert [found[p] for p in right.players] == list(right.first_order)

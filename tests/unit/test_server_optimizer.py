@@ -27,7 +27,8 @@ from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import RoundScores
 from fedpact_contract.shares import unopened_shares
 from fedpact_contract.text import render
-from fedpact_server import aggregation, closing, scoring
+from fedpact_models import aggregation
+from fedpact_server import closing, scoring
 from fedpact_server.run_state import load_model
 
 ADAM = {"kind": "adam", "beta_1": "0.9", "beta_2": "0.99", "tau": "0.001"}

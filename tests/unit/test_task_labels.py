@@ -217,6 +217,27 @@ def test_a_cell_that_is_no_target_is_named_by_file_column_and_row(
     assert fault.remedy
 
 
+@pytest.mark.parametrize(
+    ("label", "cells"),
+    [
+        (SCORE, {"score": ["10", None, "70", "x"]}),
+        (DAYS, {"days": ["5", None, "60", "1"], "died": ["1", "0", "1", "?"]}),
+        (DAYS, {"days": ["5", "1", "60", "1"], "died": ["1", None, "1", "?"]}),
+        ({"name": "ill", "classes": ["no", "yes"], "rule": "value"}, {"ill": ["no", None, "yes", "?"]}),
+    ],
+)
+def test_rows_without_a_label_are_left_out_where_the_contract_says_so(
+    label: dict[str, Any], cells: dict[str, Any]
+) -> None:
+    schema = a_schema(number("age", 0, 100, "drop"), label=label | {"missing": "drop"})
+    table = pl.DataFrame({"age": [1, 2, 3, None]} | cells)  # the last row's own faults are left out with it
+    assert len(encode(schema, table, file="t")) == 2
+    with pytest.raises(InputError) as caught:
+        encode(a_schema(number("age", 0, 100, "drop"), label=label), table, file="t")
+    assert caught.value.code == "DATA_MISSING_VALUE"
+    assert "missing: drop" not in str(caught.value)
+
+
 @cases
 def test_rows_travel_sealed_and_come_back(case: TaskCase) -> None:
     examples = case.examples(np.random.default_rng(0), 50)

@@ -134,28 +134,35 @@ def test_counts_that_do_not_fit_the_task_are_faults(run: tuple[Federation, Path]
         assert caught.value.code == code
 
 
-def test_coalitions_may_be_drawn_and_keep_momentum(
-    case: TaskCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+OPTIMIZER = {"kind": "adam", "beta_1": Decimal("0.5"), "beta_2": Decimal("0.9"), "tau": Decimal("0.01")}
+KINDS: dict[str, dict[str, Any]] = {
+    "drawn, with momentum": {
+        "training__server_rate": Decimal("0.02"),
+        "training__server_optimizer": OPTIMIZER,
+        "contribution__estimator": "sampled",
+        "contribution__max_coalitions": 200,
+    },
+    "re-normalised": {"contribution__game": "re-normalised"},
+    "median": {"contribution__game": "re-normalised", "training__aggregation": "median"},
+}
+"""Other games, and what else may come between an update and its score."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_game_is_over_every_task(
+    case: TaskCase, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounds, "RESEND_SECONDS", 0.0)
-    optimizer = {"kind": "adam", "beta_1": Decimal("0.5"), "beta_2": Decimal("0.9"), "tau": Decimal("0.01")}
-    federation = case.federation(
-        tmp_path / "run",
-        [40] * 9,
-        training__rounds=2,
-        training__server_rate=Decimal("0.02"),
-        training__server_optimizer=optimizer,
-        contribution__estimator="sampled",
-        contribution__max_coalitions=200,
-        auditor=CLAUSE,
-        noise=lambda _: SystemNoise(),
-        **EVERYBODY_IS_PAID,
-    )
+    options: dict[str, Any] = {"training__rounds": 2, "auditor": CLAUSE} | EVERYBODY_IS_PAID | KINDS[kind]
+    sizes = [40] * 9 if "contribution__max_coalitions" in options else [60] * 5
+    federation = case.federation(tmp_path / "run", sizes, noise=lambda _: SystemNoise(), **options)
     assert federation.run(accept_test_noise=False) == "completed"
     handed_over(federation, tmp_path / "handed")
     found = verify_folder(tmp_path / "handed" / "evidence", Trust.of(federation.contract), privacy=False)
     assert (found.faults, found.exit_code) == ((), 4), "nobody countersigned the close"
     scores = scores_of(federation)
-    assert all(s.sampling is not None for s in scores)
+    assert all((s.sampling is not None) == ("drawn" in kind) for s in scores)
+    values, total = period_values(scores, federation.contract), total_value(scores, federation.contract)
+    assert sum(values.values()) == total
     record = reevaluate(tmp_path / "handed", AUDITOR, (SIGNING_KEY, OPENING_KEY))[1]
     assert (record.differing, record.largest) == (0, 0)

@@ -135,8 +135,8 @@ EVIDENCE: dict[str, tuple[str, str]] = {
     "error": ("standard error", "标准误差"),
     "rounds": ("rounds", "轮数"),
     "slice": ("part of the validation rows", "验证样本部分"),
-    "negative": ("negative values (nat)", "负价值（nat）"),
-    "total": ("total value (nat)", "总价值（nat）"),
+    "negative": ("negative values", "负价值"),
+    "total": ("total value", "总价值"),
 }
 AGAINST: dict[str, tuple[str, str]] = {"peers": ("peers", "同行"), "declared noise": ("declared noise", "申报噪声")}
 
