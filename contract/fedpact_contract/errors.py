@@ -5,7 +5,8 @@ Exit codes are part of the public interface: 0 ok; 1 failed, or a fault found; 2
 130 interrupted.
 """
 
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 
 class FedpactError(Exception):
@@ -42,6 +43,11 @@ class FedpactError(Exception):
         self.field = field
         self.party = party
         self.rule = rule
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What pickle makes it again from, in another process."""
+        places = {part: getattr(self, part) for part in ("remedy", "file", "field", "party", "rule")}
+        return partial(type(self), **places), (self.code, self.message)
 
     def as_dict(self) -> dict[str, str]:
         """The error as a flat object; empty parts are left out."""

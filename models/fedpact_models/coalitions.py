@@ -13,10 +13,11 @@ The grid is 2^-51 of that sum, 2^-43 where 785 products are summed behind it. A 
 others would coarsen their values to 1e-7: steps are clipped before.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Protocol
 
@@ -25,19 +26,44 @@ from numpy.typing import NDArray
 
 from fedpact_contract.contract import Data, Model
 from fedpact_contract.errors import InputError
-from fedpact_models.exact import Halves, half_bits, halves, largest, product, rounded_halves, scale_above, to_grid
-from fedpact_models.features import Floats
+from fedpact_models.exact import (
+    Halves,
+    cut,
+    half_bits,
+    halves,
+    joined,
+    largest,
+    product,
+    round_and_cut,
+    rounded_halves,
+    scale_above,
+    to_grid,
+)
+from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import Dense, architecture, parameter_count, parameter_shapes
+from fedpact_models.tasks import Sums
 from fedpact_models.weights import check_flat
 
-CHUNK_ELEMENTS = 2**15
+TILE_ELEMENTS = 2**15
 """Activations (float64) of one layer that are worked on at a time: 256 KiB, so that a core's cache holds a few."""
 
-NARROWEST = 64
+NARROWEST = 256
 """Examples that are worked on at a time, at least, where a layer is so wide that the cache would hold fewer."""
 
-PART_ELEMENTS = 10 * 2**20
-"""First-layer outputs (float64) of all players on one block of examples: 80 MiB. More players, fewer examples."""
+CUT = 32
+"""Examples whose features are cut at a time."""
+
+LINEAR_ELEMENTS = 2**16
+"""Powers (float64) of the sums that players apart add, which are multiplied at a time: 512 KiB."""
+
+APART = 5
+"""Players of a linear model whose sums are worked out apart, at most."""
+
+STACKED = 256
+"""Outputs of the first layer, of several players where it has few, that are one product."""
+
+PART_ELEMENTS = 14 * 2**20
+"""First-layer outputs (float64) of all players on one block of examples: 112 MiB. More players, fewer examples."""
 
 TAIL_ELEMENTS = 6 * 2**20
 """Parameters (float64) behind the first layer that are kept, of players, and as many of a chunk's coalitions."""
@@ -59,7 +85,8 @@ class Game:
     """A model and its players: row 0 of what is added up is the base, row i + 1 the step of player i.
 
     `weights(row)`: the first layer's, cut in halves; `tail(row)`: the other layers' parameters [T], on their grid;
-    `scales`: the grid's scale for each of their tensors.
+    `scales`: the grid's scale for each of their tensors. `apart`: of a linear model players whose sums are worked out
+    apart, at most half of all. Who they are depends on the steps alone; equal steps are apart together or not at all.
     """
 
     shape: Dense
@@ -67,6 +94,7 @@ class Game:
     weights: Callable[[int], Halves]
     tail: Callable[[int], Floats]
     scales: tuple[float, ...]
+    apart: tuple[int, ...]
 
 
 def prepare(model: Model, data: Data, base: NDArray[np.floating], steps: Rows, x: Floats) -> Game:
@@ -93,8 +121,14 @@ def prepare(model: Model, data: Data, base: NDArray[np.floating], steps: Rows, x
     bits = [half_bits(terms) for width, _ in shape.layers[1:] for terms in (width, 1)]
 
     def weights(index: int) -> Halves:
-        matrix = np.array(row(index)[: edges[0]], dtype=np.float64).reshape(outputs, inputs)
-        return rounded_halves(matrix, (0, 1), inputs)
+        matrix, parts = np.asarray(row(index)[: edges[0]]).reshape(outputs, inputs), np.empty((2, outputs, inputs))
+        bits, rows = half_bits(inputs), max(1, TILE_ELEMENTS // inputs)
+        scale = scale_above(largest(matrix, (0, 1)).astype(np.float64))
+        for at in range(0, outputs, rows):  # that fit a core's cache
+            inside = slice(at, at + rows)
+            to_grid(matrix[inside], scale, bits, parts[1, inside])
+            cut(parts[:, inside], scale, bits)
+        return Halves(parts=parts)
 
     @lru_cache(maxsize=TAIL_ELEMENTS // max(1, size - int(edges[0])))
     def tail(index: int) -> Floats:
@@ -103,7 +137,19 @@ def prepare(model: Model, data: Data, base: NDArray[np.floating], steps: Rows, x
             to_grid(values[a:b], scale, half)
         return values
 
-    return Game(shape=shape, count=count, weights=weights, tail=tail, scales=scales)
+    apart = _apart(steps) if len(shape.layers) == 1 else ()
+    return Game(shape=shape, count=count, weights=weights, tail=tail, scales=scales, apart=apart)
+
+
+def _apart(steps: Rows) -> tuple[int, ...]:
+    """Players by the digests of their steps."""
+    rows = (np.asarray(steps[place], dtype=np.float64) + 0.0 for place in range(len(steps)))
+    digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
+    order = sorted(range(len(steps)), key=digests.__getitem__)
+    count = min(APART, len(steps) // 2)
+    while count and digests[order[count - 1]] == digests[order[count]]:
+        count -= 1
+    return tuple(order[:count])
 
 
 def _scale_of_sums(bounds: Floats) -> Floats:
@@ -122,64 +168,166 @@ def coalition_logits(
     The classes lie before the examples in memory, and each chunk overwrites the one before.
     """
     widths = game.shape.widths[1:]
-    held = min(len(x), block or max(1, PART_ELEMENTS // (game.count * widths[0])))
-    wanted = max(CHUNK_ELEMENTS, 2 * len(game.tail(0))) // max(widths)
+    wanted = max(TILE_ELEMENTS, 2 * len(game.tail(0))) // max(widths)
+    for rows, parts, scale in _blocks(game, x, block, wanted):
+        walk = _Walk(game, parts, scale)
+        count = rows.stop - rows.start
+        size = min(len(masks), chunk or max(1, TILE_ELEMENTS // (count * widths[-1])))
+        scores = np.empty((size, widths[-1], count))
+        for done in range(0, len(masks), size):
+            which = slice(done, min(done + size, len(masks)))
+            for mask, logits in zip(masks[which], scores, strict=False):
+                walk.to(mask, logits)
+            yield which, rows, scores[: which.stop - done].swapaxes(-2, -1)
+
+
+def linear_losses(
+    game: Game, examples: Examples, masks: Sequence[int], chunk: int | None, block: int | None
+) -> Iterator[tuple[list[int], slice, Floats, Callable[[int], Floats]]]:
+    """A linear model's cross-entropies, float64 [coalitions, examples]: of which places in the list, of which examples.
+
+    Exp of a sum is a product: it is worked out once for what each set of the players of `game.apart` adds, and once for
+    each set of the others. Last comes what gives the logits [examples, classes] of one of these coalitions.
+    """
+    outputs, pieces = game.shape.widths[1], _pieces(game.apart, masks, chunk)
+    for rows, parts, scale in _blocks(game, examples.x, block, LINEAR_ELEMENTS // (outputs << len(game.apart))):
+        y = examples.y[rows].astype(np.int64, copy=False)
+        parts -= parts[:, None, y, np.arange(len(y))]  # exact, and no class's loss depends on what is added to all
+        walk, logits = _Walk(game, parts, scale), np.empty((outputs, len(y)))
+        sums = Sums(walk.subsets(game.apart), y)
+        for others, added, places in pieces:
+            walk.to(others, logits)
+            losses = sums.cross_entropy(logits, added)
+            yield places, rows, losses, partial(sums.scores, logits, added)
+
+
+def _pieces(apart: Sequence[int], masks: Sequence[int], chunk: int | None) -> list[tuple[int, list[int], list[int]]]:
+    """The list by who is in a coalition but not apart: these others, which sets of those apart, at which places."""
+    groups: dict[int, list[tuple[int, int]]] = {}
+    everyone = sum(1 << player for player in apart)
+    for place, mask in enumerate(masks):
+        added = sum((mask >> player & 1) << bit for bit, player in enumerate(apart))
+        groups.setdefault(mask & ~everyone, []).append((added, place))
+    pieces = []
+    for others, found in groups.items():
+        found.sort()
+        size = chunk or len(found)
+        for at in range(0, len(found), size):
+            some = found[at : at + size]
+            pieces.append((others, [added for added, _ in some], [place for _, place in some]))
+    return pieces
+
+
+def _blocks(game: Game, x: Floats, block: int | None, wanted: int) -> Iterator[tuple[slice, Floats, Floats]]:
+    """The examples in blocks of `block` or about `wanted`, each with a copy of what `_first_layer` says of it."""
+    held = min(len(x), block or max(1, PART_ELEMENTS // (game.count * game.shape.widths[1])))
     block = min(held, block or max(NARROWEST, wanted))
-    chunk = min(len(masks), chunk or max(1, CHUNK_ELEMENTS // (block * widths[-1])))
+    held -= held % block
     for begin in range(0, len(x), held):
         parts, scale = _first_layer(game, x[begin : begin + held])
         for left in range(0, parts.shape[-1], block):
             inside = slice(left, left + block)
-            rows = slice(begin + left, begin + left + parts[..., inside].shape[-1])
-            models = _walk(game, parts[..., inside], masks)
-            scores = np.empty((chunk, widths[-1], rows.stop - rows.start))
-            for done in range(0, len(masks), chunk):
-                which = slice(done, min(done + chunk, len(masks)))
-                for place, (first, tail) in zip(range(which.stop - done), models, strict=False):
-                    scores[place] = _behind_first(game, first, scale[inside], tail)
-                yield which, rows, scores[: which.stop - done].swapaxes(-2, -1)
+            here = np.ascontiguousarray(parts[..., inside])
+            yield slice(begin + left, begin + left + here.shape[-1]), here, scale[inside]
 
 
 def _first_layer(game: Game, x: Floats) -> tuple[Floats, Floats]:
-    """The first layer's outputs for the base and each step, [N + 1, outputs, examples], on a grid; its scale."""
-    features = rounded_halves(np.ascontiguousarray(x.T), 0, x.shape[1])
-    parts = np.empty((game.count, game.shape.widths[1], len(x)))
-    for index in range(game.count):
-        parts[index] = product(game.weights(index), features)
+    """The first layer's outputs for the base and each step, [N + 1, outputs, examples], on a grid, and its scale.
+
+    The scale is each example's, a power of two, and the outputs are divided by it.
+    """
+    outputs = game.shape.widths[1]
+    features = np.empty((2, *x.shape))
+    for at in range(0, len(x), CUT):
+        inside = slice(at, at + CUT)
+        round_and_cut(x[inside], 1, x.shape[1], features[:, inside])
+    parts = np.empty((game.count, outputs, len(x)))
+    together = max(1, STACKED // outputs)
+    for at in range(0, game.count, together):
+        weights = [game.weights(index).parts for index in range(at, min(at + together, game.count))]
+        found = product(Halves(parts=np.concatenate(weights, axis=1)), Halves(parts=features.swapaxes(-2, -1)))
+        parts[at : at + together] = found.reshape(-1, outputs, len(x))
     scale = _scale_of_sums(np.array([largest(part, 0)[0] for part in parts]))
-    bits = half_bits(game.shape.widths[1] if len(game.shape.layers) > 1 else 1)
+    bits = half_bits(outputs if len(game.shape.layers) > 1 else 1)
     for part in parts:
-        to_grid(part, scale, bits)
+        part /= scale
+        to_grid(part, 1.0, bits)
     return parts, scale
 
 
-def _walk(game: Game, parts: Floats, masks: Sequence[int]) -> Iterator[tuple[Floats, Floats]]:
-    """Each coalition's first-layer outputs and tail, from those of the one before; both arrays are reused."""
-    first, tail, before = parts[0].copy(), game.tail(0).copy(), 0
-    for mask in masks:
-        changed = mask ^ before
-        while changed:
-            player = changed.bit_length() - 1
-            changed ^= 1 << player
-            combine = np.add if mask >> player & 1 else np.subtract
-            combine(first, parts[player + 1], out=first)
-            combine(tail, game.tail(player + 1), out=tail)
-        before = mask
-        yield first, tail
+class _Walk:
+    """A model on a block of examples, led from one coalition to the next."""
+
+    def __init__(self, game: Game, parts: Floats, scale: Floats) -> None:
+        """Start with nobody; `parts` and `scale` are those of `_first_layer`, of the block's examples, and its own."""
+        self._game, self._parts, self._scale = game, parts, scale
+        self._layers = game.shape.layers[1:]
+        if not self._layers:
+            parts *= scale
+        self._first, self._tail, self._at = parts[0].copy(), game.tail(0).copy(), 0
+
+    def subsets(self, players: Sequence[int]) -> Floats:
+        """What the first layer gains by each set of these players, [2^players, outputs, examples]."""
+        added = np.zeros((1, *self._first.shape))
+        for player in players:
+            added = np.concatenate([added, added + self._parts[player + 1]])
+        return added
+
+    def to(self, mask: int, logits: Floats) -> None:
+        """Write a coalition's logits [classes, examples]; without a tail the next call reads them again."""
+        changes = list(_changes(self._at, mask))
+        self._at = mask
+        if self._layers:
+            for combine, row in changes:
+                combine(self._tail, self._game.tail(row), out=self._tail)
+            logits[...] = self._behind_first(changes)
+            return
+        if not changes:
+            logits[...] = self._first
+        for combine, row in changes:
+            combine(self._first, self._parts[row], out=logits)
+            self._first = logits
+
+    def _behind_first(self, changes: list[tuple[np.ufunc, int]]) -> Floats:
+        """The first layer's outputs after these changes, and from them the logits, [classes, examples]."""
+        (inputs, outputs), *deeper = self._layers
+        bits, block = half_bits(inputs), self._first.shape[-1]
+        tall = self._cut_tail(0, 0, inputs, outputs).parts.reshape(2 * outputs, inputs)
+        with_high, with_low = np.zeros((2 * outputs, block)), np.zeros((outputs, block))
+        size = max(TILE_ELEMENTS // block, 2 * outputs)
+        cutting = np.empty((2, min(size, inputs), block))
+        for at in range(0, inputs, size):
+            tile = slice(at, min(at + size, inputs))
+            first, hidden = self._first[tile], cutting[:, : tile.stop - at]
+            for combine, row in changes:
+                combine(first, self._parts[row, tile], out=first)
+            np.maximum(first, 0.0, out=hidden[1])
+            cut(hidden, 1.0, bits)
+            with_high += tall[:, tile] @ hidden[0]
+            with_low += tall[:outputs, tile] @ hidden[1]
+        out, start = joined(with_high, with_low) * self._scale, inputs * outputs
+        for index, (inputs, outputs) in enumerate(deeper, 1):
+            out += self._tail[start : start + len(out), None]
+            start += len(out)
+            np.maximum(out, 0.0, out=out)
+            out = product(self._cut_tail(index, start, inputs, outputs), rounded_halves(out, 0, inputs))
+            start += inputs * outputs
+        out += self._tail[start : start + len(out), None]
+        return out
+
+    def _cut_tail(self, index: int, start: int, inputs: int, outputs: int) -> Halves:
+        """The weights of a layer behind the first."""
+        weight = self._tail[start : start + inputs * outputs].reshape(outputs, inputs)
+        return halves(weight, self._game.scales[2 * index], half_bits(inputs))
 
 
-def _behind_first(game: Game, first: Floats, scale: Floats, tail: Floats) -> Floats:
-    """From one model's first-layer outputs [h, V] and tail [T] to its logits, [classes, V]."""
-    hidden, start = first, 0
-    for index, (inputs, outputs) in enumerate(game.shape.layers[1:]):
-        hidden, bits = np.maximum(hidden, 0.0), half_bits(inputs)
-        cut = halves(hidden, scale, bits) if index == 0 else rounded_halves(hidden, 0, inputs)
-        weight = tail[start : start + inputs * outputs].reshape(outputs, inputs)
-        start += inputs * outputs
-        hidden = product(halves(weight, game.scales[2 * index], bits), cut)
-        hidden += tail[start : start + outputs, None]
-        start += outputs
-    return hidden
+def _changes(before: int, mask: int) -> Iterator[tuple[np.ufunc, int]]:
+    """What leads from one coalition to another: whether a row is added or taken off, and which."""
+    changed = mask ^ before
+    while changed:
+        player = changed.bit_length() - 1
+        changed ^= 1 << player
+        yield (np.add if mask >> player & 1 else np.subtract), player + 1
 
 
 def input_error(message: str) -> InputError:

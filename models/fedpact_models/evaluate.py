@@ -9,19 +9,20 @@ and then move by one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpact_contract.contract import Data, Model
 from fedpact_contract.errors import FailedError
-from fedpact_models.coalitions import Rows, coalition_logits, input_error, prepare
+from fedpact_models.coalitions import Game, Rows, coalition_logits, input_error, linear_losses, prepare
 from fedpact_models.exact import product, rounded_halves
 from fedpact_models.features import Examples, Floats
-from fedpact_models.tasks import counts, task_of
+from fedpact_models.tasks import Classification, Task, counts, task_of
 
 UNIT = 10**9
 """Losses are kept as integers of 1e-9 nat."""
@@ -75,6 +76,23 @@ class RoundEvaluation:
     losses: tuple[tuple[int, ...], ...]
     values: Floats
     correct: tuple[int, int] | None
+
+
+class Evaluate(Protocol):
+    """What gives a list of coalitions its losses, as `evaluate_coalitions` does."""
+
+    def __call__(
+        self,
+        model: Model,
+        data: Data,
+        base: NDArray[np.floating],
+        steps: Rows,
+        examples: Examples,
+        slices: Sequence[int],
+        masks: Sequence[int],
+    ) -> CoalitionLosses:
+        """The losses of this list."""
+        ...
 
 
 def evaluate_round(
@@ -171,17 +189,59 @@ def evaluate_coalitions(
         InputError: EVALUATION_INPUT (sizes that do not fit), WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
         FailedError: EVALUATION_NOT_FINITE.
     """
-    _check(len(steps), examples, slices, masks, chunk, block)
+    check_coalitions(len(steps), examples, slices, masks, chunk, block)
+    return added_up(data, *by_example_losses(model, data, base, steps, examples, masks, chunk, block), examples, slices)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def by_example_losses(
+    model: Model,
+    data: Data,
+    base: NDArray[np.floating],
+    steps: Rows,
+    examples: Examples,
+    masks: Sequence[int],
+    chunk: int | None = None,
+    block: int | None = None,
+) -> tuple[Floats, dict[int, Floats]]:
+    """What `added_up` adds up: example by example, so that several may each take some of the examples.
+
+    Returns:
+        The losses [M, V], and the task's marks [V] of nobody's model and of everybody's, where these are in the list.
+    """
     game, task = prepare(model, data, base, steps, examples.x), task_of(data.label)
     by_example = np.empty((len(masks), len(examples)))
     marks = {mask: np.empty(len(examples)) for mask in {0, 2 ** len(steps) - 1} & set(masks)}
     places = {masks.index(mask): mask for mask in marks}
-    for which, rows, scores in coalition_logits(game, examples.x, masks, chunk, block):
-        by_example[which, rows] = task.losses(scores, examples.y[rows])
-        for place in places.keys() & set(range(which.start, which.stop)):
-            marks[places[place]][rows] = task.marks(scores[place - which.start], examples.y[rows])
-    right = counts(task, marks.items(), examples.y)
-    return CoalitionLosses(losses=_unit_sums(by_example, slices), by_example=by_example, correct=right)
+    for which, rows, losses, scores in _losses(game, task, examples, masks, chunk, block):
+        by_example[which, rows] = losses
+        for place in places.keys() & set(which):
+            marks[places[place]][rows] = task.marks(scores(which.index(place)), examples.y[rows])
+    return by_example, marks
+
+
+def added_up(
+    data: Data, by_example: Floats, marks: Mapping[int, Floats], examples: Examples, slices: Sequence[int]
+) -> CoalitionLosses:
+    """A list's losses from those of `by_example_losses`.
+
+    Raises:
+        FailedError: EVALUATION_NOT_FINITE.
+    """
+    right = counts(task_of(data.label), marks.items(), examples.y)
+    return CoalitionLosses(losses=unit_sums(by_example, slices), by_example=by_example, correct=right)
+
+
+def _losses(
+    game: Game, task: Task, examples: Examples, masks: Sequence[int], chunk: int | None, block: int | None
+) -> Iterator[tuple[list[int], slice, Floats, Callable[[int], Floats]]]:
+    """As `linear_losses`, of any model and task."""
+    if len(game.shape.layers) == 1 and isinstance(task, Classification):
+        yield from linear_losses(game, examples, masks, chunk, block)
+    else:
+        for which, rows, scores in coalition_logits(game, examples.x, masks, chunk, block):
+            places = list(range(which.start, which.stop))
+            yield places, rows, task.losses(scores, examples.y[rows]), scores.__getitem__
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -231,7 +291,7 @@ def shapley_by_example(losses: Floats, masks: Sequence[int] | None = None) -> Fl
     return np.hstack([product(cut, rounded_halves(block, 0, count)) for block in blocks])
 
 
-def _unit_sums(losses: Floats, slices: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+def unit_sums(losses: Floats, slices: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Each slice's sum, [M, V] -> [M][slices]: of the losses cut to 2^-52 nat, exactly; then half-even to 1e-9 nat.
 
     Raises:
@@ -239,24 +299,37 @@ def _unit_sums(losses: Floats, slices: Sequence[int]) -> tuple[tuple[int, ...], 
     """
     starts = np.cumsum([0, *slices[:-1]])
     result: list[tuple[int, ...]] = []
+    scaled, units = np.empty((32, losses.shape[1])), np.empty((32, losses.shape[1]), dtype=np.int64)
     for at in range(0, len(losses), 32):
-        units = losses[at : at + 32] * 2.0**10
-        if not -LARGEST_LOSS < units.min() * 2.0**-10 <= units.max() * 2.0**-10 < LARGEST_LOSS:
+        part = losses[at : at + 32]
+        largest = max(-part.min(), part.max())
+        if not largest < LARGEST_LOSS:
             raise FailedError(
                 "EVALUATION_NOT_FINITE",
                 "A coalition's loss on an example of the validation set is not a finite number below 2^30 nat.",
             )
-        high = units.astype(np.int64)
-        units -= high
-        units *= 2.0**42
-        sums = [np.add.reduceat(part, starts, axis=1).tolist() for part in (high, units.astype(np.int64))]
-        result += (tuple(map(_nanonats, *pair)) for pair in zip(*sums, strict=True))
+        fine = np.multiply(part, 2.0**52, out=scaled[: len(part)])
+        if largest < 2.0**10:
+            units[: len(part)] = fine  # cuts
+            sums = np.add.reduceat(
+                units[: len(part)], starts, axis=1
+            ).tolist()  # modulo 2^64: the rest by a float's sum
+            near = np.add.reduceat(fine, starts, axis=1).tolist()
+            exact = [list(map(_of_residue, *pair)) for pair in zip(sums, near, strict=True)]
+        else:
+            exact = [[sum(map(int, cut.tolist())) for cut in np.split(row, starts[1:])] for row in fine]
+        result += (tuple(map(_nanonats, row)) for row in exact)
     return tuple(result)
 
 
-def _nanonats(high: int, low: int) -> int:
-    """A sum in 2^-10 and 2^-52 nat, in 1e-9 nat, half-even."""
-    exact, half = ((high << 42) + low) * UNIT, 1 << 51
+def _of_residue(residue: int, near: float) -> int:
+    """The integer near `near`, nearer than 2^63, that leaves this residue modulo 2^64."""
+    return residue + (int(near) - residue + (1 << 63) >> 64 << 64)
+
+
+def _nanonats(exact: int) -> int:
+    """A sum in 2^-52 nat, in 1e-9 nat, half-even."""
+    exact, half = exact * UNIT, 1 << 51
     floor = exact >> 52
     rest = exact - (floor << 52)
     return floor + (rest > half or (rest == half and floor & 1))
@@ -298,14 +371,19 @@ def _without_own(values: Floats, edges: NDArray[np.int64], own_slice: Sequence[i
     return result
 
 
-def _check(
+def check_coalitions(
     players: int,
     examples: Examples,
     slices: Sequence[int],
     masks: Sequence[int],
-    chunk: int | None,
-    block: int | None,
+    chunk: int | None = None,
+    block: int | None = None,
 ) -> None:
+    """Refuse sizes that do not fit.
+
+    Raises:
+        InputError: EVALUATION_INPUT.
+    """
     count = len(examples)
     problem = None
     if players > MAX_LISTED_PLAYERS:

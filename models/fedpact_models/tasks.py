@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpact_contract.contract import ClassLabel, Label, SurvivalLabel
 from fedpact_models.features import Flags, Floats, Integers, Targets
+
+PLAIN = 2.0**46
+"""A sum of exp(logit) below this, and above its inverse, has its digits without a shift by the largest logit."""
 
 
 class Task(Protocol):
@@ -224,15 +228,62 @@ def counts(task: Task, marks: Iterable[tuple[int, Floats]], y: Targets) -> dict[
 def cross_entropy(logits: Floats, y: Targets) -> Floats:
     """Cross-entropy in nat: logits float64 [..., V, classes], y int64 [V] -> float64 [..., V]."""
     by_class = np.ascontiguousarray(logits.swapaxes(-2, -1))  # a view of classes before examples is not copied
-    largest = by_class.max(axis=-2)
-    powers = by_class - largest[..., None, :]
-    np.exp(powers, out=powers)
-    total = np.zeros_like(largest)
-    for scores in np.moveaxis(powers, -2, 0):
-        total += scores
+    with np.errstate(over="ignore", divide="ignore"):  # then the sum is not plain
+        total = _sum_over_classes(np.exp(by_class))
+        loss = np.log(total)
+    if not _is_plain(total).all():
+        largest = by_class.max(axis=-2)
+        shifted = np.log(_sum_over_classes(np.exp(by_class - largest[..., None, :]))) + largest
+        loss = np.where(_is_plain(total), loss, shifted)
     flat = by_class.reshape(*by_class.shape[:-2], -1)
-    chosen = flat.take(y.astype(np.int64, copy=False) * len(y) + np.arange(len(y)), axis=-1)
-    return np.asarray(np.log(total) + (largest - chosen))
+    loss -= flat.take(y.astype(np.int64, copy=False) * len(y) + np.arange(len(y)), axis=-1)
+    return np.asarray(loss)
+
+
+class Sums:
+    """Cross-entropies of logits that are sums: exp of a sum is a product, so few exps serve many sums.
+
+    All logits are relative to that of an example's own class: its loss is the logarithm of the sum of their exps.
+    """
+
+    def __init__(self, added: Floats, y: Integers) -> None:
+        """What may be added to logits, float64 [sets, classes, V]; y int64 [V]."""
+        with np.errstate(over="ignore"):
+            self.added, self._y, self._powers = added, y, np.exp(added)
+        self._everything = list(range(len(added)))
+
+    def scores(self, logits: Floats, sets: list[int], place: int) -> Floats:
+        """The logits with one of these sets added, float64 [V, classes]."""
+        return np.asarray(logits + self.added[sets[place]]).T
+
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # then the sum is not plain
+    def cross_entropy(self, logits: Floats, sets: list[int]) -> Floats:
+        """Of logits float64 [classes, V] with each of these sets added: float64 [sets, V], in nat."""
+        powers, others = self._powers if sets == self._everything else self._powers[sets], np.exp(logits)
+        if logits.shape[-1] > 1:  # as in `_sum_over_classes`
+            total = np.asarray(np.einsum("skv,kv->sv", powers, others))
+        else:
+            total = _sum_over_classes(powers * others)
+        loss = np.log(total)
+        if not total.max() < PLAIN:
+            shifted = cross_entropy((logits + self.added[sets]).swapaxes(-2, -1), self._y)
+            loss = np.where(total < PLAIN, loss, shifted)
+        return np.asarray(loss)
+
+
+def _is_plain(total: Floats) -> NDArray[np.bool_]:
+    """Where a sum of exp(logit) needs no shift to keep its digits."""
+    return (total > 1 / PLAIN) & (total < PLAIN)
+
+
+def _sum_over_classes(powers: Floats) -> Floats:
+    """The sum over the classes in their order: [..., classes, V] -> [..., V]."""
+    if powers.shape[-1] > 1:
+        return np.asarray(np.add.reduce(powers, axis=-2))  # row after row: one number a row it would add in pairs
+    total = powers[..., 0, :].copy()
+    for place in range(1, powers.shape[-2]):
+        total += powers[..., place, :]
+    return total
 
 
 def probabilities(logits: Floats) -> Floats:

@@ -9,6 +9,7 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FedpactError
 from fedpact_contract.keys import load_key
 from fedpact_server import db, validation
+from fedpact_server.cluster import evaluator
 from fedpact_server.home import OperatorHome
 from fedpact_server.rounds import POLL_SECONDS, Loop
 from fedpact_server.run_state import RunContext, SupersededError, node_ids, run_keys, run_row, signed_contract
@@ -28,11 +29,12 @@ def drive(
 
     Returns when the run is completed or stopped, or when another Flower run has taken over.
     """
-    database = OperatorHome.open(home).database()
+    operator = OperatorHome.open(home)
+    database, evaluate = operator.database(), evaluator(operator.settings.ray)
     context = run_context(home, database, contract_id, str(flower_run_id), accept_test_noise=accept_test_noise)
     examples = validation.load(home, context.contract.contribution.validation.root).examples
     try:
-        phase = Loop(context=context, transport=transport, examples=examples).run()
+        phase = Loop(context=context, transport=transport, examples=examples, evaluate=evaluate).run()
     except FedpactError as err:
         _tell(context, err)
         raise

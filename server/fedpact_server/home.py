@@ -4,7 +4,7 @@
     keys/operator.pub      its public half in hexadecimal (the operator's id is its fingerprint)
     keys/run/ID.key        Ed25519, PKCS#8: signs checkpoints, orders and receipts of the contract ID
     tls/                   ca.crt, ca.key, server.crt, server.key (see `pki`)
-    operator.toml          name, entity code, host names, port, database
+    operator.toml          name, entity code, host names, port, database, Ray
     operator.db            the database, unless operator.toml names another
     models/DIGEST.f8       models: flat little-endian float64
     arrays/ID/             updates of the contract ID, and the validation rows sealed to its auditor
@@ -57,6 +57,7 @@ class Settings(Part):
     hosts: Annotated[tuple[Name, ...], Field(min_length=1, max_length=50)]
     port: Annotated[int, Field(ge=1, le=65_535)]
     database: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    ray: Annotated[str, Field(pattern=r"^(local|[A-Za-z0-9.-]{1,253}:[0-9]{1,5})$")] | None = None
 
 
 def _locked(file: IO[bytes] | IO[str], how: int) -> bool:
@@ -320,4 +321,7 @@ hosts = [{", ".join(text(host) for host in settings.hosts)}]
 port = {settings.port}
 # Optional: a database elsewhere, as an SQLAlchemy URL. Without it, operator.db in this folder.
 {database}
+# Optional: evaluate coalitions on more processes, by Ray: "local" for those of this machine, or HOST:PORT of your own
+# cluster, which this machine is part of. It sees the updates; whoever reaches its ports can run code there.
+# ray = "local"
 """

@@ -40,6 +40,7 @@ from fedpact_contract.log import (
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_contract.unions import Unions
 from fedpact_models import aggregation
+from fedpact_models.evaluate import Evaluate, evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.noise import Noise, SystemNoise
 from fedpact_models.registry import parameter_count
@@ -102,6 +103,7 @@ class Loop:
     noise: Noise = field(default_factory=SystemNoise)  # the operator's own, at client level
     memory: aggregation.Memory = aggregation.START  # of the server's optimizer, after the newest round it was asked for
     detectors: watch.KeptWatch | None = None  # with what they hold of earlier rounds
+    evaluate: Evaluate = evaluate_coalitions  # lists of coalitions: here, or on more processes
     absent: set[str] = field(default_factory=set)  # who was not there when the last round opened: not waited for again
 
     def run(self) -> str:
@@ -551,7 +553,9 @@ class Loop:
             model = load_model(context.home, led_to)
             return scoring.score_released(contract, number, list(admitted), base, model, self.examples, previous)
         steps, unions = self._steps(number, admitted), self._unions(number)
-        return scoring.score_round(contract, number, admitted, base, steps, self.examples, previous, unions)
+        return scoring.score_round(
+            contract, number, admitted, base, steps, self.examples, previous, unions, self.evaluate
+        )
 
     def _updates(self, admitted: Mapping[str, str]) -> Mapping[str, NDArray[np.float32]]:
         """Participant id -> admitted update, float32 [P], in the order of ids, each read when it is asked for."""

@@ -24,6 +24,7 @@ from fedpact_models import aggregation
 from fedpact_models.evaluate import (
     UNIT,
     CoalitionLosses,
+    Evaluate,
     estimated_by_example,
     evaluate_coalitions,
     evaluate_round,
@@ -52,6 +53,7 @@ def score_round(
     examples: Examples,
     previous: RoundScores | None,
     unions: Sequence[Sequence[str]] = (),
+    evaluate: Evaluate = evaluate_coalitions,
 ) -> tuple[RoundScores, FloatArray]:
     """Coalition losses of one round, and the per-example Shapley values (Owen's where players are one union).
 
@@ -64,6 +66,7 @@ def score_round(
         examples: The validation set, slices in the contract's order.
         previous: The scores of the round that made the base model: both rounds tell of it with the same integers.
         unions: Participants that are one, as confirmed before the round.
+        evaluate: What evaluates lists of coalitions of the fixed-weight game (`cluster.evaluator`).
 
     Returns:
         The scores, and float64 [N, V] in nat.
@@ -71,7 +74,7 @@ def score_round(
     slices = contract.contribution.validation.slices
     sources, counts = [s.source for s in slices], [s.count for s in slices]
     own = [sources.index(p) if p in sources else None for p in steps]
-    game = round_game(contract, base, steps, examples, unions)
+    game = round_game(contract, base, steps, examples, unions, evaluate)
     sampling: Sampling | None = None
     first = _first_order(contract, base, steps, examples) if has_first_order(contract) else None
     together, blocks = among(list(steps), unions), places(list(steps), unions)
@@ -111,6 +114,7 @@ def round_game(
     steps: Mapping[str, NDArray[np.floating]],
     examples: Examples,
     unions: Sequence[Sequence[str]],
+    evaluate: Evaluate = evaluate_coalitions,
 ) -> Game:
     """The contract's game of a round; arguments as of `score_round`."""
     model, data, counts = contract.model, contract.data, [s.count for s in contract.contribution.validation.slices]
@@ -118,7 +122,7 @@ def round_game(
         updates = aggregation.aggregator(contract, steps, unions)
         return lambda masks: evaluate_models(model, data, base, updates, examples, counts, masks)
     rows = aggregation.Rows(steps)
-    return lambda masks: evaluate_coalitions(model, data, base, rows, examples, counts, masks)
+    return lambda masks: evaluate(model, data, base, rows, examples, counts, masks)
 
 
 def _first_order(

@@ -12,6 +12,7 @@ from fedpact_contract.files import private_files
 from fedpact_contract.request import utc_now
 from fedpact_server import api_closing, api_measurements, api_questions, pki
 from fedpact_server.api import create_api
+from fedpact_server.cluster import evaluator
 from fedpact_server.home import OperatorHome
 from fedpact_server.superlink import SuperLinkConfig, SuperLinkServer
 from fedpact_server.supervise import Supervisor
@@ -37,10 +38,12 @@ def serve(path: Path, *, host: str, port: int | None, health_port: int | None, r
         ready: Told once when requests are answered.
 
     Raises:
-        InputError: no home here; PORT_TAKEN, PORT_FORBIDDEN, HOST_UNKNOWN; SERVE_RUNNING, another one serves this home.
+        InputError: no home here; PORT_TAKEN, PORT_FORBIDDEN, HOST_UNKNOWN; RAY_MISSING;
+            SERVE_RUNNING, another one serves this home.
         FailedError: SERVE_FAILED, it never answered, or the supervisor ended by an error that nobody foresaw.
     """
     home = OperatorHome.open(path)
+    evaluator(home.settings.ray)
     database = home.database()
     with private_files(), home.serving():
         if pki.ensure(home.tls, hosts=home.settings.hosts, now=utc_now()):

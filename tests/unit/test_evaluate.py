@@ -23,6 +23,7 @@ from fedpact_models.evaluate import (
     evaluate_round,
     logits,
     shapley_by_example,
+    unit_sums,
 )
 from fedpact_models.exact import half_bits, halves, product, rounded_halves, to_grid
 from fedpact_models.features import Examples, Floats
@@ -98,7 +99,14 @@ def test_neither_chunk_nor_block_moves_a_bit(hidden: tuple[int, ...], monkeypatc
     setting = _setting(hidden, players=5)
     sizes = [(None, None), (1, 1), (3, 7), (8, 60), (64, 59), (None, 13)]
     results = [evaluate_round(*setting, [60], own_slice=[None] * 5, chunk=c, block=b) for c, b in sizes]
-    for name, value in (("PART_ELEMENTS", 6 * 9 * 11), ("NARROWEST", 1), ("CHUNK_ELEMENTS", 64), ("TAIL_ELEMENTS", 1)):
+    for name, value in (
+        ("PART_ELEMENTS", 6 * 9 * 11),
+        ("NARROWEST", 1),
+        ("TILE_ELEMENTS", 64),
+        ("LINEAR_ELEMENTS", 320),
+        ("STACKED", 7),
+        ("TAIL_ELEMENTS", 1),
+    ):
         monkeypatch.setattr(f"fedpact_models.coalitions.{name}", value)
         results.append(evaluate_round(*setting, [60], own_slice=[None] * 5))
     assert all(_same(results[0], other) for other in results[1:])
@@ -159,6 +167,16 @@ def test_equal_twins_are_worth_the_same_to_the_last_bit(hidden: tuple[int, ...])
     order = [4, 2, 0, 3, 1]
     renamed = evaluate_round(model, schema, base, steps[order], examples, [60], own_slice=[None] * 5)
     assert renamed.values.tobytes() == result.values[order].tobytes()
+
+
+def test_of_any_equal_steps_no_bit_depends_on_whose_they_are() -> None:
+    """A linear model's players are in two parts by their steps' digests: equal ones must not be in both."""
+    for equal in ([0, 1], [0, 5], [1, 2, 3], [0, 2, 3, 5], [0, 1, 2, 3, 4, 5]):
+        model, schema, base, steps, examples = _setting((), players=6)
+        steps[equal] = steps[equal[0]]
+        result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 6)
+        assert len({result.values[player].tobytes() for player in equal}) == 1
+        assert len({result.losses[1 << player] for player in equal}) == 1
 
 
 @pytest.mark.parametrize("hidden", [(), (33,)])
@@ -244,6 +262,17 @@ def test_slice_sums_are_integers_of_a_billionth_nat() -> None:
     assert result.correct == (2, 2)
 
 
+@pytest.mark.parametrize("largest", [3.0, 1023.0, 1025.0, 2.0**29])
+def test_slice_sums_are_exact_whatever_their_size(largest: float) -> None:
+    rng = np.random.default_rng(0)
+    losses = rng.uniform(-1e-9, largest, (40, 9001))
+    losses[7] = largest
+    for sums, row in zip(unit_sums(losses, [1, 4000, 5000]), losses, strict=True):
+        cut = [int(loss * 2.0**52) for loss in row.tolist()]
+        wanted = [Fraction(sum(part), 2**52) * 10**9 for part in (cut[:1], cut[1:4001], cut[4001:])]
+        assert sums == tuple(map(round, wanted))
+
+
 def test_shapley_of_known_games() -> None:
     def values(game: list[float]) -> list[float]:
         return shapley_by_example(-np.array(game)[:, None])[:, 0].tolist()
@@ -257,14 +286,14 @@ def test_shapley_of_known_games() -> None:
 
 
 def _product(a: Floats, b: Floats) -> Floats:
-    return product(rounded_halves(a, (-2, -1), a.shape[-1]), rounded_halves(b, -2, a.shape[-1]))
+    return product(rounded_halves(a, (0, 1), a.shape[1]), rounded_halves(b, 0, a.shape[1]))
 
 
 def test_the_exact_product_is_exact_and_close() -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(3, 40, 300)) * 1e3, rng.normal(size=(3, 300, 20)) * 1e-5
+    a, b = rng.normal(size=(40, 300)) * 1e3, rng.normal(size=(300, 20)) * 1e-5
     np.testing.assert_allclose(_product(a, b), a @ b, atol=1e-13)
-    assert not _product(a, np.zeros((3, 300, 20))).any()
+    assert not _product(a, np.zeros((300, 20))).any()
     assert _product(np.array([[3.0]]), np.array([[1 / 4]])).tolist() == [[0.75]]
     for terms in (1, 2, 3, 64, 784, 785, 100_000):
         assert terms * 2 ** (2 * half_bits(terms)) <= 2**53

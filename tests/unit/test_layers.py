@@ -32,6 +32,7 @@ ONLY_IN = {
         "client/fedpact_client/trainer.py",
         "server/fedpact_server/demo/lift.py",
     },
+    "ray": {"server/fedpact_server/cluster.py"},  # when the operator's setting asks for it
     "flwr": {
         "client/fedpact_client/supernode.py",  # in the executor, which imports it once it is fenced
         "server/fedpact_server/app.py",  # in the ServerApp, a process of its own

@@ -11,7 +11,7 @@ from fedpact_contract.contract import ClassLabel, Label, NumberLabel, SurvivalLa
 from fedpact_models.dp import cross_entropy as trained_cross_entropy
 from fedpact_models.dp import discrete_hazard, squared_error
 from fedpact_models.features import Floats, Targets
-from fedpact_models.tasks import Task, cross_entropy, predicted, probabilities, survival, task_of
+from fedpact_models.tasks import Sums, Task, cross_entropy, predicted, probabilities, survival, task_of
 
 CLASSES = ClassLabel(name="y", classes=("a", "b", "c"), rule="value")
 NUMBER = NumberLabel(name="y", rule="number", low=Decimal(10), high=Decimal(30))
@@ -53,6 +53,22 @@ def test_an_examples_loss_does_not_depend_on_its_company() -> None:
     for b in range(4):
         for v in range(33):
             assert cross_entropy(logits[b, v : v + 1], y[v : v + 1])[0] == whole[b, v]
+
+
+def test_losses_of_sums_are_those_of_the_sums_each_on_its_own_whatever_their_size() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 33)
+    for size in (0.3, 30.0, 900.0):
+        added, logits = rng.normal(size=(8, 5, 33)) * size, rng.normal(size=(5, 33)) * size
+        for part in (*added, logits):
+            part -= part[y, np.arange(33)]
+        whole = Sums(added, y).cross_entropy(logits, list(range(8)))
+        expected = cross_entropy((logits + added).swapaxes(-2, -1), y)
+        np.testing.assert_allclose(whole, expected, rtol=1e-13, atol=1e-14)
+        for v in range(33):  # one example is added up by other code of numpy's
+            one = Sums(added[..., v : v + 1].copy(), y[v : v + 1])
+            for sets in ([3], [7, 0, 3], list(range(8))):
+                assert one.cross_entropy(logits[:, v : v + 1].copy(), sets)[:, 0].tolist() == whole[sets, v].tolist()
 
 
 def test_the_metric_counts_and_equal_logits_go_to_the_first_class() -> None:
