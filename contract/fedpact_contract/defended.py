@@ -1,7 +1,8 @@
-"""What a log says of the defences against gaming: clips, findings, exclusions and unions, for the report."""
+"""What a log says of the defences against gaming: clips, findings, exclusions, unions and reviews, for the report."""
 
 from collections.abc import Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from fedpact_contract.contract import Contract
@@ -13,6 +14,7 @@ from fedpact_contract.log import (
     ParticipantExcluded,
     ParticipantReadmitted,
     PeriodSettled,
+    ReviewOpened,
     RoundOpened,
     ScoresCommitted,
     StatementTaken,
@@ -22,7 +24,9 @@ from fedpact_contract.log import (
     kept_rounds,
 )
 from fedpact_contract.messages import Statement
-from fedpact_contract.record import decimal_text, read_envelope
+from fedpact_contract.parties import Place
+from fedpact_contract.questions import Question, agreed
+from fedpact_contract.record import decimal_text, ratio_text, read_envelope
 
 DETECTORS = {
     "SIGNAL_ENERGY": "Its update is larger than the others', beyond the declared noise: boosted, or rows repeated.",
@@ -40,11 +44,16 @@ DETECTORS = {
 """What an alarm of each detector says (`fedpact_server.detectors`), in a sentence."""
 
 
+ANSWERS = {"agree": "agreed", "dispute": "disputed"}
+"""What became of a question by an answer."""
+
+
 def defences(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contract) -> dict[str, Any] | None:
     """The section of the report; None where the contract has no defences. The log was checked before.
 
-    `findings`: none, as long as no round is scored; committed, until all of them are opened; opened; withheld, where
-    the period was settled and they were not. Alarms and detectors without power are those of what is opened.
+    `of_values`: whether detectors look at values too; in the re-normalised game they do not. `findings`: none, as long
+    as no round is scored; committed, until all of them are opened; opened; withheld, where the period was settled and
+    they were not. Alarms and detectors without power are those of what is opened.
 
     Args:
         entries: The log's.
@@ -60,6 +69,7 @@ def defences(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contrac
     aggregated = kept_rounds(bodies)
     return {
         "clause": contract.defences.plain(),
+        "of_values": contract.contribution.game != "re-normalised",
         "findings": ("withheld" if settled else "committed") if closed else "opened" if opened else "none",
         "alarms": [_alarm(line, contract) for line in lines if line.outcome == "alarm"],
         "no_power": _without_power(lines),
@@ -72,6 +82,7 @@ def defences(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contrac
         ],
         "exclusions": _exclusions(bodies, contract),
         "unions": _unions(entries, bodies, contract),
+        "reviews": _reviews(entries, bodies, contract),
     }
 
 
@@ -132,11 +143,10 @@ def _unions(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contract
             subjects[entry.leaf_hash.hex()] = union
             found.append(union)
         elif isinstance(body, StatementTaken):
-            said = Statement.from_bytes(read_envelope(body.statement).body)
-            disputed = subjects.get(said.subject)
-            if said.answer == "dispute" and disputed is not None and body.participant in _ids(disputed):
+            record = _record(body)
+            if record.subject in subjects:
                 by = _named(body.participant, contract)
-                disputed["steps"].append(_step("disputed", by=by, reason=said.reason))
+                subjects[record.subject]["steps"].append(_step(ANSWERS[record.answer], by=by, reason=record.reason))
         elif isinstance(body, UnionConfirmed | UnionWithdrawn):
             what = "confirmed" if isinstance(body, UnionConfirmed) else "withdrawn"
             for union in found:
@@ -148,6 +158,37 @@ def _unions(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contract
                 if union["state"] == "confirmed":
                     union["rounds"].append(body.round)
     return found
+
+
+def _reviews(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contract) -> list[dict[str, Any]]:
+    """What the operator found out about negative values, who agreed to it, and whether that is enough."""
+    found: dict[str, Question[ReviewOpened]] = {}
+    for index, (entry, body) in enumerate(zip(entries, bodies, strict=True)):
+        if isinstance(body, ReviewOpened):
+            subject = entry.leaf_hash.hex()
+            found[subject] = Question(body=body, place=Place(index=index, type=entry.type), subject=subject)
+        elif isinstance(body, StatementTaken):
+            record = _record(body)
+            if record.subject in found:
+                found[record.subject].answers[body.participant] = record
+    return [
+        {
+            "period": review.body.period,
+            "negative": [_named(party, contract) for party in review.body.negative],
+            "ratio": ratio_text(Fraction(review.body.ratio)),
+            "text": review.body.text,
+            "answers": [
+                _step(ANSWERS[record.answer], by=_named(party, contract), reason=record.reason)
+                for party, record in review.answers.items()
+            ],
+            "agreed": agreed(contract, review),
+        }
+        for review in found.values()
+    ]
+
+
+def _record(body: StatementTaken) -> Statement:
+    return Statement.from_bytes(read_envelope(body.statement).body)
 
 
 def _ids(union: dict[str, Any]) -> tuple[str, ...]:

@@ -451,12 +451,15 @@ def _defences(contract: Contract, defences: Defences) -> Iterator[str]:
         f"After each round the operator's detectors look at all admitted updates{values}. What they find is "
         "committed to with the scores and opened with them. An alarm is a question and moves no money."
     )
-    yield "Whose own value is below minus three standard errors in two rounds running is " + (
-        "invited no more, until the operator has reviewed it and logged why it is readmitted. It is paid for the "
-        "rounds in which it was admitted (wreckers: reject)."
-        if defences.wreckers == "reject"
-        else "named by an alarm, and invited as before (wreckers: report)."
-    )
+    if not values:
+        yield "A value below zero is nothing unusual in this game: it raises no alarm (wreckers: report)."
+    else:
+        yield "Whose own value is below minus three standard errors in two rounds running is " + (
+            "invited no more, until the operator has reviewed it and logged why it is readmitted. It is paid for the "
+            "rounds in which it was admitted (wreckers: reject)."
+            if defences.wreckers == "reject"
+            else "named by an alarm, and invited as before (wreckers: report)."
+        )
     yield (
         "Participants whose updates are near-copies of each other can be declared one union by the operator, which "
         f"names the reason. A member may dispute that for {counted(defences.dispute_hours, 'hour')}, signed with its "

@@ -60,6 +60,6 @@ def page(report: dict[str, Any], lang: str = "en", lift: dict[str, Any] | None =
 def with_texts(value: Any, text: str) -> Any:
     """The report with this text in place of every name and word that a party chose."""
     if isinstance(value, dict):
-        chosen = {"name", "title", "purpose", "entity_code", "sector", "code", "outcome", "reason", "power"}
+        chosen = {"name", "title", "purpose", "entity_code", "sector", "code", "outcome", "reason", "power", "text"}
         return {k: text if k in chosen and isinstance(v, str) else with_texts(v, text) for k, v in value.items()}
     return [with_texts(item, text) for item in value] if isinstance(value, list) else value

@@ -9,13 +9,13 @@ from tests.support.models_kit import training_contract
 
 from fedpact_contract.contract import Contract, Model
 from fedpact_contract.privacy import solve_noise_multiplier
+from fedpact_models.aggregation import apply, weighted_steps
 from fedpact_models.dp import SystemNoise
 from fedpact_models.evaluate import evaluate
 from fedpact_models.features import Examples, Floats, encode
 from fedpact_models.registry import initial_weights
 from fedpact_models.tables import read_table
 from fedpact_models.training import local_update
-from fedpact_server.aggregation import apply, weighted_steps
 from fedpact_server.demo.scenario import Scenario, of_folder
 
 ROOT = Path(__file__).resolve().parents[2]

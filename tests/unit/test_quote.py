@@ -491,6 +491,7 @@ def test_a_step_is_timed_on_rows_that_fit(
 def test_the_agent_names_what_left(ended: ClosedRun) -> None:
     """The kinds that a quote counts are those that the ledger has, but for what is no part of one contract's run."""
     other = {EgressKind.ENROLMENT, EgressKind.CARD, EgressKind.REQUEST, EgressKind.REFUSAL, EgressKind.OBJECTION}
+    other |= {EgressKind.STATEMENT}  # a person's answer, where an entry asks for one
     counted = {EgressKind.UPDATE, EgressKind.MEASUREMENT, EgressKind.SIGNATURE, EgressKind.COUNTERSIGNATURE}
     assert set(EgressKind) == other | counted
 

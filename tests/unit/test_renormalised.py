@@ -18,6 +18,7 @@ from tests.support.contract_kit import change, party, plain_contract
 from tests.support.federation import contract_values, digits
 from tests.support.noise import FixedNoise
 from tests.support.settlement_kit import a_contract
+from tests.support.task_kit import TASKS
 
 from fedpact_client import simulation
 from fedpact_client.quote import Share, Simulated, plausible_share
@@ -577,6 +578,19 @@ def again(run: ClosedRun, folder: Path, **options: Any) -> Any:
     if not folder.exists():
         bundle.write(folder, run.home, run.federation.contract, *parts)
     return reevaluate(folder, AUDITOR, (SIGNING_KEY, OPENING_KEY), **options)[1]
+
+
+@pytest.mark.parametrize("task", ["regression", "survival"])
+def test_it_is_played_over_every_task(tmp_path: Path, task: str) -> None:
+    federation = TASKS[task].federation(
+        tmp_path, contribution__game="re-normalised", training__aggregation="median", training__rounds=2
+    )
+    assert federation.run() == "completed"
+    with federation.database.read() as connection:
+        rounds = [scores for _, scores in scoring.all_scores(connection, federation.contract.id)]
+    assert rounds[1].losses[0] == rounds[0].losses[-1]
+    assert sum(period_values(rounds, federation.contract).values()) == total_value(rounds, federation.contract) != 0
+    assert (rounds[0].correct is None) == (task == "regression")
 
 
 def test_the_auditor_finds_a_loss_and_a_model_of_another_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

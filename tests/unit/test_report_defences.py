@@ -21,6 +21,7 @@ from fedpact_contract.log import (
     Findings,
     FindingsOpened,
     ParticipantReadmitted,
+    ReviewOpened,
     ScoresCommitted,
     StatementTaken,
     UnionConfirmed,
@@ -168,6 +169,7 @@ class TestJson:
             ("REPLAY", [1, 2], "none before 3 rounds that follow a step")
         ]
         assert found["clause"] == fed.contract.defences.plain()
+        assert found["of_values"]
         assert canonical_bytes(report) == canonical_bytes(build(fed.entries()))
 
     def test_factors_below_one_and_how_many_updates_there_were(self, fed: Federation, report: dict[str, Any]) -> None:
@@ -220,6 +222,19 @@ class TestJson:
         assert (first["state"], first["rounds"]) == ("withdrawn", [2, 3])
         assert (second["state"], second["rounds"], len(second["steps"])) == ("declared", [], 1)
 
+    def test_reviews_with_who_agreed(self, fed: Federation) -> None:
+        found = reviewed(fed, "agree", "agree", "dispute")["defences"]["reviews"]
+        (review,) = found
+        assert [p["name"] for p in review["negative"]] == ["Enterprise 4"]
+        assert (review["ratio"], review["text"], review["agreed"]) == ("0.25", "labels were swapped", False)
+        assert [(a["what"], a["by"]["name"], a["reason"]) for a in review["answers"]] == [
+            ("agreed", "Enterprise 1", None),
+            ("agreed", "Enterprise 2", None),
+            ("disputed", "Enterprise 3", "no proof"),
+        ]
+        (review,) = reviewed(fed, *["agree"] * 3)["defences"]["reviews"]
+        assert review["agreed"], "3 of 5"
+
     def test_a_contract_without_defences_has_none(self, tmp_path) -> None:
         found = build(make_federation(tmp_path / "plain").entries())
         assert found["defences"] is None
@@ -228,7 +243,42 @@ class TestJson:
         assert (central["defences"], central["undetected"]) == (None, [])
 
 
+def reviewed(fed: Federation, *answers: str) -> dict[str, Any]:
+    """The report of a log in which a review was opened, and the first participants answered so."""
+    ids = [p.id for p in fed.contract.participants]
+    opened = ReviewOpened(period=1, negative=(ids[3],), ratio="1/4", text="labels were swapped")
+    entries = [Entry.of(opened)]
+    for who, key, answer in zip(ids, fixed_keys(6), answers, strict=False):
+        statement = Statement(
+            contract_id=fed.contract.id,
+            participant=who,
+            subject=entries[0].leaf_hash.hex(),
+            answer=answer,
+            reason="no proof" if answer == "dispute" else None,
+        )
+        entries.append(Entry.of(StatementTaken(participant=who, statement=sign(statement, key).plain())))
+    log = fed.entries()
+    place = next(i for i, entry in enumerate(log) if entry.type == FindingsOpened.TYPE)
+    return build([*log[:place], *entries, *log[place:]])
+
+
 class TestPage:
+    @pytest.mark.parametrize("lang", ["en", "zh"])
+    def test_a_review(self, fed: Federation, lang: str) -> None:
+        text, place = page(reviewed(fed, "agree", "dispute"), lang).text, 1 if lang == "zh" else 0
+        assert WORDS["review"][place].format("25", "labels were swapped") in text
+        assert WORDS["agreed"][place].format("Enterprise 1") in text
+        assert WORDS["disputed"][place].format("Enterprise 2") in text
+        assert WORDS["not_enough"][place] in text
+        assert WORDS["enough"][place] in page(reviewed(fed, *["agree"] * 3), lang).text
+
+    @pytest.mark.parametrize("lang", ["en", "zh"])
+    def test_in_the_renormalised_game_no_value_is_looked_at(self, report: dict[str, Any], lang: str) -> None:
+        place = 1 if lang == "zh" else 0
+        text = page(report | {"defences": report["defences"] | {"of_values": False}}, lang).text
+        assert WORDS["detectors_of_updates"][place] in text
+        assert WORDS["wreckers_reject"][place] not in text
+
     def test_in_english(self, report: dict[str, Any]) -> None:
         text = page(report).text
         for words in (
@@ -264,7 +314,7 @@ class TestPage:
         for known in ("one warehouse", "our own rows", "the same invoices", "two warehouses", "labels mended", "UTC"):
             section = section.replace(known, "")
         section = re.sub(r"Enterprise \d", "", section)
-        assert set(re.findall(r"[A-Za-z_]+", section)) == {"NEAR_COPY", "WRECKER", "NEGATIVES", "REPLAY", "nat"}
+        assert set(re.findall(r"[A-Za-z_]+", section)) == {"NEAR_COPY", "WRECKER", "NEGATIVES", "REPLAY"}
 
     @pytest.mark.parametrize("lang", ["en", "zh"])
     def test_each_state_of_the_findings(self, report: dict[str, Any], lang: str) -> None:
@@ -272,12 +322,19 @@ class TestPage:
         for state in ("none", "committed", "withheld"):
             found = report["defences"] | {"findings": state, "alarms": [], "no_power": []}
             assert WORDS[state][place] in page(report | {"defences": found}, lang).text
-        calm = report["defences"] | {"alarms": [], "no_power": [], "clipped": [], "exclusions": [], "unions": []}
+        calm = report["defences"] | {
+            "alarms": [],
+            "no_power": [],
+            "clipped": [],
+            "exclusions": [],
+            "unions": [],
+            "reviews": [],
+        }
         text = render(report | {"defences": calm}, lang)  # type: ignore[arg-type]  # a test's plain text
         assert WORDS["quiet"][place] in text
         for key in ("alarms", "clips"):
             assert f"<h3>{WORDS[key][place]}</h3>" in text
-        for absent in ("no_power", "exclusions", "unions"):
+        for absent in ("no_power", "exclusions", "unions", "reviews"):
             assert f"<h3>{WORDS[absent][place]}</h3>" not in text
         loose = calm | {"clause": calm["clause"] | {"clip": "none", "wreckers": "report"}}
         text = page(report | {"defences": loose}, lang).text
@@ -355,7 +412,7 @@ class TestWords:
 def real_findings(count: int, rounds: int, slices: list[tuple[str, int]]) -> list[detectors.Finding]:
     rng = np.random.default_rng(count)
     ids = [f"p{i}" for i in range(count)]
-    seen = []
+    seen, apart = [], detectors.Apart(b"")
     for number in range(1, rounds + 1):
         updates = {p: rng.normal(size=40) for p in ids}
         seen.append(
@@ -367,6 +424,7 @@ def real_findings(count: int, rounds: int, slices: list[tuple[str, int]]) -> lis
                 step=None if number == 1 else rng.normal(size=40),
                 slope=1.0,
                 values=rng.normal(size=(count, 30)),
+                apart=apart,
             )
         )
     return [line for k in range(1, rounds + 1) for line in detectors.findings(seen[:k], rounds, slices)]

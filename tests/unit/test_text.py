@@ -220,6 +220,15 @@ def test_each_defence_is_said_as_it_is(clause: dict[str, Any], shown: str, other
     assert "An alarm is a question and moves no money." in text
 
 
+def test_in_the_renormalised_game_no_value_raises_an_alarm() -> None:
+    plain = CONTRACT.plain()
+    plain["contribution"]["game"] = "re-normalised"
+    plain["defences"]["wreckers"] = "report"
+    text = render(Contract.parse(plain))
+    assert "it raises no alarm (wreckers: report)" in text
+    assert "named by an alarm" not in text
+
+
 def test_without_defences_there_is_no_such_section() -> None:
     plain = CONTRACT.plain()
     del plain["defences"]

@@ -31,6 +31,11 @@ WORDS: dict[str, tuple[str, str]] = {
         "moves no money.",
         "每轮之后，运营方的检测程序查看全部被采纳的更新及其价值。警报只是疑问，不改变金额。",
     ),
+    "detectors_of_updates": (
+        "After each round the operator's detectors look at all admitted updates; in this game they look at no value. "
+        "An alarm is a question and moves no money.",
+        "每轮之后，运营方的检测程序查看全部被采纳的更新；在此博弈下不查看价值。警报只是疑问，不改变金额。",
+    ),
     "stated": (
         "What the detectors say is the operator's statement; an auditor that evaluates all coalitions makes it again.",
         "检测结果为运营方陈述；审计方复评全部联盟时可重新得出。",
@@ -100,10 +105,18 @@ WORDS: dict[str, tuple[str, str]] = {
         "依据第{}轮及之前的检测结果；异议期至{}",
     ),
     "declared": ("Declared {}: {}", "声明（{}）：{}"),
+    "agreed": ("Agreed to by {}", "{}同意"),
     "disputed": ("Disputed by {}", "{}提出异议"),
     "confirmed": ("Confirmed {}", "确认（{}）"),
     "withdrawn": ("Withdrawn", "撤回"),
     "counted": ("Counted once in rounds {}", "按一方计入的轮次：{}"),
+    "reviews": ("Reviews of negative values", "负价值的复核"),
+    "review": (
+        "Negative values were {} % of the total value. What the operator found: {}",
+        "负价值为总价值的{}%。运营方的复核结论：{}",
+    ),
+    "enough": ("More than half of the others agreed.", "其他参与方过半数同意。"),
+    "not_enough": ("Not agreed to by more than half of the others.", "未获其他参与方过半数同意。"),
     "undetected": ("Attacks that are not detected, or not always", "无法检测或未必能检测的攻击"),
     "gain": (
         "{} Its share was {} times an honest one; an alarm in {} of {} runs.",
@@ -186,7 +199,8 @@ def defence_section(report: dict[str, Any], lang: Lang) -> Section:
     if found is None:
         central = report["privacy"]["trust_model"] == CENTRAL
         return Section(title=said.word("title"), note=said.word("central" if central else "without"), rules=[])
-    blocks = [said.alarms(found), said.no_power(found), said.clips(found), said.exclusions(found), said.unions(found)]
+    blocks = [said.alarms(found), said.no_power(found), said.clips(found), said.exclusions(found)]
+    blocks += [said.unions(found), said.reviews(found)]
     kept = [block for block in blocks if block.rows or block.note]
     return Section(title=said.word("title"), rules=said.rules(report), blocks=kept)
 
@@ -215,13 +229,14 @@ class _Said:
 
     def rules(self, report: dict[str, Any]) -> list[str]:
         clause, audit = report["defences"]["clause"], report["reevaluation"]
+        of_values = report["defences"]["of_values"]
         agreed = audit is not None and audit["coalitions"] == "all" and not audit["differing"]
         percent = decimal_text(Decimal(clause["negatives"]) * 100)
         return [
             self.word(f"clip_{clause['clip']}"),
-            self.word("detectors"),
+            self.word("detectors" if of_values else "detectors_of_updates"),
             self.word("remade").format(audit["auditor"]) if agreed else self.word("stated"),
-            self.word(f"wreckers_{clause['wreckers']}"),
+            *([self.word(f"wreckers_{clause['wreckers']}")] if of_values else []),
             self.word("union_rule").format(clause["dispute_hours"]),
             self.word("negatives").format(percent),
         ]
@@ -277,6 +292,16 @@ class _Said:
                 lines.append(self.word("counted").format(number_ranges(union["rounds"])))
             rows.append(Row(head=self._names(union["members"]), lines=lines))
         return Block(title=self.word("unions"), rows=rows)
+
+    def reviews(self, found: dict[str, Any]) -> Block:
+        rows = []
+        for review in found["reviews"]:
+            percent = decimal_text(Decimal(review["ratio"]) * 100)
+            lines = [self.word("review").format(percent, review["text"])]
+            lines += [self._step(answer) for answer in review["answers"]]
+            lines.append(self.word("enough" if review["agreed"] else "not_enough"))
+            rows.append(Row(head=self._names(review["negative"]), lines=lines))
+        return Block(title=self.word("reviews"), rows=rows)
 
     def _step(self, step: dict[str, Any]) -> str:
         if step["what"] == "declared":
