@@ -1,8 +1,8 @@
 """One attacker among eight equal participants on the digits: its updates, the defence, what it gains. No tests here.
 
-Record-level DP is the product's own training (`local_update`, mostly at epsilon 2 over five rounds and a spare attempt,
-the demo's terms) with the tests' fixed noise; "without DP" the same path with silent noise and a norm that clips
-nothing.
+Record-level DP is `local_update`, mostly at epsilon 2 over five rounds and a spare attempt, the demo's terms, with the
+tests' fixed noise; "without DP" the same path with silent noise and a norm that clips nothing. So that hundreds of runs
+take minutes it is written out for softmax (`trained`); tests/unit/test_detectors.py compares the two.
 Whoever cheats alters its own agent, so it may do what it likes to what it sends: but the weights are contracted.
 """
 
@@ -21,13 +21,10 @@ from tests.support.noise import FixedNoise
 from fedpact_contract.clipping import clip_factors, noise_energy
 from fedpact_contract.contract import Contract, Data, RecordPrivacy
 from fedpact_contract.privacy import solve_noise_multiplier
-from fedpact_models.dp import dp_sgd
 from fedpact_models.evaluate import evaluate, evaluate_round
 from fedpact_models.features import Examples, Floats
 from fedpact_models.gradient import gradient
-from fedpact_models.registry import build, parameter_count
-from fedpact_models.training import local_update
-from fedpact_models.weights import flatten, load_flat
+from fedpact_models.registry import parameter_count
 from fedpact_server.detectors import Apart, Finding, Observed, findings, observe
 
 PARTICIPANTS, ROWS, VALIDATION, GIVEN, GIVER = 8, 175, 397, 130, 3
@@ -102,24 +99,28 @@ class State:
 
     def trained(self, rows: Examples, contracted: int = ROWS) -> Floats:
         """Trained on these rows, whatever their number, with the denominator and the noise of a contracted number."""
-        contract, privacy = self.contract, self.contract.privacy
-        assert isinstance(privacy, RecordPrivacy)
-        module = build(contract.model, contract.data)
-        load_flat(module, self.base)
-        dp_sgd(
-            module,
-            torch.from_numpy(rows.x),
-            torch.from_numpy(rows.y),
-            steps=contract.training.local_steps,
-            sample_rate=float(privacy.sample_rate),
-            noise_multiplier=float(privacy.noise_multiplier),
-            max_grad_norm=float(privacy.max_grad_norm),
-            denominator=float(privacy.sample_rate) * contracted,
-            learning_rate=float(contract.training.learning_rate),
-            noise=self.noise,
-            physical_batch=1024,
+        return trained(self.contract, self.base, rows, self.noise, contracted)
+
+
+def trained(contract: Contract, base: Floats, rows: Examples, noise: FixedNoise, contracted: int) -> Floats:
+    """The update of `local_update` on softmax, from any number of rows, float32 in float64."""
+    privacy = contract.privacy
+    assert isinstance(privacy, RecordPrivacy)
+    norm, rate = float(privacy.max_grad_norm), float(privacy.sample_rate)
+    scale = float(contract.training.learning_rate) / (rate * contracted)
+    model, lengths = base.reshape(len(contract.data.label.classes), -1).copy(), np.linalg.norm(rows.x, axis=1)
+    for _ in range(contract.training.local_steps):
+        chosen = np.flatnonzero(noise.uniform(len(rows)) < rate)
+        x, logits = rows.x[chosen], rows.x[chosen] @ model.T
+        error = np.exp(logits - logits.max(axis=1, keepdims=True))
+        error /= error.sum(axis=1, keepdims=True)
+        error[np.arange(len(chosen)), rows.y[chosen]] -= 1
+        factors = np.minimum(1, norm / (np.linalg.norm(error, axis=1) * lengths[chosen] + 1e-6))
+        total = (error * factors[:, None]).T @ x
+        model -= scale * (
+            total + noise.normal(base.size).reshape(model.shape) * (float(privacy.noise_multiplier) * norm)
         )
-        return flatten(module) - self.base
+    return (model.reshape(-1) - base).astype(np.float32).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -274,22 +275,19 @@ def simulate(
     seen: list[Observed] = []
     total = dict.fromkeys(ids, 0.0)
     for number in range(1, contract.training.rounds + 1):
-        trained = [
-            local_update(contract, base, part, noise).astype(np.float64)
-            for part, noise in zip(parts, noises, strict=True)
-        ]
+        made = [trained(contract, base, part, noise, len(part)) for part, noise in zip(parts, noises, strict=True)]
         state = State(
             contract=contract,
             base=base,
             own=parts[attacker],
-            honest=trained[attacker],
+            honest=made[attacker],
             last=step,
             validation=validation,
             private=private,
             noise=other,
             rng=rng,
         )
-        updates = {names[i]: trained[i] for i in honest} | dict(zip(own, send(state), strict=True))
+        updates = {names[i]: made[i] for i in honest} | dict(zip(own, send(state), strict=True))
         energies = {i: Fraction(float(d @ d)) for i, d in updates.items()}
         factors = clip_factors(energies, declared, parameters) if scene.clipped else dict.fromkeys(ids, Decimal(1))
         whole = sum(examples.values())

@@ -3,6 +3,7 @@
 What they find of real training, and how often they are wrong there, is measured in the benchmark of gaming.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,13 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.gaming import Scene, trained
+from tests.support.models_kit import digits
+from tests.support.noise import FixedNoise
+
 from fedpact_contract.errors import InputError
+from fedpact_models.training import local_update
 from fedpact_server import detectors, watch
 from fedpact_server.detectors import FAMILY, TESTS, Apart, Finding, Observed, findings, looks, observe
 
@@ -291,3 +298,12 @@ def test_where_no_single_update_is_scored_none_is_compared() -> None:
     with pytest.raises(InputError) as caught:
         watch.look(None, contract, Path(), None)
     assert caught.value.code == "ALARMS_NO_GAME"
+
+
+@pytest.mark.parametrize("scene", [Scene(epsilon=2), Scene(epsilon=None)])
+def test_the_benchmark_trains_as_the_product_does(scene) -> None:
+    data, parts, _ = digits(0, scene.rows, {})
+    contract, base = scene.contract(data), np.random.default_rng(0).normal(size=650) * 0.1
+    ours = local_update(contract, base, parts[2], FixedNoise(3))
+    theirs = trained(contract, base, parts[2], FixedNoise(3), len(parts[2]))
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(ours).max()

@@ -47,6 +47,7 @@ from fedpact_contract.replay import replay
 from fedpact_contract.request import instant, utc_now
 from fedpact_contract.verify import verify
 from fedpact_server import closing, db, defences, scoring, watch
+from fedpact_server.demo.run import Demo, Options
 from fedpact_server.rounds import Loop
 
 CLAUSE: dict[str, Any] = {
@@ -205,7 +206,7 @@ def test_a_union_is_declared_disputed_confirmed_and_counts_once(people, monkeypa
     at = who.town
     members = tuple(sorted((at.id(1), at.id(2))))
     monkeypatch.setattr(
-        watch.Watch,
+        watch.KeptWatch,
         "after",
         lambda _s, _c, number: near(number, *members) if number == 1 else Findings(round=number, lines=()),
     )
@@ -469,6 +470,38 @@ def test_the_pages_commands_answer_a_question(asked, tmp_path) -> None:
     script.done()
 
 
+def test_the_demo_writes_a_review_where_its_values_ask_for_one(tmp_path, monkeypatch) -> None:
+    """By the public commands: refused, reviewed, agreed to by everybody, closed."""
+    options = Options(folder=tmp_path, participants=None, rounds=None, revenue="1.00", data=None, lift=None, keep=False)
+    demo, said = Demo(options=options, tell=lambda _text: None), list[str]()
+    question = {"kind": "review", "subject": "ab" * 32}
+    due: list[dict[str, Any]] = [{"error": {"code": "SETTLE_REVIEW_DUE"}}]
+
+    def call(_: Any, words: list[str], *, ok: tuple[int, ...] = (0,)) -> dict[str, Any]:
+        said.append(" ".join(words[:3]))
+        if words[1] == "settle":
+            assert due == [] or 5 in ok
+            return due.pop() if due else {}
+        return {"questions": [{"kind": "union", "subject": "cd" * 32}, question]} if words[1] == "questions" else {}
+
+    def each(work: Callable[[int, Any], Any]) -> None:
+        for number in range(2):
+            work(number, None)
+
+    monkeypatch.setattr(type(demo.processes), "call", call)
+    monkeypatch.setattr(Demo, "_each", lambda _self, work: each(work))
+    demo._settle("3f2a")
+    assert said == [
+        "fedpact settle close",
+        "fedpact contribution review",
+        *["fedpact-agent questions 3f2a", "fedpact-agent answer 3f2a"] * 2,
+        "fedpact settle close",
+    ]
+    said.clear()
+    demo._settle("3f2a")
+    assert said == ["fedpact settle close"], "most demos need none"
+
+
 @pytest.fixture
 def asked(people) -> tuple[People, str]:
     """A declared union of 1 and 2, which nobody has answered; no round has run."""
@@ -605,7 +638,7 @@ def test_an_answer_that_does_not_stand_in_the_log_is_told_at_the_close(people, m
     who = people(training__rounds=1, **WITHOUT_VALUES)
     at = who.town
     members = tuple(sorted((at.id(1), at.id(2))))
-    monkeypatch.setattr(watch.Watch, "after", lambda _s, _c, number: near(number, *members))
+    monkeypatch.setattr(watch.KeptWatch, "after", lambda _s, _c, number: near(number, *members))
 
     def after(_number: int) -> None:
         who.fedpact("union", "declare", "RUN", "Enterprise 1", "Enterprise 2", "--reason", "one warehouse")
@@ -705,7 +738,7 @@ class TestOperator:
         who = people(training__rounds=4)
         at = who.town
         monkeypatch.setattr(
-            watch.Watch,
+            watch.KeptWatch,
             "after",
             lambda _s, _c, number: (
                 near(number, at.id(4), code="WRECKER") if number == 1 else Findings(round=number, lines=())
