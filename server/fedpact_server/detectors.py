@@ -15,7 +15,8 @@ Where the thing itself would hardly be found a detector says that it has no powe
 Family-wise, an honest run raises an alarm with probability 1 %: `FAMILY`, divided equally over `TESTS`, for each over
 its looks (after rounds 3, 6, 12, ... and the last; a wrecker is looked for in every round), and at each look over the
 participants (or pairs, or participants and slices) and the two ways. Bonferroni's division holds however the statistics
-depend on each other. Beside the tests stands one rule without a level: negative values beyond the contract's part of v(N).
+depend on each other. Beside the tests stands one rule without a level: negative values beyond the contract's part of
+v(N).
 """
 
 import math
