@@ -15,7 +15,7 @@ Where the thing itself would hardly be found a detector says that it has no powe
 Family-wise, an honest run raises an alarm with probability 1 %: `FAMILY`, divided equally over `TESTS`, for each over
 its looks (after rounds 3, 6, 12, ... and the last; a wrecker is looked for in every round), and at each look over the
 participants (or pairs, or participants and slices) and the two ways. Bonferroni's division holds however the statistics
-depend on each other. Beside the tests stands one rule without a level: negative values beyond a tenth of v(N).
+depend on each other. Beside the tests stands one rule without a level: negative values beyond the contract's part of v(N).
 """
 
 import math
@@ -52,7 +52,7 @@ OF_UPDATES = ("SIGNAL_ENERGY", "DIRECTION", "REPLAY", "DISPERSION", "NEAR_COPY")
 
 REPLAY_ROUNDS = 3
 NEGATIVES = 0.1
-"""The part of v(N) beyond which negative values block a close until they are reviewed."""
+"""The part of v(N) beyond which negative values are told, where the contract names none."""
 
 _LEAST_PEERS = 4
 _BLOCK = 2**16
@@ -217,19 +217,22 @@ def looks(rounds: int) -> tuple[int, ...]:
     return tuple(sorted({3 * 2**k for k in range(rounds.bit_length()) if 3 * 2**k <= rounds} | {rounds}))
 
 
-def findings(observed: Sequence[Observed], rounds: int, slices: Sequence[tuple[str, int]]) -> list[Finding]:
+def findings(
+    observed: Sequence[Observed], rounds: int, slices: Sequence[tuple[str, int]], part: float = NEGATIVES
+) -> list[Finding]:
     """What every detector says after the last of these rounds; between two looks only that of wreckers speaks.
 
     Args:
         observed: The rounds so far, at least one.
         rounds: Those of the contract.
         slices: Of the validation set, in order: who gave it, and its rows.
+        part: Of v(N), beyond which negative values are told.
     """
     result = [wrecker(observed, rounds)]
     if observed[-1].round in looks(rounds):
         single = (signal_energy, direction, replay, dispersion, value_per_row, without_value, near_copy, negative_value)
         result += [test(observed, rounds) for test in single]
-        result += [slice_value(observed, rounds, slices), negatives(observed)]
+        result += [slice_value(observed, rounds, slices), negatives(observed, part)]
     return result
 
 
@@ -368,18 +371,18 @@ def wrecker(observed: Sequence[Observed], rounds: int) -> Finding:
     return _lowest("WRECKER", observed, both, max(3.0, _normal(math.sqrt(FAMILY / len(TESTS) / tests))))
 
 
-def negatives(observed: Sequence[Observed]) -> Finding:
-    """Negative values of the period together, against a tenth of v(N): a close waits until they are reviewed."""
+def negatives(observed: Sequence[Observed], part: float) -> Finding:
+    """Negative values of the period together, against this part of v(N): a close waits until they are reviewed."""
     values = {p: float(v.mean()) for p, v in _summed(observed).items()}
     total, below = sum(values.values()), -sum(v for v in values.values() if v < 0)
     ratio = 0.0 if below == 0 else below / total if total > 0 else math.inf
     return Finding(
         code="NEGATIVES",
         round=observed[-1].round,
-        outcome="alarm" if ratio > NEGATIVES else "quiet",
+        outcome="alarm" if ratio > part else "quiet",
         participants=tuple(p for p, v in values.items() if v < 0),
         statistic=ratio,
-        threshold=NEGATIVES,
+        threshold=part,
         power="any: it is a rule, not a test",
         evidence={"negative": _text(below), "total": _text(total)},
     )

@@ -18,7 +18,7 @@ from fedpact_models import aggregation
 from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
 from fedpact_server import scoring
-from fedpact_server.detectors import OF_UPDATES, Apart, Finding, Observed, findings, observe
+from fedpact_server.detectors import NEGATIVES, OF_UPDATES, Apart, Finding, Observed, findings, observe
 from fedpact_server.pool import map_update
 from fedpact_server.run_state import FloatArray, admitted_updates, base_of, load_model, unions_of
 
@@ -82,7 +82,9 @@ class Watch:
     def said(self, number: int) -> Findings:
         """What all detectors say after this one of the rounds; in the re-normalised game those of updates alone."""
         slices = [(s.source, s.count) for s in self.contract.contribution.validation.slices]
-        found = findings(self._seen[:number], self.contract.training.rounds, slices)
+        defences = self.contract.defences
+        part = NEGATIVES if defences is None else float(defences.negatives)
+        found = findings(self._seen[:number], self.contract.training.rounds, slices, part)
         if self.contract.contribution.game == "re-normalised":
             found = [finding for finding in found if finding.code in OF_UPDATES]
         return Findings(round=number, lines=tuple(map(logged, found)))

@@ -110,9 +110,9 @@ def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 @pytest.mark.parametrize(
     ("hidden", "sample", "ours", "least"),
     [
-        pytest.param((), 256, 1024, 6, id="linear-7.8k"),
+        pytest.param((), 256, 1024, 12, id="linear-7.8k"),
         pytest.param((128,), 64, 1024, 2.8, id="mlp-102k"),
-        pytest.param((1280,), 16, 128, 2.2, id="mlp-1.0M-one-hidden-layer"),
+        pytest.param((1280,), 16, 128, 3.5, id="mlp-1.0M-one-hidden-layer"),
         pytest.param((768, 512), 16, 32, 0.5, id="mlp-1.0M-two-hidden-layers"),
     ],
 )
@@ -121,10 +121,12 @@ def test_ten_players_beside_a_loop_that_loads_each_model(
 ) -> None:
     """784 features, ten classes, 1,000 rows, float64, 1,024 coalitions, one thread; two cores busy with other work.
 
-    Seen: linear 10.4x, 102k 5.3x, a million parameters 3.9x with one hidden layer and 0.80x with two. Aimed at: 25x,
-    2.2x and 7x. Of a linear model's tenth of a millisecond a quarter is exp and log, which the loop pays too. With two
-    wide layers it is the price of the same bits everywhere: behind the first a product is three products (ADR 0004).
-    The registry has no convolutional network to compare.
+    Seen, beside five to twenty other busy processes: linear 22.8x and 25.7x (17x at worst), 102k 4.9x and 5.8x, a
+    million parameters 5.5x and 6.9x with one hidden layer, 0.74x and 0.84x with two. Aimed at: 25x, 2.2x and 7x; what
+    is asserted is what a busy machine gives too. Nearly half of a linear model's time is the exact product of the rows
+    with everybody's weights, once a round. With two wide layers it is the price of the same bits everywhere: behind the
+    first a product is three products (ADR 0004). The registry has no convolutional network, so of the figure for a CNN
+    there is no measurement here.
 
     Both are timed per coalition. The loop runs a random sample, and for the models of a million parameters so do we:
     the round's fixed part (the first layer of ten steps) is timed apart, and shared by 1,024.
@@ -181,7 +183,7 @@ print(json.dumps({"masks": len(masks), "seconds": seconds, "mib": mib, "loss": f
 @pytest.mark.benchmark(group="hundred_players")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_hundred_players_and_eight_antithetic_pairs_of_walks(benchmark, tmp_path: Path, dtype: str) -> None:
-    """784-128-10, 1,000 rows, steps in a mapped file: 9 s to 17 s on two busy cores, 153 and 191 MiB."""
+    """784-128-10, 1,000 rows, steps in a mapped file: 4 s to 10 s on two busy cores, 190 and 229 MiB."""
     rng = np.random.default_rng(0)
     count = parameter_count(a_model(128), plain_schema(783, 10))
     with (tmp_path / "steps").open("wb") as file:
@@ -204,7 +206,7 @@ def test_a_hundred_players_and_eight_antithetic_pairs_of_walks(benchmark, tmp_pa
 def test_a_hundred_participants_scored_as_the_server_does_it(benchmark, tmp_path: Path) -> None:
     """As above, by `scoring.score_round`: float32 updates as files, the draw, first-order values, intervals.
 
-    28 s on two cores with six other processes on each, and 161 MiB above what imports take.
+    25 s on two cores with five other processes on each, and 173 MiB above what imports take.
     """
     contract = sampled_round.a_contract(100, 128, 1000, 783)
     (tmp_path / "admitted.json").write_text(json.dumps(sampled_round.store_updates(tmp_path, contract)))

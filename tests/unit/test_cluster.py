@@ -18,7 +18,6 @@ import pytest
 from tests.support.closed_run import open_run
 from tests.support.models_kit import a_model, plain_schema, random_examples
 from tests.support.operator_world import NOW, OPERATOR_CODE, PASSPHRASE
-from tests.support.required import lacking
 from tests.support.sampled_round import a_contract, digests_of, scored, store_updates
 
 from fedpact_contract.errors import FailedError, InputError, ServiceError
@@ -27,6 +26,9 @@ from fedpact_models.registry import parameter_count
 from fedpact_server import cluster, driver
 from fedpact_server.home import OperatorHome, init
 from fedpact_server.serve import serve
+
+NO_RAY = "Ray is not installed: pip install -c constraints.txt -e '.[ray]'"
+"""`make setup-dev` leaves it out for its size, and so does .ci/run."""
 
 
 def _setting(hidden: tuple[int, ...], players: int = 6, rows: int = 301, features: int = 40):
@@ -44,10 +46,7 @@ def _same(one: CoalitionLosses, two: CoalitionLosses) -> bool:
 @pytest.fixture(scope="module")
 def on_ray() -> Iterator[Evaluate]:
     """Two processes of this machine."""
-    if importlib.util.find_spec("ray") is None:
-        lacking("Ray is not installed (pip install 'fedpact[ray]')")
-    import ray
-
+    ray = pytest.importorskip("ray", reason=NO_RAY)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield cluster.evaluator("local")
@@ -228,10 +227,7 @@ def test_a_run_scores_by_what_it_is_given(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_does_not_answer_is_named_at_once() -> None:
-    if importlib.util.find_spec("ray") is None:
-        lacking("Ray is not installed (pip install 'fedpact[ray]')")
-    import ray
-
+    ray = pytest.importorskip("ray", reason=NO_RAY)
     ray.shutdown()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -476,3 +476,13 @@ def test_another_failure_of_scoring_gives_nothing_up(tmp_path, monkeypatch) -> N
     with pytest.raises(FailedError):
         fed.run()
     assert not bodies(fed, RoundDiscarded)
+
+
+def test_negative_values_are_told_by_the_contracts_part(tmp_path) -> None:
+    fed = federation(tmp_path, defences=CLAUSE | {"negatives": Decimal("0.25")}, training__rounds=1)
+    fed.run()
+    with fed.database.read() as connection:
+        last = scoring.all_findings(connection, fed.contract.id)[-1][1].lines
+    (told,) = [line for line in last if line.code == "NEGATIVES"]
+    assert told.threshold == "0.25"
+    assert (told.outcome == "alarm") == (float(told.statistic) > 0.25)

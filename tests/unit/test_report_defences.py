@@ -1,6 +1,7 @@
 """What the report says of the defences: before the close what is visible, after it the findings; on paper and page."""
 
 import dataclasses
+import json
 import re
 from datetime import timedelta
 from decimal import Decimal
@@ -171,6 +172,7 @@ class TestJson:
         assert found["clause"] == fed.contract.defences.plain()
         assert found["of_values"]
         assert canonical_bytes(report) == canonical_bytes(build(fed.entries()))
+        assert json.loads(json.dumps(report)) == report, "as an agent compares it with the operator's"
 
     def test_factors_below_one_and_how_many_updates_there_were(self, fed: Federation, report: dict[str, Any]) -> None:
         found = report["defences"]
