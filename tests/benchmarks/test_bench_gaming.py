@@ -7,7 +7,8 @@ gain over its runs without one), except a leaked validation set, and copies, spl
 honest participants raise an alarm in at most 6 of 200 honest runs. What is not reached stands in NOT_REACHED. Beside
 each gain stands the one without the clip, of a few seeds.
 
-All of it takes some ten minutes of processor time.
+Measured: of 200 honest runs alarms in 0 (eight equal participants, four) and 1 (eight of 90 to 300 rows) at epsilon 2,
+and in 0 without DP. All of it takes some ten minutes of processor time, of which 200 honest runs take under one.
 """
 
 import os
