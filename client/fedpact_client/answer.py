@@ -2,7 +2,8 @@
 
 The order of things is the order of trust: whose order is it, does its head continue what this agent saw, is the
 receipt for the last reply there, is the round really open from this base model, do contract and policy allow it now,
-is there budget. Only then is data touched. A refusal is a recorded result: its code leaves, its reason stays.
+do the rows hold no more copies than allowed (read, and nothing of them leaves), is there budget. Only then is data
+trained on. A refusal is a recorded result: its code leaves, its reason stays.
 """
 
 import datetime
@@ -63,7 +64,8 @@ class Desk:
     """What answering needs: ledgers, this contract's keys, the policy, the trainer, a clock.
 
     `entity` is the column that agent.toml declares for the contract's data set: whose a row is. `own_file` holds the
-    data set's file against the others' (`cards.check_own_file`) and gives the fingerprint of its place.
+    data set's file against the others' (`cards.check_own_file`) and gives the fingerprint of its place. `own_rows`
+    holds the rows against the contract's `max_duplicates`: InputError, DATA_DUPLICATES.
     """
 
     store: Store
@@ -75,6 +77,7 @@ class Desk:
     policy: Policy
     entity: str | None
     own_file: Callable[[], str]
+    own_rows: Callable[[], None]
     train: Train
     now: Callable[[], datetime.datetime]
 
@@ -182,6 +185,10 @@ def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:
         _check_terms(desk, order, model, head, bundle)
     except (RefusedError, FaultError, InputError) as err:
         return _refuse(desk, order, err, head=head, evidence=data)
+    try:
+        desk.own_rows()
+    except InputError as err:
+        return _refuse(desk, order, err, head=head, evidence=data, code=FAILED)
     return _train(desk, order, model, head)
 
 
@@ -283,8 +290,13 @@ def _fail(desk: Desk, order: Order, reserved: Reservation, err: FedpactError, he
     return desk.store.fail(reserved, err.code, lambda row: _refusal(desk, order, FAILED, row, head), desk.run_key)
 
 
-def _refuse(desk: Desk, order: Order, err: FedpactError, *, head: Head | None, evidence: bytes) -> Ready | None:
-    """A refusal that costs nothing; where an update answers this order already, nothing more is said."""
+def _refuse(
+    desk: Desk, order: Order, err: FedpactError, *, head: Head | None, evidence: bytes, code: str | None = None
+) -> Ready | None:
+    """A refusal that costs nothing; where an update answers this order already, nothing more is said.
+
+    `code` is what leaves in place of the error's own.
+    """
     log.warning("order refused", round=order.round, code=err.code, reason=str(err))
     _alarm(desk, err.code, str(err), evidence or None)
     if head is not None:
@@ -294,7 +306,7 @@ def _refuse(desk: Desk, order: Order, err: FedpactError, *, head: Head | None, e
             desk.contract_id,
             order.round,
             order.base_digest,
-            lambda row: _refusal(desk, order, err.code, row, head),
+            lambda row: _refusal(desk, order, code or err.code, row, head),
         )
     except RefusedError as taken:
         log.warning("no second answer", round=order.round, code=taken.code)

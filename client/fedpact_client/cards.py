@@ -39,7 +39,8 @@ class Draft:
     `limit` is R, the bound on the Rényi sum; `rows` are those to be released; `available` are the source's rows
     that are left for training; `capped` says how many of them, by cap, where at most so many rows of one entity are
     trained on (empty where no entity is declared); `not_finite` how many cells of a column are NaN or infinite, where
-    there are any; `one_class` whether all labels are the same; by `fingerprints` the source is known again.
+    there are any; `one_class` whether all labels are the same; `duplicates` how many of the `available` are
+    exact copies of another (as the file spells them); by `fingerprints` the source is known again.
     """
 
     card: DataSetCard
@@ -49,6 +50,7 @@ class Draft:
     capped: dict[int, int]
     not_finite: dict[str, int]
     one_class: bool
+    duplicates: int
     source: Path
     fingerprints: tuple[str, ...]
 
@@ -113,6 +115,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         capped=_capped(data_set, left, source),
         not_finite=_not_finite(left, (*data_set.columns, data_set.label)),
         one_class=left[data_set.label].drop_nulls().n_unique() == 1,
+        duplicates=left.height - left.n_unique(list(data_set.names)),
         source=source,
         fingerprints=(place, content, whole),
     )

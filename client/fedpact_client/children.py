@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import structlog
 
@@ -35,7 +35,10 @@ MAX_ARRAY = 1 << 29
 TRAINER_KINDS = frozenset({"ready", "update", "checked", "failed"})
 EXECUTOR_KINDS = frozenset({"ready", "connected", "order"})
 FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
+DUPLICATES = "DATA_DUPLICATES"
 FAILURE = re.compile(r"(DATA|TRAINING)_[A-Z0-9_]{1,60}", re.ASCII)
+
+Answer = TypeVar("Answer")
 
 
 class CancelledError(FailedError):
@@ -93,7 +96,7 @@ class TrainerChild:
                 ended.
             TrainerLostError: the process ended without an answer.
         """
-        return self._ask(contract, "train", {"round": round_number, "attempt": attempt}, base)
+        return self._ask(_trained, contract, "train", {"round": round_number, "attempt": attempt}, base)
 
     def measure(self, contract: Contract, kind: MeasurementKind, base: bytes) -> Trained:
         """One measurement outside the rounds (`measuring.Measure`).
@@ -101,9 +104,35 @@ class TrainerChild:
         Raises:
             TrainingFailedError, TrainerLostError: as `train`.
         """
-        return self._ask(contract, "measure", {"kind": kind}, base)
+        return self._ask(_trained, contract, "measure", {"kind": kind}, base)
 
-    def _ask(self, contract: Contract, what: str, more: dict[str, Any], base: bytes) -> Trained:
+    def check(self, contract: Contract) -> None:
+        """The rows hold no more exact copies than the contract allows (`answer.Desk.own_rows`).
+
+        Whatever else keeps the trainer from its rows is left to the attempt, which is charged.
+
+        Raises:
+            InputError: DATA_DUPLICATES.
+        """
+        if contract.defences is None or contract.defences.max_duplicates is None:
+            return
+        try:
+            self._ask(_checked, contract, "check", {}, b"")
+        except TrainingFailedError as err:
+            if err.code == DUPLICATES:
+                raise InputError(**err.as_dict()) from err
+            log.warning("rows not checked", code=err.code)
+        except TrainerLostError as err:
+            log.warning("rows not checked", code=err.code)
+
+    def _ask(
+        self,
+        read: Callable[[Frame | None], Answer],
+        contract: Contract,
+        what: str,
+        more: dict[str, Any],
+        base: bytes,
+    ) -> Answer:
         """Send one order to the trainer, and wait for what it gives."""
         data_set = self.config.data_set(contract.participant(self.home.participant_id).data_set)
         header = {
@@ -126,7 +155,7 @@ class TrainerChild:
                 if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
                     raise
                 raise self._hung(limit) from err
-            return _trained(frame)
+            return read(frame)
         except (FrameError, TrainerLostError) as err:
             self.stop()  # nothing of this attempt may answer for the next one
             raise TrainerLostError(err.code, err.message) from err
@@ -206,15 +235,32 @@ def _trained(frame: Frame | None) -> Trained:
         TrainingFailedError: data or output do not allow it. Its code leaves, so it is one that the trainer can have.
         TrainerLostError: the trainer ended, or answered something else.
     """
+    if frame is not None and frame.kind == "update":
+        noise, known_by = frame.header.get("noise"), frame.header.get("fingerprints")
+        if isinstance(noise, str) and _are_fingerprints(known_by):
+            return Trained(update=frame.array, noise=noise, fingerprints=tuple(known_by))
+    raise _failure(frame)
+
+
+def _checked(frame: Frame | None) -> None:
+    """The rows are as the contract wants them.
+
+    Raises:
+        TrainingFailedError, TrainerLostError: as `_trained`.
+    """
+    if frame is None or frame.kind != "checked":
+        raise _failure(frame)
+
+
+def _failure(frame: Frame | None) -> TrainingFailedError | TrainerLostError:
+    """What an answer means that is not what was asked for."""
     if frame is None:
-        raise TrainerLostError("TRAINER_LOST", "The trainer ended without an answer.")
+        return TrainerLostError("TRAINER_LOST", "The trainer ended without an answer.")
     texts = {name: value for name, value in frame.header.items() if isinstance(value, str)}
-    known_by = frame.header.get("fingerprints")
-    if frame.kind == "update" and "noise" in texts and _are_fingerprints(known_by):
-        return Trained(update=frame.array, noise=texts["noise"], fingerprints=tuple(known_by))
     if frame.kind == "failed" and FAILURE.fullmatch(texts.get("code", "")):
-        raise TrainingFailedError(texts["code"], texts.get("message", ""), file=texts.get("file"))
-    raise TrainerLostError("TRAINER_ANSWER", f"The trainer answered with a frame of kind {frame.kind} that is none.")
+        places = {name: texts[name] for name in ("file", "field", "rule", "remedy") if name in texts}
+        return TrainingFailedError(texts["code"], texts.get("message", ""), **places)
+    return TrainerLostError("TRAINER_ANSWER", f"The trainer answered with a frame of kind {frame.kind} that is none.")
 
 
 def _are_fingerprints(value: object) -> TypeGuard[list[str]]:

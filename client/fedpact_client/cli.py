@@ -227,12 +227,12 @@ def quote(
 
     pool, rate = parse_yuan(revenue, field="--revenue") if revenue else None, quoting.transfer_rate(mbit)
     if keep is not None:
-        refuse_existing(keep)
+        refuse_existing(keep, option="--keep")
     file = Path(contract)
     with desk(home, read_only=file.exists()) as at:
         found = quoting.from_file(file) if file.exists() else quoting.here_or_offered(at, contract)
         if keep is not None:
-            write_new(keep, found.to_bytes())
+            write_new(keep, found.to_bytes(), option="--keep")
         values = quoting.quote(
             at.home, at.config, at.store, found, at.home.participant_id, seconds=seconds, mbit=rate, pool_fen=pool
         )

@@ -243,6 +243,14 @@ class Guard:
         finally:
             self.training += time.perf_counter() - began
 
+    def _check_rows(self, contract: Contract) -> None:
+        """The rows before an attempt (`answer.Desk.own_rows`), the trainer's time taken."""
+        began = time.perf_counter()
+        try:
+            self.trainer.check(contract)
+        finally:
+            self.training += time.perf_counter() - began
+
     def _time(self, contract_id: str, number: int, seconds: float) -> None:
         """Keep how long one order took here."""
         own = milliseconds(seconds - self.training)
@@ -274,6 +282,7 @@ class Guard:
             policy=self.config.policy.resolve(self.home.operator().id),
             entity=self._entity(data_set),
             own_file=lambda: check_own_file(self.home, self.config, self.store, data_set),
+            own_rows=lambda: self._check_rows(contract),
             train=self._train,
             now=self.now,
         )

@@ -1,7 +1,8 @@
 """Measurements outside the rounds: what a contract asks this agent to release once, its statistics and its baseline.
 
-As for a round: policy, then budget (one attempt, charged whatever becomes of it), then data, then the outbox, and only
-then the operator. What was sent is sent again, byte for byte, until the operator's log has it.
+As for a round: policy, no more copies among the rows than allowed, then budget (one attempt, charged whatever becomes
+of it), then data, then the outbox, and only then the operator. What was sent is sent again, byte for byte, until the
+operator's log has it.
 """
 
 import base64
@@ -72,8 +73,10 @@ def _ready(desk: Desk, client: OperatorClient, kind: MeasurementKind, run: Measu
 
     Raises:
         RefusedError: the policy or the budget says no, or the one attempt was made and lost.
+        InputError: DATA_DUPLICATES.
     """
     desk.check_allowed()
+    desk.own_rows()
     base = _initial_model(desk, client) if kind == "baseline" else b""
     digest = measurement_base(desk.contract, kind)
     reserved = desk.store.reserve(desk.contract_id, 0, digest, desk.run_key, kind=kind)

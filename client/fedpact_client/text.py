@@ -77,6 +77,7 @@ def _remarks(draft: "Draft") -> list[str]:
     few, numbers = draft.card.num_examples < FEW, draft.not_finite
     return [
         *(["all rows are of one class: there is nothing to tell apart"] if draft.one_class else []),
+        *([_copies(draft)] if draft.duplicates else []),
         *([f"fewer than {FEW} examples: beside the noise so few rows teach a model next to nothing"] if few else []),
         *(
             f"column {name} has {counted(count, 'cell')} that {'is' if count == 1 else 'are'} NaN or infinite: a "
@@ -84,6 +85,12 @@ def _remarks(draft: "Draft") -> list[str]:
             for name, count in numbers.items()
         ),
     ]
+
+
+def _copies(draft: "Draft") -> str:
+    found, part = draft.duplicates, draft.duplicates / draft.available
+    what = "is an exact copy" if found == 1 else "are exact copies"
+    return f"{counted(found, 'row')} {what} of another ({part:.1%}): a contract may allow fewer (max_duplicates)"
 
 
 def show_released(draft: "Draft") -> None:

@@ -7,8 +7,8 @@ First it closes itself in, then it imports torch. Frames from the guard and its 
             released?, round, attempt}, array: base model, little-endian float64   fingerprints}, array: float32
     measure {contract, participant, source, base_dir, columns, selection_key,  -> update, as above
             released?, kind}, array: the initial model for a baseline
-    check  {contract, participant, source, base_dir, columns, released?}       -> checked {num_rows, duplicates,
-                                                                                   fingerprints}
+    check  {contract, participant, source, base_dir, columns, selection_key,   -> checked {num_rows, fingerprints}
+            released?}
     train, check                                                               -> failed  {code, message, file, ...}
 
 `code` is DATA_* or TRAINING_* and may leave the enterprise; everything else in `failed` stays there. Exit codes: 0 the
@@ -39,7 +39,8 @@ from fedpact_client.spawn import child_main
 from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256, sha256_hex
 from fedpact_contract.contract import Contract, Count, MeasurementKind
 from fedpact_contract.errors import FaultError, FedpactError, InputError
-from fedpact_contract.record import Hex32, Name, Part
+from fedpact_contract.output import counted
+from fedpact_contract.record import Hex32, Name, Part, decimal_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,10 +78,11 @@ class Setup(Part):
     train: bool = True
 
 
-class CheckOrder(Part):
+class RowsOrder(Part):
     """Which rows, for which contract (its canonical text).
 
-    `columns` are those of the data set's card; `released` is a file of rows that training leaves out.
+    `columns` are those of the data set's card; `released` is a file of rows that training leaves out; by
+    `selection_key` (hexadecimal) exactly the contracted rows are chosen.
     """
 
     contract: str
@@ -89,11 +91,6 @@ class CheckOrder(Part):
     base_dir: AbsolutePath
     columns: Annotated[tuple[Name, ...], Field(min_length=1)]
     released: AbsolutePath | None = None
-
-
-class RowsOrder(CheckOrder):
-    """`selection_key`: by which exactly the contracted rows are chosen, hexadecimal."""
-
     selection_key: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){16,64}$")]
 
 
@@ -110,19 +107,18 @@ class MeasureOrder(RowsOrder):
     kind: MeasurementKind
 
 
-FORMS: dict[str, type[CheckOrder]] = {"train": TrainOrder, "measure": MeasureOrder, "check": CheckOrder}
+FORMS: dict[str, type[RowsOrder]] = {"train": TrainOrder, "measure": MeasureOrder, "check": RowsOrder}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rows:
-    """Rows to train on, and what the whole source was: rows that may be used, exact copies, by what it is known again.
+    """Rows to train on, and what the whole source was: rows that may be used, by what it is known again.
 
     The fingerprints are of the files' bytes, of the table under the card's columns, of the rows under the contract's.
     """
 
     examples: "Examples"
     num_rows: int
-    duplicates: int
     fingerprints: tuple[str, ...]
 
 
@@ -285,11 +281,9 @@ def _failed(reason: Mapping[str, str]) -> tuple[str, dict[str, Any], bytes]:
     return "failed", header, b""
 
 
-def _check(order: CheckOrder) -> tuple[str, dict[str, Any], bytes]:
-    n = _contract(order.contract).participant(order.participant).num_examples
-    rows = _load(order.contract, _key(order.source), order.base_dir, order.columns, order.released, n, "")
-    counts = {"num_rows": rows.num_rows, "duplicates": rows.duplicates}
-    return "checked", {**counts, "fingerprints": list(rows.fingerprints)}, b""
+def _check(order: RowsOrder) -> tuple[str, dict[str, Any], bytes]:
+    rows = _rows(order)
+    return "checked", {"num_rows": rows.num_rows, "fingerprints": list(rows.fingerprints)}, b""
 
 
 def _train(order: TrainOrder, base: bytes, noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
@@ -321,9 +315,8 @@ def _weights(base: bytes) -> "Floats":
 
 
 def _rows(order: RowsOrder) -> Rows:
-    n = _contract(order.contract).participant(order.participant).num_examples
     where = (order.contract, _key(order.source), order.base_dir, order.columns, order.released)
-    return _load_warm(*where, n, order.selection_key)
+    return _load_warm(*where, order.participant, order.selection_key)
 
 
 def _update(rows: Rows, update: "NDArray[np.floating]", noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
@@ -341,16 +334,23 @@ def _key(source: Source) -> bytes:
 
 
 def _load(
-    contract: str, source: bytes, base_dir: str, columns: tuple[str, ...], released: str | None, n: int, key: str
+    contract: str,
+    source: bytes,
+    base_dir: str,
+    columns: tuple[str, ...],
+    released: str | None,
+    participant: str,
+    key: str,
 ) -> Rows:
-    """Read, encode, leave out what was released, choose n rows.
+    """Read, encode, leave out what was released, choose the contracted number of rows, look for copies among them.
 
     Raises:
         InputError: DATA_*.
     """
-    from fedpact_models.features import duplicate_count, encode, select_rows
+    from fedpact_models.features import encode, select_rows
     from fedpact_models.tables import first_line, read_table
 
+    me = _contract(contract).participant(participant)
     data, entity = _contract(contract).data, _contract(contract).privacy.entity
     where = Source.parse(parse_canonical(source), code="SOURCE")
     path = sources.file_path(where, Path(base_dir))
@@ -367,10 +367,11 @@ def _load(
     if released is not None and Path(released).exists():
         table: pl.DataFrame = read_table(released, kind="ndjson")
         usable = _without(whole, encode(data, table, file=released))
+    chosen = select_rows(usable, me.num_examples, bytes.fromhex(key), None if entity is None else entity.max_rows)
+    _check_duplicates(_contract(contract), me.data_set, chosen, path)
     return Rows(
-        examples=select_rows(usable, n, bytes.fromhex(key), None if entity is None else entity.max_rows),
+        examples=chosen,
         num_rows=len(usable),
-        duplicates=duplicate_count(usable),
         fingerprints=(
             sources.content_fingerprint(where, Path(base_dir)),
             sources.table_fingerprint(rows, [name for name in columns if name in rows.columns]),
@@ -380,6 +381,30 @@ def _load(
 
 
 _load_warm = functools.lru_cache(maxsize=WARM)(_load)
+
+
+def _check_duplicates(contract: Contract, data_set: str, chosen: "Examples", file: Path) -> None:
+    """No more of the rows that would be trained on are exact copies of each other than the contract allows.
+
+    Raises:
+        InputError: DATA_DUPLICATES: how many, never which.
+    """
+    from fedpact_models.features import duplicate_count
+
+    most = None if contract.defences is None else contract.defences.max_duplicates
+    if most is None or (copies := duplicate_count(chosen)) <= most * len(chosen):
+        return
+    different, what = len(chosen) - copies, "is an exact copy" if copies == 1 else "are exact copies"
+    raise InputError(
+        "DATA_DUPLICATES",
+        f"Of the {counted(len(chosen), 'row')} to train on {copies} {what} of another, features and label "
+        f"({copies / len(chosen):.1%}); {different} are different.",
+        file=file,
+        field=f"data set {data_set}",
+        rule=f"at most {decimal_text(most)} of the rows (defences.max_duplicates)",
+        remedy="Drop the copies from the file. If too few rows are left, declare fewer examples on a new card "
+        "(fedpact-agent card) and agree on a contract with that number.",
+    )
 
 
 def _without(examples: "Examples", released: "Examples") -> "Examples":

@@ -6,6 +6,7 @@ What the trainer cannot read or encode here it could not in round 1 either, wher
 from dataclasses import dataclass
 
 from fedpact_client import sources
+from fedpact_client.children import selection_key
 from fedpact_client.config import AgentConfig
 from fedpact_client.frames import FrameError
 from fedpact_client.home import AgentHome
@@ -19,10 +20,9 @@ KINDS = frozenset({"ready", "checked", "failed"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What the trainer found: rows that may be used, exact copies among them, by what they are known again."""
+    """What the trainer found: rows that may be used, by what they are known again."""
 
     num_rows: int
-    duplicates: int
     fingerprints: tuple[str, ...]
 
 
@@ -49,6 +49,7 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
         "base_dir": str(home.path),
         "released": released,
         "columns": list(data_set.names),
+        "selection_key": selection_key(home).hex(),
     }
     log = home.logs / "trainer.log"
     try:
@@ -68,7 +69,6 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
     counts = frame.header
     return Trial(
         num_rows=int(counts["num_rows"]),
-        duplicates=int(counts["duplicates"]),
         fingerprints=tuple(counts["fingerprints"]),
     )
 

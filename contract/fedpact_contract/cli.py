@@ -43,7 +43,7 @@ SERVER_COMMANDS: Mapping[str, tuple[str, ...]] = {
         "union",
     ),
     "contribution": ("alarms", "reevaluate", "retrain", "review", "show"),
-    "contract": ("new", "offer", "show", "sign", "status", "template", "terminate"),
+    "contract": ("list", "new", "offer", "show", "sign", "status", "template", "terminate"),
 }
 """Group -> commands that only the extra `server` has; "" is the top."""
 

@@ -383,13 +383,16 @@ class Defences(Part):
     like the scores, and opened with them. `wreckers`: whoever they call a WRECKER is invited no more until it is
     reviewed, or only reported. `negatives`: where negative values together are above this part of v(N), the period is
     not settled before the participants agreed to the operator's review. `dispute_hours`: how long a participant may
-    dispute that it is one union with another.
+    dispute that it is one union with another. `max_duplicates`: the part of a participant's contracted rows that may be
+    exact copies of another of them, counted once (features and label, as the model sees them); its own agent refuses
+    more, before anything is charged. None: nobody looks.
     """
 
     clip: Literal["median-signal", "none"]
     wreckers: Literal["reject", "report"]
     negatives: Dec
     dispute_hours: Annotated[int, Field(ge=1, le=8760)]
+    max_duplicates: Dec | None = None
 
 
 class Settlement(Part):
@@ -1106,7 +1109,7 @@ def check_coalitions(contract: Contract) -> None:
 
 
 def check_defences(contract: Contract) -> None:
-    """There are single updates to look at, and a part of v(N) is a part."""
+    """There are single updates to look at, and a part of v(N), or of the rows, is a part."""
     defences = contract.defences
     if defences is None:
         return
@@ -1124,6 +1127,14 @@ def check_defences(contract: Contract) -> None:
             field="defences.negatives",
             rule="above 0 and below 1",
             remedy="Write 0.1: a review where negative values are above a tenth of the total.",
+        )
+    if defences.max_duplicates is not None and not 0 <= defences.max_duplicates < 1:
+        raise InputError(
+            "CONTRACT_DUPLICATES",
+            f"max_duplicates is {defences.max_duplicates}, and must be a part of a participant's rows.",
+            field="defences.max_duplicates",
+            rule="0 or above, and below 1",
+            remedy="Write 0.05: at most a twentieth of the rows may be exact copies; or leave it out.",
         )
     if contract.contribution.game == "re-normalised":
         _check_renormalised_defences(contract, defences)

@@ -57,8 +57,10 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
+def write_new(path: Path, data: bytes, *, private: bool = False, option: str = "--out") -> None:
     """Write a new file; an existing one is never overwritten. A private one is its owner's alone from the first byte.
+
+    `option` is what names the place on the command line.
 
     Raises:
         InputError: FILE_EXISTS.
@@ -66,20 +68,20 @@ def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
     except FileExistsError as err:
-        raise _exists(path) from err
+        raise _exists(path, option) from err
     with os.fdopen(handle, "wb") as out:
         out.write(data)
 
 
-def refuse_existing(*paths: Path) -> None:
-    """Before the work is done whose result they would hold.
+def refuse_existing(*paths: Path, option: str = "--out") -> None:
+    """Before the work is done whose result they would hold; `option` is what names their place.
 
     Raises:
         InputError: FILE_EXISTS.
     """
     for path in paths:
         if path.exists():
-            raise _exists(path)
+            raise _exists(path, option)
 
 
 def make_home(path: Path, fill: Callable[[Path], None]) -> None:
@@ -95,7 +97,7 @@ def make_home(path: Path, fill: Callable[[Path], None]) -> None:
         InputError: HOME_EXISTS.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise _exists(path, "HOME_EXISTS", "Choose another folder with --home.")
+        raise _home_exists(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     build = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     build.mkdir(mode=0o700)
@@ -113,11 +115,17 @@ def _move_in(build: Path, path: Path) -> None:
         build.rename(path)  # over an empty folder, never over a full one
     except OSError as err:
         if err.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise _exists(path, "HOME_EXISTS", "Choose another folder with --home.") from err
+            raise _home_exists(path) from err
         raise
 
 
-def _exists(
-    path: Path, code: str = "FILE_EXISTS", remedy: str = "Name another place with --out, or move this away."
-) -> InputError:
-    return InputError(code, "There is something here already, and it is not overwritten.", file=path, remedy=remedy)
+_THERE = "There is something here already, and it is not overwritten."
+
+
+def _exists(path: Path, option: str) -> InputError:
+    remedy = f"Name another place with {option}, or move this away."
+    return InputError("FILE_EXISTS", _THERE, file=path, field=option, remedy=remedy)
+
+
+def _home_exists(path: Path) -> InputError:
+    return InputError("HOME_EXISTS", _THERE, file=path, remedy="Choose another folder with --home.")

@@ -4,6 +4,7 @@ A command's result goes to stdout, everything else to stderr. Text that others w
 every character that could steer a terminal made visible.
 """
 
+import errno
 import json
 import os
 import sys
@@ -309,7 +310,21 @@ def _system_error(err: OSError) -> FedpactError:
     reason = err.strerror or type(err).__name__
     if err.filename is None:
         return FailedError("SYSTEM", f"The operating system refuses: {reason}.")
-    return InputError("FILE_ACCESS", f"A file cannot be used: {reason}.", file=os.fsdecode(err.filename))
+    return InputError(
+        "FILE_ACCESS",
+        f"A file cannot be used: {reason}.",
+        file=os.fsdecode(err.filename),
+        remedy=_ACCESS.get(err.errno or 0, "Check the path, and who may use it."),
+    )
+
+
+_ACCESS = {
+    errno.ENOENT: "Check the path. A new file goes only into a folder that exists.",
+    errno.ENOTDIR: "Check the path: a part of it is a file, not a folder.",
+    errno.EISDIR: "Name a file; this is a folder.",
+    errno.EACCES: "Check who may read it, or write into its folder.",
+}
+"""What to do about a file that cannot be used, by the system's error."""
 
 
 def _interrupted(err: BaseException) -> bool:

@@ -478,6 +478,13 @@ def _defences(contract: Contract, defences: Defences) -> Iterator[str]:
         f"{decimal_text(defences.negatives)}), the period is not settled before more than half of the other "
         "participants have agreed to the operator's review."
     )
+    if defences.max_duplicates is not None:
+        yield (
+            f"At most {_percent(defences.max_duplicates)} of a participant's contracted examples may be exact copies "
+            f"of another of them, features and label (max_duplicates: {decimal_text(defences.max_duplicates)}). Its "
+            "own agent counts them before it signs and before each attempt, and refuses more before its privacy budget "
+            "is charged; that it refuses is seen, how many there are is not. An altered agent need not count."
+        )
 
 
 def _game(contract: Contract) -> str:

@@ -1,5 +1,6 @@
 """Commands `fedpact contribution show` and `alarms`, the operator's, and `reevaluate`, the auditor's."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from fedpact_server.cli_run import RUN, Opened, open_contract
 
 if TYPE_CHECKING:
     from fedpact_contract.contract import Contract
+    from fedpact_contract.log import Finding
     from fedpact_contract.reevaluation import Reevaluation
 
 COLUMNS = {
@@ -68,7 +70,7 @@ def show_command(
                 field="--plot",
                 remedy="Name a file that ends in .svg.",
             )
-        refuse_existing(plot)
+        refuse_existing(plot, option="--plot")
     at = open_contract(home, run)
     with at.database.read() as connection:
         rounds = [scores for _, scores in scoring.all_scores(connection, at.contract.id)]
@@ -85,7 +87,7 @@ def show_command(
     if diagnostic is not None:
         _add_renormalised(card, at)
     if plot is not None:
-        write_new(plot, _picture(card).encode())
+        write_new(plot, _picture(card).encode(), option="--plot")
     if as_json:
         output.emit_json(card | {"live": _live(at)})
     else:
@@ -122,8 +124,20 @@ def alarms_command(run: RUN, home: Home = DEFAULT_HOME, as_json: Json = False) -
         output.table(console, ["round", "alarm", "participants", "statistic", "threshold"], lines, right=(0, 3, 4))
     else:
         console.print("No alarm.")
-    for finding in {f.code: f for f in found if f.outcome == "no power"}.values():
-        console.print(f"{finding.code} has no power: {finding.power}")
+    for line in _without_power(found):
+        console.print(line)
+
+
+def _without_power(found: "Sequence[Finding]") -> Iterator[str]:
+    """Of each detector the rounds in which it could not have found its thing, and why not in the last of them."""
+    from fedpact_server.report.spelled import number_ranges
+
+    for code in dict.fromkeys(f.code for f in found):
+        silent = {f.round: f.power for f in found if f.code == code and f.outcome == "no power"}
+        if silent:
+            rounds = number_ranges(sorted(silent))
+            why = silent[max(silent)].removeprefix("none: ")
+            yield f"{code} could find nothing in {'round' if len(silent) == 1 else 'rounds'} {rounds}: {why}"
 
 
 def reevaluate_command(

@@ -86,12 +86,21 @@ class OperatorHome:
         """The home in this folder.
 
         Raises:
-            InputError: HOME_MISSING, HOME_INCOMPLETE, HOME_MODE, or a fault in operator.toml.
+            InputError: HOME_MISSING, HOME_OF_AGENT, HOME_INCOMPLETE, HOME_MODE, or a fault in operator.toml.
         """
         path = path.expanduser().absolute()
         remedy = "Run `fedpact init` first, or name the home with --home (or FEDPACT_HOME)."
         if not path.is_dir():
             raise InputError("HOME_MISSING", "There is no operator home here.", file=path, remedy=remedy)
+        if (path / "agent.toml").is_file():
+            raise InputError(
+                "HOME_OF_AGENT",
+                "This is an agent's home, and the command is the operator's.",
+                file=path,
+                field="--home",
+                rule="a home is the operator's or an agent's",
+                remedy="Name the operator's home with --home (or FEDPACT_HOME), or run `fedpact-agent`.",
+            )
         for part in ("operator.toml", "keys/operator.key", "keys/operator.pub"):
             if not (path / part).is_file():
                 known = (path / "keys").is_dir()

@@ -53,9 +53,10 @@ NOT_REACHED: dict[str, set[str]] = {
 }
 """Attacks that gain more than 1.2 in runs without an alarm, beside those.
 
-Only an agent whose code was changed can do them: the one that we ship trains on the contracted rows, refuses duplicates
-and books each attempt before it draws. In five rounds at epsilon 2 their gain is within what noise does to honest
-shares, whose standard deviation is 0.19 of the mean.
+Only an agent whose code was changed can do them: the one that we ship trains on the contracted rows, refuses more exact
+copies among them than the contract's `max_duplicates`, where it has one, and books each attempt before it draws. In
+five rounds at epsilon 2 their gain is within what noise does to honest shares, whose standard deviation is 0.19 of the
+mean.
 
 Best of k: it chooses by the loss on its own rows, so that the noise's part along its own gradient is 1.8 deviations a
 round (of 16 draws). Along the validation gradient, which is what the operator knows, it is 1.0: over five rounds, next

@@ -53,10 +53,11 @@ class Home:
             "source": {"path": "data/rows.csv", "kind": "csv"},
             "base_dir": str(self.path),
             "columns": ["age", "sex", "ill"],
+            "selection_key": "5a" * 32,
         } | values
 
     def train_order(self, **values: Any) -> dict[str, Any]:
-        return self.order(selection_key="5a" * 32, round=1, attempt=1, **values)
+        return self.order(round=1, attempt=1, **values)
 
     @property
     def base(self) -> bytes:

@@ -81,7 +81,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     with lab(tmp_path) as made:
         monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda _, request: made.wire.handle_request(request))
         monkeypatch.setenv("FEDPACT_AGENT_HOME", str(made.home.path))
-        found = trial.Trial(num_rows=60, duplicates=0, fingerprints=("ef" * 32,))
+        found = trial.Trial(num_rows=60, fingerprints=("ef" * 32,))
         monkeypatch.setattr(trial, "try_rows", lambda *_: found)
         yield made
 

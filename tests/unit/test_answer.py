@@ -425,6 +425,37 @@ def test_what_was_trained_on_is_entered_with_its_place(tmp_path) -> None:
     assert agent.desk.store.versions(agent.desk.data_set) == [agent.desk.own_file(), *trained.fingerprints]
 
 
+def test_copies_among_the_rows_are_refused_before_anything_is_charged(world) -> None:
+    """What leaves is the code of any failed attempt: which fault it was stays here."""
+    _, _, agent, order, model = world
+
+    def copies() -> None:
+        raise InputError("DATA_DUPLICATES", "Of the 60 rows 30 are exact copies.", file="/secret/rows.csv")
+
+    before = agent.desk.store.budget(agent.desk.data_set).charged
+    ready = answer(dataclasses.replace(agent.desk, own_rows=copies), order, model, BUNDLE)
+    assert (refusal(ready).code, refusal(ready).attempts, countersigned(ready)) == ("TRAINING_FAILED", 0, True)
+    assert (charged(agent), agent.desk.store.budget(agent.desk.data_set).charged) == (1, before)
+    assert b"DUPLICATES" not in ready.reply
+    assert b"secret" not in ready.reply
+    (alarm,) = [a for a in agent.desk.store.alarms() if a.code == "DATA_DUPLICATES"]
+    assert "30 are exact copies" in alarm.detail
+
+
+def test_a_participant_with_copies_gets_through_no_round_and_costs_nothing(tmp_path) -> None:
+    federation = make_federation(tmp_path)
+    agent = federation.agent(2)
+
+    def copies() -> None:
+        raise InputError("DATA_DUPLICATES", "Of the 60 rows 30 are exact copies.")
+
+    agent.desk = dataclasses.replace(agent.desk, own_rows=copies)
+    federation.run()
+    assert federation.outcomes(1)["Enterprise 2"] == ("refused", "TRAINING_FAILED")
+    assert federation.outcomes(1)["Enterprise 1"][0] == "admitted"
+    assert agent.desk.store.rows(agent.desk.data_set) == ()
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(RefusedError, "DATA_SET_KNOWN_ELSEWHERE"), (InputError, "CONFIG_DATA_SET")]
 )

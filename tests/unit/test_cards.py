@@ -155,9 +155,24 @@ def test_what_is_odd_about_the_rows_is_shown_and_stays_here(world: Lab, capsys: 
     assert all(b"one_class" not in r.content and b"not_finite" not in r.content for r in world.wire.sent)
 
 
+def test_copies_among_the_rows_are_shown_and_stay_here(world: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"{age},f,{'sure' if age % 2 else 'no'}\n" for age in range(20, 60))
+    made = draft(world, rows="age,sex,ill\n" + rows + rows.splitlines()[0] + "\n")
+    assert made.duplicates == 1
+    show_card(made)
+    assert "1 row is an exact copy of another (2.4%): a contract may" in " ".join(capsys.readouterr().out.split())
+    (world.home.path / "rows.csv").write_text("age,sex,ill\n" + rows * 2)
+    made = cards.prepare(world.home, world.home.config(), world.store, "set-1")
+    assert made.duplicates == 40
+    show_card(made)
+    assert "40 rows are exact copies of another (50.0%)" in " ".join(capsys.readouterr().out.split())
+    world.declare()
+    assert all(b"duplicates" not in r.content for r in world.wire.sent)
+
+
 def test_of_usual_rows_nothing_is_remarked(world: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     made = draft(world)
-    assert (made.not_finite, made.one_class) == ({}, False)
+    assert (made.not_finite, made.one_class, made.duplicates) == ({}, False, 0)
     show_card(made)
     assert "Mind" not in capsys.readouterr().out
 

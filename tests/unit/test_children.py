@@ -28,6 +28,7 @@ from fedpact_client.frames import FrameError
 from fedpact_client.home import AgentHome, init
 from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import spawn
+from fedpact_contract.contract import Defences
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_contract.files import replace_file
 from fedpact_contract.keys import public_hex
@@ -68,6 +69,12 @@ def ready(pipe) -> dict[str, Any]:
     assert frame.kind == "setup"
     pipe.send("ready", {"isolation": ISOLATION})
     return dict(frame.header)
+
+
+def limited(agreed):
+    """The contract, with a limit on copies."""
+    clause = {"clip": "none", "wreckers": "report", "negatives": "0.1", "dispute_hours": 1, "max_duplicates": "0.05"}
+    return agreed.model_copy(update={"defences": Defences.parse(clause, code="TEST")})
 
 
 def answering(*answers):
@@ -200,6 +207,41 @@ class TestTrainer:
         trainer = trainers.make(answering((kind, header, b"")))
         lost(trainer, signed, "TRAINER_ANSWER")
         assert trainers.spawner.children[0].stopped, "nothing of it may answer for the next attempt"
+
+    def test_rows_are_checked_where_the_contract_limits_copies(self, trainers: Trainers, signed) -> None:
+        orders: list[Any] = []
+
+        def behave(pipe) -> None:
+            ready(pipe)
+            orders.append(pipe.receive(5.0))
+            pipe.send("checked", {"num_rows": 40, "fingerprints": ["a" * 64]})
+            pipe.receive(5.0)
+
+        trainer = trainers.make(behave)
+        trainer.check(signed)
+        assert trainers.spawner.children == [], "no clause, nothing to ask"
+        trainer.check(limited(signed))
+        (order,) = orders
+        assert (order.kind, order.array) == ("check", b"")
+        assert order.header["selection_key"] == (b"k" * 32).hex(), "the very rows that it would train on"
+
+    def test_copies_are_told_with_all_that_the_trainer_says(self, trainers: Trainers, signed) -> None:
+        places = {"file": "rows.csv", "field": "data set set-1", "rule": "at most 0.05", "remedy": "Drop them."}
+        header = {"code": "DATA_DUPLICATES", "message": "20 are exact copies.", **places}
+        trainer = trainers.make(answering(("failed", header, b""), ("update", GOOD, UPDATE)))
+        with pytest.raises(InputError) as err:
+            trainer.check(limited(signed))
+        assert err.value.as_dict() == header
+        trainer.train(signed, 1, 1, BASE)
+        assert len(trainers.spawner.children) == 1, "the same process goes on"
+
+    @pytest.mark.parametrize("kind", ["failed", "update"])
+    def test_what_else_keeps_it_from_the_rows_is_left_to_the_attempt(
+        self, trainers: Trainers, signed, kind: str
+    ) -> None:
+        """The attempt is charged: nothing else that rests on the data is answered for nothing."""
+        trainer = trainers.make(answering((kind, {"code": "DATA_TOO_FEW_ROWS", "message": "Too few."}, b"")))
+        trainer.check(limited(signed))
 
     def test_a_kind_that_it_may_not_send_closes_the_pipe(self, trainers: Trainers, signed) -> None:
         lost(trainers.make(answering(("order", {}, b""))), signed, "FRAME_KIND")

@@ -528,6 +528,22 @@ def test_an_abort_is_an_interruption(monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize(
+    ("err", "advice"),
+    [
+        (FileNotFoundError(2, "No such file", "/a/b"), "a folder that exists"),
+        (IsADirectoryError(21, "Is a directory", "/a"), "this is a folder"),
+        (NotADirectoryError(20, "Not a directory", "/a/b"), "a part of it is a file"),
+        (PermissionError(13, "Permission denied", "/a/b"), "who may read it"),
+        (OSError(30, "Read-only file system", "/a/b"), "Check the path"),
+    ],
+)
+def test_a_file_that_cannot_be_used_comes_with_advice(monkeypatch, capsys, err, advice) -> None:
+    error = json.loads(run_with(raising(err), monkeypatch, capsys, "--json")[1])["error"]
+    assert (error["code"], error["file"]) == ("FILE_ACCESS", err.filename)
+    assert advice in error["remedy"]
+
+
+@pytest.mark.parametrize(
     ("err", "code", "exit_code"),
     [
         (FileNotFoundError(2, "No such file", "/a/b"), "FILE_ACCESS", 2),

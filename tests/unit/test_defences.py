@@ -426,6 +426,17 @@ def test_the_part_of_negatives_is_a_part(tmp_path, part) -> None:
     assert (caught.value.code, caught.value.field) == ("CONTRACT_NEGATIVES", "defences.negatives")
 
 
+@pytest.mark.parametrize(("part", "stands"), [("0", True), ("0.999", True), ("1", False), ("-0.01", False)])
+def test_the_part_of_copies_is_a_part(tmp_path, part: str, stands: bool) -> None:
+    clause = CLAUSE | {"max_duplicates": Decimal(part)}
+    if stands:
+        assert federation(tmp_path, defences=clause).contract.defences.max_duplicates == Decimal(part)
+        return
+    with pytest.raises(InputError) as caught:
+        federation(tmp_path, defences=clause)
+    assert (caught.value.code, caught.value.field) == ("CONTRACT_DUPLICATES", "defences.max_duplicates")
+
+
 def test_kept_findings_that_changed_are_not_opened(tmp_path) -> None:
     fed = federation(tmp_path, training__rounds=1)
     fed.run()

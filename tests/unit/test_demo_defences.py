@@ -3,13 +3,15 @@
 from typing import Any
 
 import pytest
+from tests.support.demo_kit import own_data
 from tests.support.federation import make_federation
 
 from fedpact_contract.report import build
+from fedpact_contract.request import utc_now
 from fedpact_server import closing
 from fedpact_server.cli_demo import defence_line
 from fedpact_server.demo.run import defence_counts
-from fedpact_server.demo.scenario import of_digits, template
+from fedpact_server.demo.scenario import of_digits, of_folder, template
 
 CALM = {"alarms": 0, "without_power": 0, "clipped": 0, "updates": 20}
 
@@ -42,6 +44,14 @@ def test_of_four_enterprises_most_detectors_have_no_power(tmp_path) -> None:
 
 def test_the_demos_contract_has_defences(tmp_path) -> None:
     """`defence_counts` counts on them."""
-    from fedpact_contract.request import utc_now
-
     assert "[defences]" in template(of_digits(tmp_path, 4, 3), utc_now())
+
+
+def test_copies_are_limited_where_it_is_known_that_there_are_few(tmp_path) -> None:
+    """No two of the digits are alike; of somebody's own rows, of few columns, many may be."""
+    from sklearn.datasets import load_digits
+
+    known = load_digits()
+    assert len({(*row, label) for row, label in zip(known.data.tolist(), known.target, strict=True)}) == 1797
+    assert "max_duplicates = 0.05" in template(of_digits(tmp_path / "digits", 4, 3), utc_now())
+    assert "max_duplicates" not in template(of_folder(own_data(tmp_path / "own")), utc_now())

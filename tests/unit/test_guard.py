@@ -297,6 +297,18 @@ class TestOrders:
         assert world.states() == ["reserved", "failed"]
         assert world.store.budget(mine.data_set).charged > charged
 
+    def test_copies_among_the_rows_are_refused_and_nothing_is_charged(self, world: World) -> None:
+        def copies() -> None:
+            raise InputError("DATA_DUPLICATES", "20 are exact copies.")
+
+        mine = dataclasses.replace(world.agent.desk, own_rows=copies)
+        world.guard.desks[mine.contract_id] = mine
+        charged = world.store.budget(mine.data_set).charged
+        (sent,) = world.play(order_frame(*world.order)).sent
+        refusal = Refusal.from_bytes(Reply.from_bytes(sent[1]["reply"].encode()).refusal.body)
+        assert (refusal.code, refusal.attempts) == ("TRAINING_FAILED", 0)
+        assert (world.states(), world.store.budget(mine.data_set).charged) == ([], charged)
+
     def test_a_contract_that_was_withdrawn_answers_no_order(self, world: World) -> None:
         world.store.set_state(world.agent.desk.contract_id, "withdrawn")
         executor = world.play(order_frame(*world.order))
@@ -728,6 +740,16 @@ class TestContracts:
                 at._desk(contract.id, client).check_allowed()
             assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
             at.desks.clear()
+
+    def test_before_an_attempt_the_trainer_looks_for_copies(self, made: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+        contract = self.signed(made)
+        made.others_sign(contract)
+        at, looked = Guard(home=made.home, config=made.home.config(), store=made.store), []
+        monkeypatch.setattr(TrainerChild, "check", lambda _self, agreed: looked.append(agreed.id))
+        with made.client() as client:
+            at._desk(contract.id, client).own_rows()
+        assert looked == [contract.id]
+        assert at.training > 0, "the trainer's time, not the guard's"
 
     def test_a_data_set_that_agent_toml_has_lost_keeps_no_contract_from_closing(self, made: Lab) -> None:
         contract = self.signed(made)

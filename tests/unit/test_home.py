@@ -106,6 +106,15 @@ def test_a_missing_or_damaged_home_is_named(tmp_path: Path) -> None:
     assert code_of(OperatorHome.open, home.path) == "HOME_INCOMPLETE"
 
 
+def test_an_agents_home_is_no_operators(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "agent.toml").write_text("")
+    with pytest.raises(InputError) as err:
+        OperatorHome.open(tmp_path)
+    assert (err.value.code, err.value.field, err.value.file) == ("HOME_OF_AGENT", "--home", str(tmp_path))
+    assert "fedpact-agent" in err.value.remedy
+
+
 def test_a_missing_or_foreign_database_is_named(tmp_path: Path) -> None:
     home = init(tmp_path / "op", **GIVEN)
     path = home.path / "operator.db"

@@ -299,6 +299,17 @@ class TestFailures:
         assert (rows(desk), taken(run)) == ([], [])
         assert "CODE_MODELS_MISMATCH" in {a.code for a in desk.store.alarms()}
 
+    def test_copies_among_the_rows_are_refused_before_anything_is_charged(self, run: ClosedRun) -> None:
+        agent = run.federation.agent(1)
+
+        def copies() -> None:
+            raise InputError("DATA_DUPLICATES", "20 are exact copies.")
+
+        agent.desk = dataclasses.replace(agent.desk, own_rows=copies)
+        assert look(run, 1)
+        assert (rows(agent.desk), taken(run)) == ([], [])
+        assert "DATA_DUPLICATES" in {a.code for a in agent.desk.store.alarms()}
+
     def test_another_initial_model_is_refused_before_anything_is_charged(self, run: ClosedRun) -> None:
         other = base64.b64encode(np.ones(650).astype("<f8").tobytes()).decode()
         run.serve("/initial-model", {"model": other})

@@ -268,6 +268,7 @@ def test_what_cannot_be_quoted_is_named(call: Run, made: Lab, tmp_path: Path) ->
     assert (code, json.loads(out)["error"]["code"]) == (2, "CONTRACT_NOT_A_PARTY")
     code, out, _ = call("quote", path, "--keep", path, "--json")
     assert (code, json.loads(out)["error"]["code"]) == (2, "FILE_EXISTS")
+    assert json.loads(out)["error"]["field"] == "--keep"
     code, out, _ = call("quote", path, "--revenue", "-5", "--json")
     assert (code, json.loads(out)["error"]["code"]) == (2, "MONEY_NEGATIVE")
 

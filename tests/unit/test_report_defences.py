@@ -346,6 +346,10 @@ class TestPage:
         assert WORDS["clip_none"][place] in text
         assert WORDS["wreckers_report"][place] in text
         assert WORDS["clips"][place] not in text
+        copies = WORDS["max_duplicates"][place].format("2.5")
+        assert copies not in text
+        limited = calm | {"clause": calm["clause"] | {"max_duplicates": "0.025"}}
+        assert copies in page(report | {"defences": limited}, lang).text
 
     @pytest.mark.parametrize(
         ("audit", "agreed"),

@@ -532,7 +532,14 @@ class TestContribution:
         assert last["VALUE_PER_ROW"]["outcome"] == "no power", "four participants have three peers each"
         text = fedpact("contribution", "alarms", contract.id[:8], *home).out
         assert ("No alarm." in text) == (last["NEGATIVES"]["outcome"] == "quiet")
-        assert "REPLAY has no power: none before 3 rounds" in text
+        assert "REPLAY could find nothing in round 2: none before 3 rounds" in text
+        assert "VALUE_PER_ROW could find nothing in round 2: nobody has 4 peers" in text
+        for code in TESTS:
+            silent = [str(f["round"]) for f in found if f["code"] == code and f["outcome"] == "no power"]
+            there = re.search(rf"{code} could find nothing in rounds? ([0-9, -]+): ", text)
+            assert (there.group(1) if there else "") == "-".join(silent), (
+                "the rounds in which it could not, and no others"
+            )
 
     def test_a_rounds_game_is_recomputed_by_anybody(self, fedpact: Fedpact, run: ClosedRun) -> None:
         contract, home = run.federation.contract, ("--home", str(run.federation.home))
@@ -555,7 +562,8 @@ class TestContribution:
         words = {element.text for element in Xml.fromstring(Path("a.svg").read_text()).iter() if element.text}
         assert {p.name for p in contract.participants} <= words
         kept = fedpact("contribution", "show", contract.id[:8], "--plot", "a.svg", *home)
-        assert kept.error == "FILE_EXISTS"
+        assert (kept.error, kept.json["error"]["field"]) == ("FILE_EXISTS", "--plot")
+        assert "with --plot" in kept.json["error"]["remedy"]
         assert fedpact("contribution", "show", contract.id[:8], "--plot", "a.png", *home).error == "PLOT_FORM"
 
     def test_before_the_first_round_it_says_so(self, fedpact: Fedpact, federation: Federation) -> None:

@@ -261,6 +261,7 @@ class TestContracts:
         table = run("contract", "status").out
         assert "4 of 4" in table
         assert run("contract", "status", "--json").json["contracts"][0]["id"] == contract_id
+        assert run("contract", "list").out == table, "as the agent calls it"
 
     def test_json_of_sign_is_one_object_and_the_text_goes_to_stderr(
         self, run: Run, admitted: Path, secret: Path, monkeypatch: pytest.MonkeyPatch

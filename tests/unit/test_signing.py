@@ -525,7 +525,7 @@ def test_a_contract_terminated_meanwhile_is_refused_by_the_operator(world: Lab) 
 def test_the_trainer_itself_tries_the_schema(world: Lab) -> None:
     offered = world.offer()
     found = trial.try_rows(world.home, world.home.config(), offered)
-    assert (found.num_rows, found.duplicates) == (60, 0)
+    assert found.num_rows == 60
     assert look(world, offered, read_data=True).refuse() is None
 
 
@@ -558,6 +558,31 @@ def test_a_row_that_does_not_fit_is_found_before_it_costs_budget(world: Lab) -> 
     assert world.store.rows("set-1") == ()
 
 
+COPIES = """[defences]
+clip = "none"
+wreckers = "report"
+negatives = 0.1
+dispute_hours = 72
+max_duplicates = 0.05
+
+[settlement]"""
+
+
+def test_a_file_with_every_row_twice_is_refused_at_sign(world: Lab) -> None:
+    """40 rows are contracted; 20 are there, each of them twice. Honest rows pass the same contract before."""
+    offered = world.offer("[settlement]", COPIES)
+    assert look(world, offered, read_data=True).refuse() is None
+    header, *rows = (world.home.path / "rows.csv").read_text().splitlines()
+    (world.home.path / "rows.csv").write_text("\n".join([header, *rows[:20], *rows[:20]]))
+    with pytest.raises(InputError) as caught:
+        look(world, offered, read_data=True).refuse()
+    error = caught.value
+    assert (error.code, error.field) == ("DATA_DUPLICATES", "data set set-1")
+    assert error.file == str(world.home.path / "rows.csv")
+    assert "Of the 40 rows to train on 20 are exact copies of another" in error.message
+    assert world.store.rows("set-1") == ()
+
+
 def test_rows_known_as_another_data_set_are_refused(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     offered = world.offer()
     other = DataSetCard.parse(
@@ -567,7 +592,7 @@ def test_rows_known_as_another_data_set_are_refused(world: Lab, monkeypatch: pyt
     key = world.home.load_contract_key(PASSPHRASE)
     world.store.declare(sign(other, key).to_bytes(), Decimal(1))
     world.store.add_version("set-0", "ef" * 32)
-    found = trial.Trial(num_rows=60, duplicates=0, fingerprints=("ab" * 32, "ef" * 32))
+    found = trial.Trial(num_rows=60, fingerprints=("ab" * 32, "ef" * 32))
     monkeypatch.setattr(trial, "try_rows", lambda *_: found)
     with pytest.raises(RefusedError, match="DATA_SET_KNOWN_ELSEWHERE"):
         look(world, offered, read_data=True).refuse()

@@ -61,6 +61,7 @@ def rich_contract() -> Contract:
     plain["settlement"]["close_days"] = 29
     plain["auditor"] = CLAUSE
     plain["defences"] = {"clip": "median-signal", "wreckers": "reject", "negatives": "0.135", "dispute_hours": 83}
+    plain["defences"]["max_duplicates"] = "0.0375"
     plain["code"] = {"release": "9.9.9", "models_digest": "3" * 64, "shell_digest": "4" * 64}
     return Contract.parse(plain)
 
@@ -209,6 +210,12 @@ def test_the_fallback_and_strictness_are_said_as_they_are() -> None:
         ({"wreckers": "report"}, "invited as before (wreckers: report)", "is invited no more"),
         ({"dispute_hours": 1}, "may dispute that for 1 hour,", "1 hours"),
         ({"negatives": "0.5"}, "above 50 % of the total value (negatives: 0.5)", "13.5 %"),
+        (
+            {"max_duplicates": "0.25"},
+            "At most 25 % of a participant's contracted examples may be exact copies",
+            "3.75 %",
+        ),
+        ({"max_duplicates": None}, "negatives: 0.135", "exact copies"),
     ],
 )
 def test_each_defence_is_said_as_it_is(clause: dict[str, Any], shown: str, other: str) -> None:

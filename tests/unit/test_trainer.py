@@ -1,6 +1,7 @@
 """The trainer's answers, without its process: rows, codes, and what may leave."""
 
 import random
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from fedpact_client.trainer import rows_fingerprint
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError
-from fedpact_models.features import Examples
+from fedpact_contract.record import decimal_text
+from fedpact_models.features import Examples, duplicate_count
 from fedpact_models.registry import parameter_count
 
 LABEL = {"name": "ill", "classes": ["no", "yes"], "rule": "value"}
@@ -53,14 +55,17 @@ def order(agreed: Contract, folder: Path, kind: str = "check", **values: Any) ->
         "source": {"path": "rows.csv", "kind": "csv"},
         "base_dir": str(folder),
         "columns": ["age", "sex", "ill"],
+        "selection_key": "07" * 32,
     }
     if kind == "train":
-        header |= {"selection_key": "07" * 32, "round": 1, "attempt": 1}
+        header |= {"round": 1, "attempt": 1}
     base = np.zeros(parameter_count(agreed.model, agreed.data)).tobytes() if kind == "train" else b""
     return Frame(kind=kind, header=header | values, array=base)
 
 
 def answer(frame: Frame) -> tuple[str, dict[str, Any], bytes]:
+    if frame.kind == "check":
+        trainer._load_warm.cache_clear()  # as in the new process that `sign` starts
     kind, header, array = trainer._answer(frame, FixedNoise(1))
     canonical_bytes(header)  # it can travel
     assert kind in trainer.ANSWERS
@@ -74,7 +79,86 @@ def test_rows_that_are_there_are_checked(contract, tmp_path):
     kind, header, array = answer(order(contract, tmp_path))
     assert (kind, array) == ("checked", b"")
     assert header["num_rows"] == 30
-    assert header["duplicates"] == 30 - len(table().unique())
+
+
+def different(count: int) -> pl.DataFrame:
+    """Rows of which no two are alike."""
+    return table(count).with_columns(age=pl.Series(range(1, count + 1)))
+
+
+def of_copies(most: str | None) -> Contract:
+    """A contract for COUNT rows that allows this part of them to be copies."""
+    clause = {"clip": "none", "wreckers": "report", "negatives": "0.1", "dispute_hours": 1, "max_duplicates": most}
+    plain = training_contract(DATA, a_model(), (COUNT, 30, 40)).plain()
+    return Contract.parse(plain | {"defences": clause})
+
+
+@pytest.mark.parametrize("kind", ["check", "train"])
+@pytest.mark.parametrize(("copies", "stands"), [(0, True), (2, True), (3, False), (COUNT // 2, False)])
+def test_more_copies_than_the_contract_allows_are_refused(tmp_path, kind: str, copies: int, stands: bool) -> None:
+    """A tenth of 20 rows are two; the last is every row twice."""
+    rows = different(COUNT - copies)
+    pl.concat([rows, rows.head(copies)]).write_csv(tmp_path / "rows.csv")
+    agreed = of_copies("0.1")
+    got, header, _ = answer(order(agreed, tmp_path, kind))
+    if stands:
+        assert got != "failed"
+        return
+    assert (got, header["code"], header["file"]) == ("failed", "DATA_DUPLICATES", str(tmp_path / "rows.csv"))
+    assert header["field"] == f"data set {agreed.participants[0].data_set}"
+    assert header["rule"] == "at most 0.1 of the rows (defences.max_duplicates)"
+    assert header["message"].startswith(f"Of the 20 rows to train on {copies} are exact copies of another")
+    assert f"({copies / COUNT:.1%}); {COUNT - copies} are different." in header["message"]
+    assert "Drop the copies" in header["remedy"]
+    assert "declare fewer examples" in header["remedy"]
+    assert answer(order(of_copies(None), tmp_path, kind))[0] != "failed", "no clause, nobody looks"
+
+
+def test_no_copy_at_all_may_be_allowed(tmp_path) -> None:
+    rows = different(COUNT)
+    rows.write_csv(tmp_path / "rows.csv")
+    assert answer(order(of_copies("0"), tmp_path))[0] == "checked"
+    pl.concat([rows.head(COUNT - 1), rows.head(1)]).write_csv(tmp_path / "rows.csv")
+    kind, header, _ = answer(order(of_copies("0"), tmp_path))
+    assert (kind, header["code"]) == ("failed", "DATA_DUPLICATES")
+    assert "1 is an exact copy" in header["message"]
+
+
+def test_copies_are_of_features_and_label(tmp_path) -> None:
+    rows = different(COUNT // 2)
+    other = rows.with_columns(ill=pl.when(pl.col("ill") == "no").then(pl.lit("yes")).otherwise(pl.lit("no")))
+    pl.concat([rows, other]).write_csv(tmp_path / "rows.csv")
+    assert answer(order(of_copies("0"), tmp_path))[0] == "checked"
+
+
+@pytest.mark.parametrize("key", ["07", "08", "09"])
+def test_copies_count_among_the_rows_that_are_chosen(tmp_path, key: str) -> None:
+    """20 rows stand twice; which 20 of the 40 are trained on is the key's choice, and they alone are looked at."""
+    rows = different(COUNT)
+    twice = pl.concat([rows, rows])
+    twice.write_csv(tmp_path / "rows.csv")
+    header = order(of_copies(None), tmp_path, selection_key=key * 32).header
+    chosen = trainer._rows(trainer.RowsOrder.parse(header, code="TEST"))
+    copies = duplicate_count(chosen.examples)
+    assert 0 < copies < COUNT // 2
+    for most, got in ((copies, "checked"), (copies - 1, "failed")):
+        agreed = of_copies(decimal_text(Decimal(most) / COUNT))
+        assert answer(order(agreed, tmp_path, selection_key=key * 32))[0] == got
+
+
+def test_released_copies_are_not_trained_on(tmp_path) -> None:
+    rows = different(COUNT)
+    pl.concat([rows, rows.head(5)]).write_csv(tmp_path / "rows.csv")
+    rows.head(5).write_ndjson(tmp_path / "released.jsonl")
+    found = answer(order(of_copies("0"), tmp_path, released=str(tmp_path / "released.jsonl")))
+    assert (found[0], found[1]["num_rows"]) == ("checked", COUNT)
+
+
+def test_rows_need_a_key_to_be_chosen_by(contract, tmp_path) -> None:
+    frame = order(contract, tmp_path)
+    del frame.header["selection_key"]
+    with pytest.raises(InputError, match="selection_key"):
+        answer(frame)
 
 
 def test_an_update_says_how_it_was_made(contract, tmp_path):
@@ -148,6 +232,7 @@ def test_released_rows_are_not_trained_on(contract, tmp_path):
     assert left["num_rows"] == 26
     assert left["fingerprints"] == whole["fingerprints"]
     table().head(11).write_ndjson(released)
+    trainer._load_warm.cache_clear()
     kind, header, _ = answer(order(contract, tmp_path, "train", released=str(released)))
     assert (kind, header["code"]) == ("failed", "DATA_TOO_FEW_ROWS")
 

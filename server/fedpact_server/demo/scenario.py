@@ -70,6 +70,7 @@ class Scenario:
     privacy: "Privacy"
     statistics: Statistics | None = None
     baseline: Baseline | None = None
+    max_duplicates: Decimal | None = None  # of rows that nobody looked at, any part may be alike
 
 
 class Privacy(Part):
@@ -181,6 +182,7 @@ def of_digits(folder: Path, participants: int | None = None, rounds: int | None 
             spare_attempts=SPARE_ATTEMPTS,
             data_set_epsilon=Decimal(8),
         ),
+        max_duplicates=Decimal("0.05"),
     )
 
 
@@ -353,6 +355,7 @@ def template(scenario: Scenario, now: datetime.datetime) -> str:
             "wreckers": "reject",
             "negatives": Decimal("0.1"),
             "dispute_hours": 72,
+            **({} if scenario.max_duplicates is None else {"max_duplicates": scenario.max_duplicates}),
         },
         "settlement": {
             "currency": "CNY",

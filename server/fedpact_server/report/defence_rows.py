@@ -62,6 +62,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "agreed to.",
         "负价值合计超过总价值的{}%时，复核获得同意之前不予结算。",
     ),
+    "max_duplicates": (
+        "At most {} % of a participant's rows may be exact copies of another of them; its own agent refuses more.",
+        "参与方的样本中与自身其他样本完全相同的副本不得超过{}%；超出者由其自身的代理程序拒绝。",
+    ),
     "alarms": ("Alarms", "警报"),
     "none": ("No round is scored yet: there are no findings.", "尚无已评分的轮次，故无检测结果。"),
     "committed": (
@@ -232,7 +236,7 @@ class _Said:
         clause, audit = report["defences"]["clause"], report["reevaluation"]
         of_values = report["defences"]["of_values"]
         agreed = audit is not None and audit["coalitions"] == "all" and not audit["differing"]
-        percent = decimal_text(Decimal(clause["negatives"]) * 100)
+        percent, copies = decimal_text(Decimal(clause["negatives"]) * 100), clause.get("max_duplicates")
         return [
             self.word(f"clip_{clause['clip']}"),
             self.word("detectors" if of_values else "detectors_of_updates"),
@@ -240,6 +244,7 @@ class _Said:
             *([self.word(f"wreckers_{clause['wreckers']}")] if of_values else []),
             self.word("union_rule").format(clause["dispute_hours"]),
             self.word("negatives").format(percent),
+            *([] if copies is None else [self.word("max_duplicates").format(decimal_text(Decimal(copies) * 100))]),
         ]
 
     def alarms(self, found: dict[str, Any]) -> Block:
