@@ -27,6 +27,7 @@ class Question(Generic[B]):
     place: Place
     subject: str
     answers: dict[str, Statement] = field(default_factory=dict)
+    confirmed: str | None = None  # of a union: when, as the operator says
 
     def asks(self, participant: str) -> bool:
         """A union asks its members, a review every participant."""

@@ -3,7 +3,7 @@
 Each function yields what is wrong with its entry and then takes it into the state.
 """
 
-from fedpact_contract.contribution import admitted_in, check_correct, check_draws, players_of
+from fedpact_contract.contribution import admitted_in, check_correct, check_draws, has_first_order, players_of
 from fedpact_contract.errors import FaultError, FedpactError
 from fedpact_contract.log import (
     BaselinesScored,
@@ -100,6 +100,10 @@ def scores_opened(run: Run, place: Place, body: ScoresOpened) -> Faults:
     if scores.round != number:
         yield place.fault("SCORES_ROUND", f"The scores are of round {scores.round}.", field="scores.round")
     digests, unions = next(((list(r.digests.values()), r.unions) for r in run.rounds if r.number == number), ([], ()))
+    contract = run.parties.contract
+    if (contract.contribution.game != "unanimity" and has_first_order(contract)) != (scores.first_order is not None):
+        message = "First-order values stand beside the scores where the round's rule is a mean, else not."
+        yield place.fault("SCORES_FIRST_ORDER", message, field="scores.first_order", party=contract.operator.name)
     if number in run.aggregated:
         so_far = [names for k, names in sorted(run.aggregated.items()) if k <= number]
         if scores.players != players_of(run.parties.contract, so_far):

@@ -5,8 +5,12 @@ operator's statement; here it is held to it: committed to after each round, open
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from fractions import Fraction
 
 from fedpact_contract.clipping import contract_factors
+from fedpact_contract.contribution import round_values
 from fedpact_contract.errors import FedpactError, RefusedError
 from fedpact_contract.log import (
     Findings,
@@ -22,17 +26,13 @@ from fedpact_contract.log import (
     UnionWithdrawn,
     commitment,
 )
+from fedpact_contract.looks import NEAR_COPY, malformed, refuted, wreckers
 from fedpact_contract.messages import Statement
 from fedpact_contract.parties import Place
 from fedpact_contract.questions import Question, agreed, answered, review_due
 from fedpact_contract.replay_state import Faults, Run, open_inside
 from fedpact_contract.request import parse_instant
 from fedpact_contract.shares import PeriodShares
-
-WRECKER = "WRECKER"
-"""The code of the finding that excludes."""
-NEAR_COPY = "NEAR_COPY"
-"""The code of the finding that a union rests on."""
 
 
 def clips(run: Run, place: Place, body: RoundAggregated) -> Faults:
@@ -107,11 +107,14 @@ def findings_opened(run: Run, place: Place, body: FindingsOpened) -> Faults:
     if commitment(Findings, bytes.fromhex(body.salt), body.findings) != run.findings_committed.get(number):
         message = f"The findings of round {number} are not those that were committed to."
         yield place.fault("FINDINGS_COMMITMENT", message, field="findings", party=operator)
+    if wrong := malformed(body.findings, run.parties.contract, number):
+        message = f"The findings of round {number} are not what the detectors say: {wrong}."
+        yield place.fault("FINDINGS_FORM", message, field="findings", party=operator)
     run.findings[number] = body.findings
     defences = run.parties.contract.defences
     if defences is None or defences.wreckers != "reject":
         return
-    for wrecker in _wreckers(body.findings):
+    for wrecker in wreckers(body.findings):
         if (number, wrecker) not in run.exclusions:
             message = f"The findings of round {number} name a wrecker, and it was not excluded."
             party = run.parties.name(wrecker)
@@ -137,10 +140,32 @@ def union_declared(run: Run, place: Place, body: UnionDeclared) -> Faults:
     if hours < contract.defences.dispute_hours:
         message = f"The union can be disputed for {hours:g} hours, not for {contract.defences.dispute_hours}."
         yield place.fault("UNION_WINDOW", message, field="until", party=operator, rule="defences.dispute_hours")
-    if body.round not in run.committed or run.completed:
-        message = "A union is declared before the scores of the round that it rests on, or after the run has ended."
-        yield place.fault("UNION_TIME", message, field="round", party=operator)
+    opened = opened_at(run)
+    if body.round not in run.committed or run.completed or (opened and parse_instant(body.declared) < opened):
+        message = (
+            "A union is declared before the scores of the round that it rests on, before the last round was opened, or "
+            "after the run has ended."
+        )
+        yield place.fault("UNION_TIME", message, field="declared", party=operator)
     run.pending[body.members] = Question(body=body, place=place, subject=run.leaves[place.index])
+
+
+def opened_at(run: Run) -> datetime | None:
+    """When the last round was opened: before its deadline, which the agents were given, by what the contract gives."""
+    if not run.rounds:
+        return None
+    seconds = run.parties.contract.participation.deadline_seconds
+    return parse_instant(run.rounds[-1].deadline) - timedelta(seconds=seconds)
+
+
+def unions_in_time(run: Run, place: Place) -> Faults:
+    """A round that counts a union as one was opened after that was confirmed."""
+    opened = opened_at(run)
+    for union in run.unions.values():
+        if opened and union.confirmed and opened < parse_instant(union.confirmed):
+            message = "The round was opened before the moment at which a union that it counts is said to be confirmed."
+            operator = run.parties.contract.operator.name
+            yield place.fault("UNION_TIME", message, field="deadline", party=operator, rule="defences.dispute_hours")
 
 
 def union_confirmed(run: Run, place: Place, body: UnionConfirmed) -> Faults:
@@ -156,6 +181,7 @@ def union_confirmed(run: Run, place: Place, body: UnionConfirmed) -> Faults:
     if pending.said("dispute") and body.reason is None:
         message = "A member disputes the union, and it is confirmed without a reason."
         yield place.fault("UNION_DISPUTED", message, field="reason", party=operator)
+    pending.confirmed = body.at
     run.unions[body.members] = pending
     run.united.append(pending)
 
@@ -219,9 +245,14 @@ def all_founded(run: Run, place: Place) -> Faults:
     for number in sorted(run.findings_committed.keys() - run.findings.keys()):
         message = f"The period is settled and the findings of round {number} are not opened."
         yield place.fault("FINDINGS_NOT_OPENED", message, party=operator)
+    values = _values(run)
     for (number, participant), where in run.exclusions.items():
-        if number in run.findings and participant not in _wreckers(run.findings[number]):
-            message = f"A participant was excluded, and the findings of round {number} name it no wrecker."
+        named = number not in run.findings or participant in wreckers(run.findings[number])
+        if not named or (number in values and refuted(participant, number, values)):
+            message = (
+                f"A participant was excluded, and the findings of round {number} name it no wrecker, or its opened "
+                "values are not negative in two rounds running."
+            )
             name = run.parties.name(participant)
             yield where.fault("EXCLUSION_UNFOUNDED", message, field="participant", party=name, rule="defences.wreckers")
     for union in run.united:
@@ -238,5 +269,10 @@ def unlike(members: Sequence[str], findings: Iterable[Findings]) -> list[str]:
     return [m for m in members if not any({m} < set(line.participants) <= {*members} for line in lines)]
 
 
-def _wreckers(findings: Findings) -> set[str]:
-    return {p for line in findings.lines if line.code == WRECKER and line.outcome == "alarm" for p in line.participants}
+def _values(run: Run) -> dict[int, dict[str, Fraction]]:
+    """Values of each round whose scores are open and can be read; what is wrong with others is told there."""
+    found: dict[int, dict[str, Fraction]] = {}
+    for number, scores in run.scores.items():
+        with suppress(FedpactError):
+            found[number] = round_values(scores, run.parties.contract)
+    return found

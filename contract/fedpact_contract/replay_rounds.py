@@ -33,7 +33,7 @@ from fedpact_contract.messages import (
 )
 from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
-from fedpact_contract.replay_defences import clips
+from fedpact_contract.replay_defences import clips, unions_in_time
 from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
 from fedpact_contract.statistics import can_be_noised, total_cells
 
@@ -88,9 +88,11 @@ def round_opened(run: Run, place: Place, body: RoundOpened) -> Faults:
             index=place.index,
             base_digest=body.base_digest,
             invited=tuple(body.invited),
+            deadline=body.deadline,
             unions=tuple(sorted(run.unions)),
         )
     )
+    yield from unions_in_time(run, place)
 
 
 def _invited(run: Run, place: Place, body: RoundOpened) -> Faults:

@@ -36,6 +36,7 @@ class Round:
     index: int
     base_digest: str
     invited: tuple[str, ...]
+    deadline: str
     outcomes: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # participant -> digest of its admitted update
     unions: tuple[tuple[str, ...], ...] = ()  # confirmed before it opened

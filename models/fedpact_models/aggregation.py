@@ -137,15 +137,15 @@ def server_steps(
     counts = counted_rows(contract, list(updates), unions)
     if optimizer is None:
         return weighted_steps(updates, counts, rate), Memory(round=memory.round + 1, momenta={}, second=0.0)
-    means = dict(weighted_steps(updates, counts, Decimal(1)))
-    square = sum(means.values(), np.zeros(len(next(iter(means.values()))))) ** 2
+    means = weighted_steps(updates, counts, Decimal(1))  # each is made when it is asked for
+    square = sum(means.values(), np.zeros(len(next(iter(updates.values()))))) ** 2
     keep, take = float(optimizer.beta_1), float(1 - optimizer.beta_1)
     momenta = {p: m * keep for p, m in memory.momenta.items()} if contract.keeps_momentum else {}
-    for participant, mean in means.items():
-        momenta[participant] = momenta.get(participant, 0.0) + take * mean
+    for participant in means:
+        momenta[participant] = momenta.get(participant, 0.0) + take * means[participant]
     number, second = memory.round + 1, _second_moment(optimizer, memory.second, square)
     scale = _learning_rate(optimizer, rate, number) / (np.sqrt(second) + float(optimizer.tau))
-    steps = {p: momenta[p] * scale for p in sorted(momenta)}
+    steps = Read(momenta, lambda p: np.asarray(momenta[p] * scale))
     return steps, Memory(round=number, momenta=momenta, second=second)
 
 

@@ -30,6 +30,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpact_contract.looks import looks
+
 Floats = NDArray[np.float64]
 Outcome = Literal["alarm", "quiet", "no power"]
 
@@ -46,10 +48,7 @@ TESTS = (
     "WRECKER",
     "SLICE_VALUE",
 )
-"""The tests that share `FAMILY`. Beside them: NEGATIVES."""
-
-OF_UPDATES = ("SIGNAL_ENERGY", "DIRECTION", "REPLAY", "DISPERSION", "NEAR_COPY")
-"""Those that look at updates alone. What the others find unusual in a value is so in the fixed-weight game."""
+"""The tests that share `FAMILY`. Beside them: NEGATIVES. The log's order is that of `looks.CODES`."""
 
 REPLAY_ROUNDS = 3
 NEGATIVES = 0.1
@@ -211,11 +210,6 @@ def observe(
         slope=slope,
         values=values,
     )
-
-
-def looks(rounds: int) -> tuple[int, ...]:
-    """After which rounds the tests look: 3, 6, 12, ... and the last."""
-    return tuple(sorted({3 * 2**k for k in range(rounds.bit_length()) if 3 * 2**k <= rounds} | {rounds}))
 
 
 def findings(

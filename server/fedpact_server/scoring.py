@@ -1,5 +1,6 @@
 """Contribution scores of a round: coalition losses on the committed validation set, kept behind salted commitments."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -273,12 +274,13 @@ def moments(arrays: Path, contract: Contract, rounds: Sequence[RoundScores]) -> 
 
 
 def second_moments(total: FloatArray) -> Moments:
-    """Second moments of per-example values, float64 [N, V] in nat, participants in the order of their ids."""
+    """Second moments of per-example values, float64 [N, V] in nat, participants in the order of their ids.
+
+    Sums are exact and rounded once, so no thread and no BLAS moves them.
+    """
     ids, scaled = range(len(total)), total * 1e9
-    products = [[round(float(scaled[i] @ scaled[j])) for j in range(len(ids))] for i in range(len(ids))]
-    return Moments(
-        products=tuple(tuple(products[min(i, j)][max(i, j)] for j in range(len(ids))) for i in range(len(ids)))
-    )
+    products = {(i, j): round(math.fsum((scaled[i] * scaled[j]).tolist())) for i in ids for j in ids if i <= j}
+    return Moments(products=tuple(tuple(products[min(i, j), max(i, j)] for j in ids) for i in ids))
 
 
 def keep(connection: Connection, contract_id: str, name: str, value: Part) -> str:

@@ -13,12 +13,13 @@ from fedpact_contract.clipping import noise_energy
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import Body, Findings, ParticipantExcluded, RoundScores
+from fedpact_contract.looks import due, wreckers
 from fedpact_contract.unions import Unions
 from fedpact_models import aggregation
 from fedpact_models.features import Examples
 from fedpact_models.gradient import gradient
 from fedpact_server import scoring
-from fedpact_server.detectors import NEGATIVES, OF_UPDATES, Apart, Finding, Observed, findings, observe
+from fedpact_server.detectors import NEGATIVES, Apart, Finding, Observed, findings, observe
 from fedpact_server.pool import map_update
 from fedpact_server.run_state import FloatArray, admitted_updates, base_of, load_model, unions_of
 
@@ -85,9 +86,7 @@ class Watch:
         defences = self.contract.defences
         part = NEGATIVES if defences is None else float(defences.negatives)
         found = findings(self._seen[:number], self.contract.training.rounds, slices, part)
-        if self.contract.contribution.game == "re-normalised":
-            found = [finding for finding in found if finding.code in OF_UPDATES]
-        return Findings(round=number, lines=tuple(map(logged, found)))
+        return Findings(round=number, lines=tuple(logged(f) for f in found if f.code in due(self.contract, number)))
 
 
 class KeptWatch(Watch):
@@ -164,7 +163,5 @@ def exclusions(contract: Contract, found: Findings) -> list[Body]:
         return []
     return [
         ParticipantExcluded(round=found.round, participant=participant, code="WRECKER")
-        for line in found.lines
-        if line.code == "WRECKER" and line.outcome == "alarm"
-        for participant in line.participants
+        for participant in sorted(wreckers(found))
     ]

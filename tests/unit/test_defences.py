@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.federation import NOW, Federation, make_federation
+from tests.support.federation import Federation, make_federation
+from tests.support.findings import say
 
 from fedpact_contract.clipping import contract_factors
 from fedpact_contract.contribution import round_values
@@ -30,13 +31,15 @@ from fedpact_contract.log import (
     UnionConfirmed,
     UnionDeclared,
     UnionWithdrawn,
+    commitment,
 )
+from fedpact_contract.looks import refuted
 from fedpact_contract.replay import replay
-from fedpact_contract.request import instant
+from fedpact_contract.request import instant, utc_now
 from fedpact_contract.shape import parameter_count
 from fedpact_models import aggregation
 from fedpact_models.registry import parameter_count as built
-from fedpact_server import closing, logbook, scoring, watch
+from fedpact_server import closing, logbook, scoring
 
 CLAUSE: dict[str, Any] = {
     "clip": "median-signal",
@@ -213,13 +216,6 @@ def finding(code: str, number: int, *who: str) -> Finding:
     )
 
 
-def say(monkeypatch, said: Callable[[int], list[Finding]]) -> None:
-    """The detectors say this after a round."""
-    monkeypatch.setattr(
-        watch.KeptWatch, "after", lambda _self, _c, number: Findings(round=number, lines=tuple(said(number)))
-    )
-
-
 def test_a_wrecker_is_invited_no_more_until_it_is_readmitted(tmp_path, monkeypatch) -> None:
     fed = federation(tmp_path, training__rounds=4)
     bad = fed.agent(2).desk.participant
@@ -291,11 +287,11 @@ def unite(fed: Federation, members: tuple[str, ...], number: int = 1, **changes:
     declared = UnionDeclared(
         round=number,
         members=members,
-        declared=instant(NOW),
-        until=instant(NOW + timedelta(hours=72)),
+        declared=instant(utc_now()),
+        until=instant(utc_now() + timedelta(hours=72)),
         reason="one warehouse",
     )
-    confirmed = UnionConfirmed(members=members, at=instant(NOW + timedelta(hours=73)))
+    confirmed = UnionConfirmed(members=members, at=instant(utc_now() + timedelta(hours=73)))
     with fed.database.write() as connection:
         logbook.append(connection, fed.contract.id, [declared.model_copy(update=changes), confirmed])
 
@@ -308,6 +304,7 @@ def run_with_union(fed: Federation, monkeypatch, members: tuple[str, ...]) -> No
     def commit(self: Any, current: Any) -> None:
         if int(current.round) == 1:
             unite(fed, members)
+            self.now = lambda: utc_now() + timedelta(hours=74)
         whole(self, current)
 
     monkeypatch.setattr("fedpact_server.rounds.Loop._commit", commit)
@@ -375,7 +372,7 @@ def test_a_run_with_a_union_is_taken_up_again_after_a_crash(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"until": instant(NOW + timedelta(hours=71))}, "UNION_WINDOW"),
+        ({"until": instant(utc_now() + timedelta(hours=71))}, "UNION_WINDOW"),
         ({"round": 9}, "UNION_TIME"),
         ({"members": ("f" * 64, "e" * 64)}, "UNION_MEMBERS"),
     ],
@@ -397,7 +394,7 @@ def test_verify_finds_a_union_that_is_not_declared_disputed_or_founded(tmp_path,
     settle(fed)
 
     def early(found: list[Body]) -> list[Body]:
-        return [b.model_copy(update={"at": instant(NOW)}) if isinstance(b, UnionConfirmed) else b for b in found]
+        return [b.model_copy(update={"at": instant(utc_now())}) if isinstance(b, UnionConfirmed) else b for b in found]
 
     def not_declared(found: list[Body]) -> list[Body]:
         return [b for b in found if not isinstance(b, UnionDeclared)]
@@ -409,10 +406,17 @@ def test_verify_finds_a_union_that_is_not_declared_disputed_or_founded(tmp_path,
     assert "UNION_WINDOW" in faults(fed, early)
     assert "UNION_NOT_DECLARED" in faults(fed, not_declared)
     assert "SCORES_UNIONS" in faults(fed, withdrawn), "then the rounds after it have no union"
-    say(monkeypatch, lambda _: [])
-    other = federation(tmp_path / "other", counts=[60] * 4)
-    run_with_union(other, monkeypatch, tuple(sorted(other.agent(k).desk.participant for k in (1, 2))))
-    say(monkeypatch, lambda _: [])
+
+    def backdated(found: list[Body]) -> list[Body]:
+        long_ago = {"declared": "2016-01-01T00:00:00Z", "until": "2016-02-01T00:00:00Z"}
+        return [b.model_copy(update=long_ago) if isinstance(b, UnionDeclared) else b for b in found]
+
+    def later(found: list[Body]) -> list[Body]:
+        at = instant(utc_now() + timedelta(hours=100))
+        return [b.model_copy(update={"at": at}) if isinstance(b, UnionConfirmed) else b for b in found]
+
+    assert "UNION_TIME" in faults(fed, backdated), "before the round that it follows was opened"
+    assert "UNION_TIME" in faults(fed, later), "and the next round, which counts it, was opened before"
 
 
 @pytest.mark.parametrize("part", ["0", "1", "-0.1"])
@@ -486,3 +490,122 @@ def test_negative_values_are_told_by_the_contracts_part(tmp_path) -> None:
     (told,) = [line for line in last if line.code == "NEGATIVES"]
     assert told.threshold == "0.25"
     assert (told.outcome == "alarm") == (float(told.statistic) > 0.25)
+
+
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory) -> Federation:
+    fed = federation(tmp_path_factory.mktemp("form"))
+    assert fed.run() == "completed"
+    settle(fed)
+    return fed
+
+
+class TestForm:
+    """What anybody can tell of findings: who speaks, of whom, and that an alarm is above its threshold."""
+
+    def changed(self, fed: Federation, number: int, change: Callable[[Findings], Findings]) -> set[str]:
+        """As an operator that commits to it from the start."""
+
+        def forged(found: list[Body]) -> list[Body]:
+            opened = next(b for b in found if isinstance(b, FindingsOpened) and b.round == number)
+            wrong = change(opened.findings)
+            value = commitment(Findings, bytes.fromhex(opened.salt), wrong)
+            return [
+                body.model_copy(update={"findings": wrong})
+                if body is opened
+                else body.model_copy(update={"findings": value})
+                if isinstance(body, ScoresCommitted) and body.round == number
+                else body
+                for body in found
+            ]
+
+        return faults(fed, forged)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda said: said.model_copy(update={"lines": ()}),
+            lambda said: said.model_copy(update={"round": 2}),
+            lambda said: said.model_copy(update={"lines": said.lines[:-1]}),
+            lambda said: said.model_copy(update={"lines": (*said.lines, said.lines[0])}),
+            lambda said: said.model_copy(
+                update={"lines": (said.lines[0].model_copy(update={"code": "BLA"}), *said.lines[1:])}
+            ),
+            lambda said: said.model_copy(
+                update={"lines": (said.lines[0].model_copy(update={"participants": ("f" * 64,)}), *said.lines[1:])}
+            ),
+            lambda said: said.model_copy(
+                update={"lines": (said.lines[0].model_copy(update={"statistic": "much"}), *said.lines[1:])}
+            ),
+            lambda said: said.model_copy(
+                update={
+                    "lines": (
+                        said.lines[0].model_copy(update={"outcome": "alarm", "statistic": "0.1", "threshold": "9"}),
+                        *said.lines[1:],
+                    )
+                }
+            ),
+        ],
+    )
+    def test_what_no_detector_says_is_found(self, settled, change) -> None:
+        assert "FINDINGS_FORM" in self.changed(settled, 3, change)
+
+    def test_a_wrecker_whose_opened_values_are_not_negative_was_excluded_without_ground(self, settled) -> None:
+        best = max(settled.contract.by_id(), key=lambda p: self.value(settled, p))
+
+        def excluded(found: list[Body]) -> list[Body]:
+            place = next(i for i, b in enumerate(found) if isinstance(b, ScoresCommitted) and b.round == 3)
+            return [
+                *found[: place + 1],
+                ParticipantExcluded(round=3, participant=best, code="WRECKER"),
+                *found[place + 1 :],
+            ]
+
+        def named(said: Findings) -> Findings:
+            line = said.lines[0].model_copy(
+                update={"outcome": "alarm", "participants": (best,), "statistic": "50", "threshold": "3"}
+            )
+            return said.model_copy(update={"lines": (line, *said.lines[1:])})
+
+        assert "EXCLUSION_UNFOUNDED" in faults(settled, excluded)
+        assert "EXCLUSION_MISSING" in self.changed(settled, 3, named)
+
+        def both(found: list[Body]) -> list[Body]:
+            opened = next(b for b in found if isinstance(b, FindingsOpened) and b.round == 3)
+            value = commitment(Findings, bytes.fromhex(opened.salt), named(opened.findings))
+            return excluded(
+                [
+                    body.model_copy(update={"findings": named(opened.findings)})
+                    if body is opened
+                    else body.model_copy(update={"findings": value})
+                    if isinstance(body, ScoresCommitted) and body.round == 3
+                    else body
+                    for body in found
+                ]
+            )
+
+        assert "EXCLUSION_UNFOUNDED" in faults(settled, both), "the finding says so, and the scores do not"
+
+    def value(self, fed: Federation, participant: str) -> Fraction:
+        return sum(
+            (round_values(body.scores, fed.contract)[participant] for body in bodies(fed, ScoresOpened)), Fraction(0)
+        )
+
+    def test_first_order_values_that_are_left_out_are_found(self, settled) -> None:
+        def without(found: list[Body]) -> list[Body]:
+            return [
+                body.model_copy(update={"scores": body.scores.model_copy(update={"first_order": None})})
+                if isinstance(body, ScoresOpened)
+                else body
+                for body in found
+            ]
+
+        assert "SCORES_FIRST_ORDER" in faults(settled, without)
+
+
+def test_who_was_not_negative_twice_running_is_no_wrecker() -> None:
+    low, high = Fraction(-5), Fraction(1)
+    assert not refuted("a", 2, {1: {"a": low}, 2: {"a": low}})
+    assert refuted("a", 2, {1: {"a": high}, 2: {"a": low}})
+    assert refuted("a", 2, {1: {"a": low}, 2: {"a": high}})
+    assert refuted("a", 1, {1: {"a": low}}), "there was no round before"

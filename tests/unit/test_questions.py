@@ -13,6 +13,7 @@ import httpx
 import pytest
 from tests.support.command import runner
 from tests.support.federation import digits, make_federation
+from tests.support.findings import say
 from tests.support.noise import FixedNoise
 from tests.support.readme import Script, commands, filled
 from tests.support.town import Town, town
@@ -21,6 +22,7 @@ from fedpact_client import cli as agent_cli
 from fedpact_client import closing as agents_closing
 from fedpact_client import questions as asking
 from fedpact_client.store import EgressKind
+from fedpact_contract import request
 from fedpact_contract.errors import FedpactError, RefusedError, ServiceError
 from fedpact_contract.evidence import unpack
 from fedpact_contract.keys import generate_key
@@ -46,7 +48,7 @@ from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.replay import replay
 from fedpact_contract.request import instant, utc_now
 from fedpact_contract.verify import verify
-from fedpact_server import closing, db, defences, scoring, watch
+from fedpact_server import closing, db, defences, scoring
 from fedpact_server.demo.run import Demo, Options
 from fedpact_server.rounds import Loop
 
@@ -127,8 +129,8 @@ def people(
     return made
 
 
-def near(number: int, *who: str, code: str = "NEAR_COPY") -> Findings:
-    line = Finding(
+def near(number: int, *who: str, code: str = "NEAR_COPY") -> Finding:
+    return Finding(
         code=code,
         round=number,
         outcome="alarm",
@@ -138,10 +140,10 @@ def near(number: int, *who: str, code: str = "NEAR_COPY") -> Findings:
         power="any",
         evidence={"rounds": 2},
     )
-    return Findings(round=number, lines=(line,))
 
 
-def keep(at: Town, findings: Findings) -> None:
+def keep(at: Town, line: Finding) -> None:
+    findings = Findings(round=line.round, lines=(line,))
     with at.run.federation.database.write() as connection:
         scoring.keep(connection, at.contract_id, f"findings:{findings.round}", findings)
 
@@ -169,6 +171,7 @@ def between(monkeypatch: pytest.MonkeyPatch, what: Callable[[int], None]) -> Non
     def commit(self: Loop, current: Any) -> None:
         whole(self, current)
         what(int(current.round))
+        self.now = lambda: request.utc_now()  # the operator's clock, which `later` sets
 
     monkeypatch.setattr(Loop, "_commit", commit)
 
@@ -205,11 +208,7 @@ def test_a_union_is_declared_disputed_confirmed_and_counts_once(people, monkeypa
     who = people(training__rounds=3, **WITHOUT_VALUES)
     at = who.town
     members = tuple(sorted((at.id(1), at.id(2))))
-    monkeypatch.setattr(
-        watch.KeptWatch,
-        "after",
-        lambda _s, _c, number: near(number, *members) if number == 1 else Findings(round=number, lines=()),
-    )
+    say(monkeypatch, lambda number: [near(number, *members)] if number == 1 else [])
 
     def after(number: int) -> None:
         if number != 1:
@@ -638,7 +637,7 @@ def test_an_answer_that_does_not_stand_in_the_log_is_told_at_the_close(people, m
     who = people(training__rounds=1, **WITHOUT_VALUES)
     at = who.town
     members = tuple(sorted((at.id(1), at.id(2))))
-    monkeypatch.setattr(watch.KeptWatch, "after", lambda _s, _c, number: near(number, *members))
+    say(monkeypatch, lambda number: [near(number, *members)])
 
     def after(_number: int) -> None:
         who.fedpact("union", "declare", "RUN", "Enterprise 1", "Enterprise 2", "--reason", "one warehouse")
@@ -737,13 +736,7 @@ class TestOperator:
     def test_a_wrecker_is_readmitted_with_a_reason(self, people, monkeypatch) -> None:
         who = people(training__rounds=4)
         at = who.town
-        monkeypatch.setattr(
-            watch.KeptWatch,
-            "after",
-            lambda _s, _c, number: (
-                near(number, at.id(4), code="WRECKER") if number == 1 else Findings(round=number, lines=())
-            ),
-        )
+        say(monkeypatch, lambda number: [near(number, at.id(4), code="WRECKER")] if number == 1 else [])
 
         def after(number: int) -> None:
             wrong = who.fedpact("run", "readmit", "RUN", "Enterprise 3", "--reason", "labels mended")

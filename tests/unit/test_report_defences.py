@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support import findings
 from tests.support.central import CENTRAL
-from tests.support.federation import NOW, Federation, fixed_keys, make_federation
+from tests.support.federation import Federation, fixed_keys, make_federation
 from tests.support.page import HOSTILE, page, with_texts
 
 from fedpact_contract.canonical import canonical_bytes
@@ -19,7 +20,6 @@ from fedpact_contract.log import (
     Body,
     Entry,
     Finding,
-    Findings,
     FindingsOpened,
     ParticipantReadmitted,
     ReviewOpened,
@@ -33,9 +33,9 @@ from fedpact_contract.messages import Statement
 from fedpact_contract.record import sign
 from fedpact_contract.replay import replay
 from fedpact_contract.report import build
-from fedpact_contract.request import instant
+from fedpact_contract.request import instant, utc_now
 from fedpact_contract.undetected import ATTACKS, RUNS
-from fedpact_server import closing, detectors, logbook, watch
+from fedpact_server import closing, detectors, logbook
 from fedpact_server.report.defence_rows import AGAINST, DETECTORS_ZH, EVIDENCE, POWER_ZH, WORDS
 from fedpact_server.report.html import render
 
@@ -63,8 +63,8 @@ def after(fed: Federation, number: int, keys: list[Any]) -> None:
             UnionDeclared(
                 round=1,
                 members=members,
-                declared=instant(NOW),
-                until=instant(NOW + timedelta(hours=71)),
+                declared=instant(utc_now()),
+                until=instant(utc_now() + timedelta(hours=71)),
                 reason="one warehouse",
             ),
         )
@@ -77,7 +77,7 @@ def after(fed: Federation, number: int, keys: list[Any]) -> None:
             reason="our own rows",
         )
         say(fed, StatementTaken(participant=second, statement=sign(statement, key).plain()))
-        at = instant(NOW + timedelta(hours=72))
+        at = instant(utc_now() + timedelta(hours=72))
         say(fed, UnionConfirmed(members=(first, second), at=at, reason="the same invoices"))
     if number == 3:
         wrecker = fed.agent(WRECKER).desk.participant
@@ -108,13 +108,12 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     padder.desk = dataclasses.replace(padder.desk, train=lambda *order: four_times(plain(*order)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedpact_server.admission.norm_bound", lambda *_: 1e9)
-        patch.setattr(
-            watch.KeptWatch, "after", lambda _s, _c, number: Findings(round=number, lines=tuple(found.get(number, ())))
-        )
+        findings.say(patch, lambda number: found.get(number, ()))
         whole = type(made.loop())._commit
 
         def commit(self: Any, current: Any) -> None:
             after(made, int(current.round), keys)
+            self.now = lambda: utc_now() + timedelta(hours=73)
             whole(self, current)
 
         patch.setattr("fedpact_server.rounds.Loop._commit", commit)
@@ -146,7 +145,8 @@ def upto(fed: Federation, kind: type[Body]) -> dict[str, Any]:
     return build(entries[: next(i for i, entry in enumerate(entries) if entry.type == kind.TYPE)])
 
 
-def test_the_story_is_one_that_verify_takes(fed: Federation) -> None:
+def test_the_story_is_one_that_verify_takes(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings.say(monkeypatch, lambda _: ())
     found = replay(fed.entries()).faults
     assert {f.code for f in found if f.rule != "noise"} - {"HEAD_ROOT", "HEAD_TIME"} == set()
 
