@@ -7,6 +7,7 @@ when a command line asks for something that the base does not have, and must imp
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -187,16 +188,22 @@ def recompute_command(
     table: Annotated[Path, typer.Argument(metavar="TABLE.json")],
     as_json: Json = False,
 ) -> None:
-    """Recompute Shapley and Banzhaf values, exactly, from TABLE.json: a game's values by coalition."""
+    """Recompute Shapley and Banzhaf values from TABLE.json, a game's values by coalition: as fractions and decimals.
+
+    Fractions are exact; decimals have nine places, half to even. With --json: the fractions.
+    """
+    from fedpact_contract.record import ratio_text
     from fedpact_contract.shapley import recompute
 
     result = recompute(table.read_bytes(), file=table)
     if as_json:
         output.emit_json(result)
         return
-    players = list(result["shapley"])
-    rows = [[player, result["shapley"][player], result["banzhaf"][player]] for player in players]
-    output.table(output.console(), ["player", "Shapley", "Banzhaf"], rows, right=(1, 2))
+    kinds = (result["shapley"], result["banzhaf"])
+    cells = {player: [of[player] for of in kinds] for player in result["shapley"]}
+    rows = [[player, *exact, *(ratio_text(Fraction(value), 9) for value in exact)] for player, exact in cells.items()]
+    columns = ["player", "Shapley, exact", "Banzhaf, exact", "Shapley, decimal", "Banzhaf, decimal"]
+    output.table(output.console(), columns, rows, right=(1, 2, 3, 4))
 
 
 def read_command(

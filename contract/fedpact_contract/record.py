@@ -10,7 +10,7 @@ import binascii
 import difflib
 import unicodedata
 from collections.abc import Iterator
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args
 
@@ -51,9 +51,8 @@ def decimal_text(value: Decimal) -> str:
 
 
 def ratio_text(value: Fraction, places: int = 6) -> str:
-    """A fraction as a decimal string with this many places, half to even."""
-    number = Decimal(value.numerator) / Decimal(value.denominator)
-    return decimal_text(number.quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN))
+    """A fraction as a decimal string with this many places, half to even, however large it is."""
+    return decimal_text(Decimal(f"{round(value * 10**places)}E-{places}"))
 
 
 def _to_decimal(value: object) -> Decimal:

@@ -40,7 +40,7 @@ from fedpact_contract.reevaluation import Reevaluation
 from fedpact_contract.reevaluation import statement as statement_of
 from fedpact_contract.scorecard import NOT_SCORED, nats, value_lines, without_slices
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
-from fedpact_contract.undetected import undetected
+from fedpact_contract.undetected import undetected, unlike_measured
 from fedpact_contract.unions import by_round
 
 VERSION = 1
@@ -116,6 +116,7 @@ def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) ->
         "defences": defences(entries, bodies, contract),
         "not_stopped": list(not_stopped(contract)),
         "undetected": undetected(contract),
+        "undetected_here": unlike_measured(contract),
         "loss": contract.contribution.loss,
         "metric": None,
         "settlement": None,

@@ -30,6 +30,7 @@ from fedpact_contract.record import decimal_text
 from fedpact_contract.report import not_stopped
 from fedpact_contract.settlement import format_fen
 from fedpact_contract.statistics import CountQuery, MeanQuery, QuantileQuery, Query
+from fedpact_contract.undetected import FEW
 
 _CONTEXT = Context(prec=30)
 _FAR = Decimal(20)
@@ -451,6 +452,11 @@ def _defences(contract: Contract, defences: Defences) -> Iterator[str]:
         f"After each round the operator's detectors look at all admitted updates{values}. What they find is "
         "committed to with the scores and opened with them. An alarm is a question and moves no money."
     )
+    if len(contract.participants) < FEW:
+        yield (
+            f"There are fewer than {FEW} participants: the detectors that compare somebody with the others have no "
+            "power here, that of near-copies among them. Only values that are negative are told."
+        )
     if not values:
         yield "A value below zero is nothing unusual in this game: it raises no alarm (wreckers: report)."
     else:

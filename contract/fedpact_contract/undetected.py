@@ -100,6 +100,37 @@ ATTACKS = (
 )
 
 
+FEW = 5
+"""With fewer participants the detectors that compare somebody with the others have no power."""
+
+HERE = {
+    "without": (
+        "This contract has no defences: nothing is scaled down and no alarm is raised at all.",
+        "本合同无防护条款：不缩减任何更新，也不触发任何警报。",
+    ),
+    "unclipped": ("This contract scales no update down.", "本合同不缩减任何更新。"),
+    "few": (
+        f"This contract has fewer than {FEW} participants: detectors that compare them have no power, and find none.",
+        f"本合同的参与方少于{FEW}个：需要相互比较的检测程序没有检测力，均无法发现。",
+    ),
+    "re-normalised": (
+        "In this contract's game the detectors look at updates alone, and other gains than these are made.",
+        "本合同的博弈中检测程序只看更新本身，所得收益与此不同。",
+    ),
+}
+"""Why the figures are not this contract's, in English and Chinese."""
+
+
+def unlike_measured(contract: Contract) -> list[str]:
+    """Which of `HERE` hold."""
+    found = ["without"] if contract.defences is None else []
+    if contract.defences is not None and contract.defences.clip == "none":
+        found.append("unclipped")
+    if contract.defences is not None and len(contract.participants) < FEW:
+        found.append("few")
+    return found + (["re-normalised"] if contract.contribution.game == "re-normalised" else [])
+
+
 def undetected(contract: Contract) -> list[dict[str, Any]]:
     """The list as JSON, in its order; nothing at client level, where nobody's update is scored or looked at."""
     if isinstance(contract.privacy, ClientPrivacy):

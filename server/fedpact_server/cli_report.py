@@ -61,6 +61,14 @@ def report_command(
 
     if form == "label" and out is not None:
         raise InputError("REPORT_LABEL_FILE", "The label alone is shown, not written.", field="--out", remedy=LABEL_IN)
+    if form == "html" and out is not None and out.suffix == ".json":
+        raise InputError(
+            "REPORT_FORMAT",
+            "The file is called JSON, and a page would be written into it.",
+            file=out,
+            field="--format",
+            remedy="Add --format json, or name a .html file.",
+        )
     comparison = None if lift is None else read_lift(lift)
     audited = None if reevaluation is None else read_file(reevaluation)
     at = open_contract(home, run)

@@ -223,6 +223,40 @@ def test_recompute_a_table(fedpact, tmp_path) -> None:
     assert json.loads(out)["shapley"] == {"l": "2/3", "r": "1/6", "s": "1/6"}
 
 
+def test_recompute_prints_fractions_and_decimals_on_80_columns_and_json_has_the_fractions(
+    fedpact, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    table = tmp_path / "t.json"
+    values = {"": 0, "a": "0.5", "b": 0, "c": 0, "a,b": 1, "a,c": 1, "b,c": 0, "a,b,c": 8}
+    table.write_text(json.dumps({"players": ["a", "b", "c"], "values": values}))
+    code, out, _ = fedpact("contribution", "recompute", table)
+    assert code == 0
+    heading, _, *rows = [line.split() for line in out.splitlines()]
+    assert heading == ["player", "Shapley,", "exact", "Banzhaf,", "exact", "Shapley,", "decimal", "Banzhaf,", "decimal"]
+    assert rows == [
+        ["a", "19/6", "21/8", "3.166666667", "2.625"],
+        ["b", "29/12", "15/8", "2.416666667", "1.875"],
+        ["c", "29/12", "15/8", "2.416666667", "1.875"],
+    ]
+    _, out, _ = fedpact("contribution", "recompute", table, "--json")
+    assert json.loads(out) == {
+        "shapley": {"a": "19/6", "b": "29/12", "c": "29/12"},
+        "banzhaf": {"a": "21/8", "b": "15/8", "c": "15/8"},
+    }
+
+
+def test_recompute_of_long_values_is_read_value_by_value_on_80_columns(fedpact, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    table, nines = tmp_path / "t.json", 10**99 - 1
+    table.write_text(json.dumps({"players": ["a", "b"], "values": {"": 0, "a": 0, "b": "0.000000001", "a,b": nines}}))
+    code, out, _ = fedpact("contribution", "recompute", table)
+    assert code == 0
+    joined = out.replace("\n", "").replace(" ", "")
+    assert f"Shapley,exact{nines * 10**9 - 1}/2000000000" in joined
+    assert f"Shapley,decimal{nines // 2}.5" in joined  # 0.4999999995, half to even
+
+
 @pytest.mark.parametrize("text", [None, "", "{}", '{"players": ["a"], "values": {"": 0.5, "a": 1}}'])
 def test_a_bad_table_is_refused(fedpact, tmp_path, text) -> None:
     table = tmp_path / "t.json"

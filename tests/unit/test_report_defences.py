@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from tests.support import findings
 from tests.support.central import CENTRAL
-from tests.support.federation import Federation, fixed_keys, make_federation
+from tests.support.federation import Federation, contract_values, digits, fixed_keys, make_federation
 from tests.support.page import HOSTILE, page, with_texts
 
 from fedpact_contract.canonical import canonical_bytes
+from fedpact_contract.contract import Contract
 from fedpact_contract.defended import DETECTORS
+from fedpact_contract.keys import generate_key
 from fedpact_contract.log import (
     Body,
     Entry,
@@ -34,7 +36,8 @@ from fedpact_contract.record import sign
 from fedpact_contract.replay import replay
 from fedpact_contract.report import build
 from fedpact_contract.request import instant, utc_now
-from fedpact_contract.undetected import ATTACKS, RUNS
+from fedpact_contract.text import render as render_text
+from fedpact_contract.undetected import ATTACKS, RUNS, unlike_measured
 from fedpact_server import closing, detectors, logbook
 from fedpact_server.report.defence_rows import AGAINST, DETECTORS_ZH, EVIDENCE, POWER_ZH, WORDS
 from fedpact_server.report.html import render
@@ -434,3 +437,23 @@ def real_findings(count: int, rounds: int, slices: list[tuple[str, int]]) -> lis
             )
         )
     return [line for k in range(1, rounds + 1) for line in detectors.findings(seen[:k], rounds, slices)]
+
+
+def test_the_list_of_attacks_says_where_its_figures_are_not_this_contracts() -> None:
+    made = contract(CLAUSE)
+    assert unlike_measured(made) == ["few"]
+    assert unlike_measured(made.model_copy(update={"defences": None})) == ["without"]
+    assert made.defences is not None
+    bare = made.defences.model_copy(update={"clip": "none"})
+    assert unlike_measured(made.model_copy(update={"defences": bare})) == ["unclipped", "few"]
+    game = made.contribution.model_copy(update={"game": "re-normalised"})
+    assert "re-normalised" in unlike_measured(made.model_copy(update={"contribution": game}))
+    assert "the detectors that compare somebody with the others have no power here" in render_text(made)
+
+
+def contract(clause: dict[str, Any]) -> Contract:
+    """Four participants."""
+    keys = [generate_key() for _ in range(4)]
+    rows = digits([30] * 4)[1]
+    salts = [i.to_bytes(32, "big") for i in range(len(rows))]
+    return Contract.parse(contract_values(generate_key(), keys, [30] * 4, rows, salts, "0" * 64, defences=clause))

@@ -204,6 +204,9 @@ def test_a_log_without_a_contract_has_no_report(entries: list[Entry]) -> None:
         (Fraction(3, 8), 2, "0.38"),
         (Fraction(-1, 10**12), 6, "0"),
         (Fraction(5), 9, "5"),
+        (Fraction(10**40, 3), 2, "3" * 40 + ".33"),
+        (Fraction(5 * 10**30 - 1, 10**36), 6, "0.000005"),
+        (Fraction(5 * 10**29 - 1, 10**36), 6, "0"),
     ],
 )
 def test_fractions_are_shown_rounded_half_to_even(value: Fraction, places: int, text: str) -> None:

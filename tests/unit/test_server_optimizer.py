@@ -268,9 +268,8 @@ def test_other_players_than_those_that_moved_the_model_are_a_fault(
         if number == 2 and changed == "admitted":
             scores = scores.model_copy(update={"admitted": scores.players[1:]})
         elif number == 2:
-            scores = scores.model_copy(
-                update={"players": scores.players[:3], "admitted": scores.players[:3], "losses": scores.losses[:8]}
-            )
+            three = {"players": scores.players[:3], "admitted": scores.players[:3], "losses": scores.losses[:8]}
+            scores = scores.model_copy(update=three | {"first_order": (scores.first_order or ())[:3]})
             values = values[:3]
         return scores, values
 

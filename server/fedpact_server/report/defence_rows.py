@@ -7,7 +7,7 @@ from typing import Any
 
 from fedpact_contract.defended import DETECTORS
 from fedpact_contract.record import decimal_text
-from fedpact_contract.undetected import ATTACKS, MEASURED
+from fedpact_contract.undetected import ATTACKS, HERE, MEASURED
 from fedpact_server.report.labels import CENTRAL, Lang
 from fedpact_server.report.spelled import number_ranges, time_text
 
@@ -218,7 +218,8 @@ def undetected_section(report: dict[str, Any], lang: Lang) -> Section | None:
         said.word("gain").format(known.get(line["attack"], line["attack"]), line["gain"], line["alarms"], line["runs"])
         for line in report["undetected"]
     ]
-    return Section(title=said.word("undetected"), rules=rules, note=MEASURED[said.place])
+    notes = [MEASURED[said.place], *(HERE[why][said.place] for why in report["undetected_here"])]
+    return Section(title=said.word("undetected"), rules=rules, note=(" " if lang == "en" else "").join(notes))
 
 
 class _Said:
