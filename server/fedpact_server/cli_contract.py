@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
     contract.command("sign")(sign_command)
     contract.command("show")(show_command)
     contract.command("status")(status_command)
-    contract.command("list", hidden=True)(status_command)  # as the agent's is called
+    contract.command("list")(status_command)  # as the agent's is called
     contract.command("terminate")(terminate_command)
 
 
