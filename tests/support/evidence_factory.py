@@ -23,6 +23,7 @@ from tests.support.contract_kit import party, plain_contract
 
 from fedpact_contract import merkle
 from fedpact_contract.contract import Contract, Delegation, SignedContract
+from fedpact_contract.contribution import has_first_order
 from fedpact_contract.evidence import Evidence, pack, unpack
 from fedpact_contract.keys import fingerprint, public_hex
 from fedpact_contract.log import (
@@ -297,7 +298,11 @@ class Factory:
         )
         right = before.correct[1] if before else 30
         scores = RoundScores(
-            round=number, players=tuple(admitted), losses=losses, correct=(right, min(right + 3, VALIDATION_ROWS))
+            round=number,
+            players=tuple(admitted),
+            losses=losses,
+            correct=(right, min(right + 3, VALIDATION_ROWS)),
+            first_order=tuple(fall // VALIDATION_ROWS for fall in falls) if has_first_order(self.contract) else None,
         )
         self.scores[number] = self.tamper(f"scores:{number}", scores)
         value = commitment(RoundScores, self.salt(number), self.scores[number])
