@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedpact_contract.errors import InputError
-from fedpact_contract.keys import write_private
 
 
 @contextlib.contextmanager
@@ -48,6 +47,8 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file in one step, durably, readable by its owner alone; what was there is replaced."""
+    from fedpact_contract.keys import write_private  # which takes cryptography along
+
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         write_private(draft, data)

@@ -9,7 +9,6 @@ import typer
 from fedpact_contract import output
 from fedpact_contract.cli import group
 from fedpact_contract.files import refuse_existing, write_new
-from fedpact_contract.metric import loss_unit
 from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, PassphraseFile
 from fedpact_server.cli_run import RUN, Opened, open_contract
 
@@ -247,6 +246,8 @@ def _live(at: Opened) -> bool:
 
 
 def _show(card: dict[str, Any], at: Opened, plot: Path | None) -> None:
+    from fedpact_contract.metric import loss_unit
+
     console = output.console()
     console.print(
         f"{card['game']} game, {card['loss']} on {card['validation_rows']} validation rows, "
@@ -318,6 +319,7 @@ def _picture(card: dict[str, Any]) -> str:
     """Values over rounds, and the shares with their intervals."""
     from itertools import cycle
 
+    from fedpact_contract.metric import loss_unit
     from fedpact_server.report.charts import COLOURS, Bar, Series, bars, lines, stacked
 
     series, shares = [], []
