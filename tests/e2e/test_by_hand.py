@@ -266,7 +266,7 @@ def terms(template: str, title: str, rounds: int) -> str:
 def at_client_level(template: str) -> str:
     """The same, with noise that the operator adds: nothing is paid by contribution, nothing measured besides."""
     values = tomllib.loads(template)
-    del values["statistics"], values["baseline"], values["privacy"]["max_grad_norm"]
+    del values["statistics"], values["baseline"], values["defences"], values["privacy"]["max_grad_norm"]
     values["privacy"] |= {
         "trust_model": "client-level-at-the-operator",
         "unit": "participant",

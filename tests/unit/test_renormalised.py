@@ -37,6 +37,7 @@ from fedpact_contract.errors import FailedError, FaultError, InputError
 from fedpact_contract.evidence import unpack
 from fedpact_contract.keys import generate_key
 from fedpact_contract.log import RoundScores, ScoresOpened
+from fedpact_contract.looks import OF_UPDATES
 from fedpact_contract.sampling import round_seed
 from fedpact_contract.scorecard import game_table
 from fedpact_contract.shapley import shapley
@@ -48,7 +49,6 @@ from fedpact_models.evaluate import evaluate, evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.renormalised import Aggregator, evaluate_models
 from fedpact_server import bundle, diagnostic, scoring, watch
-from fedpact_server.detectors import OF_UPDATES
 from fedpact_server.evidence import evidence_parts
 from fedpact_server.reevaluate import reevaluate
 from fedpact_server.run_state import admitted_updates, load_model
