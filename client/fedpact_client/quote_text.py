@@ -41,8 +41,8 @@ def _privacy(values: dict[str, Any]) -> Iterator[str]:
         )
     yield (
         f"data set {values['data_set']} over all contracts: Rényi sum at alpha {cost['alpha']} "
-        f"{_short(cost['before'])} now, {_short(cost['after'])} with this contract ({cost['attempts']} attempts), "
-        f"limit {_short(cost['limit'])}, {_short(cost['left'])} left"
+        f"{_short(cost['before'])} of other contracts, {_short(cost['after'])} with this one ({cost['attempts']} "
+        f"attempts), limit {_short(cost['limit'])}, {_short(cost['left'])} left"
     )
     yield (
         f"epsilon_gate {cost['epsilon_gate']} at the data set's delta {cost['data_set_delta']}: "

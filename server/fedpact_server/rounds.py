@@ -115,6 +115,7 @@ class Loop:
             return self._stop_here()
         except SupersededError:
             log.info("run superseded", contract=self.context.contract_id, driver=self.context.driver)
+            self._tell_pause()
             return "superseded"
         return phase
 
@@ -596,6 +597,13 @@ class Loop:
     def parameters(self) -> int:
         """Number of the model's parameters."""
         return parameter_count(self.context.contract.model, self.context.contract.data)
+
+    def _tell_pause(self) -> None:
+        """Say in the run's status that it has paused, where that is why this driver ends."""
+        table, context = db.runs.c, self.context
+        where = (table.contract_id == context.contract_id, table.driver == context.driver, table.phase == "running")
+        with context.database.write() as connection:
+            connection.execute(db.runs.update().where(*where, table.wanted == "pause").values(detail="paused"))
 
     def _detail(self, connection: sa.Connection, text: str) -> None:
         table = db.runs

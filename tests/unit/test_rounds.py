@@ -514,6 +514,7 @@ def test_a_pause_stops_the_loop_and_a_resume_goes_on(federation) -> None:
         connection.execute(db.runs.update().values(wanted="pause"))
     assert federation.run() == "superseded"
     with federation.database.write() as connection:
+        assert run_row(connection, federation.contract.id).detail == "paused"
         connection.execute(db.runs.update().values(wanted="run"))
     assert federation.run() == "completed"
 
