@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from fedpact_contract.contract import ClassLabel, Contract
 from fedpact_contract.contribution import validation_rows
+from fedpact_contract.shape import feature_count
 from fedpact_models.aggregation import START, aggregator, next_model, server_steps
 from fedpact_models.dp import Noise
 from fedpact_models.evaluate import logits
-from fedpact_models.features import Examples, Floats, Targets, feature_count
+from fedpact_models.features import Examples, Floats, Targets
 from fedpact_models.registry import initial_weights
 from fedpact_models.tasks import task_of
 from fedpact_models.training import local_update

@@ -19,11 +19,11 @@ from typing import TypeVar
 from fedpact_contract.contract import Contract, NumberLabel, SurvivalLabel, estimator_plan
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.estimators import Estimate, Plan, agrees, coalitions, estimate, most_draws, next_plan
-from fedpact_contract.log import RoundScores, Sampling
+from fedpact_contract.log import RoundScores
 from fedpact_contract.output import counted
 from fedpact_contract.sampling import round_seed, standard_error
-from fedpact_contract.shapley import banzhaf, owen, shapley
-from fedpact_contract.unions import among, of_scores, partition
+from fedpact_contract.shapley import banzhaf, shapley
+from fedpact_contract.unions import among, of_scores
 
 T = TypeVar("T")
 
@@ -163,7 +163,7 @@ def check_draws(scores: RoundScores, contract: Contract, update_digests: Sequenc
         message = "The seed is not that of the round's admitted updates."
         raise FaultError("SCORES_SEED", message, field=field)
     due: Plan | None = estimator_plan(contract, len(scores.players), seed, of_scores(scores))
-    plan = _plan(scores, sampling)
+    plan = _plan(scores)
     for errors in sampling.errors:
         if due is None or due.draws > sampling.draws:
             break
@@ -178,7 +178,7 @@ def check_draws(scores: RoundScores, contract: Contract, update_digests: Sequenc
 
 
 def has_first_order(contract: Contract) -> bool:
-    """Whether first-order values say something of the contract's game: its rule is a mean of updates."""
+    """Whether first-order values say something of the contract's game: its rule is a mean of scored updates."""
     return contract.training.aggregation == "weighted-mean"
 
 
@@ -228,7 +228,7 @@ def masks(scores: RoundScores) -> tuple[int, ...]:
     """The coalition of each row of `losses`: nobody first, all last, between them rising or in the order of draws."""
     if scores.sampling is None:
         return tuple(range(2 ** len(scores.players)))
-    nobody, everybody, *drawn = coalitions(_plan(scores, scores.sampling))
+    nobody, everybody, *drawn = coalitions(_plan(scores))
     return (nobody, *drawn, everybody)
 
 
@@ -243,15 +243,13 @@ def _in_order(scores: RoundScores, rows: Sequence[T]) -> list[T]:
     return list(rows) if scores.sampling is None else [rows[0], rows[-1], *rows[1:-1]]
 
 
-def _plan(scores: RoundScores, sampling: Sampling) -> Plan:
+def _plan(scores: RoundScores) -> Plan:
+    """Which coalitions the scores are of."""
+    sampling, players, unions = scores.sampling, len(scores.players), of_scores(scores)
+    if sampling is None:
+        return Plan(estimator="exact", players=players, unions=unions)
     seed = bytes.fromhex(sampling.seed)
-    return Plan(
-        estimator=sampling.estimator,
-        players=len(scores.players),
-        draws=sampling.draws,
-        seed=seed,
-        unions=of_scores(scores),
-    )
+    return Plan(estimator=sampling.estimator, players=players, draws=sampling.draws, seed=seed, unions=unions)
 
 
 def check_rounds(rounds: Sequence[RoundScores], contract: Contract) -> None:
@@ -425,14 +423,9 @@ def _round(
 
 def _values(scores: RoundScores, index: _Index, table: Sequence[int]) -> list[tuple[Fraction, Fraction]]:
     """Of each player: the index of what is given for each row of `losses`, and its half-width, 0 where it is exact."""
-    if scores.sampling is None:
-        blocks = of_scores(scores)
-        if blocks and index is _SHAPLEY:
-            found = owen(table, partition(scores.players, scores.unions or ()))
-        else:
-            found = tuple(index.of_table(table))
-        return [(value, Fraction(0)) for value in found]
-    estimated = estimate(_plan(scores, scores.sampling), _in_order(scores, table))
+    if index is not _SHAPLEY:
+        return [(value, Fraction(0)) for value in index.of_table(table)]
+    estimated = estimate(_plan(scores), _in_order(scores, table))
     return list(zip(estimated.values, map(Fraction, estimated.half_widths), strict=True))
 
 

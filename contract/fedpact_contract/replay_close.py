@@ -101,7 +101,7 @@ def scores_opened(run: Run, place: Place, body: ScoresOpened) -> Faults:
         yield place.fault("SCORES_ROUND", f"The scores are of round {scores.round}.", field="scores.round")
     digests, unions = next(((list(r.digests.values()), r.unions) for r in run.rounds if r.number == number), ([], ()))
     contract = run.parties.contract
-    if (contract.contribution.game != "unanimity" and has_first_order(contract)) != (scores.first_order is not None):
+    if has_first_order(contract) != (scores.first_order is not None):
         message = "First-order values stand beside the scores where the round's rule is a mean, else not."
         yield place.fault("SCORES_FIRST_ORDER", message, field="scores.first_order", party=contract.operator.name)
     if number in run.aggregated:

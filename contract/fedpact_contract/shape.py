@@ -1,16 +1,19 @@
-"""How many numbers a contract's model has: from the contract alone, for whoever recomputes without the models room."""
+"""How many numbers a contract's rows and model have: from the contract alone, for every room."""
 
 from itertools import pairwise
 
-from fedpact_contract.contract import Contract, NumberColumn
+from fedpact_contract.contract import Contract, Data, NumberColumn
+
+
+def feature_count(data: Data) -> int:
+    """Number of features d: one a number, one a vocabulary value, and the constant."""
+    return 1 + sum(1 if isinstance(column, NumberColumn) else len(column.values) for column in data.columns)
 
 
 def parameter_count(contract: Contract) -> int:
     """Number of parameters P of the contract's model: dense layers, of which the first has no bias of its own.
 
-    The models room builds the model and counts the same (`fedpact_models.registry.parameter_count`).
+    For whoever recomputes without the models room, which builds the model and counts what it built.
     """
-    data = contract.data
-    features = 1 + sum(1 if isinstance(column, NumberColumn) else len(column.values) for column in data.columns)
-    widths = (features, *contract.model.hidden, data.label.outputs)
+    widths = (feature_count(contract.data), *contract.model.hidden, contract.data.label.outputs)
     return sum((inputs + (layer > 0)) * outputs for layer, (inputs, outputs) in enumerate(pairwise(widths)))

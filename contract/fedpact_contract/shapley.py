@@ -124,11 +124,11 @@ def _owen_terms(unions: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, Fra
 def union_counts(counts: Sequence[int], unions: Sequence[Sequence[int]]) -> tuple[Fraction, ...]:
     """What each player's n counts for where a union's rows are the same ones: all of it together its largest n.
 
-    Inside a union the n are scaled down in proportion, so a union of one keeps its own.
+    Inside a union the n are scaled down in proportion.
 
     Args:
         counts: Each player's n, above 0.
-        unions: A partition, as for `owen`.
+        unions: The players' numbers, each in one union at most; whoever is in none keeps its own n.
     """
     result = [Fraction(n) for n in counts]
     for union in unions:

@@ -17,17 +17,10 @@ def among(players: Sequence[str], unions: Sequence[Sequence[str]]) -> Unions:
     return tuple(sorted(union for union in left if len(union) > 1))
 
 
-def partition(players: Sequence[str], unions: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
-    """The players' places: by unions, and everybody else alone."""
-    places = {p: i for i, p in enumerate(players)}
-    together = [tuple(places[p] for p in union) for union in among(players, unions)]
-    alone = {*places.values()} - {i for union in together for i in union}
-    return tuple(sorted([*together, *((i,) for i in alone)]))
-
-
 def places(players: Sequence[str], unions: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
-    """The unions alone, by the places of their players."""
-    return tuple(block for block in partition(players, unions) if len(block) > 1)
+    """The unions that are left among players in the order of ids, by their places."""
+    at = {p: i for i, p in enumerate(players)}
+    return tuple(tuple(at[p] for p in union) for union in among(players, unions))
 
 
 def of_scores(scores: RoundScores) -> tuple[tuple[int, ...], ...]:
@@ -40,7 +33,7 @@ def counted_rows(
 ) -> dict[str, Fraction]:
     """What each one's examples count for in a round: those of a union together as its largest member's."""
     ids, parties = sorted(admitted), contract.by_id()
-    return dict(zip(ids, union_counts([parties[p].num_examples for p in ids], partition(ids, unions)), strict=True))
+    return dict(zip(ids, union_counts([parties[p].num_examples for p in ids], places(ids, unions)), strict=True))
 
 
 def by_round(bodies: Iterable[Body]) -> dict[int, Unions]:

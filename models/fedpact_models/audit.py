@@ -21,6 +21,7 @@ from fedpact_contract.contract import Contract, RecordPrivacy
 from fedpact_contract.errors import InputError
 from fedpact_contract.messages import release_event
 from fedpact_contract.privacy import check_plan, epsilon_pld, profile_pld
+from fedpact_contract.shape import feature_count
 from fedpact_models.audit_bounds import (
     Guesses,
     binomial_chance,
@@ -30,7 +31,7 @@ from fedpact_models.audit_bounds import (
 )
 from fedpact_models.audit_noise import NoiseSeen, NoiseTests
 from fedpact_models.dp import Mode, Noise, SecureDPOptimizer, dp_sgd, mode_of
-from fedpact_models.features import Examples, Flags, Floats, Integers, feature_count
+from fedpact_models.features import Examples, Flags, Floats, Integers
 from fedpact_models.registry import build, initial_weights
 from fedpact_models.tasks import task_of
 from fedpact_models.training import GRADIENT_ELEMENTS, LOSSES, train

@@ -68,11 +68,6 @@ class _Cells:
     faults: tuple[Fault, ...]
 
 
-def feature_count(data: Data) -> int:
-    """Number of features d: one a number, one a vocabulary value, and the constant."""
-    return 1 + sum(1 if isinstance(column, NumberColumn) else len(column.values) for column in data.columns)
-
-
 def encode(
     data: Data, table: pl.DataFrame, *, file: str, first_line: int | None = None, entity: str | None = None
 ) -> Examples:

@@ -15,7 +15,8 @@ import numpy as np
 
 from fedpact_contract.contract import Data, Model
 from fedpact_contract.errors import InputError
-from fedpact_models.features import Floats, feature_count
+from fedpact_contract.shape import feature_count
+from fedpact_models.features import Floats
 from fedpact_models.tasks import task_of
 
 if TYPE_CHECKING:

@@ -22,31 +22,22 @@ from fedpact_contract.log import (
     PeriodClosing,
     PeriodSettled,
     RevenueRecorded,
-    RoundAggregated,
-    RoundDiscarded,
-    RoundOpened,
     RoundScores,
     RunCompleted,
     ScoresCommitted,
     ScoresOpened,
     SettledLine,
-    UnionConfirmed,
-    UnionWithdrawn,
     commitment,
-    kept_rounds,
 )
 from fedpact_contract.parties import opened
 from fedpact_contract.questions import review_due
 from fedpact_contract.record import Envelope
 from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened
-from fedpact_contract.unions import by_round
 from fedpact_server import db, defences, logbook, scoring
-from fedpact_server.run_state import run_row
+from fedpact_server.run_state import rounds_kept, run_row, unions_by_round
 
 ENDED = ("completed", "stopped")
 """Phases of a run whose committed rounds can be settled."""
-KEPT = (RoundAggregated, RoundDiscarded)
-"""Entries that say which rounds led to a model."""
 PERIOD = 1
 """The spine settles a whole run as one period."""
 
@@ -101,8 +92,7 @@ def _work_out(
     if unopened and run.phase in ENDED:
         _really_lost(connection, contract.id)
     if unopened:
-        bodies = logbook.bodies_of(connection, contract.id, (UnionConfirmed, UnionWithdrawn, RoundOpened))
-        standing, admitted = by_round(bodies), _admitted_rounds(connection, contract.id)
+        standing, admitted = unions_by_round(connection, contract.id), _admitted_rounds(connection, contract.id)
         unions = [standing[number] for number in range(1, len(admitted) + 1)]
         return settle_unopened(contract, admitted, revenue_fen, fees_fen, unions), []
     rounds, findings, moments = _openings(connection, contract.id)
@@ -265,7 +255,7 @@ def _really_lost(connection: Connection, contract_id: str) -> None:
 
 def _admitted_rounds(connection: Connection, contract_id: str) -> list[tuple[str, ...]]:
     """Who was admitted, for each round that led to a model."""
-    return [body.admitted for body in kept_rounds(logbook.bodies_of(connection, contract_id, KEPT))]
+    return [body.admitted for body in rounds_kept(connection, contract_id)]
 
 
 def _paid(connection: Connection, contract_id: str) -> set[str]:

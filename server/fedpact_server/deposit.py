@@ -14,7 +14,8 @@ from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import ValidationDeposited
-from fedpact_models.features import Examples, feature_count, pack_rows, target_type, unpack_rows, validation_root
+from fedpact_contract.shape import feature_count
+from fedpact_models.features import Examples, pack_rows, target_type, unpack_rows, validation_root
 from fedpact_models.tasks import task_of
 from fedpact_server import validation
 from fedpact_server.run_state import RunContext, write_array

@@ -35,7 +35,6 @@ from fedpact_contract.log import (
     RunCompleted,
     ScoresCommitted,
     commitment,
-    kept_rounds,
 )
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_contract.unions import Unions
@@ -44,7 +43,7 @@ from fedpact_models.evaluate import Evaluate, evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.noise import Noise, SystemNoise
 from fedpact_models.registry import parameter_count
-from fedpact_server import db, deposit, logbook, measurements, orders, replies, scoring, watch
+from fedpact_server import db, defences, deposit, logbook, measurements, orders, replies, scoring, watch
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import (
     RunContext,
@@ -53,12 +52,12 @@ from fedpact_server.run_state import (
     add_timing,
     admitted_updates,
     base_of,
-    excluded,
     invited,
     last_round,
     load_model,
     outcomes,
     record_outcome,
+    rounds_kept,
     run_row,
     set_phase,
     store_model,
@@ -237,17 +236,12 @@ class Loop:
             silent = len(kinds) == limit and all(kind in ("missed", "refused") for kind in kinds)
             if not silent and participant in registered:
                 result.add(participant)
-        return result - excluded(connection, context.contract_id)
+        return result - defences.standing(connection, context.contract).excluded.keys()
 
     def _base_digest(self, connection: sa.Connection, number: int) -> str:
         if number == 1:
             return self.context.contract.model.initial_digest
-        return self._kept(connection)[-1].model_digest
-
-    def _kept(self, connection: sa.Connection) -> list[RoundAggregated]:
-        """The rounds that led to a model."""
-        kinds = (RoundAggregated, RoundDiscarded)
-        return kept_rounds(logbook.bodies_of(connection, self.context.contract_id, kinds))
+        return rounds_kept(connection, self.context.contract_id)[-1].model_digest
 
     def _send(self, current: sa.Row[tuple[object, ...]]) -> None:
         """Make and keep the orders; from here on a resend sends the same bytes."""
@@ -496,7 +490,7 @@ class Loop:
         """
         context = self.context
         run = run_row(connection, context.contract_id)
-        rounds = len(self._kept(connection))
+        rounds = len(rounds_kept(connection, context.contract_id))
         if rounds:
             unscored = run is not None and run.wanted == "unscored"
             if not unscored:

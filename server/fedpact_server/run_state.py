@@ -25,11 +25,12 @@ from fedpact_contract.log import (
     Body,
     ContractSigned,
     Entry,
-    ParticipantExcluded,
-    ParticipantReadmitted,
+    RoundAggregated,
+    RoundDiscarded,
     RoundOpened,
     UnionConfirmed,
     UnionWithdrawn,
+    kept_rounds,
 )
 from fedpact_contract.record import open_signed
 from fedpact_contract.unions import Unions, by_round
@@ -143,19 +144,17 @@ def base_of(connection: Connection, contract_id: str, round_number: int) -> str:
 
 def unions_of(connection: Connection, contract_id: str, round_number: int) -> Unions:
     """The unions that stood when a round was opened."""
-    kinds = (UnionConfirmed, UnionWithdrawn, RoundOpened)
-    return by_round(logbook.bodies_of(connection, contract_id, kinds)).get(round_number, ())
+    return unions_by_round(connection, contract_id).get(round_number, ())
 
 
-def excluded(connection: Connection, contract_id: str) -> set[str]:
-    """Who is invited no more."""
-    result: set[str] = set()
-    for body in logbook.bodies_of(connection, contract_id, (ParticipantExcluded, ParticipantReadmitted)):
-        if isinstance(body, ParticipantExcluded):
-            result.add(body.participant)
-        elif isinstance(body, ParticipantReadmitted):
-            result.discard(body.participant)
-    return result
+def unions_by_round(connection: Connection, contract_id: str) -> dict[int, Unions]:
+    """Round -> the unions that stood when it was opened."""
+    return by_round(logbook.bodies_of(connection, contract_id, (UnionConfirmed, UnionWithdrawn, RoundOpened)))
+
+
+def rounds_kept(connection: Connection, contract_id: str) -> list[RoundAggregated]:
+    """The rounds that led to a model which was not given up, in order."""
+    return kept_rounds(logbook.bodies_of(connection, contract_id, (RoundAggregated, RoundDiscarded)))
 
 
 def invited(connection: Connection, contract_id: str, round_number: int) -> tuple[str, ...]:

@@ -59,13 +59,9 @@ class Watch:
         contract, parameters = self.contract, len(base)
         self._apart = self._apart or Apart(_seed(updates))
         counts = {p: party.num_examples for p, party in contract.by_id().items()}
-        clipped = aggregation.counted_updates(contract, updates)
-        weighted = aggregation.weighted_steps(clipped, counts, contract.training.server_rate)
-        mean = aggregation.apply(np.zeros(parameters), weighted.values())
         steps, self._memory = aggregation.server_steps(contract, updates, self._memory, unions)
         step = aggregation.next_model(contract, np.zeros(parameters), steps, unions)
         slope = float(np.linalg.norm(gradient(contract.model, contract.data, base, self.examples)))
-        longer = float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)  # 1 without a server's optimizer
         self._seen.append(
             observe(
                 scores.round,
@@ -73,12 +69,24 @@ class Watch:
                 examples=counts,
                 noise={p: float(noise_energy(contract, n, parameters)) for p, n in counts.items()},
                 step=self._last,
-                slope=slope * longer * float(contract.training.server_rate),
+                slope=slope * self._longer(updates, step) * float(contract.training.server_rate),
                 values=values[[scores.players.index(p) for p in updates]],
                 apart=self._apart,
             )
         )
         self._last = step
+
+    def _longer(self, updates: Mapping[str, NDArray[np.float32]], step: FloatArray) -> float:
+        """How much longer the server's step is than the mean update times its rate: 1 without an optimizer."""
+        contract = self.contract
+        if contract.training.server_optimizer is None:
+            return 1.0
+        counts = {p: contract.participant(p).num_examples for p in updates}
+        clipped = aggregation.counted_updates(contract, updates)
+        mean = aggregation.apply(
+            np.zeros(len(step)), aggregation.weighted_steps(clipped, counts, contract.training.server_rate).values()
+        )
+        return float(np.linalg.norm(step)) / (float(np.linalg.norm(mean)) or 1.0)
 
     def said(self, number: int) -> Findings:
         """What all detectors say after this one of the rounds; in the re-normalised game those of updates alone."""

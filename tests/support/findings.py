@@ -24,6 +24,12 @@ def quiet(code: str, number: int) -> Finding:
     )
 
 
+def alarm(code: str, number: int, *who: str) -> Finding:
+    """A detector that raises an alarm of these."""
+    told = {"outcome": "alarm", "participants": tuple(sorted(who)), "statistic": "9.5", "evidence": {"rounds": 2}}
+    return quiet(code, number).model_copy(update=told)
+
+
 def filled(contract: Contract, number: int, lines: Iterable[Finding]) -> Findings:
     """These lines, and a quiet one of every other detector that speaks after the round."""
     given = {line.code: line for line in lines}

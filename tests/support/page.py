@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from fedpact_server.report.html import render
+from fedpact_server.report.labels import Lang
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<!--"
 VOID = {"meta", "rect", "circle", "path", "polyline", "br"}
@@ -44,9 +45,9 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def page(report: dict[str, Any], lang: str = "en", lift: dict[str, Any] | None = None) -> Page:
+def page(report: dict[str, Any], lang: Lang = "en", lift: dict[str, Any] | None = None) -> Page:
     """The page, parsed; it runs nothing and fetches nothing."""
-    text = render(report, lang, lift)  # type: ignore[arg-type]  # a test's plain text
+    text = render(report, lang, lift)
     found = Page(text)
     assert not {"script", "img", "link", "iframe", "object", "embed", "form", "base", "a"} & set(found.tags)
     for name, value in found.attributes:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.federation import Federation, make_federation
-from tests.support.findings import say
+from tests.support.findings import alarm, say
 
 from fedpact_contract.clipping import contract_factors
 from fedpact_contract.contribution import round_values
@@ -17,7 +17,6 @@ from fedpact_contract.errors import FailedError, FaultError, InputError
 from fedpact_contract.log import (
     Body,
     Entry,
-    Finding,
     Findings,
     FindingsOpened,
     ParticipantExcluded,
@@ -203,23 +202,10 @@ def test_verify_finds_findings_that_were_not_committed_to(tmp_path) -> None:
     assert "FINDINGS_OPENED_TWICE" in faults(fed, twice)
 
 
-def finding(code: str, number: int, *who: str) -> Finding:
-    return Finding(
-        code=code,
-        round=number,
-        outcome="alarm",
-        participants=tuple(sorted(who)),
-        statistic="9.5",
-        threshold="3",
-        power="any",
-        evidence={"rounds": 2},
-    )
-
-
 def test_a_wrecker_is_invited_no_more_until_it_is_readmitted(tmp_path, monkeypatch) -> None:
     fed = federation(tmp_path, training__rounds=4)
     bad = fed.agent(2).desk.participant
-    say(monkeypatch, lambda number: [finding("WRECKER", number, bad)] if number == 2 else [])
+    say(monkeypatch, lambda number: [alarm("WRECKER", number, bad)] if number == 2 else [])
 
     assert fed.run() == "completed"
     out = bodies(fed, ParticipantExcluded)
@@ -265,7 +251,7 @@ def test_a_wrecker_is_invited_no_more_until_it_is_readmitted(tmp_path, monkeypat
 def test_where_the_contract_only_reports_nobody_is_excluded(tmp_path, monkeypatch) -> None:
     fed = federation(tmp_path, training__rounds=3, defences=CLAUSE | {"wreckers": "report"})
     bad = fed.agent(2).desk.participant
-    say(monkeypatch, lambda number: [finding("WRECKER", number, bad)])
+    say(monkeypatch, lambda number: [alarm("WRECKER", number, bad)])
     assert fed.run() == "completed"
     assert not bodies(fed, ParticipantExcluded)
     settle(fed)
@@ -275,7 +261,7 @@ def test_where_the_contract_only_reports_nobody_is_excluded(tmp_path, monkeypatc
 def test_a_run_that_excludes_too_many_stops(tmp_path, monkeypatch) -> None:
     fed = federation(tmp_path, training__rounds=4)
     who = sorted(agent.desk.participant for agent in fed.agents.values())
-    say(monkeypatch, lambda number: [finding("WRECKER", number, who[number])])
+    say(monkeypatch, lambda number: [alarm("WRECKER", number, who[number])])
     assert fed.run() == "superseded"
     with fed.database.read() as connection:
         assert len(bodies(fed, ParticipantExcluded)) == 2
@@ -298,7 +284,7 @@ def unite(fed: Federation, members: tuple[str, ...], number: int = 1, **changes:
 
 def run_with_union(fed: Federation, monkeypatch, members: tuple[str, ...]) -> None:
     """A run after whose first round these are united."""
-    say(monkeypatch, lambda number: [finding("NEAR_COPY", number, *members)] if number == 1 else [])
+    say(monkeypatch, lambda number: [alarm("NEAR_COPY", number, *members)] if number == 1 else [])
     whole = type(fed.loop())._commit
 
     def commit(self: Any, current: Any) -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from tests.support.command import runner
 from tests.support.federation import digits, make_federation
-from tests.support.findings import say
+from tests.support.findings import alarm, say
 from tests.support.noise import FixedNoise
 from tests.support.readme import Script, commands, filled
 from tests.support.town import Town, town
@@ -130,16 +130,7 @@ def people(
 
 
 def near(number: int, *who: str, code: str = "NEAR_COPY") -> Finding:
-    return Finding(
-        code=code,
-        round=number,
-        outcome="alarm",
-        participants=tuple(sorted(who)),
-        statistic="9.5",
-        threshold="3",
-        power="any",
-        evidence={"rounds": 2},
-    )
+    return alarm(code, number, *who)
 
 
 def keep(at: Town, line: Finding) -> None:

@@ -32,9 +32,9 @@ from fedpact_contract.arrays import model_digest
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.request import utc_now
+from fedpact_contract.shape import feature_count
 from fedpact_models.aggregation import START, apply, next_model, server_steps, weighted_steps
 from fedpact_models.evaluate import logits
-from fedpact_models.features import feature_count
 from fedpact_models.noise import SystemNoise
 from fedpact_models.training import local_update
 

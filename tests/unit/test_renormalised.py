@@ -67,14 +67,8 @@ DEFENCES = {"clip": "median-signal", "wreckers": "report", "negatives": "0.5", "
 
 
 def training(rule: str, krum: Krum | None = None) -> Training:
-    return Training(
-        rounds=1,
-        local_steps=1,
-        learning_rate=Decimal(1),
-        server_rate=Decimal("0.7"),
-        aggregation=rule,  # type: ignore[arg-type]
-        krum=krum,
-    )
+    values = {"rounds": 1, "local_steps": 1, "learning_rate": 1, "server_rate": "0.7", "aggregation": rule}
+    return Training.parse(values | ({} if krum is None else {"krum": krum.plain()}), code="TRAINING")
 
 
 def models(rule: Training, updates: np.ndarray, base: np.ndarray, wanted: Sequence[int], **held: int) -> np.ndarray:

@@ -41,6 +41,7 @@ from fedpact_contract.undetected import ATTACKS, RUNS, unlike_measured
 from fedpact_server import closing, detectors, logbook
 from fedpact_server.report.defence_rows import AGAINST, DETECTORS_ZH, EVIDENCE, POWER_ZH, WORDS
 from fedpact_server.report.html import render
+from fedpact_server.report.labels import Lang
 
 CLAUSE: dict[str, Any] = {
     "clip": "median-signal",
@@ -322,7 +323,7 @@ class TestPage:
         assert set(re.findall(r"[A-Za-z_]+", section)) == {"NEAR_COPY", "WRECKER", "NEGATIVES", "REPLAY"}
 
     @pytest.mark.parametrize("lang", ["en", "zh"])
-    def test_each_state_of_the_findings(self, report: dict[str, Any], lang: str) -> None:
+    def test_each_state_of_the_findings(self, report: dict[str, Any], lang: Lang) -> None:
         place = 1 if lang == "zh" else 0
         for state in ("none", "committed", "withheld"):
             found = report["defences"] | {"findings": state, "alarms": [], "no_power": []}
@@ -335,7 +336,7 @@ class TestPage:
             "unions": [],
             "reviews": [],
         }
-        text = render(report | {"defences": calm}, lang)  # type: ignore[arg-type]  # a test's plain text
+        text = render(report | {"defences": calm}, lang)
         assert WORDS["quiet"][place] in text
         for key in ("alarms", "clips"):
             assert f"<h3>{WORDS[key][place]}</h3>" in text

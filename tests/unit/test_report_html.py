@@ -17,7 +17,7 @@ from fedpact_contract.report import NOT_STOPPED, build
 from fedpact_contract.request import parse_instant
 from fedpact_server.report.charts import COLOURS, HEIGHT, INK, WIDTH, Bar, Series, bars, lines, width
 from fedpact_server.report.html import render
-from fedpact_server.report.labels import LABELS, NOT_STOPPED_ZH, SAID, words
+from fedpact_server.report.labels import LABELS, NOT_STOPPED_ZH, SAID, Lang, words
 from fedpact_server.report.spelled import number_ranges
 
 
@@ -60,7 +60,7 @@ ENTITY = (
 
 class TestContent:
     @pytest.mark.parametrize(("lang", "heads"), [("en", "without Operator (50)"), ("zh", "去除 运营方 (50)")])
-    def test_what_hangs_on_each_slice_is_a_table(self, report: dict[str, Any], lang: str, heads: str) -> None:
+    def test_what_hangs_on_each_slice_is_a_table(self, report: dict[str, Any], lang: Lang, heads: str) -> None:
         first, *others = report["participants"]
         shares = {p["id"]: "0.25" for p in report["participants"]}
         parts = [
@@ -71,7 +71,7 @@ class TestContent:
         text = page(report | {"settlement": report["settlement"] | {"without_slices": parts}}, lang).text
         assert heads in text
         assert f"{first['name']} (170)" in text
-        assert words(lang)["buyer"] + " (30)" in text  # type: ignore[arg-type]  # a test's plain text
+        assert words(lang)["buyer"] + " (30)" in text
         assert text.count(" 25.00 % – 25.00 %") == 1 + len(others)
         assert heads not in page(report, lang).text
 

@@ -25,6 +25,7 @@ from fedpact_models.tasks import survival
 from fedpact_server import rounds
 from fedpact_server.reevaluate import reevaluate
 from fedpact_server.report.html import render
+from fedpact_server.report.labels import Lang
 from fedpact_server.run_state import load_model
 
 OTHERS = {name: case for name, case in TASKS.items() if name != "classification"}
@@ -90,8 +91,9 @@ def test_the_report_has_the_tasks_metric(run: tuple[Federation, Path], case: Tas
     assert report["loss"] == case.loss
     json.dumps(report)
     chinese = {"squared-error": "均方根误差", "discrete-hazard": "一致性指数"}[case.loss]
-    for lang, word in (("en", found["name"]), ("zh", chinese)):
-        page = render(report, lang)  # type: ignore[arg-type]
+    words: dict[Lang, str] = {"en": found["name"], "zh": chinese}
+    for lang, word in words.items():
+        page = render(report, lang)
         assert word in page.lower()
         assert "accuracy" not in page.lower()
         assert "准确率" not in page
