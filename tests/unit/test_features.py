@@ -12,12 +12,12 @@ from tests.support.models_kit import a_schema, category, number, random_examples
 from fedpact_contract import merkle
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import validation_leaf
+from fedpact_contract.shape import feature_count
 from fedpact_models.features import (
     Examples,
     duplicate_count,
     encode,
     encode_features,
-    feature_count,
     row_bytes,
     select_rows,
     validation_root,
