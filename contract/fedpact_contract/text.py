@@ -16,6 +16,7 @@ from fedpact_contract.contract import (
     Entity,
     EntityUnit,
     Label,
+    Model,
     NumberColumn,
     NumberLabel,
     Party,
@@ -179,8 +180,8 @@ def _training(contract: Contract) -> Iterator[str]:
     model, training, central = contract.model, contract.training, isinstance(contract.privacy, ClientPrivacy)
     hidden = f" with hidden layers of {_list(str(width) for width in model.hidden)} units" if model.hidden else ""
     yield (
-        f'The model is of the kind "{model.kind}"{hidden}. The first round starts from the model with this digest: '
-        f"{model.initial_digest}"
+        f'The model is of the kind "{model.kind}"{_convolutions(model)}{hidden}. The first round starts from the model '
+        f"with this digest: {model.initial_digest}"
     )
     yield (
         f"The run has {counted(training.rounds, 'round')}. In each, every participant makes "
@@ -198,6 +199,19 @@ def _training(contract: Contract) -> Iterator[str]:
         )
     combined = _combined(training, len(contract.participants))
     yield f'The operator combines the admitted changes by the rule "{training.aggregation}": {combined}, {added}'
+
+
+def _convolutions(model: Model) -> str:
+    """Of a cnn how a row is a picture, and what looks at it."""
+    if model.image is None:
+        return ""
+    image, layers = model.image, model.convolutions or ()
+    each = _list(f"{c.filters} filters of {c.kernel} x {c.kernel} at a stride of {c.stride}" for c in layers)
+    return (
+        f": the columns are a picture, {image.height} lines of {counted(image.width, 'pixel')} with "
+        f"{counted(image.channels, 'channel')} (channel by channel, line by line), at whose windows, without padding, "
+        f"these convolutions look one after another: {each}; then come dense layers," + ("" if model.hidden else " one")
+    )
 
 
 def _combined(training: Training, count: int) -> str:
