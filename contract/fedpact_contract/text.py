@@ -77,6 +77,7 @@ def _parties(contract: Contract) -> Iterator[str]:
             f"\n      Sector: {visible(p.sector)}. Data set: {visible(p.data_set)}. "
             f"Contracted examples: {p.num_examples}. Payment floor: {_fen(p.floor_fen)}."
             + ("" if p.gate_order is None else f" Rényi order of its ledger: {decimal_text(p.gate_order)}.")
+            + ("" if p.card is None else f"\n      Card of the data set (SHA-256 of the record): {p.card}")
             for p in contract.participants
         )
     )
