@@ -233,7 +233,7 @@ def scripts() -> st.SearchStrategy[list[bytes]]:
     )
     odd_headers = st.builds(
         lambda kind, header, array: frame_bytes(kind, header, array),
-        st.sampled_from(["order", "order", "reply", "drop", "setup", "", "\u202e"]),
+        st.sampled_from(["order", "order", "malformed", "reply", "drop", "setup", "", "\u202e"]),
         json_values | st.dictionaries(st.sampled_from(["order", "bundle", "reply"]), json_values, max_size=3),
         st.binary(max_size=32),
     )
