@@ -88,6 +88,15 @@ def _parties(contract: Contract) -> Iterator[str]:
             + "".join(f"\n    - {_entity(a)}, with the {a.of}" for a in contract.affiliates)
             + "\n    None of them is paid by contribution."
         )
+    if contract.common_control:
+        names = {p.entity_code: p.name for p in contract.participants}
+        yield (
+            "Under common control, as they declare, are these participants:"
+            + "".join(
+                f"\n    - {visible(g.name)}: {_list(names[c] for c in g.members)}" for g in contract.common_control
+            )
+            + "\n    Each group is one party for the equal part, for floors and for the minimum of a round (below)."
+        )
     if (auditor := contract.auditor) is not None:
         yield (
             "The auditor signs nothing here, trains on nothing and is paid nothing; it may re-evaluate the scores. "
@@ -382,6 +391,7 @@ def _participation(contract: Contract) -> Iterator[str]:
     yield (
         f"A round counts with at least {counted(part.minimum, 'admitted update')}; with fewer the run stops and the "
         f"model stays as it was. A participant has {counted(part.deadline_seconds, 'second')} to answer an order."
+        + (" Updates of participants under common control count once there." if contract.common_control else "")
     )
     missed = counted(part.missed_rounds_limit, "round")
     yield f"A participant that misses or refuses {missed} in a row gets no more orders."
@@ -552,6 +562,12 @@ def _money(contract: Contract) -> Iterator[str]:
         "others in proportion. Floors beyond the pool are paid pro rata. Fen left over in rounding go to the largest "
         "remainders, ties by fingerprint. The amounts sum to the pool, to the fen."
     )
+    if contract.common_control:
+        yield (
+            "A round in which several participants under common control were admitted counts once for their equal "
+            "part, which they split pro rata to their own rounds. Their floor is one, in each round the largest of "
+            "those admitted; what a member's own floor takes beyond it comes from the others of the group."
+        )
     yield (
         "A run that ends early, for whatever reason, is settled over the rounds that were committed. Where the "
         "operator cannot open the scores that it committed to, the fallback is due: that is the operator's fault, "
