@@ -39,15 +39,18 @@ from fedpact_contract.record import Envelope, decimal_text, ratio_text, read_env
 from fedpact_contract.reevaluation import Reevaluation
 from fedpact_contract.reevaluation import statement as statement_of
 from fedpact_contract.scorecard import NOT_SCORED, nats, value_lines, without_slices
-from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
+from fedpact_contract.settlement import PeriodResult, groups, settle_period, settle_unopened, statement
 from fedpact_contract.undetected import undetected, unlike_measured
 from fedpact_contract.unions import by_round
 
 VERSION = 1
 
+CENTRAL = "client-level-at-the-operator"
+"""The trust model in which the operator adds the noise."""
+
 NOT_STOPPED = (
     "A participant that runs altered code can skip or choose its noise.",
-    "Near-copies of rows, and affiliates that were not declared.",
+    "Near-copies of rows, and affiliates or common control that were not declared.",
     "A biased choice of validation rows, or rows leaked to a favourite.",
     "Revenue and fees: they are the operator's statement. So is the moment at which it ends a run early.",
     "Side payments of the operator that are not logged, or use of a model that was declared unaccepted.",
@@ -58,11 +61,30 @@ NOT_STOPPED = (
 )
 """What nothing here stops (trust.md): said in every report and in the contract's text."""
 
+NOT_STOPPED_ZH = (
+    "运行被改动代码的参与方可以不加噪声，或自选噪声。",
+    "近似重复的数据行，以及未申报的关联方或共同控制关系。",
+    "有偏的验证行选取，或验证行泄露给受偏袒方。",
+    "收入与费用：以运营方的陈述为准；运营方何时提前结束运行亦然。",
+    "运营方未入账的私下付款，或使用已声明不予验收的模型。",
+    "有人留存的更新：其后的攻击受全部发布的 ε 总和约束。",
+    "模型转售，以及验证集上看不出的后门。",
+    "运营方停止服务。",
+    "被投毒的数据行，以及把改动过的副本申报为新数据集：由数据卡签署方负责。",
+)
+"""The same in Chinese, line by line."""
+
 CENTRAL_NOT_STOPPED = (
     "The operator: it sees each update without noise, and nothing bounds what it learns from them of rows.",
     "An operator that adds less noise, or none: that it did is its own signed word.",
 )
 """The same at client level, in place of the first line: there the noise is not the participants'."""
+
+CENTRAL_NOT_STOPPED_ZH = (
+    "运营方：它看到每个未加噪声的更新，其由此获知数据行的程度不受任何限制。",
+    "少加或不加噪声的运营方：是否已加噪声，仅有其自己的签名陈述。",
+)
+"""The same in Chinese, line by line."""
 
 B = TypeVar("B", bound=Body)
 
@@ -72,6 +94,11 @@ def not_stopped(contract: Contract) -> tuple[str, ...]:
     if isinstance(contract.privacy, ClientPrivacy):
         return CENTRAL_NOT_STOPPED + NOT_STOPPED[1:]
     return NOT_STOPPED
+
+
+def not_stopped_zh(trust_model: str) -> tuple[str, ...]:
+    """The same in Chinese, by the contract's trust model."""
+    return CENTRAL_NOT_STOPPED_ZH + NOT_STOPPED_ZH[1:] if trust_model == CENTRAL else NOT_STOPPED_ZH
 
 
 def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) -> dict[str, Any]:
@@ -279,6 +306,7 @@ def _add_scores(report: dict[str, Any], bodies: Sequence[Body], contract: Contra
         "method": result.shares.method,
         "own_slice_difference": nats(own_slice_difference(scores, contract)) if scores else None,
         "without_slices": without_slices(scores, contract, result.shares) if scores else [],
+        "common_control": groups(result, contract),
     }
 
 
