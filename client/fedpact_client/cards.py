@@ -106,7 +106,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     whole = sources.table_fingerprint(table, data_set.names)
     check_known_elsewhere(home, store, data_set_id, whole)
     last = quality.Reference.read(home.profile_path(data_set_id))
-    profile = quality.profile(data_set, home.path, last, utc_now().date(), table=table)
+    profile = quality.profile(data_set, home.path, last, utc_now().date(), table=table, keep=True)
     quality.refuse(profile)
     rows = _rows_to_release(home, data_set, table)
     left = released.exclude(table, [*released.read(home.released_path(data_set_id)), *rows])
@@ -182,7 +182,8 @@ def declare(home: AgentHome, store: Store, client: OperatorClient, draft: Draft,
         released.record(home.released_path(draft.card.data_set), list(draft.rows))
     store.declare(envelope.to_bytes(), draft.limit)
     store.add_version(draft.card.data_set, *draft.fingerprints)
-    draft.profile.reference.write(home.profile_path(draft.card.data_set))
+    if draft.profile.reference is not None:
+        draft.profile.reference.write(home.profile_path(draft.card.data_set))
     client.send_card(envelope.plain(), [dict(row) for row in draft.rows] or None)
 
 

@@ -108,7 +108,7 @@ class Finding:
         for key in ("at_most", "at_least"):
             if (value := getattr(self.rule, key, None)) is not None:
                 return f"{key} {decimal_text(value) if isinstance(value, Decimal) else value}"
-        return "more than one value"
+        return "several values"
 
     def plain(self) -> dict[str, Any]:
         """As plain values."""
@@ -136,7 +136,7 @@ class Profile:
     entity: str | None
     counts: "Counts"
     findings: tuple[Finding, ...]
-    reference: Reference
+    reference: Reference | None
     compared: bool
 
     @property
@@ -185,7 +185,9 @@ def profile(
     reference: Reference | None,
     today: datetime.date,
     contract: Contract | None = None,
+    *,
     table: "pl.DataFrame | None" = None,
+    keep: bool = False,
 ) -> Profile:
     """Read a data set and count; nothing is written, and nothing leaves.
 
@@ -196,6 +198,7 @@ def profile(
         today: The day that `recent` counts back from.
         contract: Its schema's demands are rules too.
         table: The source's rows, where they have been read.
+        keep: Whether it is to be a reference itself; else histograms are made for `drift` alone.
 
     Raises:
         InputError: DATA_*: the source cannot be read, or lacks a column that is declared or that a rule names;
@@ -205,7 +208,7 @@ def profile(
     rows = (sources.read(data_set.source, base_dir) if table is None else table).lazy()
     rules = (*data_set.rules, *demands(contract))
     _check_columns(data_set, rules, rows.collect_schema().names(), path)
-    seen, own = _see(data_set, rows, rules, reference, today), len(data_set.rules)
+    seen, own = _see(data_set, rows, rules, reference, today, keep=keep), len(data_set.rules)
     whose: list[Whose] = ["agent.toml" if place < own else "contract" for place in range(len(rules))]
     return Profile(
         data_set=data_set.id,
@@ -349,7 +352,7 @@ class _Seen:
     counts: "Counts"
     columns: "Mapping[str, ColumnCounts]"
     answers: Mapping[int, int]
-    now: Reference
+    now: Reference | None
     before: Reference | None
 
 
@@ -359,6 +362,8 @@ def _see(
     rules: Sequence[Rule],
     before: Reference | None,
     today: datetime.date,
+    *,
+    keep: bool,
 ) -> _Seen:
     """Count all that the rules ask for. Only bounds of agent.toml make bins: a contract's would change them."""
     from fedpact_models import profile as counting
@@ -368,11 +373,13 @@ def _see(
     balance = any(isinstance(rule, kinds.BalanceRule) for rule in rules)
     counts = counting.count(rows, names, data_set.label, data_set.entity, others=others, classes=balance)
     bounds = {r.column: (r.low, r.high) for r in data_set.rules if isinstance(r, kinds.BoundsRule)}
-    bins = counting.histograms(rows, (*names, *others), bounds)
-    columns = {
-        name: Histogram(bounds=bounds.get(name), bins={str(key): size for key, size in found.items()})
-        for name, found in bins.items()
-    }
+    now = None
+    if keep or any(isinstance(rule, kinds.DriftRule) for rule in rules):
+        made = counting.histograms(rows, (*names, *others), bounds).items()
+        columns = {
+            n: Histogram(bounds=bounds.get(n), bins={str(k): size for k, size in bins.items()}) for n, bins in made
+        }
+        now = Reference(rows=counts.rows, columns=columns)
     asked = counting.Questions(
         today=today,
         outside={k: (r.column, (r.low, r.high)) for k, r in enumerate(rules) if isinstance(r, kinds.BoundsRule)},
@@ -384,7 +391,7 @@ def _see(
         counts=counts,
         columns={c.name: c for c in counts.columns},
         answers=counting.answers(rows, asked),
-        now=Reference(rows=counts.rows, columns=columns),
+        now=now,
         before=before,
     )
 
@@ -421,7 +428,7 @@ def _verdict(key: int, rule: Rule, column: str | None, seen: _Seen) -> tuple[int
     if isinstance(rule, kinds.VariesRule):
         return values if cells.constant else 0, rows, not cells.constant
     if isinstance(rule, kinds.DriftRule):
-        return _moved(seen.now, seen.before, column, rule.at_most)
+        return (0, rows, None) if seen.now is None else _moved(seen.now, seen.before, column, rule.at_most)
     if isinstance(rule, kinds.MissingRule):
         return _share(cells.missing, rows, rule.at_most)
     if isinstance(rule, kinds.FiniteRule):

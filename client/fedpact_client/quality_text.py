@@ -7,7 +7,7 @@ from fedpact_client.quality import Finding, Profile
 from fedpact_contract import output, page
 from fedpact_contract.output import line
 from fedpact_contract.page import Lang
-from fedpact_contract.quality import DIMENSIONS, TC609
+from fedpact_contract.quality import DIMENSIONS, TC609, Dimension
 
 if TYPE_CHECKING:
     from fedpact_models.profile import ColumnCounts
@@ -43,10 +43,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "rule": ("rule", "规则"),
     "column": ("column", "列"),
     "count": ("count", "计数"),
-    "of": ("of", "总数"),
     "limit": ("limit", "限值"),
     "code": ("TC609", "TC609 代码"),
     "dimension": ("GB/T 36344", "GB/T 36344 维度"),
+    "both": ("TC609, GB/T 36344", "TC609 与 GB/T 36344"),
     "whose": ("declared in", "出处"),
     "contract": ("contract", "合约"),
     "missing": ("missing", "缺失"),
@@ -103,7 +103,7 @@ class _Table:
 
 def show(found: Profile, lang: Lang, today: str) -> None:
     """The report on the terminal."""
-    title, notes, tables = _report(found, lang, today)
+    title, notes, tables = _report(found, lang, today, wide=False)
     line(title)
     for note in notes:
         line(note)
@@ -115,14 +115,14 @@ def show(found: Profile, lang: Lang, today: str) -> None:
 
 def render(found: Profile, lang: Lang, today: str) -> str:
     """The report as one HTML document."""
-    title, notes, tables = _report(found, lang, today)
+    title, notes, tables = _report(found, lang, today, wide=True)
     parts = [page.paragraph(note) for note in notes]
     for table in tables:
         parts += [f"<h2>{table.heading}</h2>", page.table(table.columns, table.rows, right=table.right)]
     return page.document(title, lang, *parts)
 
 
-def _report(found: Profile, lang: Lang, today: str) -> tuple[str, list[str], list[_Table]]:
+def _report(found: Profile, lang: Lang, today: str, *, wide: bool) -> tuple[str, list[str], list[_Table]]:
     def word(key: str, *values: object) -> str:
         return WORDS[key][lang == "zh"].format(*values)
 
@@ -135,11 +135,12 @@ def _report(found: Profile, lang: Lang, today: str) -> tuple[str, list[str], lis
         word("stays"),
         word("standards"),
     ]
+    heads = ("verdict", "rule", "column", "count", "limit", *(("code", "dimension", "whose") if wide else ("both",)))
     rules = _Table(
         heading=word("rules"),
-        columns=[word(k) for k in ("verdict", "rule", "column", "count", "of", "limit", "code", "dimension", "whose")],
-        rows=[_readable(found, lang), *(_rule(f, lang) for f in found.findings)],
-        right=(3, 4),
+        columns=[word(head) for head in heads],
+        rows=[_readable(found, lang, wide), *(_rule(f, lang, wide) for f in found.findings)],
+        right=(3,),
     )
     columns = _Table(
         heading=word("columns"),
@@ -159,28 +160,34 @@ def _report(found: Profile, lang: Lang, today: str) -> tuple[str, list[str], lis
     return word("title", found.data_set), notes, [rules, columns, whole]
 
 
-def _readable(found: Profile, lang: Lang) -> list[str]:
+def _readable(found: Profile, lang: Lang, wide: bool) -> list[str]:
     """What every profile shows by itself: the source could be opened and read as what it is said to be."""
-    rows, place = str(found.counts.rows), lang == "zh"
-    code = f"0201 {TC609['0201'][place]}"
-    dimension = DIMENSIONS["accessibility"] if place else "accessibility"
-    return [WORDS["passed"][place], WORDS["readable"][place], "-", rows, rows, "-", code, dimension, "-"]
+    rows, place = found.counts.rows, lang == "zh"
+    about = _about("0201", "accessibility", lang, wide)
+    said = [WORDS["passed"][place], WORDS["readable"][place], "-", f"{rows} / {rows}", "-", *about]
+    return [*said, "-"] if wide else said
 
 
-def _rule(finding: Finding, lang: Lang) -> list[str]:
+def _rule(finding: Finding, lang: Lang, wide: bool) -> list[str]:
     place, rule = lang == "zh", finding.rule
     verdict = {True: "passed", False: "failed", None: "open"}[finding.passed]
-    return [
+    said = f"{'：' if place else ': '}{RULES[rule.rule][place]}" if wide else ""
+    row = [
         WORDS[verdict][place],
-        f"{rule.rule}{'：' if place else ': '}{RULES[rule.rule][place]}",
+        rule.rule + said,
         finding.column or "-",
-        str(finding.count),
-        str(finding.of),
+        f"{finding.count} / {finding.of}",
         finding.limit,
-        f"{rule.CODE} {TC609[rule.CODE][place]}",
-        DIMENSIONS[rule.DIMENSION] if place else rule.DIMENSION,
-        WORDS["contract"][place] if finding.whose == "contract" else finding.whose,
+        *_about(rule.CODE, rule.DIMENSION, lang, wide),
     ]
+    return [*row, WORDS["contract"][place] if finding.whose == "contract" else finding.whose] if wide else row
+
+
+def _about(code: str, dimension: Dimension, lang: Lang, wide: bool) -> list[str]:
+    """Quality code and dimension: in two cells, or briefly in one."""
+    place = lang == "zh"
+    named = DIMENSIONS[dimension] if place else dimension
+    return [f"{code} {TC609[code][place]}", named] if wide else [f"{code} {named}"]
 
 
 def _type(column: "ColumnCounts", rows: int) -> str:

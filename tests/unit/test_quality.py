@@ -50,7 +50,7 @@ def data_set(*rules: dict[str, Any], entity: str | None = None, **changes: Any) 
 
 def look(folder: Path, rows: str, declared: DataSet, before: quality.Reference | None = None) -> quality.Profile:
     (folder / "rows.csv").write_text(rows)
-    return quality.profile(declared, folder, before, TODAY)
+    return quality.profile(declared, folder, before, TODAY, keep=True)
 
 
 def spoilt(column: str, cells: dict[int, str], rows: str = CLEAN) -> str:
@@ -185,7 +185,7 @@ class TestCounts:
         typed.write_parquet(tmp_path / "rows.parquet")
         text = look(tmp_path, rows, data_set())
         parquet = data_set(source={"path": "rows.parquet", "kind": "parquet"})
-        other = quality.profile(parquet, tmp_path, None, TODAY)
+        other = quality.profile(parquet, tmp_path, None, TODAY, keep=True)
         assert other.counts == text.counts
         assert other.reference == text.reference
 
@@ -339,7 +339,9 @@ class TestNoValueIsShown:
         with pytest.raises(RefusedError) as caught:
             quality.refuse(found)
         written = tmp_path / "p.json"
+        assert found.reference is not None
         found.reference.write(written)
+        assert quality.Reference.read(written) == found.reference
         shown = [str(caught.value), json.dumps(found.plain()), written.read_text()]
         for lang in ("en", "zh"):
             quality_text.show(found, lang, TODAY.isoformat())
