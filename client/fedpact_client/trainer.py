@@ -317,7 +317,8 @@ def _check_gate(gate: Gate, base_dir: Path) -> None:
     except RefusedError:
         raise
     except Exception as err:
-        log.error("rules not checked", trace=traceback.format_exc())
+        places = "".join(traceback.format_tb(err.__traceback__))  # without its text, which may quote a cell
+        log.error("rules not checked", error=type(err).__name__, trace=places)
         raise RefusedError(
             quality.GATE,
             "The data set's rules could not be checked, for want of memory or by a fault of the program.",

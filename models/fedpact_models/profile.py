@@ -110,7 +110,7 @@ def answers(table: pl.LazyFrame, asked: Questions) -> dict[int, int]:
     """The cells that each question is about, by its key. A day is recent if it is not after `today` either."""
     schema = table.collect_schema()
     exprs = {key: _outside(column, schema, bounds) for key, (column, bounds) in asked.outside.items()}
-    exprs |= {key: _unknown(column, values) for key, (column, values) in asked.unknown.items()}
+    exprs |= {key: _unknown(column, schema, values) for key, (column, values) in asked.unknown.items()}
     for key, (column, days) in asked.recent.items():
         since = asked.today - timedelta(days=days)
         exprs[key] = ~_day(column, schema).is_between(since, asked.today).fill_null(value=False)
@@ -162,7 +162,7 @@ def _of(name: str, schema: pl.Schema) -> dict[str, pl.Expr]:
 
 def _opaque(dtype: pl.DataType) -> bool:
     """Whether cells hold neither text nor numbers nor days: no contract can use them."""
-    return dtype.is_nested() or dtype in (pl.Binary, pl.Object)
+    return dtype.is_nested() or dtype in (pl.Binary, pl.Object, pl.Duration)
 
 
 def _number(name: str, schema: pl.Schema) -> pl.Expr:
@@ -190,7 +190,9 @@ def _outside(name: str, schema: pl.Schema, bounds: Bounds) -> pl.Expr:
     return (number.is_finite() & ~number.is_between(low, high)).fill_null(value=False)
 
 
-def _unknown(name: str, values: Sequence[str]) -> pl.Expr:
+def _unknown(name: str, schema: pl.Schema, values: Sequence[str]) -> pl.Expr:
+    if _opaque(schema[name]):
+        return pl.col(name).is_not_null()
     return pl.col(name).map_batches(
         lambda cells: unknown_choices(cells, values), return_dtype=pl.Boolean, is_elementwise=True
     )
