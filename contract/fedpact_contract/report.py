@@ -45,6 +45,9 @@ from fedpact_contract.unions import by_round
 
 VERSION = 1
 
+CENTRAL = "client-level-at-the-operator"
+"""The trust model in which the operator adds the noise."""
+
 NOT_STOPPED = (
     "A participant that runs altered code can skip or choose its noise.",
     "Near-copies of rows, and affiliates or common control that were not declared.",
@@ -59,11 +62,30 @@ NOT_STOPPED = (
 )
 """What nothing here stops (trust.md): said in every report and in the contract's text."""
 
+NOT_STOPPED_ZH = (
+    "运行被改动代码的参与方可以不加噪声，或自选噪声。",
+    "近似重复的数据行，以及未申报的关联方或共同控制关系。",
+    "有偏的验证行选取，或验证行泄露给受偏袒方。",
+    "收入与费用：以运营方的陈述为准；运营方何时提前结束运行亦然；某轮损失非有限数值而作废，在审计方复评之前亦然。",
+    "运营方未入账的私下付款，或使用已声明不予验收的模型。",
+    "有人留存的更新：其后的攻击受全部发布的 ε 总和约束。",
+    "模型转售，以及验证集上看不出的后门。",
+    "运营方停止服务。",
+    "被投毒的数据行，以及把改动过的副本申报为新数据集：由数据卡签署方负责。",
+)
+"""The same in Chinese, line by line."""
+
 CENTRAL_NOT_STOPPED = (
     "The operator: it sees each update without noise, and nothing bounds what it learns from them of rows.",
     "An operator that adds less noise, or none: that it did is its own signed word.",
 )
 """The same at client level, in place of the first line: there the noise is not the participants'."""
+
+CENTRAL_NOT_STOPPED_ZH = (
+    "运营方：它看到每个未加噪声的更新，其由此获知数据行的程度不受任何限制。",
+    "少加或不加噪声的运营方：是否已加噪声，仅有其自己的签名陈述。",
+)
+"""The same in Chinese, line by line."""
 
 B = TypeVar("B", bound=Body)
 
@@ -73,6 +95,11 @@ def not_stopped(contract: Contract) -> tuple[str, ...]:
     if isinstance(contract.privacy, ClientPrivacy):
         return CENTRAL_NOT_STOPPED + NOT_STOPPED[1:]
     return NOT_STOPPED
+
+
+def not_stopped_zh(trust_model: str) -> tuple[str, ...]:
+    """The same in Chinese, by the contract's trust model."""
+    return CENTRAL_NOT_STOPPED_ZH + NOT_STOPPED_ZH[1:] if trust_model == CENTRAL else NOT_STOPPED_ZH
 
 
 def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) -> dict[str, Any]:
