@@ -1,7 +1,7 @@
 """How revenue is split, what code runs, what proves it, and what nothing here stops."""
 
 from fedpact_contract.clauses.clause import Both, Chapter, join, percent
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import ClientPrivacy, Contract
 from fedpact_contract.output import counted, visible
 from fedpact_contract.record import decimal_text
 from fedpact_contract.report import not_stopped, not_stopped_zh
@@ -177,7 +177,8 @@ def _powers(_contract: Contract) -> Both:
 
 @LIMITS.clause("limits", states=("privacy.trust_model",))
 def _limits(contract: Contract) -> Both:
-    lines = zip(not_stopped(contract), not_stopped_zh(contract.privacy.trust_model), strict=True)
+    central = isinstance(contract.privacy, ClientPrivacy)
+    lines = zip(not_stopped(contract), not_stopped_zh(central=central), strict=True)
     return Both("Nothing here stops:", "下列行为，本系统无法阻止：") + join(
         Both(f"\n    - {english}", f"\n    - {chinese}") for english, chinese in lines
     )
