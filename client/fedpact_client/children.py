@@ -33,7 +33,7 @@ that a slow first look at the data is no fault, and to start again would make it
 MAX_ARRAY = 1 << 29
 """Largest array on either pipe, in bytes: a model of 64 million parameters."""
 TRAINER_KINDS = frozenset({"ready", "update", "checked", "failed"})
-EXECUTOR_KINDS = frozenset({"ready", "connected", "order"})
+EXECUTOR_KINDS = frozenset({"ready", "connected", "order", "malformed"})
 FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 DUPLICATES = "DATA_DUPLICATES"
 FAILURE = re.compile(r"(DATA|TRAINING)_[A-Z0-9_]{1,60}", re.ASCII)

@@ -295,7 +295,8 @@ def answer(
     subject: Annotated[
         str, typer.Option("--subject", help="The question, as `questions` shows it, or its beginning.", metavar="ID")
     ],
-    agree: Annotated[bool, typer.Option("--agree/--dispute", help="What is signed and sent.")],
+    agree: Annotated[bool, typer.Option("--agree", help="Sign and send that this enterprise agrees.")] = False,
+    dispute: Annotated[bool, typer.Option("--dispute", help="Sign and send that it disputes, for a --reason.")] = False,
     reason: Annotated[
         str | None, typer.Option("--reason", help="Why; every reader of the log sees it.", metavar="TEXT")
     ] = None,
@@ -310,7 +311,15 @@ def answer(
     """
     from fedpact_client import questions as asking
     from fedpact_client.text import show_questions
+    from fedpact_contract.errors import InputError
 
+    if agree == dispute:
+        raise InputError(
+            "ANSWER_ONE",
+            "An answer agrees or disputes; " + ("both were given." if agree else "neither was given."),
+            field="--agree, --dispute",
+            remedy="Give one of --agree and --dispute.",
+        )
     with desk(home) as at, at.client() as client:
         agreed = at.store.contract(at.resolve(contract)).contract
         own = at.home.participant_id

@@ -350,6 +350,9 @@ def show_statement(values: dict[str, Any]) -> None:
             f"  exact {paid['exact_fen']} fen, whole {paid['whole_fen']}, remainder {paid['remainder']} "
             f"(rank {paid['remainder_rank']}), floor {paid['floor_fen']}"
         )
+        for group in values["settlement"]["common_control"]:
+            if own["id"] in group["members"]:
+                line(f"  {group['name']} controls {', '.join(group['names'])}: they have one equal part and one floor")
     for note in values["notes"]:
         line(f"- {note}")
     line(values["verdict"])

@@ -369,8 +369,10 @@ def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
     """At least the minimum of admitted updates led to the next model."""
     yield from _round_over(run, place, body)
     minimum = run.parties.contract.participation.minimum
-    if len(body.admitted) < minimum:
-        message = f"{counted(len(body.admitted), 'update')} aggregated; the contract's minimum is {minimum}."
+    if (heads := run.parties.contract.heads(body.admitted)) < minimum:
+        message = f"{counted(heads, 'update')} aggregated; the contract's minimum is {minimum}."
+        if heads < len(body.admitted):
+            message += " Those under common control count once."
         yield place.fault("ADMITTED_TOO_FEW", message, field="admitted", rule="participation.minimum")
     due = "csprng" if isinstance(run.parties.contract.privacy, ClientPrivacy) else None
     if body.noise != due:
@@ -384,7 +386,7 @@ def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
 def round_abandoned(run: Run, place: Place, body: RoundAbandoned) -> Faults:
     """Fewer than the minimum were admitted, and the run ends."""
     yield from _round_over(run, place, body)
-    if len(body.admitted) >= run.parties.contract.participation.minimum and body.code != STOPPED:
+    if run.parties.contract.heads(body.admitted) >= run.parties.contract.participation.minimum and body.code != STOPPED:
         message = "A round was abandoned that had enough admitted updates."
         yield place.fault("ABANDONED_WITHOUT_NEED", message, field="admitted", rule="participation.minimum")
     run.abandoned = True

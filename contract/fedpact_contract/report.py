@@ -39,7 +39,7 @@ from fedpact_contract.record import Envelope, decimal_text, ratio_text, read_env
 from fedpact_contract.reevaluation import Reevaluation
 from fedpact_contract.reevaluation import statement as statement_of
 from fedpact_contract.scorecard import NOT_SCORED, nats, value_lines, without_slices
-from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
+from fedpact_contract.settlement import PeriodResult, groups, settle_period, settle_unopened, statement
 from fedpact_contract.undetected import undetected, unlike_measured
 from fedpact_contract.unions import by_round
 
@@ -47,7 +47,7 @@ VERSION = 1
 
 NOT_STOPPED = (
     "A participant that runs altered code can skip or choose its noise.",
-    "Near-copies of rows, and affiliates that were not declared.",
+    "Near-copies of rows, and affiliates or common control that were not declared.",
     "A biased choice of validation rows, or rows leaked to a favourite.",
     "Revenue and fees: they are the operator's statement. So is the moment at which it ends a run early.",
     "Side payments of the operator that are not logged, or use of a model that was declared unaccepted.",
@@ -60,7 +60,7 @@ NOT_STOPPED = (
 
 NOT_STOPPED_ZH = (
     "运行被改动代码的参与方可以不加噪声，或自选噪声。",
-    "近似重复的数据行，以及未申报的关联方。",
+    "近似重复的数据行，以及未申报的关联方或共同控制关系。",
     "有偏的验证行选取，或验证行泄露给受偏袒方。",
     "收入与费用：以运营方的陈述为准；运营方何时提前结束运行亦然。",
     "运营方未入账的私下付款，或使用已声明不予验收的模型。",
@@ -303,6 +303,7 @@ def _add_scores(report: dict[str, Any], bodies: Sequence[Body], contract: Contra
         "method": result.shares.method,
         "own_slice_difference": nats(own_slice_difference(scores, contract)) if scores else None,
         "without_slices": without_slices(scores, contract, result.shares) if scores else [],
+        "common_control": groups(result, contract),
     }
 
 

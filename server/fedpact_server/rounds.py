@@ -195,26 +195,26 @@ class Loop:
     def _gather(self) -> set[str]:
         """Participants to invite: registered, neither silent nor excluded; wait for those who were there last time."""
         context = self.context
-        minimum = context.contract.participation.minimum
+        minimum, heads = context.contract.participation.minimum, context.contract.heads
         begun = time.monotonic()
         told = False
         while True:
             with context.read() as connection:
                 candidates = self._candidates(connection)
-            if len(candidates) < minimum:
+            if heads(candidates) < minimum:
                 with context.write() as connection:
                     self._end(connection, "stopped", "RUN_TOO_FEW_PARTICIPANTS")
                 raise SupersededError("RUN_STOPPED", "Too few participants are left.")
             online = self.transport.online()
             present = {p for p in candidates if online.get(context.nodes[p], False)}
             patience = time.monotonic() - begun > GATHER_SECONDS
-            if len(present) >= minimum and (patience or candidates - self.absent <= present):
+            if heads(present) >= minimum and (patience or candidates - self.absent <= present):
                 self.absent = candidates - present
                 return present
             if patience and not told:
                 told = True
                 with context.write() as connection:
-                    self._detail(connection, f"waiting: {len(present)} of at least {minimum} participants online")
+                    self._detail(connection, f"waiting: {heads(present)} of at least {minimum} participants online")
             self.sleep(4 * POLL_SECONDS)
 
     def _candidates(self, connection: sa.Connection) -> set[str]:
@@ -360,7 +360,7 @@ class Loop:
         started = time.perf_counter()
         with context.database.read() as connection:
             admitted = self._admitted(connection, number)
-        if len(admitted) < context.contract.participation.minimum:
+        if context.contract.heads(admitted) < context.contract.participation.minimum:
             with context.write() as connection:
                 self._abandon(connection, number, "ROUND_TOO_FEW_UPDATES")
             return

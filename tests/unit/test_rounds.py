@@ -320,6 +320,25 @@ def test_too_few_updates_stop_the_run_and_the_model_stays(tmp_path) -> None:
         assert "ROUND_TOO_FEW_UPDATES" in run_row(connection, federation.contract.id).detail
 
 
+GROUP = [{"name": "Holding", "members": [f"{i:018d}" for i in (1, 2)]}]
+
+
+def test_updates_of_one_group_count_once_towards_the_minimum(tmp_path) -> None:
+    federation = make_federation(tmp_path, policy={3: {"purposes": ["other"]}}, common_control=GROUP)
+    assert federation.contract.participation.minimum == 3
+    assert federation.run() == "stopped"
+    assert [kind for kind, _ in federation.outcomes(1).values()].count("admitted") == 3
+    assert federation.kinds()[-1] == "round-abandoned", "three updates, of two parties"
+
+
+def test_a_group_and_two_others_make_a_round(tmp_path) -> None:
+    federation = make_federation(
+        tmp_path, policy={1: {"purposes": ["other"]}}, common_control=GROUP, training__rounds=1
+    )
+    assert federation.run() == "completed"
+    assert [kind for kind, _ in federation.outcomes(1).values()].count("admitted") == 3, "three updates, of three"
+
+
 def test_with_fewer_participants_than_the_minimum_no_round_begins(federation) -> None:
     with federation.database.write() as connection:
         ids = [p.id for p in federation.contract.participants[:2]]

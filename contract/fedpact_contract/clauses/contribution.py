@@ -11,7 +11,7 @@ CONTRIBUTION = Chapter(title=Both("Contribution", "贡献度量"))
 
 @PARTICIPATION.clause(
     "participation.minimum",
-    states=("participation.minimum", "participation.deadline_seconds"),
+    states=("participation.minimum", "participation.deadline_seconds", "common_control"),
     agent=("POLICY_MIN_PARTICIPANTS",),
     operator=("ROUND_TOO_FEW_UPDATES", "RUN_TOO_FEW_PARTICIPANTS"),
     record=("CONTRACT_MINIMUM",),
@@ -24,6 +24,12 @@ def _minimum(contract: Contract) -> Both:
         f"model stays as it was. A participant has {counted(part.deadline_seconds, 'second')} to answer an order.",
         f"每轮须有至少{part.minimum}个被采纳的更新方为有效；不足的，运行停止，模型保持不变。"
         f"参与方应在{part.deadline_seconds}秒内应答指令。",
+    ) + (
+        Both(
+            " Updates of participants under common control count once there.", "受同一控制的参与方的更新在此只计一次。"
+        )
+        if contract.common_control
+        else NOTHING
     )
 
 

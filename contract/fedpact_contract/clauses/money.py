@@ -75,6 +75,19 @@ def _floors(_contract: Contract) -> Both:
     )
 
 
+@MONEY.clause("money.control", states=("common_control",), verify=("SETTLEMENT_FEN", "SETTLEMENT_FLOORS"))
+def _control(contract: Contract) -> Both | None:
+    if not contract.common_control:
+        return None
+    return Both(
+        "A round in which several participants under common control were admitted counts once for their equal part, "
+        "which they split pro rata to their own rounds. Their floor is one, in each round the largest of those "
+        "admitted; what a member's own floor takes beyond it comes from the others of the group.",
+        "同一轮有受同一控制的多个参与方被采纳的，其平均分配部分只计一次，由各成员按自身被采纳的轮数比例分取。"
+        "其保底金额亦只计一份，每轮取被采纳成员中最高者；成员自身保底金额超出其所分部分的，由该组其余成员承担。",
+    )
+
+
 @MONEY.clause("money.early", verify=("SCORES_NOT_OPENED", "SETTLEMENT_BASIS"))
 def _early(_contract: Contract) -> Both:
     return Both(
