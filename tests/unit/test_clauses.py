@@ -102,6 +102,7 @@ SURVIVAL = {
     "contribution__loss": "discrete-hazard",
     "privacy__epsilon": "25",
     "training__aggregation": "median",
+    "common_control": [{"name": "Group", "members": ["1" * 18, "2" * 18]}],
 }
 FORMS = {"plain": {}, "full": FULL, "central": CENTRAL, "re-normalised": RENORMALISED, "survival": SURVIVAL}
 """Contracts in which together every clause stands, and every field has a value."""
@@ -163,6 +164,8 @@ def others(contract: Contract, path: Path_, value: Any) -> list[Any]:
         return choices
     if name == "source":
         return ["buyer" if value == "operator" else "operator"]
+    if name == "members":
+        return ["3" * 18]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int | Decimal):
@@ -259,14 +262,16 @@ def holds_parts(kind: type[BaseModel], name: str) -> bool:
     return bool(parts(kind.model_fields[name].annotation))
 
 
-MARK = re.compile(r"mark\d+x|[0-9a-f]{64}")
-"""What stands for a name, a digest or a key."""
+MARK = re.compile(r"mark\d+x|[0-9a-f]{64}|[0-9A-Z]{18}")
+"""What stands for a name, a digest, a key or an entity's code."""
+COMPUTED = ("source", "not_before", "not_after", "entity_code", "members")
+"""Texts from which a clause works out others."""
 
 
 def is_name(contract: Contract, path: Path_, value: Any) -> bool:
     """Whether somebody chose this text freely, and nothing is computed from it."""
     kind, field = holder(contract, path)
-    fixed = bool(literals(kind.model_fields[field].annotation)) or field in ("source", "not_before", "not_after")
+    fixed = bool(literals(kind.model_fields[field].annotation)) or field in COMPUTED
     return isinstance(value, str) and not fixed and not re.fullmatch("[0-9a-f]{64}", value)
 
 
