@@ -11,7 +11,7 @@ from fedpact_contract.clauses.clause import Both
 from fedpact_contract.keys import show_fingerprint
 from fedpact_contract.output import counted, line
 from fedpact_contract.record import decimal_text
-from fedpact_contract.refusals import chinese
+from fedpact_contract.refusals import chinese, place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +96,7 @@ def show_checks(checks: "Sequence[Check]", lang: "Lang") -> None:
         line(f"  {CHECKS[check.name]}：{verdict}" if lang == "zh" else f"  {check.name}: {verdict}")
         for name, value in () if check.error is None else check.error.as_dict().items():
             if name not in ("code", "message"):
-                line(f"    {value}" if name == "remedy" else f"    {name}: {value}")
+                line(f"    {place(name, value, lang)}")
 
 
 def _verdict(error: "FedpactError | None", lang: "Lang") -> str:

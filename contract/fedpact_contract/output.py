@@ -161,19 +161,18 @@ def show_error(err: FedpactError, *, as_json: bool) -> int:
         from rich.text import Text
 
         from fedpact_contract.language import language
-        from fedpact_contract.refusals import chinese
+        from fedpact_contract.refusals import chinese, place
 
-        console, said = error_console(), chinese(err.code) if language() == "zh" else None
+        console, lang = error_console(), language()
+        said = chinese(err.code) if lang == "zh" else None
         console.print(
             Text.assemble((f"{err.code}: ", "bold red"), (said or visible(err.message), "red")), soft_wrap=True
         )
         if said:
             console.print(Text(f"  {visible(err.message)}"), soft_wrap=True)
-        for name in ("file", "field", "party", "rule"):
+        for name in ("file", "field", "party", "rule", "remedy"):
             if value := getattr(err, name):
-                console.print(Text(f"  {name}: {visible(value)}"), soft_wrap=True)
-        if err.remedy:
-            console.print(Text(f"  {visible(err.remedy)}"), soft_wrap=True)
+                console.print(Text(f"  {place(name, visible(value), lang)}"), soft_wrap=True)
     return err.exit_code
 
 

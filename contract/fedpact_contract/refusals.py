@@ -6,6 +6,8 @@ the codes of `CONTRACTED`; those of `LOCAL` rest on this enterprise's own affair
 
 from collections.abc import Mapping
 
+from fedpact_contract.language import Lang
+
 CONTRACTED: Mapping[str, str] = {
     "ATTEMPTS_EXHAUSTED": "合约约定的备用尝试已用尽，本轮不再训练。",
     "BASE_MODEL_CHANGED": "同一轮的再次尝试使用了另一个基础模型。",
@@ -103,6 +105,15 @@ LOCAL: Mapping[str, str] = {
     "TRAINING_FAILED": "训练未能完成：原因仅记载于本机。",
 }
 """On this enterprise's own grounds, or because a message is not what it should be: no clause speaks of it."""
+
+_PLACES = {"file": "文件", "field": "字段", "party": "当事方", "rule": "规则"}
+
+
+def place(name: str, value: str, lang: Lang) -> str:
+    """Where an error lies, or what is to be done about it, as a line under its message."""
+    if name == "remedy":
+        return value
+    return f"{_PLACES[name]}：{value}" if lang == "zh" else f"{name}: {value}"
 
 
 def chinese(code: str) -> str | None:
