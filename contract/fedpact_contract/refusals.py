@@ -40,14 +40,14 @@ CONTRACTED: Mapping[str, str] = {
     "DATA_UNKNOWN_CLASS": "有标签不属于合约所载的类别。",
     "DATA_UNKNOWN_EVENT": "事件列有取值不是合约所载的两种结果之一。",
     "EGRESS_KIND": "此类消息不在允许外传的清单之内。",
-    "HEAD_FEW_WITNESSES": "其他各方对前一日志首部的加签少于合约约定的个数。",
-    "HEAD_FORK": "运营方就同一大小的日志出示了两个不同的首部。",
+    "HEAD_FEW_WITNESSES": "其他各方对前一日志树头的副署少于合约约定的个数。",
+    "HEAD_FORK": "运营方就同一大小的日志出示了两个不同的树头。",
     "HEAD_INCONSISTENT": "运营方的日志不是本代理此前所见日志的延续。",
-    "HEAD_NOT_NEWER": "运营方未出示更新的日志首部。",
+    "HEAD_NOT_NEWER": "运营方未出示更新的日志树头。",
     "HEAD_OLDER": "运营方出示的日志旧于本代理此前所见。",
     "HEAD_ORIGIN": "所出示的检查点属于另一合约的日志。",
     "HEAD_SIGNATURE": "检查点未经运营方的运行密钥签名。",
-    "HEAD_UNKNOWN_START": "运营方所出示的首部链自本代理从未见过之处开始。",
+    "HEAD_UNKNOWN_START": "运营方所出示的树头链自本代理从未见过之处开始。",
     "LEDGER_RESTORED": "账本是旧的备份：已按全部用尽计，或须先执行restore。",
     "MEASUREMENT_DONE": "该项统计或基线已发布过一次。",
     "MEASUREMENT_NOT_PLANNED": "合约未约定该项统计或基线。",
@@ -87,7 +87,7 @@ CONTRACTED: Mapping[str, str] = {
     "SIGN_OPERATOR": "合约的运营方不是本代理所登记的运营方。",
     "SIGN_SLICE": "合约计入的本企业验证行多于已发布的行数。",
     "TRUST_CONTRADICTION": "合约中某一方的密钥与本企业所知的不符。请勿签署，并以已知的电话号码核对指纹。",
-    "WITNESS_WRONG": "其他参与方的加签不能验证，或其所见为另一份日志。",
+    "WITNESS_WRONG": "其他参与方的副署不能验证，或其所见为另一份日志。",
 }
 """On grounds that clauses of the contract name."""
 

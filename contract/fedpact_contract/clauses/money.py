@@ -96,7 +96,7 @@ def _early(_contract: Contract) -> Both:
         "`verify` names it, and no agent countersigns it by itself.",
         "运行提前终止的，无论何种原因，均就已作出承诺的各轮结算。运营方不能公开其已承诺的得分的，适用备用规则："
         "其过错在运营方，"
-        "由`verify`指明，代理不自行加签。",
+        "由`verify`指明，代理不自行副署。",
     )
 
 
@@ -117,7 +117,7 @@ def _close(contract: Contract) -> Both:
         "does not sign is held, the others are paid.",
         f"运营方至迟于合约期限届满后{days}日内出示结算关账。届时仍未见关账的，参与方代理发出警报，"
         f"并保存载有运营方最后签名的签名记录。"
-        "取得款项的各参与方均已加签的，结算期关闭；未加签的参与方，其款项暂予保留，其余照付。",
+        "取得款项的各参与方均已副署的，结算期关闭；未副署的参与方，其款项暂予保留，其余照付。",
     )
 
 
@@ -165,7 +165,7 @@ def _log(_contract: Contract) -> Both:
         "it, so that a change afterwards is found.",
         "一切有关事项均载于同一份仅可追加的日志（RFC 9162）：本合约及全部签名、各轮、各更新的摘要与回执、各次拒绝、"
         "得分、收入与付款。"
-        "参与方持有经签名的日志首部，事后改动均可发现。",
+        "参与方持有经签名的日志树头，事后改动均可发现。",
     )
 
 
@@ -174,7 +174,7 @@ def _recompute(_contract: Contract) -> Both:
     return Both(
         "Every signatory may fetch the log and recompute every share and every fen with `fedpact verify`; each paid "
         "participant's agent does so before it countersigns. Codes that stand behind `verify` are those that it names.",
-        "各签署方均可取得日志，并以`fedpact verify`重新计算每一份额与每一分；取得款项的各参与方代理在加签前均如此核算。"
+        "各签署方均可取得日志，并以`fedpact verify`重新计算每一份额与每一分；取得款项的各参与方代理在副署前均如此核算。"
         "“复核”之后所列代码，即由`verify`指明。",
     )
 
