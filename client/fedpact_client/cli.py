@@ -32,6 +32,10 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
 PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="Its first line opens the contract key.", metavar="FILE")
 ]
+Language = Annotated[
+    Literal["en", "zh"] | None,
+    typer.Option("--lang", help="The language of the text.", show_default="FEDPACT_LANG, else the locale's"),
+]
 ContractId = Annotated[str, typer.Argument(help="A contract's id, or its beginning.", metavar="CONTRACT")]
 HOME = Path("agent")
 
@@ -257,18 +261,20 @@ def contract_list(home: HomeOption = HOME, as_json: Json = False) -> None:
 
 
 @contract_app.command("show")
-def contract_show(contract: ContractId, home: HomeOption = HOME, as_json: Json = False) -> None:
+def contract_show(contract: ContractId, home: HomeOption = HOME, lang: Language = None, as_json: Json = False) -> None:
     """A contract in full, who has signed it, and what policy and budget say to it. CONTRACT: its id, or a beginning."""
     from fedpact_client.review import review
+    from fedpact_client.review_text import show_review
     from fedpact_client.signing import fetch_offer
-    from fedpact_client.text import review_values, show_review
+    from fedpact_client.text import review_values
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
     with desk(home) as at, at.client() as client:
         offer = fetch_offer(client, at.resolve(contract, client))
         found = review(at.home, at.config, at.store, offer.contract, utc_now(), read_data=False)
     values = review_values(found, offer)
-    _show(values, as_json, lambda _: show_review(found, offer))
+    _show(values, as_json, lambda _: show_review(found, offer, language(lang)))
 
 
 @app.command()
@@ -320,21 +326,24 @@ def sign(
     home: HomeOption = HOME,
     passphrase_file: PassphraseFile = None,
     yes: Yes = False,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """Check a contract against everything known here, show it, and sign it. CONTRACT: its id, or a beginning."""
     from fedpact_client.review import review
+    from fedpact_client.review_text import show_review
     from fedpact_client.signing import commit, fetch_offer
-    from fedpact_client.text import review_values, show_review
+    from fedpact_client.text import review_values
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
     with desk(home) as at, at.client() as client:
         offer = fetch_offer(client, at.resolve(contract, client))
         found = review(at.home, at.config, at.store, offer.contract, utc_now(), read_data=True)
         if not as_json:
-            show_review(found, offer)
+            show_review(found, offer, language(lang))
         found.refuse()
-        output.confirm("Sign this contract?", yes=yes)
+        output.confirm("签署本合约？" if language(lang) == "zh" else "Sign this contract?", yes=yes)
         commit(at.home, at.store, client, found, _passphrase(passphrase_file))
     values = review_values(found, offer) | {"signed_now": True}
     _show(values, as_json, lambda _: output.console().print("Signed here and sent to the operator."))
@@ -417,15 +426,17 @@ def start(home: HomeOption = HOME, as_json: Json = False) -> None:
 def status(
     home: HomeOption = HOME,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the operator.")] = False,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """Who this agent is, whether it runs, its contracts, and alarms."""
     from fedpact_client import views
     from fedpact_client.text import show_status
+    from fedpact_contract.language import language
 
     with desk(home) as at:
         values = views.status(at.home, at.store, _enrolment(at, offline=offline))
-    _show(values, as_json, show_status)
+    _show(values, as_json, lambda v: show_status(v, language(lang)))
 
 
 @app.command()
@@ -481,6 +492,7 @@ def plan(
         int | None, typer.Option("--entity-rows", help="Rows of one person or firm that are trained on, at most.")
     ] = None,
     home: HomeOption = HOME,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """What a contract would cost, what here refuses it, and how many rounds the budget pays; nothing is changed.
@@ -496,7 +508,9 @@ def plan(
     Example: fedpact-agent plan heart --rounds 20 --local-steps 5 --sample-rate 0.1 --epsilon 2
     """
     from fedpact_client import plan as planning
-    from fedpact_client.text import plan_values, show_plan
+    from fedpact_client.review_text import show_plan
+    from fedpact_client.text import plan_values
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
     options = {
@@ -515,7 +529,7 @@ def plan(
             found = planning.of_file(at.home, at.config, at.store, Path(what), utc_now())
         else:
             found = planning.of_terms(at.home, at.config, at.store, what, asked, utc_now())
-    _show(plan_values(found), as_json, lambda _: show_plan(found))
+    _show(plan_values(found), as_json, lambda _: show_plan(found, language(lang)))
     if found.refused:
         raise typer.Exit(RefusedError.exit_code)
 

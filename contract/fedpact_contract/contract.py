@@ -580,7 +580,7 @@ class Contract(Record):
         code = self.participant(party_id).entity_code
         return next((group.name for group in self.common_control or () if code in group.members), "")
 
-    def heads(self, participants: Iterable[str]) -> int:
+    def counted_once(self, participants: Iterable[str]) -> int:
         """How many of these count towards the minimum: those under common control once."""
         present = {*participants}
         return sum(not present.isdisjoint(block) for block in self.blocks())

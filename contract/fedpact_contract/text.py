@@ -4,12 +4,14 @@ What is signed is the record, not its rendering; the document therefore prints e
 the contract's id. Under each clause stand the codes by which software refuses what it excludes.
 """
 
+import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedpact_contract.clauses import CHAPTERS
-from fedpact_contract.clauses.clause import Both, Clause, Lang
+from fedpact_contract.clauses.clause import Both, Clause
 from fedpact_contract.contract import Contract
+from fedpact_contract.language import Lang
 from fedpact_contract.output import visible
 
 
@@ -48,6 +50,33 @@ def render(contract: Contract, lang: Lang = "en") -> str:
             lines.append(f"{one.number} {one.text.of(lang)}" + (f"\n    {marks}" if marks else ""))
     lines += ["", _ID.of(lang), contract.id]
     return "\n".join(lines) + "\n"
+
+
+def page(contract: Contract, lang: Lang = "en") -> str:
+    """The same as one HTML page, to be printed or kept."""
+    title = _heading(contract).of(lang)
+    body = [_element("h1", title), *(_element("p", note.of(lang)) for note in _preamble(contract))]
+    for number, name, clauses in stated(contract):
+        body.append(_element("h2", f"{number}. {name.of(lang)}"))
+        for one in clauses:
+            body.append(_element("p", f"{one.number} {one.text.of(lang)}"))
+            body += [_element("p", marks, "marks")] if (marks := one.clause.marks(lang)) else []
+    body.append(_element("p", f"{_ID.of(lang)}\n{contract.id}"))
+    return (
+        f'<!DOCTYPE html>\n<html lang="{lang}">\n<head>\n<meta charset="utf-8">\n{_element("title", title)}\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+
+
+_STYLE = (
+    "body{max-width:45em;margin:2em auto;font-family:serif;line-height:1.5}"
+    "p{white-space:pre-wrap;overflow-wrap:anywhere}.marks{font-size:80%;color:#555;margin-left:2em}"
+)
+
+
+def _element(name: str, text: str, kind: str = "") -> str:
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<{name}{attribute}>{html.escape(text)}</{name}>"
 
 
 _ID = Both(

@@ -1,7 +1,10 @@
 """The command `fedpact-agent`: exit codes, JSON, questions, no tracebacks, and a help that answers at once."""
 
+import ast
+import inspect
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -20,12 +23,14 @@ from tests.support.agent_world import contract as agents_contract
 from tests.support.central import central_toml
 from tests.support.operator_world import TEMPLATE
 
-from fedpact_client import cards, cli, guard, trial, views
+from fedpact_client import cards, cli, guard, review, review_text, trial, views
 from fedpact_client import plan as plans
 from fedpact_client.cli import app, main
 from fedpact_contract.errors import FaultError
 from fedpact_contract.files import replace_file
+from fedpact_contract.language import VARIABLE
 from fedpact_contract.privacy import attempt_rdp, epsilon_plan, rdp
+from fedpact_contract.refusals import chinese
 
 HEAVY = {
     "torch",
@@ -338,6 +343,61 @@ def test_a_refused_contract_is_shown_and_not_signed(call: Call, ready: Lab, pass
     as_json = call("contract", "show", offered.id, "--json")
     assert as_json.code == 0
     assert [c["error"]["code"] for c in as_json.json["checks"] if not c["ok"]] == ["POLICY_PURPOSE_MISMATCH"]
+
+
+def test_whoever_signs_in_chinese_reads_contract_review_and_refusal_in_chinese(
+    call: Call, ready: Lab, passphrase: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.declare()
+    offered = ready.offer()
+    asked = answer(monkeypatch, False)
+    declined = call("sign", offered.id, "--lang", "zh", "--passphrase-file", passphrase)
+    assert (declined.code, asked) == (5, ["签署本合约？"])
+    assert declined.err.startswith("DECLINED: 已回答“否”：未做任何事。\n  The answer was no: nothing was done.")
+    for words in (
+        "联邦学习技术契约（数字合约）：",
+        "签署方",
+        "仅由运营方担保",
+        "本企业数据集的隐私消耗",
+        "自有策略：相符",
+    ):
+        assert words in declined.out
+    assert "WHO SIGNS" not in declined.out
+    ready.configure(purposes='["other"]', data_set="")
+    refused = call("sign", offered.id, "--yes", "--lang=zh", "--passphrase-file", passphrase)
+    sentence = chinese("POLICY_PURPOSE_MISMATCH")
+    assert f"自有策略：拒绝，POLICY_PURPOSE_MISMATCH：{sentence}" in refused.out
+    assert refused.err.startswith(f"POLICY_PURPOSE_MISMATCH: {sentence}\n  The contract's purpose is ")
+    monkeypatch.setenv(VARIABLE, "zh")
+    assert f"拒绝，POLICY_PURPOSE_MISMATCH：{sentence}" in call("contract", "show", offered.id).out
+    ready.store.add_alarm("HEAD_FORK", offered.id, "two heads of one size")
+    assert f"HEAD_FORK: two heads of one size\n  {chinese('HEAD_FORK')}" in call("status", "--offline").out
+    as_json = call("sign", offered.id, "--yes", "--passphrase-file", passphrase, "--json")
+    assert (as_json.code, as_json.json["error"]["code"]) == (5, "POLICY_PURPOSE_MISMATCH")
+    assert sentence not in as_json.out
+
+
+def test_a_plan_is_told_in_chinese_too(call: Call, ready: Lab, tmp_path: Path) -> None:
+    ready.declare()
+    template = tmp_path / "heart.toml"
+    template.write_text(TEMPLATE)
+    for asked, whole in (((*PLAN, "3", "--epsilon", "1"), "整个计划（20步）"), (("plan", template), "整个计划（")):
+        found = call(*asked, "--lang", "zh")
+        assert (found.code, found.out.splitlines()[-1]) == (0, "相符。")
+        for words in (whole, "隐私预算足够", "未核对：数据行、", "噪声足以覆盖整个计划：相符"):
+            assert words in found.out
+        assert not re.findall(r"[a-z]{4,} [a-z]{3,}", found.out)
+
+
+def test_everything_that_is_checked_has_a_chinese_name() -> None:
+    """By the calls that make a check, and by what a plan says that it left out."""
+    names, left_out = set(), {plans.NO_CARD, *plans.NOT_IN_TEMPLATES, *plans.NOT_IN_TERMS}
+    for module in (review, plans):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "held":
+                names.add(ast.literal_eval(node.args[0]))
+    assert names == review_text.CHECKS.keys()
+    assert left_out == review_text.NOT_CHECKED.keys()
 
 
 def test_who_lets_the_operator_see_updates_says_so_in_its_policy(call: Call, ready: Lab, passphrase: Path) -> None:

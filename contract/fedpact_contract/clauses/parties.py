@@ -87,7 +87,7 @@ def _affiliates(contract: Contract) -> Both | None:
     )
 
 
-@PARTIES.clause("parties.control", states=("common_control",), record=("CONTRACT_COMMON_CONTROL",))
+@PARTIES.clause("parties.control", states=("common_control", "participants"), record=("CONTRACT_COMMON_CONTROL",))
 def _control(contract: Contract) -> Both | None:
     if not contract.common_control:
         return None
