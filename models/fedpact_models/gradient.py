@@ -79,7 +79,8 @@ def gradient(model: Model, data: Data, flat: NDArray[np.floating], examples: Exa
 def _of_rows(shape: Stack, weights: list[Floats], biases: list[Floats], task: Task, examples: Examples) -> Floats:
     """The sum of these examples' gradients, [P]."""
     looks = [[slice(None)] if layer.windows is None else layer.windows.places().T for layer in shape.layers]
-    count, scores = len(examples), np.empty(0)
+    count = len(examples)
+    scores: Floats = np.empty(0)
     inputs = [np.ascontiguousarray(examples.x.T * shape.scale)]  # of each layer, [width, V]
     for weight, bias, windows in zip(weights, biases, looks, strict=True):
         each = [_product(weight, inputs[-1][window]) + bias for window in windows]

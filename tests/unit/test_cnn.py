@@ -140,7 +140,7 @@ def test_the_text_says_how_a_row_is_a_picture_and_what_looks_at_it() -> None:
     for words in (
         'of the kind "cnn": the columns are a picture, 4 lines of 8 pixels with 2 channels (channel by channel',
         "11 filters of 3 x 3 at a stride of 2, 13 filters of 1 x 1 at a stride of 5",
-        "then come dense layers, with hidden layers of 17 units. The first round",
+        "dense layers come behind them with hidden layers of 17 units. The first round",
     ):
         assert words in text
     assert "pixels" not in render(a_contract(a_model()))
