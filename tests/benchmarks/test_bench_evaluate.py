@@ -146,7 +146,7 @@ def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
         pytest.param(a_model(1280), 783, 16, 128, 3.5, id="mlp-1.0M-one-hidden-layer"),
         pytest.param(a_model(768, 512), 783, 16, 32, 0.5, id="mlp-1.0M-two-hidden-layers"),
         pytest.param(a_cnn(28, 28, (8, 5, 2)), 784, 32, 64, 2.0, id="cnn-11.7k-one-convolution"),
-        pytest.param(a_cnn(28, 28, (8, 3, 2), (20, 3, 2)), 784, 32, 64, 0.95, id="cnn-8.8k-two-convolutions"),
+        pytest.param(a_cnn(28, 28, (8, 3, 2), (20, 3, 2)), 784, 32, 64, 0.8, id="cnn-8.8k-two-convolutions"),
     ],
 )
 def test_ten_players_beside_a_loop_that_loads_each_model(
@@ -158,8 +158,10 @@ def test_ten_players_beside_a_loop_that_loads_each_model(
     million parameters 5.5x and 6.9x with one hidden layer, 0.74x and 0.84x with two. Aimed at: 25x, 2.2x and 7x; what
     is asserted is what a busy machine gives too. Nearly half of a linear model's time is the exact product of the rows
     with everybody's weights, once a round. With two wide layers it is the price of the same bits everywhere: behind the
-    first a product is three products (ADR 0004). The registry has no convolutional network, so of the figure for a CNN
-    there is no measurement here.
+    first a product is three products (ADR 0004).
+
+    A CNN's loop runs torch's own `Conv2d`. With one convolution, which is linear in the weights, 3.3x and 3.4x were
+    seen; with two, of which three products are the second, 0.97x, and 0.92x to 1.16x in shorter runs. Aimed at: 0.95x.
 
     Both are timed per coalition. The loop runs a random sample, and for the models of a million parameters so do we:
     the round's fixed part (the first layer of ten steps) is timed apart, and shared by 1,024.

@@ -13,7 +13,6 @@ import pytest
 import torch
 from tests.support.auditor_kit import CLAUSE, OPENING_KEY, SIGNING_KEY
 from tests.support.closed_run import EVERYBODY_IS_PAID
-from tests.support.contract_kit import change
 from tests.support.federation import Federation, make_federation
 from tests.support.models_kit import (
     a_cnn,
@@ -198,8 +197,9 @@ def test_a_federation_at_epsilon_2_learns_the_digits() -> None:
 
 
 def test_the_audit_of_its_training_finds_no_fault() -> None:
-    contract = change(a_contract(), "privacy", epsilon=3, delta="0.00001", noise_multiplier="1.25", sample_rate="0.2")
-    contract = change(contract, "training", rounds=2, local_steps=3, learning_rate="0.5")
+    privacy = {"epsilon": 3, "delta": "0.00001", "noise_multiplier": "1.5", "sample_rate": "0.2"}
+    training = {"rounds": 2, "local_steps": 3, "learning_rate": "0.5"}
+    contract = a_contract(privacy=privacy, training=training)
     found = audit(contract, noise=FixedNoise(3), coins=FixedNoise(8), seconds=60, canaries=400)
     assert (found.faults, found.mode) == ({}, "hooks")
     assert 0.9 < found.largest_contribution <= 1 + 1e-6
