@@ -43,7 +43,7 @@ CONTRACTED: Mapping[str, str] = {
     "HEAD_FEW_WITNESSES": "其他各方对前一日志树头的副署少于合约约定的个数。",
     "HEAD_FORK": "运营方就同一大小的日志出示了两个不同的树头。",
     "HEAD_INCONSISTENT": "运营方的日志不是本代理此前所见日志的延续。",
-    "HEAD_NOT_NEWER": "运营方未出示更新的日志树头。",
+    "HEAD_NOT_NEWER": "运营方未出示较新的日志树头。",
     "HEAD_OLDER": "运营方出示的日志旧于本代理此前所见。",
     "HEAD_ORIGIN": "所出示的检查点属于另一合约的日志。",
     "HEAD_SIGNATURE": "检查点未经运营方的运行密钥签名。",

@@ -203,6 +203,7 @@ def _model(contract: Contract) -> Both:
         "NOT_INVITED",
     ),
     operator=("UPDATE_METERING", "UPDATE_ROUND"),
+    record=("CONTRACT_NOT_POSITIVE",),
     verify=("ROUND_BEYOND_CONTRACT", "ROUND_ORDER", "RUN_ROUNDS", "UPDATE_ROUND"),
 )
 def _rounds(contract: Contract) -> Both:
@@ -227,7 +228,14 @@ def _rounds(contract: Contract) -> Both:
         "participants",
     ),
     operator=("AGGREGATION_EMPTY",),
-    record=("CONTRACT_AGGREGATION_GAME", "CONTRACT_OPTIMIZER_GAME", "CONTRACT_SERVER_OPTIMIZER", "CONTRACT_KRUM"),
+    record=(
+        "CONTRACT_AGGREGATION_GAME",
+        "CONTRACT_OPTIMIZER_GAME",
+        "CONTRACT_SERVER_OPTIMIZER",
+        "CONTRACT_BETA",
+        "CONTRACT_KRUM",
+        "CONTRACT_NOT_POSITIVE",
+    ),
 )
 def _aggregation(contract: Contract) -> Both:
     rule, combined, step = contract.training.aggregation, _combined(contract), _step(contract)
