@@ -139,8 +139,64 @@ def enrol(
 
 
 @app.command()
+def profile(
+    data_set: Annotated[str, typer.Argument(help="A data set of agent.toml.", metavar="DATA_SET")],
+    contract: Annotated[
+        str,
+        typer.Option("--contract", help="Also what this contract asks of the rows: a file, or one signed here."),
+    ] = "",
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write the report into this new file.", metavar="FILE")
+    ] = None,
+    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="Language of the report.")] = "en",
+    home: HomeOption = HOME,
+    as_json: Json = False,
+) -> None:
+    """Count what is in a data set and hold it against its rules; counts alone, and nothing leaves.
+
+    Exit 0: every rule is kept. Exit 5: one is broken, by which `card`, `sign` and training refuse the data set.
+
+    Example: fedpact-agent profile heart-2026 --lang zh --html quality.html
+    """
+    from fedpact_client import quality, quality_text
+    from fedpact_contract.contract_file import read_contract
+    from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.request import utc_now
+
+    if html is not None:
+        refuse_existing(html, option="--html")
+    today = utc_now().date()
+    with desk(home, read_only=True) as at:
+        agreed = None
+        if contract:
+            file = Path(contract)
+            agreed = read_contract(file)[0] if file.exists() else at.store.contract(at.resolve(contract)).contract
+        before = quality.Reference.read(at.home.profile_path(data_set))
+        found = quality.profile(at.config.data_set(data_set), at.home.path, before, today, agreed)
+    if html is not None:
+        write_new(html, quality_text.render(found, lang, today.isoformat()).encode(), private=True, option="--html")
+    _show(found.plain(), as_json, lambda _: quality_text.show(found, lang, today.isoformat()))
+    if found.failed:
+        raise typer.Exit(5)
+
+
+@app.command()
 def card(
     data_set: Annotated[str, typer.Argument(help="A data set of agent.toml.", metavar="DATA_SET")],
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--measured",
+            help="A count of the rows to put on the card, outside the privacy guarantee; asked for one by one.",
+            metavar="ITEM",
+        ),
+    ] = None,
+    croissant: Annotated[
+        Path | None,
+        typer.Option(
+            "--croissant", help="Only write the card signed last into this new file (JSON-LD).", metavar="FILE"
+        ),
+    ] = None,
     home: HomeOption = HOME,
     passphrase_file: PassphraseFile = None,
     yes: Yes = False,
@@ -151,8 +207,13 @@ def card(
     from fedpact_client.text import show_card, show_released
     from fedpact_contract.record import decimal_text
 
+    if croissant is not None:
+        _export(data_set, croissant, home, as_json=as_json)
+        return
     with desk(home) as at, at.client() as client:
         draft = cards.prepare(at.home, at.config, at.store, data_set)
+        items = cards.countable(draft, measured or [])
+        draft = draft.letting_out([item for item in items if yes or output.agree(cards.question(draft, item))])
         if not as_json:
             show_card(draft)
         output.confirm("Sign this card and send it?", yes=yes)
@@ -163,6 +224,18 @@ def card(
         cards.declare(at.home, at.store, client, draft, _passphrase(passphrase_file))
     result = draft.card.plain() | {"limit": decimal_text(draft.limit), "sent": True}
     _show(result, as_json, lambda _: output.console().print("The card is signed, kept here and sent."))
+
+
+def _export(data_set: str, path: Path, home: Path, *, as_json: bool) -> None:
+    """The card that was signed last as a Croissant description; nothing is read or sent."""
+    from fedpact_contract.croissant import croissant_bytes
+    from fedpact_contract.files import write_new
+
+    with desk(home, read_only=True) as at:
+        declared = at.store.data_set(data_set).declaration
+    write_new(path, croissant_bytes(declared), option="--croissant")
+    result = {"data_set": data_set, "digest": declared.digest(), "file": str(path)}
+    _show(result, as_json, lambda _: output.line(f"The card {declared.digest()} is described in {path}."))
 
 
 @contract_app.command("list")

@@ -54,6 +54,8 @@ def show_card(draft: "Draft") -> None:
     """A card, item by item, before it is signed."""
     line("This card leaves your premises, signed by the contract key:")
     output.table(output.console(), ["item", "value", "where it comes from"], draft.items())
+    for contract in draft.superseded:
+        line(f"Mind: contract {contract[:SHORT]} names an earlier card of this data set; the operator notices.")
     line(f"It stays here: {draft.source} has {counted(draft.available, 'row')} for training beside the released ones.")
     for remark in _remarks(draft):
         line(f"Mind (computed from the data; stays here): {remark}.")

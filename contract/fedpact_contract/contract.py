@@ -48,7 +48,8 @@ class Participant(Party):
 
     `gate_order` is the one Rényi order at which the data set's ledger is kept, as its card declares it (contracts that
     were made before reports named it have none). It tells the signatories about how large the data set's whole budget
-    is, and nothing of what is left of it.
+    is, and nothing of what is left of it. `card` is the digest of the data set's card by which the contract was made
+    (contracts that were made before cards were named have none).
     """
 
     sector: Code
@@ -56,6 +57,7 @@ class Participant(Party):
     num_examples: Count
     floor_fen: Fen
     gate_order: Dec | None = None
+    card: Hex32 | None = None
 
 
 class Auditor(Party):
@@ -578,7 +580,7 @@ class Contract(Record):
         code = self.participant(party_id).entity_code
         return next((group.name for group in self.common_control or () if code in group.members), "")
 
-    def heads(self, participants: Iterable[str]) -> int:
+    def counted_once(self, participants: Iterable[str]) -> int:
         """How many of these count towards the minimum: those under common control once."""
         present = {*participants}
         return sum(not present.isdisjoint(block) for block in self.blocks())

@@ -117,8 +117,16 @@ def confirm(question: str, *, yes: bool) -> None:
         InputError: CONFIRMATION_NEEDED, nobody can be asked.
         RefusedError: DECLINED.
     """
-    if yes:
-        return
+    if not yes and not agree(question):
+        raise RefusedError("DECLINED", "The answer was no: nothing was done.")
+
+
+def agree(question: str) -> bool:
+    """Ask a person; no is the default.
+
+    Raises:
+        InputError: CONFIRMATION_NEEDED, nobody can be asked.
+    """
     if not sys.stdin.isatty():
         raise InputError(
             "CONFIRMATION_NEEDED",
@@ -127,8 +135,7 @@ def confirm(question: str, *, yes: bool) -> None:
         )
     import typer
 
-    if not typer.confirm(visible(question), err=True):
-        raise RefusedError("DECLINED", "The answer was no: nothing was done.")
+    return bool(typer.confirm(visible(question), default=False, err=True))
 
 
 def first_line(path: Path, what: str) -> bytes:

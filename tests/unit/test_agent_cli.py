@@ -652,6 +652,90 @@ def test_plan_needs_all_terms_or_a_file(call: Call, ready: Lab) -> None:
         assert "a data set's id (set-1) with --rounds" in result.json["error"]["remedy"]
 
 
+GATE = '[[data_sets.rules]]\nrule = "missing"\nat_most = 0\n'
+FACTS = """[data_sets.card]
+title = "Heart"
+description = "Patients"
+license = "CC-BY-4.0"
+creator = "Hospital 1"
+url = "https://hospital.example.org"
+published = 2026-11-01
+"""
+
+
+def declare_facts(at: Lab) -> None:
+    text = at.home.config_path.read_text().replace("[policy]\n", FACTS + "[policy]\n", 1)
+    replace_file(at.home.config_path, text.encode())
+
+
+def test_a_profile_says_which_rule_is_broken_and_writes_a_page(call: Call, world: Lab, tmp_path: Path) -> None:
+    world.configure(data_set=DATA_SET + GATE, rows=ROWS.replace("25,m,no", ",m,no"))
+    done = call("profile", "set-1", "--html", tmp_path / "q.html", "--lang", "zh")
+    assert done.code == 5
+    assert "1 / 60" in done.out
+    assert "未通过" in (tmp_path / "q.html").read_text()
+    assert (tmp_path / "q.html").stat().st_mode & 0o077 == 0
+    assert call("profile", "set-1", "--html", tmp_path / "q.html", "--json").error == "FILE_EXISTS"
+    found = call("profile", "set-1", "--json")
+    assert (found.code, found.json["passed"]) == (5, False)
+    (world.home.path / "rows.csv").write_text(ROWS)
+    assert call("profile", "set-1", "--json").json["passed"] is True
+    assert world.wire.sent == [], "a profile asks nobody anything"
+
+
+def test_a_profile_takes_a_contracts_demands_too(call: Call, ready: Lab, tmp_path: Path) -> None:
+    ready.declare()
+    (tmp_path / "contract.json").write_bytes(ready.offer().to_bytes())
+    (ready.home.path / "rows.csv").write_text(ROWS.replace("25,m,no", "25,m,perhaps"))
+    found = call("profile", "set-1", "--contract", tmp_path / "contract.json", "--json").json
+    assert {rule["whose"] for rule in found["rules"]} == {"contract"}
+    assert [(r["rule"], r["column"], r["count"]) for r in found["rules"] if not r["passed"]] == [
+        ("vocabulary", "ill", 1)
+    ]
+
+
+def test_a_count_is_on_the_card_only_where_it_was_named(call: Call, ready: Lab, passphrase: Path) -> None:
+    declare_facts(ready)
+    secret = ("--passphrase-file", passphrase, "--json")
+    assert call("card", "set-1", "--measured", "rows", *secret).error == "CONFIRMATION_NEEDED"
+    assert call("card", "set-1", "--measured", "weight", "--yes", *secret).error == "CARD_MEASURED"
+    assert "measured" not in call("card", "set-1", "--yes", *secret).json
+    said = call("card", "set-1", "--measured", "rows", "--yes", *secret).json
+    assert said["measured"] == [{"item": "rows", "at_least": 60, "basis": "outside-the-guarantee"}]
+
+
+def test_no_is_the_answer_that_keeps_a_count_at_home(
+    call: Call, ready: Lab, passphrase: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def answers(question: str, *, default: bool, err: bool) -> bool:
+        asked.append((question, default))
+        return "missing" not in question and "without a value" not in question
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(typer, "confirm", answers)
+    measured = ("--measured", "rows", "--measured", "missing-cells")
+    said = call("card", "set-1", *measured, "--passphrase-file", passphrase, "--json").json
+    assert [m["item"] for m in said["measured"]] == ["rows"]
+    assert [default for _, default in asked] == [False] * 3
+    assert "outside the privacy guarantee: rows of the source, at least 60" in asked[0][0]
+
+
+def test_a_card_is_described_by_croissant_once_it_is_signed(
+    call: Call, ready: Lab, passphrase: Path, tmp_path: Path
+) -> None:
+    declare_facts(ready)
+    file = tmp_path / "card.jsonld"
+    assert call("card", "set-1", "--croissant", file, "--json").error == "DATA_SET_UNKNOWN"
+    call("card", "set-1", "--yes", "--passphrase-file", passphrase)
+    before = len(ready.wire.sent)
+    done = call("card", "set-1", "--croissant", file, "--json")
+    assert (done.code, len(ready.wire.sent)) == (0, before), "nothing is sent"
+    assert json.loads(file.read_text())["datePublished"] == "2026-11-01"
+    assert call("card", "set-1", "--croissant", file, "--json").error == "FILE_EXISTS"
+
+
 def test_a_plan_for_a_data_set_without_a_card_counts_from_nothing(call: Call, ready: Lab) -> None:
     found = call(*PLAN, "3", "--epsilon", "1", "--json")
     assert (found.code, found.json["cost"]["before"]) == (0, "0")

@@ -243,7 +243,7 @@ def test_common_control_is_in_the_record_and_in_the_text(values) -> None:
     assert Contract.from_bytes(contract.to_bytes()) == contract
     one, two, three, four = (p.id for p in contract.participants)
     assert set(contract.blocks()) == {tuple(sorted((one, two))), (three,), (four,)}
-    assert [contract.heads(ids) for ids in ((one, two), (one, three), (one, two, three), ())] == [1, 2, 2, 0]
+    assert [contract.counted_once(ids) for ids in ((one, two), (one, three), (one, two, three), ())] == [1, 2, 2, 0]
     assert (contract.controlled_by(one), contract.controlled_by(three)) == ("Hospital Group", "")
     text = render(contract)
     assert "Hospital Group: Enterprise 1, Enterprise 2" in text

@@ -202,7 +202,7 @@ class TestNew:
         assert "Hospital 1, Hospital 2 are under common control" in err.value.message
         named = draft(world, text + f'[[common_control]]\nname = "City"\nmembers = ["{codes[0]}", "{codes[1]}"]\n')
         assert named.common_control is not None
-        assert named.heads(p.id for p in named.participants) == 2
+        assert named.counted_once(p.id for p in named.participants) == 2
 
     def test_the_column_of_an_event_stands_on_every_card(self, world: Operator) -> None:
         text = TEMPLATE.replace('kind = "softmax"', 'kind = "linear"').replace("cross-entropy", "discrete-hazard")

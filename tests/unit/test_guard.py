@@ -767,10 +767,10 @@ class TestContracts:
         contract = self.signed(made)
         made.others_sign(contract)
         at, looked = Guard(home=made.home, config=made.home.config(), store=made.store), []
-        monkeypatch.setattr(TrainerChild, "check", lambda _self, agreed: looked.append(agreed.id))
+        monkeypatch.setattr(TrainerChild, "check", lambda _self, agreed, *, first: looked.append((agreed.id, first)))
         with made.client() as client:
             at._desk(contract.id, client).own_rows()
-        assert looked == [contract.id]
+        assert looked == [(contract.id, True)], "nothing was charged yet: its own rules are asked too"
         assert at.training > 0, "the trainer's time, not the guard's"
 
     def test_a_data_set_that_agent_toml_has_lost_keeps_no_contract_from_closing(self, made: Lab) -> None:

@@ -82,9 +82,11 @@ def _control(contract: Contract) -> Both | None:
     return Both(
         "A round in which several participants under common control were admitted counts once for their equal part, "
         "which they split pro rata to their own rounds. Their floor is one, in each round the largest of those "
-        "admitted; what a member's own floor takes beyond it comes from the others of the group.",
+        "admitted. What the group gets is split by the same rule: a member's own floor comes from the others of the "
+        "group, and floors beyond what the group gets are paid pro rata.",
         "同一轮有受同一控制的多个参与方被采纳的，其平均分配部分只计一次，由各成员按自身被采纳的轮数比例分取。"
-        "其保底金额亦只计一份，每轮取被采纳成员中最高者；成员自身保底金额超出其所分部分的，由该组其余成员承担。",
+        "其保底金额亦只计一份，每轮取被采纳成员中最高者；该组所得按同一规则在成员间分配："
+        "成员自身的保底金额由该组其余成员承担，合计超出该组所得的，按比例支付。",
     )
 
 

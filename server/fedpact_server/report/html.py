@@ -12,6 +12,7 @@ from pydantic import Field, FiniteFloat
 from fedpact_contract.errors import InputError
 from fedpact_contract.metric import loss_unit
 from fedpact_contract.output import format_interval, format_share
+from fedpact_contract.page import STYLE
 from fedpact_contract.record import Hex32, Name, Part
 from fedpact_contract.report import not_stopped_zh
 from fedpact_contract.request import instant, parse_instant
@@ -80,6 +81,7 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
     return environment.get_template("report.html.j2").render(
         r=report,
         w=words(lang, report["loss"]),
+        style=STYLE,
         lang=lang,
         lift=lift,
         less_is_better=report["loss"] == "squared-error",
