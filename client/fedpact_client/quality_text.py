@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from fedpact_client.quality import Finding, Profile
 from fedpact_contract import output, page
+from fedpact_contract.language import Lang
 from fedpact_contract.output import line
-from fedpact_contract.page import Lang
 from fedpact_contract.quality import DIMENSIONS, TC609, Dimension
 
 if TYPE_CHECKING:

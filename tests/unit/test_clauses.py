@@ -22,7 +22,7 @@ from fedpact_contract.text import render, stated
 
 ROOT = Path(__file__).parents[2]
 
-HOSPITAL = party("Hospital A", "1" * 18, "a" * 64, "heart-a", 1100, floor_fen=1_234_567, gate_order="8")
+HOSPITAL = party("Hospital A", "1" * 18, "a" * 64, "heart-a", 1100, floor_fen=1_234_567, gate_order="8", card="7" * 64)
 BANK = party("甲银行", "2" * 18, "b" * 64, "heart-b", 900, sector="finance", gate_order="16")
 PARTIES = [HOSPITAL, BANK, party("Firm C", "3" * 18, "d" * 64, "heart-c", 1300)]
 
