@@ -148,7 +148,7 @@ def profile(
     html: Annotated[
         Path | None, typer.Option("--html", help="Also write the report into this new file.", metavar="FILE")
     ] = None,
-    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="Language of the report.")] = "en",
+    lang: Language = None,
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
@@ -161,6 +161,7 @@ def profile(
     from fedpact_client import quality, quality_text
     from fedpact_contract.contract_file import read_contract
     from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
     if html is not None:
@@ -174,8 +175,9 @@ def profile(
         before = quality.Reference.read(at.home.profile_path(data_set))
         found = quality.profile(at.config.data_set(data_set), at.home.path, before, today, agreed)
     if html is not None:
-        write_new(html, quality_text.render(found, lang, today.isoformat()).encode(), private=True, option="--html")
-    _show(found.plain(), as_json, lambda _: quality_text.show(found, lang, today.isoformat()))
+        page = quality_text.render(found, language(lang), today.isoformat())
+        write_new(html, page.encode(), private=True, option="--html")
+    _show(found.plain(), as_json, lambda _: quality_text.show(found, language(lang), today.isoformat()))
     if found.failed:
         raise typer.Exit(5)
 
