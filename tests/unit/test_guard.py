@@ -474,6 +474,30 @@ class TestExecutor:
         world.guard._publish()
         assert world.guard.refused == 0
 
+    def test_that_it_is_not_let_in_yet_is_said_once_and_stands_in_the_status(self, world: World) -> None:
+        """As after kill -9: the operator's SuperLink has the last connection for up to a minute."""
+        told: list[str] = []
+        executor = FakeExecutor(world.guard)
+        executor.alive = False
+        world.guard.executor, world.guard.waits = executor, told.append  # type: ignore[assignment]  # stands for the real one
+        for _ in range(3):
+            world.guard._restart_executor()
+            world.guard._publish()
+            world.guard.restart_at = 0.0
+            world.guard._restart_executor()
+            executor.alive = False
+        assert (len(told), world.guard.stopping) == (1, False)
+        assert "an earlier connection of it, for up to a minute" in told[0]
+        with HomeLock(world.guard.home.path):
+            values = views.status(world.guard.home, world.store, "approved")
+        assert (values["connected"], values["waiting"]) == (None, told[0])
+        executor.alive = executor.connected = True
+        world.guard._publish()
+        assert Facts.read(world.guard.home).waiting is None
+        executor.alive, executor.connected = False, False
+        world.guard._restart_executor()
+        assert len(told) == 2, "another time"
+
 
 ISOLATION = Isolation(
     no_new_privs=True,
