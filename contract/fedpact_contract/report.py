@@ -45,9 +45,6 @@ from fedpact_contract.unions import by_round
 
 VERSION = 1
 
-CENTRAL = "client-level-at-the-operator"
-"""The trust model in which the operator adds the noise."""
-
 NOT_STOPPED = (
     "A participant that runs altered code can skip or choose its noise.",
     "Near-copies of rows, and affiliates or common control that were not declared.",
@@ -97,9 +94,9 @@ def not_stopped(contract: Contract) -> tuple[str, ...]:
     return NOT_STOPPED
 
 
-def not_stopped_zh(trust_model: str) -> tuple[str, ...]:
-    """The same in Chinese, by the contract's trust model."""
-    return CENTRAL_NOT_STOPPED_ZH + NOT_STOPPED_ZH[1:] if trust_model == CENTRAL else NOT_STOPPED_ZH
+def not_stopped_zh(*, central: bool) -> tuple[str, ...]:
+    """The same in Chinese, of contracts at client level (`central`) or at record level."""
+    return CENTRAL_NOT_STOPPED_ZH + NOT_STOPPED_ZH[1:] if central else NOT_STOPPED_ZH
 
 
 def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) -> dict[str, Any]:

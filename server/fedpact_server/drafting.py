@@ -1,9 +1,9 @@
 """`contract new`: from a template to a draft contract, with everything filled in that is derived, not chosen.
 
 The template gives what people decide. Derived are: the operator, the participants' names, keys and sectors (from
-their enrolment), their numbers of examples and gate orders (from their signed cards), the noise multiplier (from the
-whole plan), the accountant, the initial model, the validation set's root and slices, and the digests of the installed
-code.
+their enrolment), their numbers of examples and gate orders (from their signed cards, whose digests are named), the
+noise multiplier (from the whole plan), the accountant, the initial model, the validation set's root and slices, and the
+digests of the installed code.
 """
 
 import datetime
@@ -160,7 +160,7 @@ def _participants(
         signatory = _signatory(connection, item, f"participants.{index}", file)
         member, card = signatory.member, signatory.card
         derived: dict[str, Any] = {"name": member.name, "key": member.contract_key, "sector": member.sector}
-        derived = {**derived, "num_examples": card.num_examples, "gate_order": card.alpha}
+        derived = {**derived, "num_examples": card.num_examples, "gate_order": card.alpha, "card": card.digest()}
         filled.append(merge(item, derived, file=file, under=f"participants.{index}"))
         signatories.append(signatory)
     return signatories, values | {"participants": filled}

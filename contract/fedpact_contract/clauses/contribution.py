@@ -60,7 +60,7 @@ def _heads(contract: Contract) -> Both:
     return Both(
         "With every reply an agent countersigns the log's head that it was shown. An agent that sees fewer than "
         f"{counted(part.head_threshold, 'countersignature')} of the others on the head before {strict.en}.",
-        "代理每次应答均对所见的日志首部（head）加签。代理在前一首部上所见其他各方的加签少于"
+        "代理每次应答均对所见的日志树头（head）副署。代理在前一树头上所见其他各方的副署少于"
         f"{part.head_threshold}个的，{strict.zh}。",
     )
 

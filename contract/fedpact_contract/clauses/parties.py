@@ -29,6 +29,7 @@ def _operator(contract: Contract) -> Both:
         "CONTRACT_NOT_A_PARTY",
         "POLICY_NOT_A_PARTY",
         "POLICY_SECTOR",
+        "SIGN_CARD",
         "SIGN_ENTITY",
         "SIGN_GATE_ORDER",
         "SIGN_NUM_EXAMPLES",
@@ -56,6 +57,7 @@ def _participant(who: Participant) -> Both:
             f"\n      行业：{sector}。数据集：{data_set}。约定样本数：{who.num_examples}。保底金额：{floor.zh}。",
         )
         + (NOTHING if order is None else Both(f" Rényi order of its ledger: {order}.", f"其账本的雷尼阶：{order}。"))
+        + (NOTHING if who.card is None else Both(f"\n      Card of it: {who.card}", f"\n      其数据卡：{who.card}"))
     )
 
 
@@ -85,7 +87,7 @@ def _affiliates(contract: Contract) -> Both | None:
     )
 
 
-@PARTIES.clause("parties.control", states=("common_control",), record=("CONTRACT_COMMON_CONTROL",))
+@PARTIES.clause("parties.control", states=("common_control", "participants"), record=("CONTRACT_COMMON_CONTROL",))
 def _control(contract: Contract) -> Both | None:
     if not contract.common_control:
         return None

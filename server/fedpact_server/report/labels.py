@@ -7,6 +7,9 @@ from fedpact_contract.privacy import ACCOUNTANT, CENTRAL_ACCOUNTANT
 
 Lang = Literal["en", "zh"]
 
+CENTRAL = "client-level-at-the-operator"
+"""The trust model in which the operator adds the noise."""
+
 LABELS: dict[str, tuple[str, str]] = {
     "report": ("Contribution report", "贡献与收益报告"),
     "contract": ("Contract", "合约"),
