@@ -174,7 +174,7 @@ def profile(
     html: Annotated[
         Path | None, typer.Option("--html", help="Also write the report into this new file.", metavar="FILE")
     ] = None,
-    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="Language of the report.")] = "en",
+    lang: Language = None,
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
@@ -187,8 +187,10 @@ def profile(
     from fedpact_client import quality, quality_text
     from fedpact_contract.contract_file import read_contract
     from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
+    said = language(lang)
     if html is not None:
         refuse_existing(html, option="--html")
     today = utc_now().date()
@@ -200,8 +202,8 @@ def profile(
         before = quality.Reference.read(at.home.profile_path(data_set))
         found = quality.profile(at.config.data_set(data_set), at.home.path, before, today, agreed)
     if html is not None:
-        write_new(html, quality_text.render(found, lang, today.isoformat()).encode(), private=True, option="--html")
-    _show(found.plain(), as_json, lambda _: quality_text.show(found, lang, today.isoformat()))
+        write_new(html, quality_text.render(found, said, today.isoformat()).encode(), private=True, option="--html")
+    _show(found.plain(), as_json, lambda _: quality_text.show(found, said, today.isoformat()))
     if found.failed:
         raise typer.Exit(5)
 
@@ -657,7 +659,7 @@ def report(
     contract: ContractId,
     out: Annotated[Path, typer.Option("--out", help="The file to write; a new one.", metavar="FILE")],
     form: Annotated[Literal["json", "html"], typer.Option("--format", help="What is written.")] = "json",
-    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="The language of html.")] = "en",
+    lang: Language = None,
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
@@ -667,11 +669,12 @@ def report(
     """
     from fedpact_client import views
     from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.language import language
 
     refuse_existing(out)
     with desk(home) as at, at.client() as client:
         checked = views.fetch_checked(at.home, at.store, client, at.resolve(contract))
-        data = views.report_bytes(checked, client, form, lang)
+        data = views.report_bytes(checked, client, form, language(lang))
     write_new(out, data)
     values: dict[str, Any] = {"file": str(out), "bytes": len(data), "verdict": checked.report.verdict}
     _show(values, as_json, lambda v: output.console().print(output.visible(f"{v['file']}: {v['verdict']}")))

@@ -796,6 +796,11 @@ class TestContracts:
             at._desk(contract.id, client).own_rows()
         assert looked == [(contract.id, True)], "nothing was charged yet: its own rules are asked too"
         assert at.training > 0, "the trainer's time, not the guard's"
+        run_key = made.home.run_key(contract.id)
+        made.store.reserve(contract.id, 1, "ab" * 32, run_key)
+        with made.client() as client:
+            at._desk(contract.id, client).own_rows()
+        assert looked[1:] == [(contract.id, False)], "an attempt was charged: the rules are asked no more"
 
     def test_a_data_set_that_agent_toml_has_lost_keeps_no_contract_from_closing(self, made: Lab) -> None:
         contract = self.signed(made)
