@@ -236,6 +236,7 @@ def _check_terms(desk: Desk, order: Order, model: bytes, head: Head, bundle: str
         if desk.contract.participation.strict_heads:
             raise RefusedError("HEAD_FEW_WITNESSES", text)
     checks.check_order(order, model, head, known)
+    checks.check_clock(order, known, desk.now())
     if bundle != desk.contract.code.shell_digest:
         raise RefusedError("CODE_BUNDLE_MISMATCH", "The bundle that Flower carries is not the contracted one.")
     desk.check_allowed()

@@ -97,6 +97,7 @@ LOCAL: Mapping[str, str] = {
     "ATTEMPT_ENDED": "该次尝试已经结束。",
     "ATTEMPT_SUPERSEDED": "已有更晚的尝试，或该合约已按全部用尽计。",
     "ATTEMPT_UNKNOWN": "账本中没有该次尝试的预留。",
+    "CLOCK_SET_BACK": "本机时钟落后于运营方开启本轮的时刻五分钟以上，或曾被回拨。",
     "DATA_SET_BUDGET_FIXED": "数据集的隐私预算一经数据卡声明即不得变更。",
     "DECLINED": "已回答“否”：未做任何事。",
     "ENROLLED_ELSEWHERE": "本代理已在另一运营方登记。",
