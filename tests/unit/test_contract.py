@@ -13,6 +13,7 @@ from fedpact_contract import contract as contract_module
 from fedpact_contract.contract import Contract, merge
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import generate_key
+from fedpact_contract.trust import Trust
 
 PARTS, VALIDATION = digits([30, 40, 50, 60])
 
@@ -138,6 +139,23 @@ def test_every_error_says_what_to_do() -> None:
         assert "" not in texts, f"line {call.lineno}: a remedy may be empty"
 
 
+@pytest.mark.parametrize("package", ["contract", "server", "client"])
+def test_whatever_is_wrong_with_a_contract_or_template_comes_with_a_remedy(package: str) -> None:
+    found = []
+    for file in sorted((Path(__file__).parents[2] / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:
+                code = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+                named = any(keyword.arg == "remedy" for keyword in node.keywords)
+                if str(code).startswith(("CONTRACT_", "TEMPLATE_")):
+                    found.append((file.name, code, named))
+    assert found
+    assert [line for line in found if not line[2]] == []
+
+
+ERRORS = ("InputError", "RefusedError", "FailedError", "ServiceError")
+
+
 @pytest.mark.parametrize(
     ("model", "given", "due"),
     [
@@ -180,8 +198,15 @@ def test_toml_that_python_cannot_hold_is_refused(text: str) -> None:
 def test_broken_toml_names_the_line() -> None:
     with pytest.raises(InputError) as err:
         Contract.from_toml("title = \n", file="a.toml")
-    assert err.value.code == "TOML_SYNTAX"
+    assert (err.value.code, err.value.file) == ("TOML_SYNTAX", "a.toml:1")
     assert "line 1" in err.value.message
+
+
+def test_a_wrong_value_of_toml_names_its_line() -> None:
+    text = '# A trust file\n[[party]]\nrole = "operator"\nname = "A"\nentity_code = "x"\nfingerprint = "00"\n'
+    with pytest.raises(InputError) as err:
+        Trust.from_toml(text, file="trust.toml")
+    assert (err.value.file, err.value.field) == ("trust.toml:5", "party.0.entity_code")
 
 
 def test_a_changed_byte_is_another_contract_or_none(values) -> None:
