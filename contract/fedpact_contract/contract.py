@@ -989,7 +989,7 @@ def _check_image(data: Data, model: Model, image: Image) -> None:
     plane = image.height * image.width
     for index, column in enumerate(data.columns):
         first = data.columns[index - index % plane]
-        if _bounds(column) is None or _bounds(column) != _bounds(first):
+        if _pixel(column) is None or _pixel(column) != _pixel(first):
             raise InputError(
                 "CONTRACT_IMAGE",
                 f"The column {column.name} is no number with the bounds of {first.name}, the first of its channel.",
@@ -1010,7 +1010,7 @@ def _check_image(data: Data, model: Model, image: Image) -> None:
             )
 
 
-def _bounds(column: Column) -> tuple[Decimal, Decimal] | None:
+def _pixel(column: Column) -> tuple[Decimal, Decimal] | None:
     return (column.low, column.high) if isinstance(column, NumberColumn) else None
 
 
