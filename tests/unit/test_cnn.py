@@ -24,8 +24,8 @@ from tests.support.models_kit import (
     plain_schema,
     training_contract,
 )
-from tests.support.noise import FixedNoise
-from tests.unit.test_dp_layers import LIMIT, ScriptedNoise, clipped_sum, moved
+from tests.support.noise import FixedNoise, ScriptedNoise
+from tests.unit.test_dp_layers import LIMIT, clipped_sum, moved
 from tests.unit.test_reevaluate import AUDITOR, handed_over
 
 from fedpact_contract import shape
