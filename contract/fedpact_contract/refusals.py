@@ -104,6 +104,7 @@ LOCAL: Mapping[str, str] = {
     "ORDER_ADDRESSEE": "该指令属于另一合约或另一参与方。",
     "ORDER_FORM": "指令的格式有误。",
     "OUTBOX_TAKEN": "该轮已有另一应答待发送。",
+    "POST_CUT": "上传的数据无法送达运营方：途中限制了消息的大小。",
     "STORE_OF_ANOTHER": "该账本属于另一企业。",
     "TRAINING_FAILED": "训练未能完成：原因仅记载于本机。",
 }
