@@ -93,8 +93,8 @@ def _safe(member: tarfile.TarInfo, file: Path) -> str:
 def _fill(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], build: Path) -> None:
     for name, member in members.items():
         place = build / name
-        for folder in reversed(place.relative_to(build).parents[:-1]):
-            (build / folder).mkdir(mode=0o700, exist_ok=True)
+        for above in reversed(place.relative_to(build).parents[:-1]):
+            (build / above).mkdir(mode=0o700, exist_ok=True)
         write_private(place, (archive.extractfile(member) or io.BytesIO()).read())
     for folder in ("keys/run", "operator", "released", "logs"):
         (build / folder).mkdir(mode=0o700, exist_ok=True)
