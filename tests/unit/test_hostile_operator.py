@@ -148,6 +148,12 @@ def invented_receipt(server, connection, row, participant, proofs, order) -> Ord
     return order.model_copy(update={"results": (result.model_copy(update={"entry": Entry.of(body)}),)})
 
 
+def unlogged_receipt(server, connection, row, participant, proofs, order) -> Order:
+    """The right words about this agent's update, signed, in an entry that is in no log."""
+    (result,) = order.results
+    return order.model_copy(update={"results": (result.model_copy(update={"entry": Entry.of(result.entry.open())}),)})
+
+
 def not_opened(server, connection, row, participant, proofs, order) -> Order:
     return order.model_copy(update={"opened": proofs.entry(0)})
 
@@ -174,6 +180,11 @@ def named_base(server, connection, row, participant, proofs, order) -> Order:
 
     another_base(server, connection, row, participant, proofs, order)
     return order.model_copy(update={"base_digest": model_digest(bytes(8 * 650))})
+
+
+def misnamed_base(server, connection, row, participant, proofs, order) -> Order:
+    """Log and model agree, and the order names another base."""
+    return order.model_copy(update={"base_digest": "0" * 64})
 
 
 def accomplice(server, connection, row, participant, proofs, order) -> Order:
@@ -207,10 +218,12 @@ ATTACKS: dict[str, tuple[Attack, str, bool]] = {
     "leaves the receipt out": (no_receipt, "RECEIPT_MISSING", False),
     "another's receipt": (anothers_receipt, "RECEIPT_WRONG", False),
     "an invented refusal": (invented_receipt, "RECEIPT_WRONG", False),
+    "a receipt that is in no log": (unlogged_receipt, "RECEIPT_WRONG", False),
     "a round that is not open": (not_opened, "ROUND_NOT_OPENED", True),
     "an earlier round as this one": (earlier_round, "ROUND_NOT_OPENED", True),
     "another base model": (another_base, "BASE_MODEL_MISMATCH", True),
     "another base model, and says so": (named_base, "BASE_MODEL_MISMATCH", True),
+    "an order that names another base": (misnamed_base, "BASE_MODEL_MISMATCH", True),
     "a witness of another log": (accomplice, "WITNESS_WRONG", True),
     "a witness in another's name": (forged_witness, "WITNESS_WRONG", True),
     "too few witnesses": (no_witness, "HEAD_FEW_WITNESSES", True),
