@@ -65,7 +65,8 @@ class Desk:
 
     `entity` is the column that agent.toml declares for the contract's data set: whose a row is. `own_file` holds the
     data set's file against the others' (`cards.check_own_file`) and gives the fingerprint of its place. `own_rows`
-    holds the rows against the contract's `max_duplicates`: InputError, DATA_DUPLICATES.
+    holds the rows against the contract's `max_duplicates` (InputError, DATA_DUPLICATES) and, before the first attempt,
+    against the data set's own rules (RefusedError, QUALITY_GATE: this code leaves, and nothing else of it).
     """
 
     store: Store
@@ -142,7 +143,11 @@ def open_contract(signed: SignedContract, participant: str) -> tuple[Contract, d
     """
     contract = Contract.from_bytes(signed.contract.body)
     if participant not in contract.by_id():
-        raise RefusedError("CONTRACT_NOT_A_PARTY", "This enterprise is not a participant of the contract.")
+        raise RefusedError(
+            "CONTRACT_NOT_A_PARTY",
+            "This enterprise is not a participant of the contract.",
+            remedy="Do not take part: only a participant that the contract names does.",
+        )
     parties, keys = contract.parties(), signers(signed.contract, Contract)
     run_keys: dict[str, str] = {}
     for envelope in signed.delegations:
@@ -155,7 +160,12 @@ def open_contract(signed: SignedContract, participant: str) -> tuple[Contract, d
         run_keys[delegation.party] = delegation.run_key
     for party_id, party in parties.items():
         if party.key not in keys or party_id not in run_keys:
-            raise RefusedError("CONTRACT_NOT_SIGNED", "A party has not signed the contract yet.", party=party.name)
+            raise RefusedError(
+                "CONTRACT_NOT_SIGNED",
+                "A party has not signed the contract yet.",
+                party=party.name,
+                remedy="Wait until every party has signed; `fedpact-agent contract list` shows who has.",
+            )
     return contract, run_keys
 
 
@@ -189,6 +199,8 @@ def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:
         desk.own_rows()
     except InputError as err:
         return _refuse(desk, order, err, head=head, evidence=data, code=FAILED)
+    except RefusedError as err:
+        return _refuse(desk, order, err, head=head, evidence=data)
     return _train(desk, order, model, head)
 
 
@@ -224,6 +236,7 @@ def _check_terms(desk: Desk, order: Order, model: bytes, head: Head, bundle: str
         if desk.contract.participation.strict_heads:
             raise RefusedError("HEAD_FEW_WITNESSES", text)
     checks.check_order(order, model, head, known)
+    checks.check_clock(order, known, desk.now())
     if bundle != desk.contract.code.shell_digest:
         raise RefusedError("CODE_BUNDLE_MISMATCH", "The bundle that Flower carries is not the contracted one.")
     desk.check_allowed()

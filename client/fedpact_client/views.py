@@ -56,7 +56,12 @@ def resolve_id(text: str, known: list[str]) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InputError("CONTRACT_AMBIGUOUS", f"{len(found)} contracts' ids begin with this.", field=wanted)
+        raise InputError(
+            "CONTRACT_AMBIGUOUS",
+            f"{len(found)} contracts' ids begin with this.",
+            field=wanted,
+            remedy="Write more of the id; `fedpact-agent contract list` shows them.",
+        )
     raise InputError(
         "CONTRACT_UNKNOWN",
         "No contract's id begins with this.",
@@ -94,6 +99,7 @@ def _facts(facts: Facts | None) -> dict[str, Any]:
     """What the running guard knows of itself; nothing where none runs."""
     return {
         "connected": facts.connected if facts else None,
+        "waiting": facts.waiting if facts else None,
         "isolation": {
             "trainer": _isolation(facts.trainer if facts else None),
             "executor": _isolation(facts.executor if facts else None),

@@ -6,11 +6,14 @@ the contract's id. Under each clause stand the codes by which software refuses w
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 
 from fedpact_contract.clauses import CHAPTERS
-from fedpact_contract.clauses.clause import Both, Clause, Lang
+from fedpact_contract.clauses.clause import Both, Clause
 from fedpact_contract.contract import Contract
+from fedpact_contract.language import Lang
 from fedpact_contract.output import visible
+from fedpact_contract.page import document, paragraph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,22 @@ def render(contract: Contract, lang: Lang = "en") -> str:
             lines.append(f"{one.number} {one.text.of(lang)}" + (f"\n    {marks}" if marks else ""))
     lines += ["", _ID.of(lang), contract.id]
     return "\n".join(lines) + "\n"
+
+
+def page(contract: Contract, lang: Lang = "en") -> str:
+    """The same as one HTML page, to be printed or kept."""
+    parts = [_paragraph(note.of(lang)) for note in _preamble(contract)]
+    for number, title, clauses in stated(contract):
+        parts.append(f"<h2>{escape(f'{number}. {title.of(lang)}')}</h2>")
+        for one in clauses:
+            parts.append(_paragraph(f"{one.number} {one.text.of(lang)}"))
+            parts += [paragraph(marks)] if (marks := one.clause.marks(lang)) else []
+    return document(_heading(contract).of(lang), lang, *parts, _paragraph(f"{_ID.of(lang)}\n{contract.id}"))
+
+
+def _paragraph(text: str) -> str:
+    """A clause, its lines as they are."""
+    return f'<p style="white-space: pre-wrap">{escape(text)}</p>'
 
 
 _ID = Both(

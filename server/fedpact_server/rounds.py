@@ -36,6 +36,7 @@ from fedpact_contract.log import (
     ScoresCommitted,
     commitment,
 )
+from fedpact_contract.replay_rounds import NOT_FINITE
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_contract.unions import Unions
 from fedpact_models import aggregation
@@ -78,8 +79,6 @@ UNREADABLE_REPLIES = 3
 """Replies without a valid signature that a participant has in one round: others can send such in its name."""
 STOPPED = "RUN_STOPPED"
 """The code of what a run leaves undone that its operator stops."""
-NOT_FINITE = "EVALUATION_NOT_FINITE"
-"""The code of a round whose losses are no numbers: it has no scores, and no model is delivered that has none."""
 PRIVACY_EXHAUSTED = "RUN_PRIVACY_EXHAUSTED"
 """The code of a run that ends because Flower's accountant does not agree to the next release."""
 BEFORE_AGGREGATION = ("opened", "sent", "admitted", "committed")
@@ -195,26 +194,26 @@ class Loop:
     def _gather(self) -> set[str]:
         """Participants to invite: registered, neither silent nor excluded; wait for those who were there last time."""
         context = self.context
-        minimum = context.contract.participation.minimum
+        minimum, counted = context.contract.participation.minimum, context.contract.counted_once
         begun = time.monotonic()
         told = False
         while True:
             with context.read() as connection:
                 candidates = self._candidates(connection)
-            if len(candidates) < minimum:
+            if counted(candidates) < minimum:
                 with context.write() as connection:
                     self._end(connection, "stopped", "RUN_TOO_FEW_PARTICIPANTS")
                 raise SupersededError("RUN_STOPPED", "Too few participants are left.")
             online = self.transport.online()
             present = {p for p in candidates if online.get(context.nodes[p], False)}
             patience = time.monotonic() - begun > GATHER_SECONDS
-            if len(present) >= minimum and (patience or candidates - self.absent <= present):
+            if counted(present) >= minimum and (patience or candidates - self.absent <= present):
                 self.absent = candidates - present
                 return present
             if patience and not told:
                 told = True
                 with context.write() as connection:
-                    self._detail(connection, f"waiting: {len(present)} of at least {minimum} participants online")
+                    self._detail(connection, f"waiting: {counted(present)} of at least {minimum} participants online")
             self.sleep(4 * POLL_SECONDS)
 
     def _candidates(self, connection: sa.Connection) -> set[str]:
@@ -360,7 +359,7 @@ class Loop:
         started = time.perf_counter()
         with context.database.read() as connection:
             admitted = self._admitted(connection, number)
-        if len(admitted) < context.contract.participation.minimum:
+        if context.contract.counted_once(admitted) < context.contract.participation.minimum:
             with context.write() as connection:
                 self._abandon(connection, number, "ROUND_TOO_FEW_UPDATES")
             return

@@ -13,12 +13,12 @@ from typing import Literal
 
 from fedpact_contract.contract import Contract, Entity, Party
 from fedpact_contract.errors import InputError
+from fedpact_contract.language import Lang
 from fedpact_contract.output import visible
 from fedpact_contract.record import decimal_text
 from fedpact_contract.request import parse_instant
 from fedpact_contract.settlement import format_fen
 
-Lang = Literal["en", "zh"]
 Enforcer = Literal["agent", "operator", "record", "verify"]
 
 ENFORCERS: dict[Enforcer, tuple[str, str]] = {

@@ -11,7 +11,7 @@ CONTRIBUTION = Chapter(title=Both("Contribution", "贡献度量"))
 
 @PARTICIPATION.clause(
     "participation.minimum",
-    states=("participation.minimum", "participation.deadline_seconds"),
+    states=("participation.minimum", "participation.deadline_seconds", "common_control"),
     agent=("POLICY_MIN_PARTICIPANTS",),
     operator=("ROUND_TOO_FEW_UPDATES", "RUN_TOO_FEW_PARTICIPANTS"),
     record=("CONTRACT_MINIMUM",),
@@ -24,6 +24,12 @@ def _minimum(contract: Contract) -> Both:
         f"model stays as it was. A participant has {counted(part.deadline_seconds, 'second')} to answer an order.",
         f"每轮须有至少{part.minimum}个被采纳的更新方为有效；不足的，运行停止，模型保持不变。"
         f"参与方应在{part.deadline_seconds}秒内应答指令。",
+    ) + (
+        Both(
+            " Updates of participants under common control count once there.", "受同一控制的参与方的更新在此只计一次。"
+        )
+        if contract.common_control
+        else NOTHING
     )
 
 
@@ -54,7 +60,7 @@ def _heads(contract: Contract) -> Both:
     return Both(
         "With every reply an agent countersigns the log's head that it was shown. An agent that sees fewer than "
         f"{counted(part.head_threshold, 'countersignature')} of the others on the head before {strict.en}.",
-        "代理每次应答均对所见的日志首部（head）加签。代理在前一首部上所见其他各方的加签少于"
+        "代理每次应答均对所见的日志树头（head）副署。代理在前一树头上所见其他各方的副署少于"
         f"{part.head_threshold}个的，{strict.zh}。",
     )
 

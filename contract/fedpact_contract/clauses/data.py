@@ -80,7 +80,7 @@ def _entity(contract: Contract) -> Both | None:
     return Both(
         f"The column {name} says whose a row is. It is no feature and never leaves; training takes at most "
         f"{counted(entity.max_rows, 'row')} of one entity (a person, a firm).",
-        f"列{name}标明数据行归属何主体。该列不作为特征，亦不外传；同一主体（个人或企业）"
+        f"列“{name}”标明数据行归属何主体。该列不作为特征，亦不外传；同一主体（个人或企业）"
         f"用于训练的数据至多{entity.max_rows}行。",
     )
 
@@ -115,7 +115,7 @@ def _predicted(contract: Contract) -> Both:
         return Both(
             f'the column {name}, a number from {low} to {high} (rule "{label.rule}"); a data set with a number outside '
             "these bounds is refused. It is scaled by them to [-1, 1]",
-            f"列{name}，取值{low}至{high}的数值（规则“{label.rule}”）；含有超出上下界数值的数据集予以拒绝。"
+            f"列“{name}”，取值{low}至{high}的数值（规则“{label.rule}”）；含有超出上下界数值的数据集予以拒绝。"
             "该数值按上下界缩放至[-1, 1]",
         )
     if isinstance(label, SurvivalLabel):
@@ -127,7 +127,7 @@ def _predicted(contract: Contract) -> Both:
             f'({came}) or the row was watched no longer ({censored}; rule "{label.rule}"). Durations are told apart by '
             f"these intervals only: {', '.join(intervals)}; an event beyond the last counts as not seen, and a row "
             "that was watched beyond the middle of an interval as having lived through it",
-            f"事件何时发生：列{name}为时长，列{event}标明该时点事件已发生（{came}）或观察至此为止（{censored}；"
+            f"事件何时发生：列“{name}”为时长，列“{event}”标明该时点事件已发生（{came}）或观察至此为止（{censored}；"
             f"规则“{label.rule}”）。时长仅按下列区间区分：{'、'.join(until)}、{beyond.replace('above ', '大于')}；"
             "在末区间之后发生的事件视为未观察到，观察超过某区间中点的视为存续过该区间",
         )
@@ -139,7 +139,7 @@ def _predicted(contract: Contract) -> Both:
         rule = Both(f"a number above {threshold} is {yes}, else {no}", f"数值大于{threshold}的为{yes}，否则为{no}")
     return Both(
         f'the column {name}, with the classes {classes.en} (rule "{label.rule}": {rule.en})',
-        f"列{name}，类别为{classes.zh}（规则“{label.rule}”：{rule.zh}）",
+        f"列“{name}”，类别为{classes.zh}（规则“{label.rule}”：{rule.zh}）",
     )
 
 
@@ -167,6 +167,17 @@ def _examples(_contract: Contract) -> Both:
         "Each participant trains on exactly its contracted number of examples. More rows change nothing; fewer are "
         "refused before the first round.",
         "各参与方恰以其约定样本数训练。多出的数据行不产生影响；不足的，在首轮之前予以拒绝。",
+    )
+
+
+@DATA.clause("data.quality", agent=("QUALITY_GATE",))
+def _quality(_contract: Contract) -> Both:
+    return Both(
+        "A participant may hold its rows against rules of its own, at signature and before its first attempt. Where "
+        "one is broken it refuses with the code QUALITY_GATE, and nothing is charged. The code rests on the rows: so "
+        "much is told beside the epsilon, and no column, count or value.",
+        "参与方可于签署时及首次训练之前，以其自定的质量规则检查数据行。规则未满足的，以代码QUALITY_GATE拒绝，不计入任何隐私消耗。"
+        "该代码取决于数据行：此项信息在ε之外透露，但不透露任何列、计数或取值。",
     )
 
 
@@ -203,6 +214,7 @@ def _model(contract: Contract) -> Both:
         "NOT_INVITED",
     ),
     operator=("UPDATE_METERING", "UPDATE_ROUND"),
+    record=("CONTRACT_NOT_POSITIVE",),
     verify=("ROUND_BEYOND_CONTRACT", "ROUND_ORDER", "RUN_ROUNDS", "UPDATE_ROUND"),
 )
 def _rounds(contract: Contract) -> Both:
@@ -227,7 +239,14 @@ def _rounds(contract: Contract) -> Both:
         "participants",
     ),
     operator=("AGGREGATION_EMPTY",),
-    record=("CONTRACT_AGGREGATION_GAME", "CONTRACT_OPTIMIZER_GAME", "CONTRACT_SERVER_OPTIMIZER", "CONTRACT_KRUM"),
+    record=(
+        "CONTRACT_AGGREGATION_GAME",
+        "CONTRACT_OPTIMIZER_GAME",
+        "CONTRACT_SERVER_OPTIMIZER",
+        "CONTRACT_BETA",
+        "CONTRACT_KRUM",
+        "CONTRACT_NOT_POSITIVE",
+    ),
 )
 def _aggregation(contract: Contract) -> Both:
     rule, combined, step = contract.training.aggregation, _combined(contract), _step(contract)

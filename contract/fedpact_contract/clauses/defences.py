@@ -83,8 +83,8 @@ def _few(contract: Contract, _defences: Defences) -> Both | None:
 def _wreckers(contract: Contract, defences: Defences) -> Both:
     if _renormalised(contract):
         return Both(
-            "A value below zero is nothing unusual in this game: it raises no alarm (wreckers: report).",
-            "在本博弈中，贡献值低于零并非异常，不触发警报（wreckers：report）。",
+            f"A value below zero is nothing unusual in this game: it raises no alarm (wreckers: {defences.wreckers}).",
+            f"在本博弈中，贡献值低于零并非异常，不触发警报（wreckers：{defences.wreckers}）。",
         )
     done = (
         Both(

@@ -1,7 +1,7 @@
 """How revenue is split, what code runs, what proves it, and what nothing here stops."""
 
 from fedpact_contract.clauses.clause import Both, Chapter, join, percent
-from fedpact_contract.contract import Contract
+from fedpact_contract.contract import ClientPrivacy, Contract
 from fedpact_contract.output import counted, visible
 from fedpact_contract.record import decimal_text
 from fedpact_contract.report import not_stopped, not_stopped_zh
@@ -75,6 +75,21 @@ def _floors(_contract: Contract) -> Both:
     )
 
 
+@MONEY.clause("money.control", states=("common_control",), verify=("SETTLEMENT_FEN", "SETTLEMENT_FLOORS"))
+def _control(contract: Contract) -> Both | None:
+    if not contract.common_control:
+        return None
+    return Both(
+        "A round in which several participants under common control were admitted counts once for their equal part, "
+        "which they split pro rata to their own rounds. Their floor is one, in each round the largest of those "
+        "admitted. What the group gets is split by the same rule: a member's own floor comes from the others of the "
+        "group, and floors beyond what the group gets are paid pro rata.",
+        "同一轮有受同一控制的多个参与方被采纳的，其平均分配部分只计一次，由各成员按自身被采纳的轮数比例分取。"
+        "其保底金额亦只计一份，每轮取被采纳成员中最高者；该组所得按同一规则在成员间分配："
+        "成员自身的保底金额由该组其余成员承担，合计超出该组所得的，按比例支付。",
+    )
+
+
 @MONEY.clause("money.early", verify=("SCORES_NOT_OPENED", "SETTLEMENT_BASIS"))
 def _early(_contract: Contract) -> Both:
     return Both(
@@ -83,7 +98,7 @@ def _early(_contract: Contract) -> Both:
         "`verify` names it, and no agent countersigns it by itself.",
         "运行提前终止的，无论何种原因，均就已作出承诺的各轮结算。运营方不能公开其已承诺的得分的，适用备用规则："
         "其过错在运营方，"
-        "由`verify`指明，代理不自行加签。",
+        "由`verify`指明，代理不自行副署。",
     )
 
 
@@ -104,7 +119,7 @@ def _close(contract: Contract) -> Both:
         "does not sign is held, the others are paid.",
         f"运营方至迟于合约期限届满后{days}日内出示结算关账。届时仍未见关账的，参与方代理发出警报，"
         f"并保存载有运营方最后签名的签名记录。"
-        "取得款项的各参与方均已加签的，结算期关闭；未加签的参与方，其款项暂予保留，其余照付。",
+        "取得款项的各参与方均已副署的，结算期关闭；未副署的参与方，其款项暂予保留，其余照付。",
     )
 
 
@@ -152,7 +167,7 @@ def _log(_contract: Contract) -> Both:
         "it, so that a change afterwards is found.",
         "一切有关事项均载于同一份仅可追加的日志（RFC 9162）：本合约及全部签名、各轮、各更新的摘要与回执、各次拒绝、"
         "得分、收入与付款。"
-        "参与方持有经签名的日志首部，事后改动均可发现。",
+        "参与方持有经签名的日志树头，事后改动均可发现。",
     )
 
 
@@ -161,7 +176,7 @@ def _recompute(_contract: Contract) -> Both:
     return Both(
         "Every signatory may fetch the log and recompute every share and every fen with `fedpact verify`; each paid "
         "participant's agent does so before it countersigns. Codes that stand behind `verify` are those that it names.",
-        "各签署方均可取得日志，并以`fedpact verify`重新计算每一份额与每一分；取得款项的各参与方代理在加签前均如此核算。"
+        "各签署方均可取得日志，并以`fedpact verify`重新计算每一份额与每一分；取得款项的各参与方代理在副署前均如此核算。"
         "“复核”之后所列代码，即由`verify`指明。",
     )
 
@@ -177,7 +192,8 @@ def _powers(_contract: Contract) -> Both:
 
 @LIMITS.clause("limits", states=("privacy.trust_model",))
 def _limits(contract: Contract) -> Both:
-    lines = zip(not_stopped(contract), not_stopped_zh(contract.privacy.trust_model), strict=True)
+    central = isinstance(contract.privacy, ClientPrivacy)
+    lines = zip(not_stopped(contract), not_stopped_zh(central=central), strict=True)
     return Both("Nothing here stops:", "下列行为，本系统无法阻止：") + join(
         Both(f"\n    - {english}", f"\n    - {chinese}") for english, chinese in lines
     )

@@ -1,6 +1,6 @@
 """Who the parties are, and what for and how long their data is used."""
 
-from fedpact_contract.clauses.clause import NOTHING, Both, Chapter, entity, fen, join, moment, party
+from fedpact_contract.clauses.clause import NOTHING, Both, Chapter, entity, fen, join, listed, moment, party
 from fedpact_contract.contract import Contract, Participant
 from fedpact_contract.output import visible
 from fedpact_contract.record import decimal_text
@@ -29,6 +29,7 @@ def _operator(contract: Contract) -> Both:
         "CONTRACT_NOT_A_PARTY",
         "POLICY_NOT_A_PARTY",
         "POLICY_SECTOR",
+        "SIGN_CARD",
         "SIGN_ENTITY",
         "SIGN_GATE_ORDER",
         "SIGN_NUM_EXAMPLES",
@@ -56,6 +57,7 @@ def _participant(who: Participant) -> Both:
             f"\n      行业：{sector}。数据集：{data_set}。约定样本数：{who.num_examples}。保底金额：{floor.zh}。",
         )
         + (NOTHING if order is None else Both(f" Rényi order of its ledger: {order}.", f"其账本的雷尼阶：{order}。"))
+        + (NOTHING if who.card is None else Both(f"\n      Card of it: {who.card}", f"\n      其数据卡：{who.card}"))
     )
 
 
@@ -82,6 +84,25 @@ def _affiliates(contract: Contract) -> Both | None:
         )
         + join(Both(f"\n    - {e.en}, with the {who}", f"\n    - {e.zh}，与{of[who]}受同一控制") for e, who in named)
         + Both("\n    None of them is paid by contribution.", "\n    上述主体均不按贡献取得收益。")
+    )
+
+
+@PARTIES.clause("parties.control", states=("common_control", "participants"), record=("CONTRACT_COMMON_CONTROL",))
+def _control(contract: Contract) -> Both | None:
+    if not contract.common_control:
+        return None
+    names = {p.entity_code: p.name for p in contract.participants}
+    groups = [(visible(g.name), listed(names[code] for code in g.members)) for g in contract.common_control]
+    return (
+        Both(
+            "Under common control, as they declare, are these participants:",
+            "经申报，下列参与方受同一控制：",
+        )
+        + join(Both(f"\n    - {name}: {members.en}", f"\n    - {name}：{members.zh}") for name, members in groups)
+        + Both(
+            "\n    Each group is one party for the equal part, for floors and for the minimum of a round (below).",
+            "\n    就平均分配部分、保底金额及每轮最低数目（见下文）而言，每组视为一方。",
+        )
     )
 
 

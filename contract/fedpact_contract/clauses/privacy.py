@@ -112,7 +112,7 @@ def _central_unit(_contract: Contract, privacy: ClientPrivacy) -> Both:
     states=NOISE,
     agent=("CODE_MODELS_MISMATCH",),
     operator=("UPDATE_NORM", "UPDATE_PRIVACY_EVENT", "UPDATE_TEST_NOISE"),
-    record=("CONTRACT_SAMPLE_RATE", "CONTRACT_TRUST_MODEL"),
+    record=("CONTRACT_SAMPLE_RATE", "CONTRACT_TRUST_MODEL", "CONTRACT_NOT_POSITIVE"),
     promise=True,
 )
 @_at_client_level
@@ -259,7 +259,7 @@ def _record_entity(_contract: Contract, privacy: RecordPrivacy) -> Both | None:
         "them, or zeros in their place. That covers all that the whole contract releases of one data set. For an "
         "entity with rows in several data sets the epsilons add up, and the deltas. Rows that the column does not give "
         "to it are not counted with it. ",
-        f"第二隐私单元为一个主体：按列{column}归属于该主体的全部数据行（至多{entity.max_rows}行）"
+        f"第二隐私单元为一个主体：按列“{column}”归属于该主体的全部数据行（至多{entity.max_rows}行）"
         f"合计受ε={epsilon}（δ={delta}）"
         f"的保护（方法“{entity.method}”）；相邻数据集含有该等数据行，或以零代之。"
         f"该保护涵盖整个合约就一个数据集所发布的全部内容。"
@@ -272,7 +272,7 @@ def _record_entity(_contract: Contract, privacy: RecordPrivacy) -> Both | None:
     states=NOISE,
     agent=("CODE_MODELS_MISMATCH",),
     operator=("UPDATE_NOISE_FLOOR", "UPDATE_PRIVACY_EVENT", "UPDATE_TEST_NOISE"),
-    record=("CONTRACT_SAMPLE_RATE",),
+    record=("CONTRACT_SAMPLE_RATE", "CONTRACT_NOT_POSITIVE"),
     verify=("UPDATE_PRIVACY_EVENT", "UPDATE_TEST_NOISE"),
 )
 @_at_record_level
@@ -316,23 +316,23 @@ def _statistics(contract: Contract) -> Both | None:
 def _query(query: Query) -> Both:
     column = visible(query.column)
     if isinstance(query, MeanQuery):
-        said = Both(f"the mean of {column}, clipped to its bounds", f"{column}的均值，截断至其上下界")
+        said = Both(f"the mean of {column}, clipped to its bounds", f"“{column}”的均值，截断至其上下界")
     elif isinstance(query, CountQuery):
         if query.value is not None:
             value = visible(query.value)
-            said = Both(f"how many rows have {column}: {value}", f"{column}取值为{value}的行数")
+            said = Both(f"how many rows have {column}: {value}", f"“{column}”取值为{value}的行数")
         else:
             least = f"{query.at_least:f}"
-            said = Both(f"how many rows have {column}: at least {least}", f"{column}不小于{least}的行数")
+            said = Both(f"how many rows have {column}: at least {least}", f"“{column}”不小于{least}的行数")
     elif isinstance(query, QuantileQuery):
         wanted = listed(decimal_text(p) for p in query.probabilities)
         said = Both(
             f"the quantiles {wanted.en} of {column}, from a histogram of {query.bins} parts",
-            f"{column}的分位数（{wanted.zh}），取自{query.bins}段的直方图",
+            f"“{column}”的分位数（{wanted.zh}），取自{query.bins}段的直方图",
         )
     else:
         bins = Both("", "") if query.bins is None else Both(f" in {query.bins} parts", f"（{query.bins}段）")
-        said = Both(f"the histogram of {column}{bins.en}", f"{column}的直方图{bins.zh}")
+        said = Both(f"the histogram of {column}{bins.en}", f"“{column}”的直方图{bins.zh}")
     return Both(f"\n    - {said.en}", f"\n    - {said.zh}")
 
 

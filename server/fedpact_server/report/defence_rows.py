@@ -7,9 +7,8 @@ from typing import Any
 
 from fedpact_contract.defended import DETECTORS
 from fedpact_contract.record import decimal_text
-from fedpact_contract.report import CENTRAL
 from fedpact_contract.undetected import ATTACKS, HERE, MEASURED
-from fedpact_server.report.labels import Lang
+from fedpact_server.report.labels import CENTRAL, Lang
 from fedpact_server.report.spelled import number_ranges, time_text
 
 WORDS: dict[str, tuple[str, str]] = {

@@ -7,6 +7,9 @@ from fedpact_contract.privacy import ACCOUNTANT, CENTRAL_ACCOUNTANT
 
 Lang = Literal["en", "zh"]
 
+CENTRAL = "client-level-at-the-operator"
+"""The trust model in which the operator adds the noise."""
+
 LABELS: dict[str, tuple[str, str]] = {
     "report": ("Contribution report", "贡献与收益报告"),
     "contract": ("Contract", "合约"),
@@ -119,6 +122,13 @@ LABELS: dict[str, tuple[str, str]] = {
     "share": ("Share", "份额"),
     "without_slices": ("What hangs on each part of the validation set", "验证集各部分的影响"),
     "without": ("without", "去除"),
+    "common_control": ("Common control", "共同控制"),
+    "common_control_note": (
+        "Participants that one party controls, as they declare, have one equal part and one floor; contribution and "
+        "data are paid to each.",
+        "申报受同一方控制的参与方合计一份均分部分与一份保底金额；贡献与数据部分各自计付。",
+    ),
+    "floor_once": ("floor", "保底金额"),
     "without_slices_note": (
         "Shares if that part of the validation rows (their number in brackets) had never been there. Never paid by.",
         "若从无该部分验证样本（括号内为条数）时的份额；不用于分配。",
