@@ -42,6 +42,9 @@ class EgressKind(StrEnum):
     COUNTERSIGNATURE = "countersignature"
     OBJECTION = "objection"
     STATEMENT = "statement"
+    NOTICE = "notice"
+    REVOCATION = "revocation"
+    RECEIPT = "receipt"
     REQUEST = "request"
 
 
@@ -352,6 +355,14 @@ class Records:
                 "INSERT INTO egress (at, kind, contract_id, round, size, sha256, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (self._clock(), kind.value, contract_id, round_number, size, sha256, detail),
             )
+
+    def count_egress(self, kind: EgressKind, contract_id: str) -> int:
+        """How many messages of a kind about a contract left, or were about to."""
+        with self._db.reading():
+            row = self._db.one(
+                "SELECT COUNT(*) FROM egress WHERE kind = ? AND contract_id = ?", (kind.value, contract_id)
+            )
+        return int(row[0]) if row else 0
 
     def egress(self) -> list[EgressEntry]:
         """Everything that left or was about to, oldest first."""

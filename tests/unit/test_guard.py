@@ -731,13 +731,13 @@ class TestContracts:
         at = Guard(home=made.home, config=made.home.config(), store=made.store)
         with made.client() as client:
             at._look(client)
-        at.desks.pop(contract.id).check_allowed()
+        at.desks.pop(contract.id).check_allowed(1)
         text = made.home.config_path.read_text().replace('"rows.csv"', '"own.csv"')
         replace_file(made.home.config_path, text.encode())
         for config in (made.home.config(), lost_set_9(made.home.config())):
             at.config = config
             with made.client() as client, pytest.raises(RefusedError) as caught:
-                at._desk(contract.id, client).check_allowed()
+                at._desk(contract.id, client).check_allowed(1)
             assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
             at.desks.clear()
 
@@ -760,7 +760,7 @@ class TestContracts:
             at._look(client)
         assert at.desks[contract.id].entity is None
         with pytest.raises(InputError, match="CONFIG_DATA_SET"):
-            at.desks[contract.id].check_allowed()
+            at.desks[contract.id].check_allowed(1)
 
     def test_it_runs_when_everybody_has_signed(self, made: Lab) -> None:
         contract = self.signed(made)

@@ -290,17 +290,19 @@ def test_an_unknown_contract_and_a_malformed_request_charge_nothing(store: Store
 def test_only_a_running_contract_trains(store: Store, state: str):
     ready = complete(store, reserve(store))
     store.set_state(ONE, state)
-    assert code_of(RefusedError, lambda: store.reserve(ONE, 2, BASE, RUN)) == "CONTRACT_NOT_RUNNING"
+    code = {"paused": "PARTICIPANT_PAUSED", "withdrawn": "PARTICIPANT_WITHDRAWN"}.get(state, "CONTRACT_NOT_RUNNING")
+    assert code_of(RefusedError, lambda: store.check_running(ONE)) == code
+    assert code_of(RefusedError, lambda: store.reserve(ONE, 2, BASE, RUN)) == code
     if state == "paused":
         assert again(store) == ready
     else:
-        assert code_of(RefusedError, lambda: store.reserve(ONE, 1, BASE, RUN)) == "CONTRACT_NOT_RUNNING"
+        assert code_of(RefusedError, lambda: store.reserve(ONE, 1, BASE, RUN)) == code
 
 
 def test_a_contract_withdrawn_while_training_sends_nothing(store: Store):
     taken = reserve(store)
     store.set_state(ONE, "withdrawn")
-    assert code_of(RefusedError, lambda: complete(store, taken)) == "CONTRACT_NOT_RUNNING"
+    assert code_of(RefusedError, lambda: complete(store, taken)) == "PARTICIPANT_WITHDRAWN"
     assert states(store) == ["reserved"]
     assert store.answers(ONE) == []
 
@@ -493,7 +495,7 @@ def test_what_leaves_is_entered_in_order_and_by_kind(store: Store):
 def test_every_kind_that_may_leave():
     assert {k.value for k in EgressKind} == {
         "enrolment", "card", "signature", "update", "refusal", "countersignature", "objection", "request",
-        "measurement", "statement",
+        "measurement", "statement", "notice", "revocation", "receipt",
     }  # fmt: skip
 
 
