@@ -2,6 +2,7 @@
 
 import os
 
+os.environ["FEDPACT_LANG"] = "en"  # whatever the locale of whoever runs the tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when numpy is loaded: two test processes share two processors
 import shutil
 import sys

@@ -75,7 +75,8 @@ class Desk:
 
     `entity` is the column that agent.toml declares for the contract's data set: whose a row is. `own_file` holds the
     data set's file against the others' (`cards.check_own_file`) and gives the fingerprint of its place. `own_rows`
-    holds the rows against the contract's `max_duplicates`: InputError, DATA_DUPLICATES.
+    holds the rows against the contract's `max_duplicates` (InputError, DATA_DUPLICATES) and, before the first attempt,
+    against the data set's own rules (RefusedError, QUALITY_GATE: this code leaves, and nothing else of it).
     """
 
     store: Store
@@ -227,8 +228,8 @@ def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:
         desk.own_rows()
     except InputError as err:
         return _refuse(desk, order, err, head=head, evidence=data, code=FAILED)
-    except RefusedError as err:  # a person stopped it while the rows were read
-        return _refuse(desk, order, err, head=head, evidence=b"")
+    except RefusedError as err:  # the gate, or a person who stopped it while the rows were read
+        return _refuse(desk, order, err, head=head, evidence=data)
     return _train(desk, order, model, head)
 
 

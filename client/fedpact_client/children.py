@@ -16,6 +16,7 @@ from fedpact_client.answer import Trained, TrainerLostError, TrainingFailedError
 from fedpact_client.config import AgentConfig
 from fedpact_client.frames import NODE_NUMBER, Frame, FrameError
 from fedpact_client.home import AgentHome
+from fedpact_client.quality import GATE
 from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import Child, spawn
 from fedpact_contract.contract import Contract, MeasurementKind
@@ -33,12 +34,15 @@ that a slow first look at the data is no fault, and to start again would make it
 MAX_ARRAY = 1 << 29
 """Largest array on either pipe, in bytes: a model of 64 million parameters."""
 TRAINER_KINDS = frozenset({"ready", "update", "checked", "failed"})
-EXECUTOR_KINDS = frozenset({"ready", "connected", "order"})
+EXECUTOR_KINDS = frozenset({"ready", "connected", "order", "malformed"})
 FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 DUPLICATES = "DATA_DUPLICATES"
-FAILURE = re.compile(r"(DATA|TRAINING)_[A-Z0-9_]{1,60}", re.ASCII)
+FAILURE = re.compile(r"(DATA|TRAINING|QUALITY)_[A-Z0-9_]{1,60}", re.ASCII)
 
 Answer = TypeVar("Answer")
+
+
+LOST = "Its log, trainer.log, says why; a machine without enough memory is the usual cause."
 
 
 class CancelledError(FailedError):
@@ -51,6 +55,14 @@ def selection_key(home: AgentHome) -> bytes:
     if not path.exists():
         write_private(path, secrets.token_bytes(32))
     return path.read_bytes()
+
+
+def gate_header(home: AgentHome, config: AgentConfig, contract: Contract) -> dict[str, Any]:
+    """What a `check` order says of the data set's rules (`trainer.Gate`); nothing where it has none."""
+    data_set = config.data_set(contract.participant(home.participant_id).data_set)
+    if not data_set.rules:
+        return {}
+    return {"gate": {"data_set": data_set.plain(), "profile": str(home.profile_path(data_set.id))}}
 
 
 @dataclass(slots=True)
@@ -77,11 +89,13 @@ class TrainerChild:
             processors=self.config.limits.processors,
             nice=self.config.limits.nice,
         )
+        profiles = self.home.path / "profiles"
+        profiles.mkdir(mode=0o700, exist_ok=True)  # homes of earlier releases have none; it must be there to be read
         paths = [str(p) for d in self.config.data_sets for p in sources.read_paths(d.source, self.home.path)]
         self._child.pipe.send(
             "setup",
             {
-                "read_paths": [*paths, str(self.home.path / "released")],
+                "read_paths": [*paths, str(self.home.path / "released"), str(profiles)],
                 "threads": self.config.limits.threads,
                 "memory": self.config.limits.memory,
                 "idle_seconds": IDLE_SECONDS,
@@ -116,24 +130,32 @@ class TrainerChild:
         """
         return self._ask(_trained, contract, "measure", {"kind": kind}, base)
 
-    def check(self, contract: Contract) -> None:
+    def check(self, contract: Contract, *, first: bool = False) -> None:
         """The rows hold no more exact copies than the contract allows (`answer.Desk.own_rows`).
 
-        Whatever else keeps the trainer from its rows is left to the attempt, which is charged.
+        Before the contract's `first` attempt, the data set's own rules are kept too, where it has any. Whatever else
+        keeps the trainer from its rows is left to the attempt, which is charged.
 
         Raises:
             InputError: DATA_DUPLICATES.
-            RefusedError: as `train`.
+            RefusedError: QUALITY_GATE: a rule is broken, or could not be checked; as `train`.
         """
-        if contract.defences is None or contract.defences.max_duplicates is None:
+        more = gate_header(self.home, self.config, contract) if first else {}
+        if not more and (contract.defences is None or contract.defences.max_duplicates is None):
             return
         try:
-            self._ask(_checked, contract, "check", {}, b"")
+            self._ask(_checked, contract, "check", more, b"")
         except TrainingFailedError as err:
             if err.code == DUPLICATES:
                 raise InputError(**err.as_dict()) from err
+            if err.code == GATE:
+                raise RefusedError(**err.as_dict()) from err
             log.warning("rows not checked", code=err.code)
         except TrainerLostError as err:
+            if more:
+                raise RefusedError(
+                    GATE, f"The trainer ended before the data set's rules were checked: {err.code}.", remedy=LOST
+                ) from err
             log.warning("rows not checked", code=err.code)
 
     def _ask(

@@ -32,6 +32,10 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
 PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="Its first line opens the contract key.", metavar="FILE")
 ]
+Language = Annotated[
+    Literal["en", "zh"] | None,
+    typer.Option("--lang", help="The language of the text.", show_default="FEDPACT_LANG, else the locale's"),
+]
 ContractId = Annotated[str, typer.Argument(help="A contract's id, or its beginning.", metavar="CONTRACT")]
 HOME = Path("agent")
 
@@ -135,8 +139,64 @@ def enrol(
 
 
 @app.command()
+def profile(
+    data_set: Annotated[str, typer.Argument(help="A data set of agent.toml.", metavar="DATA_SET")],
+    contract: Annotated[
+        str,
+        typer.Option("--contract", help="Also what this contract asks of the rows: a file, or one signed here."),
+    ] = "",
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write the report into this new file.", metavar="FILE")
+    ] = None,
+    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="Language of the report.")] = "en",
+    home: HomeOption = HOME,
+    as_json: Json = False,
+) -> None:
+    """Count what is in a data set and hold it against its rules; counts alone, and nothing leaves.
+
+    Exit 0: every rule is kept. Exit 5: one is broken, by which `card`, `sign` and training refuse the data set.
+
+    Example: fedpact-agent profile heart-2026 --lang zh --html quality.html
+    """
+    from fedpact_client import quality, quality_text
+    from fedpact_contract.contract_file import read_contract
+    from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.request import utc_now
+
+    if html is not None:
+        refuse_existing(html, option="--html")
+    today = utc_now().date()
+    with desk(home, read_only=True) as at:
+        agreed = None
+        if contract:
+            file = Path(contract)
+            agreed = read_contract(file)[0] if file.exists() else at.store.contract(at.resolve(contract)).contract
+        before = quality.Reference.read(at.home.profile_path(data_set))
+        found = quality.profile(at.config.data_set(data_set), at.home.path, before, today, agreed)
+    if html is not None:
+        write_new(html, quality_text.render(found, lang, today.isoformat()).encode(), private=True, option="--html")
+    _show(found.plain(), as_json, lambda _: quality_text.show(found, lang, today.isoformat()))
+    if found.failed:
+        raise typer.Exit(5)
+
+
+@app.command()
 def card(
     data_set: Annotated[str, typer.Argument(help="A data set of agent.toml.", metavar="DATA_SET")],
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--measured",
+            help="A count of the rows to put on the card, outside the privacy guarantee; asked for one by one.",
+            metavar="ITEM",
+        ),
+    ] = None,
+    croissant: Annotated[
+        Path | None,
+        typer.Option(
+            "--croissant", help="Only write the card signed last into this new file (JSON-LD).", metavar="FILE"
+        ),
+    ] = None,
     home: HomeOption = HOME,
     passphrase_file: PassphraseFile = None,
     yes: Yes = False,
@@ -147,8 +207,13 @@ def card(
     from fedpact_client.text import show_card, show_released
     from fedpact_contract.record import decimal_text
 
+    if croissant is not None:
+        _export(data_set, croissant, home, as_json=as_json)
+        return
     with desk(home) as at, at.client() as client:
         draft = cards.prepare(at.home, at.config, at.store, data_set)
+        items = cards.countable(draft, measured or [])
+        draft = draft.letting_out([item for item in items if yes or output.agree(cards.question(draft, item))])
         if not as_json:
             show_card(draft)
         output.confirm("Sign this card and send it?", yes=yes)
@@ -159,6 +224,18 @@ def card(
         cards.declare(at.home, at.store, client, draft, _passphrase(passphrase_file))
     result = draft.card.plain() | {"limit": decimal_text(draft.limit), "sent": True}
     _show(result, as_json, lambda _: output.console().print("The card is signed, kept here and sent."))
+
+
+def _export(data_set: str, path: Path, home: Path, *, as_json: bool) -> None:
+    """The card that was signed last as a Croissant description; nothing is read or sent."""
+    from fedpact_contract.croissant import croissant_bytes
+    from fedpact_contract.files import write_new
+
+    with desk(home, read_only=True) as at:
+        declared = at.store.data_set(data_set).declaration
+    write_new(path, croissant_bytes(declared), option="--croissant")
+    result = {"data_set": data_set, "digest": declared.digest(), "file": str(path)}
+    _show(result, as_json, lambda _: output.line(f"The card {declared.digest()} is described in {path}."))
 
 
 @contract_app.command("list")
@@ -184,18 +261,20 @@ def contract_list(home: HomeOption = HOME, as_json: Json = False) -> None:
 
 
 @contract_app.command("show")
-def contract_show(contract: ContractId, home: HomeOption = HOME, as_json: Json = False) -> None:
+def contract_show(contract: ContractId, home: HomeOption = HOME, lang: Language = None, as_json: Json = False) -> None:
     """A contract in full, who has signed it, and what policy and budget say to it. CONTRACT: its id, or a beginning."""
     from fedpact_client.review import review
+    from fedpact_client.review_text import show_review
     from fedpact_client.signing import fetch_offer
-    from fedpact_client.text import review_values, show_review
+    from fedpact_client.text import review_values
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
     with desk(home) as at, at.client() as client:
         offer = fetch_offer(client, at.resolve(contract, client))
         found = review(at.home, at.config, at.store, offer.contract, utc_now(), read_data=False)
     values = review_values(found, offer)
-    _show(values, as_json, lambda _: show_review(found, offer))
+    _show(values, as_json, lambda _: show_review(found, offer, language(lang)))
 
 
 @app.command()
@@ -247,21 +326,24 @@ def sign(
     home: HomeOption = HOME,
     passphrase_file: PassphraseFile = None,
     yes: Yes = False,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """Check a contract against everything known here, show it, and sign it. CONTRACT: its id, or a beginning."""
     from fedpact_client.review import review
+    from fedpact_client.review_text import show_review
     from fedpact_client.signing import commit, fetch_offer
-    from fedpact_client.text import review_values, show_review
+    from fedpact_client.text import review_values
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
     with desk(home) as at, at.client() as client:
         offer = fetch_offer(client, at.resolve(contract, client))
         found = review(at.home, at.config, at.store, offer.contract, utc_now(), read_data=True)
         if not as_json:
-            show_review(found, offer)
+            show_review(found, offer, language(lang))
         found.refuse()
-        output.confirm("Sign this contract?", yes=yes)
+        output.confirm("签署本合约？" if language(lang) == "zh" else "Sign this contract?", yes=yes)
         commit(at.home, at.store, client, found, _passphrase(passphrase_file))
     values = review_values(found, offer) | {"signed_now": True}
     _show(values, as_json, lambda _: output.console().print("Signed here and sent to the operator."))
@@ -286,7 +368,8 @@ def answer(
     subject: Annotated[
         str, typer.Option("--subject", help="The question, as `questions` shows it, or its beginning.", metavar="ID")
     ],
-    agree: Annotated[bool, typer.Option("--agree/--dispute", help="What is signed and sent.")],
+    agree: Annotated[bool, typer.Option("--agree", help="Sign and send that this enterprise agrees.")] = False,
+    dispute: Annotated[bool, typer.Option("--dispute", help="Sign and send that it disputes, for a --reason.")] = False,
     reason: Annotated[
         str | None, typer.Option("--reason", help="Why; every reader of the log sees it.", metavar="TEXT")
     ] = None,
@@ -301,7 +384,15 @@ def answer(
     """
     from fedpact_client import questions as asking
     from fedpact_client.text import show_questions
+    from fedpact_contract.errors import InputError
 
+    if agree == dispute:
+        raise InputError(
+            "ANSWER_ONE",
+            "An answer agrees or disputes; " + ("both were given." if agree else "neither was given."),
+            field="--agree, --dispute",
+            remedy="Give one of --agree and --dispute.",
+        )
     with desk(home) as at, at.client() as client:
         agreed = at.store.contract(at.resolve(contract)).contract
         own = at.home.participant_id
@@ -335,15 +426,17 @@ def start(home: HomeOption = HOME, as_json: Json = False) -> None:
 def status(
     home: HomeOption = HOME,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the operator.")] = False,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """Who this agent is, whether it runs, its contracts, and alarms."""
     from fedpact_client import views
     from fedpact_client.text import show_status
+    from fedpact_contract.language import language
 
     with desk(home) as at:
         values = views.status(at.home, at.store, _enrolment(at, offline=offline))
-    _show(values, as_json, show_status)
+    _show(values, as_json, lambda v: show_status(v, language(lang)))
 
 
 @app.command()
@@ -399,6 +492,7 @@ def plan(
         int | None, typer.Option("--entity-rows", help="Rows of one person or firm that are trained on, at most.")
     ] = None,
     home: HomeOption = HOME,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """What a contract would cost, what here refuses it, and how many rounds the budget pays; nothing is changed.
@@ -414,7 +508,9 @@ def plan(
     Example: fedpact-agent plan heart --rounds 20 --local-steps 5 --sample-rate 0.1 --epsilon 2
     """
     from fedpact_client import plan as planning
-    from fedpact_client.text import plan_values, show_plan
+    from fedpact_client.review_text import show_plan
+    from fedpact_client.text import plan_values
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
     options = {
@@ -433,7 +529,7 @@ def plan(
             found = planning.of_file(at.home, at.config, at.store, Path(what), utc_now())
         else:
             found = planning.of_terms(at.home, at.config, at.store, what, asked, utc_now())
-    _show(plan_values(found), as_json, lambda _: show_plan(found))
+    _show(plan_values(found), as_json, lambda _: show_plan(found, language(lang)))
     if found.refused:
         raise typer.Exit(RefusedError.exit_code)
 

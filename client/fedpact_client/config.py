@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from fedpact_client.policy import Policy
+from fedpact_client.rules import CardPart, Rule
 from fedpact_client.sources import Source
 from fedpact_contract.contract import Count, EntityCode, load_toml
 from fedpact_contract.errors import InputError
@@ -41,7 +42,8 @@ class OperatorPart(Part):
 class DataSet(Part):
     """A data set: what stands on its card, and where its rows are. `epsilon` at `delta` bounds all contracts on it.
 
-    `entity` is the column that says whose a row is, where one person or firm may have several rows.
+    `entity` is the column that says whose a row is, where one person or firm may have several rows. `rules` are those
+    of its quality gate, `card` what the card declares besides.
     """
 
     id: Code
@@ -54,6 +56,8 @@ class DataSet(Part):
     source: Source
     release_fraction: Dec | None = None
     release_file: Annotated[str, StringConstraints(min_length=1)] | None = None
+    rules: Annotated[tuple[Rule, ...], Field(max_length=200)] = ()
+    card: CardPart | None = None
 
     @field_validator("epsilon")
     @classmethod

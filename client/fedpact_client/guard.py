@@ -25,7 +25,7 @@ from fedpact_client.cards import check_own_file
 from fedpact_client.children import CancelledError, ExecutorChild, TrainerChild, selection_key
 from fedpact_client.closing import Closing, close, note_waiting
 from fedpact_client.config import AgentConfig
-from fedpact_client.executor import EXIT_REFUSED, EXIT_RETRY, EXIT_UNAVAILABLE
+from fedpact_client.executor import EXIT_REFUSED, EXIT_RETRY, EXIT_UNAVAILABLE, NO_REPLY, ORDER_FORM
 from fedpact_client.facts import ROUNDS, Connection, Facts, RoundTime, cut_off, milliseconds, place_of
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.home import AgentHome
@@ -215,12 +215,16 @@ class Guard:
             frame = self.executor.receive(ORDER_SECONDS)
             if frame is None:
                 return
-            ready = self._answer(client, _order(frame), frame.array)
+            malformed = frame.kind == "malformed"
+            ready = None if malformed else self._answer(client, _order(frame), frame.array)
             if ready is None:
+                record_no_reply(self.store, ORDER_FORM if malformed else NO_REPLY)
                 self.executor.send("drop", {})
             else:
                 self.executor.send("reply", {"reply": ready.reply.decode()}, ready.array)
-        except FrameError as err:  # the executor counts as outside: it broke the pipe's rules, or has ended
+        except FedpactError as err:
+            # The executor counts as outside: it broke the pipe's rules, or has ended. Or what it would send cannot be
+            # entered in the egress ledger: an executor that waits for an answer sends nothing.
             log.error("executor's pipe closed", code=err.code)
             self.executor.stop()
 
@@ -251,8 +255,10 @@ class Guard:
     def _check_rows(self, contract: Contract) -> None:
         """The rows before an attempt (`answer.Desk.own_rows`), the trainer's time taken."""
         began = time.perf_counter()
+        data_set = contract.participant(self.home.participant_id).data_set
+        first = all(row.contract_id != contract.id for row in self.store.rows(data_set))
         try:
-            self.trainer.check(contract)
+            self.trainer.check(contract, first=first)
         finally:
             self.training += time.perf_counter() - began
 
@@ -422,6 +428,11 @@ def record_reply(store: Store, ready: Ready, contract_id: str, data: bytes) -> i
     number = int(parse_canonical(read_envelope(data).body, what="order")["round"])
     store.record_egress(kind, contract_id, number, len(body), sha256_hex(body))
     return number
+
+
+def record_no_reply(store: Store, text: str) -> None:
+    """Enter the fixed text that goes to the operator in place of a reply: of which order, only its sender could say."""
+    store.record_egress(EgressKind.NO_REPLY, None, None, len(text), sha256_hex(text.encode()), detail=text)
 
 
 def _order(frame: Frame) -> OrderFrame:

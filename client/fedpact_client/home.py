@@ -11,6 +11,7 @@
     trust.toml          the fingerprints that this enterprise checked itself
     operator/           ca.crt and operator.json, written by `enrol`
     released/           the rows that left for validation, per data set: training leaves them out
+    profiles/ID.json    the profile of the data set ID that its last signed card was made by: counts by bin
     silence/ID.json     our signed record that the operator did not close the contract ID in time
     withdrawn/ID.*.json the signed receipts of what was destroyed when we withdrew from the contract ID, ours and theirs
     flower/             what Flower's side writes; it can write nowhere else
@@ -56,7 +57,7 @@ TRUST_HEAD = """\
 # `sign` compares every party of a contract with this file, and `statement` and `fedpact verify` rest on it.
 
 """
-FOLDERS = ("keys", "keys/run", "operator", "released", "logs")
+FOLDERS = ("keys", "keys/run", "operator", "released", "profiles", "logs")
 
 
 class OperatorData(Part):
@@ -158,6 +159,10 @@ class AgentHome:
     def released_path(self, data_set: str) -> Path:
         """The rows of a data set that were released: canonical JSON lines."""
         return self.path / "released" / f"{data_set}.jsonl"
+
+    def profile_path(self, data_set: str) -> Path:
+        """The profile that a data set's last signed card was made by (`quality.Reference`)."""
+        return self.path / "profiles" / f"{data_set}.json"
 
     def check(self) -> "AgentHome":
         """This home, if there is one here.

@@ -72,7 +72,7 @@ def _ready(desk: Desk, client: OperatorClient, kind: MeasurementKind, run: Measu
     """What may leave; None where the attempt came to nothing.
 
     Raises:
-        RefusedError: the policy or the budget says no, or the one attempt was made and lost.
+        RefusedError: the policy, the data set's rules or the budget say no, or the one attempt was made and lost.
         InputError: DATA_DUPLICATES.
     """
     desk.check_allowed(0, kind)

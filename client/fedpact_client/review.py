@@ -218,7 +218,7 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
     """What the contract says of this enterprise is what it declared itself, and the data set's file is its own.
 
     Raises:
-        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_GATE_ORDER, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE,
+        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_CARD, SIGN_GATE_ORDER, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE,
             DATA_SET_KNOWN_ELSEWHERE.
         InputError: CONFIG_DATA_SET, DATA_SET_UNKNOWN.
     """
@@ -234,6 +234,13 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
             "num_examples",
         )
     check_num_examples(data_set, card)
+    if me.card is not None and me.card != card.digest():
+        raise _own(
+            "SIGN_CARD",
+            f"The contract was made by the card {me.card} of {me.data_set}; the one signed last here is "
+            f"{card.digest()}.",
+            "card",
+        )
     if me.gate_order != card.alpha:
         raise _own(
             "SIGN_GATE_ORDER",
@@ -378,7 +385,7 @@ def check_rows(home: AgentHome, config: AgentConfig, store: Store, contract: Con
 
     Raises:
         InputError: DATA_*.
-        RefusedError: DATA_SET_KNOWN_ELSEWHERE.
+        RefusedError: DATA_SET_KNOWN_ELSEWHERE, QUALITY_GATE.
         FailedError: TRAINER_LOST.
     """
     from fedpact_client.trial import try_rows

@@ -38,6 +38,7 @@ class EgressKind(StrEnum):
     SIGNATURE = "signature"
     UPDATE = "update"
     REFUSAL = "refusal"
+    NO_REPLY = "no-reply"
     MEASUREMENT = "measurement"
     COUNTERSIGNATURE = "countersignature"
     OBJECTION = "objection"

@@ -6,13 +6,14 @@ What the trainer cannot read or encode here it could not in round 1 either, wher
 from dataclasses import dataclass
 
 from fedpact_client import sources
-from fedpact_client.children import selection_key
+from fedpact_client.children import gate_header, selection_key
 from fedpact_client.config import AgentConfig
 from fedpact_client.frames import FrameError
 from fedpact_client.home import AgentHome
+from fedpact_client.quality import GATE
 from fedpact_client.spawn import spawn
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FailedError, InputError
+from fedpact_contract.errors import FailedError, InputError, RefusedError
 
 READY_SECONDS, CHECK_SECONDS = 120.0, 900.0
 KINDS = frozenset({"ready", "checked", "failed"})
@@ -32,12 +33,17 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
 
     Raises:
         InputError: DATA_*, naming file, column and rule, never a value; CONFIG_DATA_SET.
+        RefusedError: QUALITY_GATE, the data set breaks a rule of agent.toml.
         FailedError: TRAINER_LOST, it did not start or ended; its log says why.
     """
     data_set = config.data_set(contract.participant(home.participant_id).data_set)
     released = str(home.released_path(data_set.id))
     setup = {
-        "read_paths": [*(str(p) for p in sources.read_paths(data_set.source, home.path)), released],
+        "read_paths": [
+            *(str(p) for p in sources.read_paths(data_set.source, home.path)),
+            released,
+            str(home.profile_path(data_set.id)),
+        ],
         "threads": config.limits.threads,
         "idle_seconds": int(CHECK_SECONDS),
         "memory": config.limits.memory,
@@ -51,6 +57,7 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
         "released": released,
         "columns": list(data_set.names),
         "selection_key": selection_key(home).hex(),
+        **gate_header(home, config, contract),
     }
     log = home.logs / "trainer.log"
     try:
@@ -67,7 +74,8 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
     if frame.kind == "failed":
         places = {k: str(frame.header[k]) for k in ("file", "field", "rule", "remedy") if k in frame.header}
         remedy = places.pop("remedy", "")
-        raise InputError(str(frame.header["code"]), str(frame.header["message"]), remedy=remedy, **places)
+        kind = RefusedError if frame.header["code"] == GATE else InputError
+        raise kind(str(frame.header["code"]), str(frame.header["message"]), remedy=remedy, **places)
     counts = frame.header
     return Trial(
         num_rows=int(counts["num_rows"]),

@@ -20,6 +20,7 @@ from fedpact_contract.contract import (
 )
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import Checkpoint, Countersignature, Proved
+from fedpact_contract.quality import Facts, Measured
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, decimal_text
 
 
@@ -233,7 +234,8 @@ class DataSetCard(Record):
     """A participant's declaration of a data set: its rows, columns and privacy budget; signed by its contract key.
 
     (epsilon, delta, alpha) bound all contracts on this data set together: a Rényi filter at the one order `alpha`.
-    `entity` is the column that says whose a row is, where several rows may be one person's or firm's.
+    `entity` is the column that says whose a row is, where several rows may be one person's or firm's. `facts` are what
+    the participant says of the data set, `measured` the counts that it let out, outside the privacy guarantee.
     """
 
     TYPE = "data-set-card"
@@ -248,6 +250,15 @@ class DataSetCard(Record):
     delta: Dec
     alpha: Dec
     released_rows: Annotated[int, Field(ge=0)]
+    facts: Facts | None = None
+    measured: Annotated[tuple[Measured, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        items = [m.item for m in self.measured or ()]
+        if len(set(items)) != len(items):
+            raise ValueError("`measured` has an item twice")
+        return self
 
 
 def check_card_delta(delta: Decimal, num_examples: int, *, file: object = None, party: str | None = None) -> None:

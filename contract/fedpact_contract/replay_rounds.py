@@ -40,6 +40,8 @@ from fedpact_contract.statistics import can_be_noised, total_cells
 
 STOPPED = "RUN_STOPPED"
 """The code of a round that the operator gave up when it stopped the run: that may be at any time."""
+NOT_FINITE = "EVALUATION_NOT_FINITE"
+"""The code of a round that is given up: a loss is no number."""
 
 MOVES = "a charge is a row of the ledger, and moves its head"
 
@@ -371,12 +373,17 @@ def _round_over(run: Run, place: Place, body: RoundAggregated | RoundAbandoned) 
         run.silent[party_id] = run.silent.get(party_id, 0) + 1 if absent else 0
 
 
+def _minimum(run: Run) -> int:
+    return run.parties.contract.participation.minimum
+
+
 def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
     """At least the minimum of admitted updates led to the next model."""
     yield from _round_over(run, place, body)
-    minimum = run.parties.contract.participation.minimum
-    if len(body.admitted) < minimum:
-        message = f"{counted(len(body.admitted), 'update')} aggregated; the contract's minimum is {minimum}."
+    if (count := run.parties.contract.counted_once(body.admitted)) < (minimum := _minimum(run)):
+        message = f"{counted(count, 'update')} aggregated; the contract's minimum is {minimum}."
+        if count < len(body.admitted):
+            message += " Those under common control count once."
         yield place.fault("ADMITTED_TOO_FEW", message, field="admitted", rule="participation.minimum")
     due = "csprng" if isinstance(run.parties.contract.privacy, ClientPrivacy) else None
     if body.noise != due:
@@ -390,7 +397,7 @@ def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
 def round_abandoned(run: Run, place: Place, body: RoundAbandoned) -> Faults:
     """Fewer than the minimum were admitted, and the run ends."""
     yield from _round_over(run, place, body)
-    if len(body.admitted) >= run.parties.contract.participation.minimum and body.code != STOPPED:
+    if run.parties.contract.counted_once(body.admitted) >= _minimum(run) and body.code != STOPPED:
         message = "A round was abandoned that had enough admitted updates."
         yield place.fault("ABANDONED_WITHOUT_NEED", message, field="admitted", rule="participation.minimum")
     run.abandoned = True
@@ -403,6 +410,10 @@ def round_discarded(run: Run, place: Place, body: RoundDiscarded) -> Faults:
         message = "A round is given up that is not the last one, or has scores."
         yield place.fault("DISCARDED_ROUND", message, field="round", party=operator)
         return
+    if body.code != NOT_FINITE:
+        message = f"A round is given up for {body.code}, and not because its losses are no numbers ({NOT_FINITE})."
+        yield place.fault("DISCARDED_REASON", message, field="code", party=operator)
+    run.discarded.append(body.round)
     del run.aggregated[body.round], run.models[body.round]
     run.model_digest = run.rounds[-1].base_digest
     run.abandoned = True

@@ -71,6 +71,7 @@ class Run:
     deposited: ValidationDeposited | None = None
     rounds: list[Round] = field(default_factory=list)
     abandoned: bool = False
+    discarded: list[int] = field(default_factory=list)  # rounds whose model was given up
     aggregated: dict[int, tuple[str, ...]] = field(default_factory=dict)  # round -> admitted
     models: dict[int, str] = field(default_factory=dict)  # round -> digest of the model that it led to
     committed: dict[int, str] = field(default_factory=dict)

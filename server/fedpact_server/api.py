@@ -169,7 +169,7 @@ def post_card(call: ActiveCall) -> dict[str, Any]:
         raise InputError("BODY_FORM", "The body is {card, released}.", field="released")
     envelope = _envelope(value, "card")
     with call.world.database.write() as connection:
-        card = cards.accept_card(connection, call.member, envelope, released or [])
+        card = cards.accept_card(connection, call.member, envelope, released or [], now=call.world.now())
     return {"data_set": card.data_set, "released": card.released_rows}
 
 

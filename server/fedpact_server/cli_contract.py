@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpact_contract import output
-from fedpact_contract.cli import group
+from fedpact_contract.cli import Document, Language, group, write_document
 from fedpact_contract.files import refuse_existing, write_new
 from fedpact_contract.output import counted, line
 from fedpact_server.cli_common import (
@@ -164,12 +164,14 @@ def sign_command(
     yes: Yes = False,
     passphrase_file: PassphraseFile = None,
     home: Home = DEFAULT_HOME,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """Read an offered contract in full, then sign it and delegate a run key for it.
 
     Example: fedpact contract sign 3f2a91c0
     """
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
     from fedpact_contract.text import render
     from fedpact_server import contracts
@@ -178,25 +180,34 @@ def sign_command(
     with database.read() as connection:
         found = contracts.signable(connection, contract, utc_now())
     if not (yes and as_json):
-        typer.echo(render(found), err=as_json)
+        typer.echo(render(found, language(lang)), err=as_json)
     output.confirm(f"Sign this contract as {operator.settings.name}?", yes=yes)
     passphrase = read_passphrase(passphrase_file)
     _show(contracts.sign(operator, database, found.id, passphrase, now=utc_now()), as_json=as_json)
 
 
-def show_command(contract: Selector, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-    """Print a contract as a document, clause by clause. Example: fedpact contract show 3f2a91c0."""
+def show_command(
+    contract: Selector,
+    home: Home = DEFAULT_HOME,
+    lang: Language = None,
+    out: Document = None,
+    as_json: Json = False,
+) -> None:
+    """Print a contract as a document, clause by clause. Example: fedpact contract show 3f2a91c0 --lang zh."""
+    from fedpact_contract.language import language
     from fedpact_contract.text import render
     from fedpact_server import contracts
 
     _, database = open_home(home)
     with database.read() as connection:
         stored = contracts.find(connection, contract)
+    if out is not None:
+        write_document(out, stored.contract, lang)
     if as_json:
         plain = stored.contract.plain()
         output.emit_json({"contract_id": stored.contract.id, "state": stored.state, "contract": plain})
-    else:
-        typer.echo(render(stored.contract), nl=False)
+    elif out is None:
+        typer.echo(render(stored.contract, language(lang)), nl=False)
 
 
 def status_command(

@@ -1,9 +1,9 @@
 """`contract new`: from a template to a draft contract, with everything filled in that is derived, not chosen.
 
 The template gives what people decide. Derived are: the operator, the participants' names, keys and sectors (from
-their enrolment), their numbers of examples and gate orders (from their signed cards), the noise multiplier (from the
-whole plan), the accountant, the initial model, the validation set's root and slices, and the digests of the installed
-code.
+their enrolment), their numbers of examples and gate orders (from their signed cards, whose digests are named), the
+noise multiplier (from the whole plan), the accountant, the initial model, the validation set's root and slices, and the
+digests of the installed code.
 """
 
 import datetime
@@ -87,6 +87,7 @@ def new(
         tables += _released_rows(connection, signatories) if released else []
     software = installed_code()
     sketch = sketches.sketch(values, home.party, software, file=file)
+    _check_control(sketch)
     _check_cards(sketch, signatories)
     if sketch.term.not_after <= instant(now):
         raise InputError("CONTRACT_EXPIRED", "The term has ended already.", file=file, field="term.not_after")
@@ -102,6 +103,25 @@ def new(
     with database.write() as connection:
         connection.execute(db.contracts.insert().values(id=contract.id, payload=contract.to_bytes(), state="draft"))
     return contract
+
+
+def _check_control(contract: Contract) -> None:
+    """Participants that are all affiliates of the operator, or of the buyer, are named as under common control too."""
+    groups = [{*group.members} for group in contract.common_control or ()]
+    for of in ("operator", "buyer"):
+        codes = {a.entity_code for a in contract.affiliates or () if a.of == of}
+        if of == "buyer" and contract.buyer is not None:
+            codes.add(contract.buyer.entity_code)
+        linked = [p for p in contract.participants if p.entity_code in codes]
+        if len(linked) > 1 and not any({p.entity_code for p in linked} <= group for group in groups):
+            raise InputError(
+                "TEMPLATE_COMMON_CONTROL",
+                f"{', '.join(p.name for p in linked)} are under common control, by way of the {of}.",
+                field="common_control",
+                party=linked[0].name,
+                rule="affiliates of one party are one group of common control",
+                remedy="Name them in one [[common_control]] with name and members (their entity codes).",
+            )
 
 
 def _check_baseline(sketch: Contract) -> None:
@@ -134,7 +154,7 @@ def _participants(
         signatory = _signatory(connection, item, f"participants.{index}", file)
         member, card = signatory.member, signatory.card
         derived: dict[str, Any] = {"name": member.name, "key": member.contract_key, "sector": member.sector}
-        derived = {**derived, "num_examples": card.num_examples, "gate_order": card.alpha}
+        derived = {**derived, "num_examples": card.num_examples, "gate_order": card.alpha, "card": card.digest()}
         filled.append(merge(item, derived, file=file, under=f"participants.{index}"))
         signatories.append(signatory)
     return signatories, values | {"participants": filled}

@@ -6,7 +6,7 @@ from pathlib import Path
 import structlog
 
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FedpactError
+from fedpact_contract.errors import FailedError, FedpactError
 from fedpact_contract.keys import load_key
 from fedpact_server import db, validation
 from fedpact_server.cluster import evaluator
@@ -36,6 +36,11 @@ def drive(
         phase = Loop(context=context, transport=transport, examples=examples, evaluate=evaluate).run()
     except FedpactError as err:
         _tell(context, err)
+        raise
+    except Exception as err:
+        what = f"{type(err).__name__}: {err}"
+        remedy = "It is tried again; nothing is scored meanwhile. `fedpact run stop` ends the run."
+        _tell(context, FailedError("RUN_FAILED", what, remedy=remedy))
         raise
     log.info("driver ends", contract=contract_id, driver=str(flower_run_id), phase=phase)
 

@@ -35,6 +35,7 @@ from fedpact_contract.log import (
     ScoresCommitted,
     commitment,
 )
+from fedpact_contract.replay_rounds import NOT_FINITE
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_contract.unions import Unions
 from fedpact_models import aggregation
@@ -79,8 +80,6 @@ UNREADABLE_REPLIES = 3
 """Replies without a valid signature that a participant has in one round: others can send such in its name."""
 STOPPED = "RUN_STOPPED"
 """The code of what a run leaves undone that its operator stops."""
-NOT_FINITE = "EVALUATION_NOT_FINITE"
-"""The code of a round whose losses are no numbers: it has no scores, and no model is delivered that has none."""
 PRIVACY_EXHAUSTED = "RUN_PRIVACY_EXHAUSTED"
 """The code of a run that ends because Flower's accountant does not agree to the next release."""
 BEFORE_AGGREGATION = ("opened", "sent", "admitted", "committed")
@@ -175,7 +174,7 @@ class Loop:
         deposited = deposit.make(context) if number == 1 else []
         with context.write() as connection:
             present &= self._candidates(connection) - self._paused(connection)  # who left meanwhile is not invited
-            if len(present) < context.contract.participation.minimum:
+            if context.contract.counted_once(present) < context.contract.participation.minimum:
                 return
             base = self._base_digest(connection, number)
             deadline = instant(self.now() + timedelta(seconds=context.contract.participation.deadline_seconds))
@@ -200,23 +199,23 @@ class Loop:
     def _gather(self) -> set[str]:
         """Participants to invite: registered, neither silent nor excluded; wait for those who were there last time."""
         context = self.context
-        minimum = context.contract.participation.minimum
+        minimum, counted = context.contract.participation.minimum, context.contract.counted_once
         begun = time.monotonic()
         told: tuple[int, int] | None = None
         while True:
             with context.read() as connection:
                 candidates, paused = self._candidates(connection), self._paused(connection)
-            if len(candidates) < minimum:
+            if counted(candidates) < minimum:
                 with context.write() as connection:
                     self._end(connection, "stopped", "RUN_TOO_FEW_PARTICIPANTS")
                 raise SupersededError("RUN_STOPPED", "Too few participants are left.")
             online = self.transport.online()
             present = {p for p in candidates - paused if online.get(context.nodes[p], False)}
             patience = time.monotonic() - begun > GATHER_SECONDS
-            if len(present) >= minimum and (patience or candidates - paused - self.absent <= present):
+            if counted(present) >= minimum and (patience or candidates - paused - self.absent <= present):
                 self.absent = candidates - paused - present
                 return present
-            if (patience or len(candidates - paused) < minimum) and told != (now := (len(present), len(paused))):
+            if (patience or counted(candidates - paused) < minimum) and told != (now := (len(present), len(paused))):
                 told = now
                 with context.write() as connection:
                     self._detail(connection, self._waiting_for(present, candidates & paused))
@@ -225,7 +224,8 @@ class Loop:
     def _waiting_for(self, present: set[str], paused: set[str]) -> str:
         """Why no round opens now."""
         contract = self.context.contract
-        text = f"waiting: {len(present)} of at least {contract.participation.minimum} participants online"
+        counted, minimum = contract.counted_once(present), contract.participation.minimum
+        text = f"waiting: {counted} of at least {minimum} participants online"
         names = ", ".join(p.name for p in contract.participants if p.id in paused)
         return (f"{text}; paused by participant: {names}" if names else text)[:DETAIL_LENGTH]
 
@@ -387,7 +387,7 @@ class Loop:
         started = time.perf_counter()
         with context.database.read() as connection:
             admitted = self._admitted(connection, number)
-        if len(admitted) < context.contract.participation.minimum:
+        if context.contract.counted_once(admitted) < context.contract.participation.minimum:
             with context.write() as connection:
                 self._abandon(connection, number, "ROUND_TOO_FEW_UPDATES")
             return

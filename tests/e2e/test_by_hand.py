@@ -306,7 +306,10 @@ def play(world: World) -> None:
     world.each_runs("fedpact-agent enrol")
     check_enrolment(world)
     world.each_runs("fedpact participant approve", by_operator=True)
-    world.each_runs("fedpact-agent card")
+    assert all(found["passed"] for found in world.each_runs("fedpact-agent profile"))
+    cards = world.each_runs("fedpact-agent card")
+    seen = world.each_runs("fedpact participant card", by_operator=True)
+    assert [c["num_examples"] for c in seen] == [c["num_examples"] for c in cards]
     make_contract(world)
     know_each_other(world)
     world.each_runs("fedpact-agent contract list")

@@ -179,12 +179,12 @@ def hours(a: Action) -> bool:
 
 
 def not_paused(a: Action) -> bool:
-    """Any participant may pause at any time: its agent then sends nothing more."""
+    """Any participant may pause at any time: its agent then trains nothing more."""
     return bool(a["state"] != "paused")
 
 
 def not_withdrawn(a: Action) -> bool:
-    """Any participant may withdraw at any time: its agent then sends nothing more."""
+    """Any participant may withdraw at any time: its agent then trains nothing more."""
     return bool(a["state"] != "withdrawn")
 
 

@@ -1,7 +1,10 @@
 """The command `fedpact-agent`: exit codes, JSON, questions, no tracebacks, and a help that answers at once."""
 
+import ast
+import inspect
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -21,16 +24,18 @@ from tests.support.central import central_toml
 from tests.support.operator_world import TEMPLATE
 from tests.support.readme import Script, commands, filled
 
-from fedpact_client import cards, cli, guard, trial, views
+from fedpact_client import cards, cli, guard, review, review_text, trial, views
 from fedpact_client import plan as plans
 from fedpact_client.cli import app, main
 from fedpact_client.store import EgressKind
 from fedpact_contract.errors import FaultError
 from fedpact_contract.files import replace_file
 from fedpact_contract.keys import public_hex
+from fedpact_contract.language import VARIABLE
 from fedpact_contract.messages import DestructionReceipt
 from fedpact_contract.privacy import attempt_rdp, epsilon_plan, rdp
 from fedpact_contract.record import open_signed, read_envelope
+from fedpact_contract.refusals import chinese
 from fedpact_server import logbook
 
 HEAVY = {
@@ -346,6 +351,61 @@ def test_a_refused_contract_is_shown_and_not_signed(call: Call, ready: Lab, pass
     assert [c["error"]["code"] for c in as_json.json["checks"] if not c["ok"]] == ["POLICY_PURPOSE_MISMATCH"]
 
 
+def test_whoever_signs_in_chinese_reads_contract_review_and_refusal_in_chinese(
+    call: Call, ready: Lab, passphrase: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.declare()
+    offered = ready.offer()
+    asked = answer(monkeypatch, False)
+    declined = call("sign", offered.id, "--lang", "zh", "--passphrase-file", passphrase)
+    assert (declined.code, asked) == (5, ["签署本合约？"])
+    assert declined.err.startswith("DECLINED: 已回答“否”：未做任何事。\n  The answer was no: nothing was done.")
+    for words in (
+        "联邦学习技术契约（数字合约）：",
+        "签署方",
+        "仅由运营方担保",
+        "本企业数据集的隐私消耗",
+        "自有策略：相符",
+    ):
+        assert words in declined.out
+    assert "WHO SIGNS" not in declined.out
+    ready.configure(purposes='["other"]', data_set="")
+    refused = call("sign", offered.id, "--yes", "--lang=zh", "--passphrase-file", passphrase)
+    sentence = chinese("POLICY_PURPOSE_MISMATCH")
+    assert f"自有策略：拒绝，POLICY_PURPOSE_MISMATCH：{sentence}" in refused.out
+    assert refused.err.startswith(f"POLICY_PURPOSE_MISMATCH: {sentence}\n  The contract's purpose is ")
+    monkeypatch.setenv(VARIABLE, "zh")
+    assert f"拒绝，POLICY_PURPOSE_MISMATCH：{sentence}" in call("contract", "show", offered.id).out
+    ready.store.add_alarm("HEAD_FORK", offered.id, "two heads of one size")
+    assert f"HEAD_FORK: two heads of one size\n  {chinese('HEAD_FORK')}" in call("status", "--offline").out
+    as_json = call("sign", offered.id, "--yes", "--passphrase-file", passphrase, "--json")
+    assert (as_json.code, as_json.json["error"]["code"]) == (5, "POLICY_PURPOSE_MISMATCH")
+    assert sentence not in as_json.out
+
+
+def test_a_plan_is_told_in_chinese_too(call: Call, ready: Lab, tmp_path: Path) -> None:
+    ready.declare()
+    template = tmp_path / "heart.toml"
+    template.write_text(TEMPLATE)
+    for asked, whole in (((*PLAN, "3", "--epsilon", "1"), "整个计划（20步）"), (("plan", template), "整个计划（")):
+        found = call(*asked, "--lang", "zh")
+        assert (found.code, found.out.splitlines()[-1]) == (0, "相符。")
+        for words in (whole, "隐私预算足够", "未核对：数据行、", "噪声足以覆盖整个计划：相符"):
+            assert words in found.out
+        assert not re.findall(r"[a-z]{4,} [a-z]{3,}", found.out)
+
+
+def test_everything_that_is_checked_has_a_chinese_name() -> None:
+    """By the calls that make a check, and by what a plan says that it left out."""
+    names, left_out = set(), {plans.NO_CARD, *plans.NOT_IN_TEMPLATES, *plans.NOT_IN_TERMS}
+    for module in (review, plans):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "held":
+                names.add(ast.literal_eval(node.args[0]))
+    assert names == review_text.CHECKS.keys()
+    assert left_out == review_text.NOT_CHECKED.keys()
+
+
 def test_who_lets_the_operator_see_updates_says_so_in_its_policy(call: Call, ready: Lab, passphrase: Path) -> None:
     ready.declare()
     terms = TEMPLATE[TEMPLATE.index("[training]") : TEMPLATE.index("[term]")]
@@ -596,6 +656,90 @@ def test_plan_needs_all_terms_or_a_file(call: Call, ready: Lab) -> None:
         result = call("plan", nothing, "--json")
         assert (result.code, result.error) == (2, "CONTRACT_FILE_MISSING")
         assert "a data set's id (set-1) with --rounds" in result.json["error"]["remedy"]
+
+
+GATE = '[[data_sets.rules]]\nrule = "missing"\nat_most = 0\n'
+FACTS = """[data_sets.card]
+title = "Heart"
+description = "Patients"
+license = "CC-BY-4.0"
+creator = "Hospital 1"
+url = "https://hospital.example.org"
+published = 2026-11-01
+"""
+
+
+def declare_facts(at: Lab) -> None:
+    text = at.home.config_path.read_text().replace("[policy]\n", FACTS + "[policy]\n", 1)
+    replace_file(at.home.config_path, text.encode())
+
+
+def test_a_profile_says_which_rule_is_broken_and_writes_a_page(call: Call, world: Lab, tmp_path: Path) -> None:
+    world.configure(data_set=DATA_SET + GATE, rows=ROWS.replace("25,m,no", ",m,no"))
+    done = call("profile", "set-1", "--html", tmp_path / "q.html", "--lang", "zh")
+    assert done.code == 5
+    assert "1 / 60" in done.out
+    assert "未通过" in (tmp_path / "q.html").read_text()
+    assert (tmp_path / "q.html").stat().st_mode & 0o077 == 0
+    assert call("profile", "set-1", "--html", tmp_path / "q.html", "--json").error == "FILE_EXISTS"
+    found = call("profile", "set-1", "--json")
+    assert (found.code, found.json["passed"]) == (5, False)
+    (world.home.path / "rows.csv").write_text(ROWS)
+    assert call("profile", "set-1", "--json").json["passed"] is True
+    assert world.wire.sent == [], "a profile asks nobody anything"
+
+
+def test_a_profile_takes_a_contracts_demands_too(call: Call, ready: Lab, tmp_path: Path) -> None:
+    ready.declare()
+    (tmp_path / "contract.json").write_bytes(ready.offer().to_bytes())
+    (ready.home.path / "rows.csv").write_text(ROWS.replace("25,m,no", "25,m,perhaps"))
+    found = call("profile", "set-1", "--contract", tmp_path / "contract.json", "--json").json
+    assert {rule["whose"] for rule in found["rules"]} == {"contract"}
+    assert [(r["rule"], r["column"], r["count"]) for r in found["rules"] if not r["passed"]] == [
+        ("vocabulary", "ill", 1)
+    ]
+
+
+def test_a_count_is_on_the_card_only_where_it_was_named(call: Call, ready: Lab, passphrase: Path) -> None:
+    declare_facts(ready)
+    secret = ("--passphrase-file", passphrase, "--json")
+    assert call("card", "set-1", "--measured", "rows", *secret).error == "CONFIRMATION_NEEDED"
+    assert call("card", "set-1", "--measured", "weight", "--yes", *secret).error == "CARD_MEASURED"
+    assert "measured" not in call("card", "set-1", "--yes", *secret).json
+    said = call("card", "set-1", "--measured", "rows", "--yes", *secret).json
+    assert said["measured"] == [{"item": "rows", "at_least": 60, "basis": "outside-the-guarantee"}]
+
+
+def test_no_is_the_answer_that_keeps_a_count_at_home(
+    call: Call, ready: Lab, passphrase: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def answers(question: str, *, default: bool, err: bool) -> bool:
+        asked.append((question, default))
+        return "missing" not in question and "without a value" not in question
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(typer, "confirm", answers)
+    measured = ("--measured", "rows", "--measured", "missing-cells")
+    said = call("card", "set-1", *measured, "--passphrase-file", passphrase, "--json").json
+    assert [m["item"] for m in said["measured"]] == ["rows"]
+    assert [default for _, default in asked] == [False] * 3
+    assert "outside the privacy guarantee: rows of the source, at least 60" in asked[0][0]
+
+
+def test_a_card_is_described_by_croissant_once_it_is_signed(
+    call: Call, ready: Lab, passphrase: Path, tmp_path: Path
+) -> None:
+    declare_facts(ready)
+    file = tmp_path / "card.jsonld"
+    assert call("card", "set-1", "--croissant", file, "--json").error == "DATA_SET_UNKNOWN"
+    call("card", "set-1", "--yes", "--passphrase-file", passphrase)
+    before = len(ready.wire.sent)
+    done = call("card", "set-1", "--croissant", file, "--json")
+    assert (done.code, len(ready.wire.sent)) == (0, before), "nothing is sent"
+    assert json.loads(file.read_text())["datePublished"] == "2026-11-01"
+    assert call("card", "set-1", "--croissant", file, "--json").error == "FILE_EXISTS"
 
 
 def test_a_plan_for_a_data_set_without_a_card_counts_from_nothing(call: Call, ready: Lab) -> None:

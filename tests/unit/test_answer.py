@@ -442,6 +442,22 @@ def test_copies_among_the_rows_are_refused_before_anything_is_charged(world) -> 
     assert "30 are exact copies" in alarm.detail
 
 
+def test_of_a_broken_rule_only_the_code_leaves_and_nothing_is_charged(world) -> None:
+    _, _, agent, order, model = world
+
+    def broken() -> None:
+        raise RefusedError("QUALITY_GATE", "missing: column secret, 3 of 60", file="/secret/rows.csv", field="secret")
+
+    before = agent.desk.store.budget(agent.desk.data_set).charged
+    ready = answer(dataclasses.replace(agent.desk, own_rows=broken), order, model, BUNDLE)
+    assert (refusal(ready).code, refusal(ready).attempts, countersigned(ready)) == ("QUALITY_GATE", 0, True)
+    assert (charged(agent), agent.desk.store.budget(agent.desk.data_set).charged) == (1, before)
+    assert b"secret" not in ready.reply
+    assert b"3 of 60" not in ready.reply
+    (alarm,) = [a for a in agent.desk.store.alarms() if a.code == "QUALITY_GATE"]
+    assert "3 of 60" in alarm.detail
+
+
 def test_a_participant_with_copies_gets_through_no_round_and_costs_nothing(tmp_path) -> None:
     federation = make_federation(tmp_path)
     agent = federation.agent(2)

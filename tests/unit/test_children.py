@@ -77,6 +77,16 @@ def limited(agreed):
     return agreed.model_copy(update={"defences": Defences.parse(clause, code="TEST")})
 
 
+def ruled(trainer: TrainerChild) -> TrainerChild:
+    """The trainer's guard, with a rule for the data set."""
+    text = trainer.home.config_path.read_text().replace(
+        "[policy]\n", '[[data_sets.rules]]\nrule = "varies"\n[policy]\n', 1
+    )
+    replace_file(trainer.home.config_path, text.encode())
+    trainer.config = trainer.home.config()
+    return trainer
+
+
 def answering(*answers):
     """A trainer that answers each order with the next of (kind, header, array)."""
 
@@ -136,9 +146,7 @@ class TestTrainer:
         module, options = trainers.spawner.asked[0]
         assert (module, options["kinds"]) == ("fedpact_client.trainer", TRAINER_KINDS)
         assert (options["processors"], options["nice"]) == (None, 0)
-        assert options.keys() == {"log", "max_array", "kinds", "processors", "nice"}, (
-            "no argument, no variable"
-        )
+        assert options.keys() == {"log", "max_array", "kinds", "processors", "nice"}, "no argument, no variable"
 
     def test_an_attempt(self, trainers: Trainers, signed) -> None:
         orders: list[Any] = []
@@ -243,6 +251,37 @@ class TestTrainer:
         assert err.value.as_dict() == header
         trainer.train(signed, 1, 1, BASE)
         assert len(trainers.spawner.children) == 1, "the same process goes on"
+
+    def test_before_the_first_attempt_the_data_sets_own_rules_go_along(self, trainers: Trainers, signed) -> None:
+        orders: list[Any] = []
+
+        def behave(pipe) -> None:
+            ready(pipe)
+            while (frame := pipe.receive(5.0)) is not None:
+                orders.append(frame)
+                pipe.send("checked", {"num_rows": 40, "fingerprints": ["a" * 64]})
+
+        trainer = ruled(trainers.make(behave))
+        trainer.check(signed)
+        assert orders == [], "an attempt was charged before, and the contract has no clause"
+        trainer.check(signed, first=True)
+        (order,) = orders
+        assert order.header["gate"]["data_set"]["rules"] == [{"rule": "varies"}]
+        assert order.header["gate"]["profile"] == str(trainer.home.profile_path("set-1"))
+
+    @pytest.mark.parametrize(
+        "answers",
+        [
+            [("failed", {"code": "QUALITY_GATE", "message": "It breaks a rule.", "field": "age"}, b"")],
+            [("update", {}, b"")],
+        ],
+    )
+    def test_a_broken_rule_refuses_and_so_does_one_that_was_not_checked(
+        self, trainers: Trainers, signed, answers: list[Any]
+    ) -> None:
+        with pytest.raises(RefusedError) as err:
+            ruled(trainers.make(answering(*answers))).check(signed, first=True)
+        assert err.value.code == "QUALITY_GATE"
 
     @pytest.mark.parametrize("kind", ["failed", "update"])
     def test_what_else_keeps_it_from_the_rows_is_left_to_the_attempt(

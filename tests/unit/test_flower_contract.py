@@ -303,6 +303,24 @@ def test_the_serverapp_dies_with_the_superexec():
     assert "start_parent_process_monitor(parent_pid)" in source("flwr.superlink.runtime.run_serverapp:run_serverapp")
 
 
+def test_flower_is_told_no_seconds_to_send():
+    """With each reply it sends what its state says of how long the task ran; this place alone, and our state says 0."""
+    from fedpact_client.supernode import tell_no_seconds
+
+    text = source("flwr.supernode.start_client_internal:_push_messages")
+    assert text.count("state.get_message_processing_duration(") == 1
+    assert "send(message, object_tree, clientapp_runtime)" in text
+    state = get("flwr.supernode.nodestate:NodeStateFactory")(
+        objectstore_factory=get("flwr.supercore.object_store:ObjectStoreFactory")()
+    ).state()
+    times = dataclasses.make_dataclass("Times", ["starting_at", "finished_at"])
+    state.time_store = {"m": times(10.0, 12.5)}
+    state._cleanup_old_message_times = lambda: None
+    assert state.get_message_processing_duration("m") == 2.5
+    tell_no_seconds(state)
+    assert state.get_message_processing_duration("m") == 0.0
+
+
 class TestPatched:
     """Places that `supernode.patch` changes."""
 

@@ -213,7 +213,28 @@ class TestOrders:
         }[what]
         executor = world.play(order_frame(data, model), order_frame(order, model))
         assert executor.kinds == ["drop", "reply"]
-        assert len(world.left()) == 1
+        assert [entry.kind for entry in world.left()] == [EgressKind.NO_REPLY, EgressKind.UPDATE]
+
+    @pytest.mark.parametrize(
+        ("frame", "text"),
+        [
+            (Frame(kind="malformed", header={}, array=b""), b"E_ORDER_FORM"),
+            (order_frame(b"rubbish", b""), b"E_NO_REPLY"),
+        ],
+        ids=["malformed", "rubbish"],
+    )
+    def test_the_text_in_place_of_a_reply_is_entered_before_it_leaves(
+        self, world: World, frame: Frame, text: bytes
+    ) -> None:
+        executor = FakeExecutor(world.guard, frame)
+        seen: list[list[Any]] = []
+        executor.before_send = lambda: seen.append(world.left())
+        world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        world.guard.loop(world.client)  # type: ignore[arg-type]  # stands for the real one
+        assert executor.sent == [("drop", {}, b"")]
+        ((entry,),) = seen
+        assert (entry.kind, entry.size, entry.sha256) == (EgressKind.NO_REPLY, len(text), sha256_hex(text))
+        assert (entry.contract_id, entry.round, entry.detail) == (None, None, text.decode())
 
     @pytest.mark.parametrize(
         "header",
@@ -260,9 +281,10 @@ class TestOrders:
 
         monkeypatch.setattr(Store, method, fail)
         executor = world.play(order_frame(*world.order))
-        assert executor.kinds == ["drop"]
+        entered = method != "record_egress"
+        assert (executor.kinds, executor.stops > 0) == ((["drop"], False) if entered else ([], True))
         monkeypatch.undo()
-        assert world.left() == []
+        assert [entry.kind for entry in world.left()] == ([EgressKind.NO_REPLY] if entered else [])
         executor = world.play(order_frame(*world.order))
         assert executor.kinds == ["reply"], "asked again, it answers"
         assert world.states().count("spent") == 1
@@ -275,7 +297,7 @@ class TestOrders:
         world.guard.desks[mine.contract_id] = mine
         assert world.play(order_frame(*world.order)).kinds == ["drop"]
         assert world.states() == ["reserved"]
-        assert world.left() == []
+        assert [entry.kind for entry in world.left()] == [EgressKind.NO_REPLY]
         world.guard.desks[mine.contract_id] = world.agent.desk
         (sent,) = world.play(order_frame(*world.order)).sent
         assert world.states() == ["reserved", "reserved", "spent"], "a spare attempt, charged in full"
@@ -745,10 +767,10 @@ class TestContracts:
         contract = self.signed(made)
         made.others_sign(contract)
         at, looked = Guard(home=made.home, config=made.home.config(), store=made.store), []
-        monkeypatch.setattr(TrainerChild, "check", lambda _self, agreed: looked.append(agreed.id))
+        monkeypatch.setattr(TrainerChild, "check", lambda _self, agreed, *, first: looked.append((agreed.id, first)))
         with made.client() as client:
             at._desk(contract.id, client).own_rows()
-        assert looked == [contract.id]
+        assert looked == [(contract.id, True)], "nothing was charged yet: its own rules are asked too"
         assert at.training > 0, "the trainer's time, not the guard's"
 
     def test_a_data_set_that_agent_toml_has_lost_keeps_no_contract_from_closing(self, made: Lab) -> None:
