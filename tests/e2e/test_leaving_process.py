@@ -26,7 +26,7 @@ SECONDS = 10.0
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("leaving")
-    made = World(folder, enterprises=4, rounds=4, steps=1500, minimum=2)
+    made = World(folder, enterprises=4, rounds=4, steps=6000, minimum=2)
     try:
         made.begin()
         yield made

@@ -1,14 +1,19 @@
 """The guard refuses what the clauses exclude, and nothing else: 10,000 actions, by a second reader of the clauses."""
 
+import copy
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.clause_reader import CLAUSES, Verdict, read, remember
 from tests.support.clause_world import CODES, Outcome, Station
 
 from fedpact_client.store import Store
+from fedpact_contract.contract import Contract
+from fedpact_contract.errors import InputError
 
 STATIONS, ACTIONS = 40, 250
 ALLOWED_SHARE, SOLE = 0.3, 100
@@ -63,3 +68,43 @@ def check_ledger(store: Store, station: Station) -> None:
     """Limits ran down by exactly what the second reader counted."""
     assert store.uses("set") == station.past.uses
     assert store.budget("set").charged == station.past.charged
+
+
+CHOICES = (
+    *("kind", "rule", "unit", "relation", "sampling", "trust_model", "aggregation", "game", "loss", "estimator"),
+    *("fallback", "clip", "wreckers", "missing", "method", "currency"),
+)
+"""Keys whose values are words with a meaning."""
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every table and value in a contract."""
+    yield path, value
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, below in inner:
+        yield from places(below, (*path, key))
+
+
+def at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def test_what_is_unknown_is_refused_when_a_contract_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = 0
+    for number in (3, 4, 10):  # at client level; with defences; with a second unit
+        with Station(tmp_path, number, 1, monkeypatch) as station:
+            plain = station.plain[station.first]
+        for path, value in places(plain):
+            other = copy.deepcopy(plain)
+            if isinstance(value, dict):
+                at(other, path)["duty"] = "delete"
+            elif path[-1] in CHOICES:
+                at(other, path[:-1])[path[-1]] = "another"
+            else:
+                continue
+            tried += 1
+            with pytest.raises(InputError):
+                Contract.parse(other)
+    assert tried > 100

@@ -301,7 +301,7 @@ class Station:
         policy: dict[str, Any] = {
             "purposes": pick.choice(([plain["purpose"]], ["other", plain["purpose"]])),
             "operators": pick.choice(([a["operator"]], ["a" * 64, a["operator"]])),
-            "sectors": pick.choice(("*", ["medical", "finance", "traffic"])),
+            "sectors": pick.choice(("*", ["medical", "finance", "traffic"], sorted(others(a)))),
             "model_kinds": pick.choice(([plain["model"]["kind"]], ["softmax", "linear", "mlp"])),
             "columns": pick.choice(("*", ["age", "sex", "ill", "pid", "zip"])),
             "max_epsilon": pick.choice((privacy["epsilon"], "9")),
@@ -454,6 +454,11 @@ def from_model(number: int, digest: str) -> dict[str, Any]:
     return {"round": number, "opened_round": number} | dict.fromkeys(("base", "opened_base", "model"), digest)
 
 
+def others(a: Action) -> set[str]:
+    """The sectors of the other participants."""
+    return {p["sector"] for p in a["contract"]["participants"] if p["key"] != a["own_key"]}
+
+
 def stamp(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -600,8 +605,7 @@ def _put(**values: Any) -> Changer:
 
 
 def _sectors(_station: Station, a: Action) -> bool:
-    there = {p["sector"] for p in a["contract"]["participants"] if p["key"] != a["own_key"]}
-    a["policy"]["sectors"] = sorted(there - {max(there)})
+    a["policy"]["sectors"] = sorted(others(a) - {max(others(a))})
     return True
 
 

@@ -1,12 +1,15 @@
 """A participant pauses, withdraws, revokes its run key: the run goes on without it, and what it earned is paid."""
 
+import functools
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.support.closed_run import EVERYBODY_IS_PAID, REVENUE, ClosedRun, open_run
+from tests.support.closed_run import EVERYBODY_IS_PAID, REVENUE, ClosedRun, copy, open_run
+from tests.support.federation import Federation
 
 from fedpact_client import leaving
 from fedpact_client.closing import close
@@ -43,10 +46,24 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "LOOK_SECONDS", 0.0)
 
 
+TERMS = {"training__rounds": 4, "participation__head_threshold": 1, **EVERYBODY_IS_PAID}
+FOLDER = tempfile.TemporaryDirectory(prefix="fedpact-leaving-")
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> ClosedRun:
     """Four enterprises, of which three suffice; nothing has begun."""
-    return open_run(tmp_path, keys=KEYS, training__rounds=4, participation__head_threshold=1, **EVERYBODY_IS_PAID)
+    return open_run(tmp_path, keys=KEYS, **TERMS)
+
+
+@functools.cache
+def made(when: str, step: Callable[[ClosedRun], None]) -> Federation:
+    """A completed run in which something was done at this order (`during`); made once for each kind, then copied."""
+    run = open_run(Path(tempfile.mkdtemp(dir=FOLDER.name)), keys=KEYS, **TERMS)
+    during(run, **{when: lambda: step(run)})
+    assert run.federation.run(accept_test_noise=False) == "completed"
+    run.federation.database.dispose()
+    return run.federation
 
 
 def desk(run: ClosedRun, number: int = LEAVER) -> Any:
@@ -65,6 +82,20 @@ def say(run: ClosedRun, state: str, *, number: int = LEAVER, key: Ed25519Private
     with run.client(number) as client:
         said = leaving.said_of(agreement, in_hours=True)
         leaving.tell(at.store, client, agreement, at.participant, said, key or at.run_key)
+
+
+def withdraw(run: ClosedRun) -> None:
+    say(run, "withdrawn")
+
+
+def revoke(run: ClosedRun) -> None:
+    """What `revoke-key` sends, twice."""
+    at = desk(run)
+    record = KeyRevocation(contract_id=run.contract_id, participant=at.participant, run_key=public_hex(at.run_key))
+    with run.client(LEAVER) as client:
+        body = {"revocation": sign(record, KEYS[LEAVER - 1]).plain()}
+        first = client.post(path(run), body, EgressKind.REVOCATION)
+        assert client.post(path(run), body, EgressKind.REVOCATION) == first, "again changes nothing"
 
 
 def during(run: ClosedRun, **steps: Callable[[], None]) -> None:
@@ -276,11 +307,9 @@ def test_whom_the_operator_suspends_is_sent_nothing_and_keeps_what_it_earned(run
 
 class TestWithdraw:
     @pytest.fixture
-    def withdrawn(self, run: ClosedRun) -> ClosedRun:
+    def withdrawn(self, tmp_path: Path) -> ClosedRun:
         """A completed run that the fourth left when the order of round 3 came."""
-        during(run, r3e4=lambda: say(run, "withdrawn"))
-        assert run.federation.run(accept_test_noise=False) == "completed"
-        return run
+        return copy(made("r3e4", withdraw), tmp_path)
 
     def test_it_is_invited_no_more_and_paid_what_it_earned(self, withdrawn: ClosedRun) -> None:
         run = withdrawn
@@ -385,20 +414,10 @@ class TestWithdraw:
 
 
 class TestRevokeKey:
-    def revoke(self, run: ClosedRun) -> None:
-        at = desk(run)
-        record = KeyRevocation(contract_id=run.contract_id, participant=at.participant, run_key=public_hex(at.run_key))
-        with run.client(LEAVER) as client:
-            body = {"revocation": sign(record, KEYS[LEAVER - 1]).plain()}
-            first = client.post(path(run), body, EgressKind.REVOCATION)
-            assert client.post(path(run), body, EgressKind.REVOCATION) == first, "again changes nothing"
-
     @pytest.fixture
-    def revoked(self, run: ClosedRun) -> ClosedRun:
+    def revoked(self, tmp_path: Path) -> ClosedRun:
         """A completed run; the key was revoked when the order of round 2 came, and the update was made all the same."""
-        during(run, r2e4=lambda: self.revoke(run))
-        assert run.federation.run(accept_test_noise=False) == "completed"
-        return run
+        return copy(made("r2e4", revoke), tmp_path)
 
     def test_nothing_that_it_signs_counts_from_the_entry_on(self, revoked: ClosedRun) -> None:
         run = revoked
@@ -409,7 +428,7 @@ class TestRevokeKey:
         assert run.verified().exit_code == 4, "what it signed before stands; the run is not closed"
 
     def test_whoever_is_silent_after_it_is_not_waited_for(self, run: ClosedRun) -> None:
-        during(run, r2e1=lambda: self.revoke(run))
+        during(run, r2e1=lambda: revoke(run))
         run.federation.agent(LEAVER).tamper = lambda ready: None if _round(ready) == 2 else (ready.reply, ready.array)
         assert run.federation.run(accept_test_noise=False) == "completed"
         assert codes(run)[1] == ("missed", "KEY_REVOKED")
