@@ -26,7 +26,7 @@ SECONDS = 10.0
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("leaving")
-    made = World(folder, enterprises=4, rounds=4, steps=6000, minimum=2)
+    made = World(folder, enterprises=4, rounds=4, steps=1500, minimum=2)
     try:
         made.begin()
         yield made
@@ -36,11 +36,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def training(world: World, index: int, number: int) -> int:
-    """The trainer's process, once an attempt at the round is charged and has not ended."""
-    world.wait(lambda: world.rows(index, number) == [("reserved", 1)], 240)
-    world.wait(lambda: world.child(index, TRAINER) is not None)
+    """The trainer's process, held in the middle of the round's attempt: no step of it ends, however slow we are."""
+    world.wait(lambda: world.rows(index, number) == [("reserved", 1)], 240, every=0.02)
     pid = world.child(index, TRAINER)
     assert pid
+    os.kill(pid, signal.SIGSTOP)
+    assert world.rows(index, number) == [("reserved", 1)]
     return pid
 
 
