@@ -139,6 +139,32 @@ def enrol(
 
 
 @app.command()
+def preflight(
+    home: HomeOption = HOME,
+    invitation: Annotated[
+        Path | None, typer.Option("--invitation", help="Before enrolment: the operator's invitation.", metavar="FILE")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Send nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What this machine and the way to the operator lack: each check with what it found, and the fix.
+
+    It reads the data sets, tries the walls of trainer and executor, writes to the disk, and posts zeros to the
+    operator, as many as an update has bytes.
+
+    Exit 0: nothing failed. Exit 1: something did.
+    """
+    from fedpact_client.preflight import run
+    from fedpact_client.text import show_preflight
+
+    found = run(home, invitation, offline=offline)
+    count = {state: sum(f.state == state for f in found) for state in ("pass", "warn", "fail", "skip")}
+    _show({"checks": [f.plain() for f in found], "count": count}, as_json, show_preflight)
+    if count["fail"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def profile(
     data_set: Annotated[str, typer.Argument(help="A data set of agent.toml.", metavar="DATA_SET")],
     contract: Annotated[
@@ -148,7 +174,7 @@ def profile(
     html: Annotated[
         Path | None, typer.Option("--html", help="Also write the report into this new file.", metavar="FILE")
     ] = None,
-    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="Language of the report.")] = "en",
+    lang: Language = None,
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
@@ -161,8 +187,10 @@ def profile(
     from fedpact_client import quality, quality_text
     from fedpact_contract.contract_file import read_contract
     from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
+    said = language(lang)
     if html is not None:
         refuse_existing(html, option="--html")
     today = utc_now().date()
@@ -174,8 +202,8 @@ def profile(
         before = quality.Reference.read(at.home.profile_path(data_set))
         found = quality.profile(at.config.data_set(data_set), at.home.path, before, today, agreed)
     if html is not None:
-        write_new(html, quality_text.render(found, lang, today.isoformat()).encode(), private=True, option="--html")
-    _show(found.plain(), as_json, lambda _: quality_text.show(found, lang, today.isoformat()))
+        write_new(html, quality_text.render(found, said, today.isoformat()).encode(), private=True, option="--html")
+    _show(found.plain(), as_json, lambda _: quality_text.show(found, said, today.isoformat()))
     if found.failed:
         raise typer.Exit(5)
 
@@ -320,6 +348,35 @@ def quote(
         raise typer.Exit(5)
 
 
+@app.command("dry-run")
+def dry_run(
+    contract: Annotated[
+        str, typer.Argument(help="A contract's file, or the id of one signed here.", metavar="CONTRACT")
+    ],
+    mbit: Annotated[str, typer.Option("--mbit", help="Assumed transfer rate, Mbit/s.")] = "10",
+    home: HomeOption = HOME,
+    as_json: Json = False,
+) -> None:
+    """All that a contract would do here, without network, charge or trace: rows, epsilon, hours, what would leave.
+
+    Every check of `sign` is made, the rows are read by a trainer that is closed in; nothing private is trained.
+
+    Exit 0: it would be signed. Exit 5: it would not.
+
+    Example: fedpact-agent quote 3f2a91c0 --keep contract.json; fedpact-agent dry-run contract.json
+    """
+    from fedpact_client import dry_run as rehearsal
+    from fedpact_client.quote import transfer_rate
+    from fedpact_client.quote_text import show_dry_run
+
+    rate = transfer_rate(mbit)
+    with desk(home, read_only=True) as at:
+        values = rehearsal.dry_run(at.home, at.config, at.store, rehearsal.find(at.store, contract), rate)
+    _show(values, as_json, show_dry_run)
+    if not values["accepted"]:
+        raise typer.Exit(5)
+
+
 @app.command()
 def sign(
     contract: ContractId,
@@ -419,7 +476,11 @@ def start(home: HomeOption = HOME, as_json: Json = False) -> None:
     def ready(url: str, participant: str) -> None:
         _show({"ready": True, "url": url, "participant": participant, "process": os.getpid()}, as_json, show_ready)
 
-    raise typer.Exit(guard.run(home.expanduser().absolute(), ready))
+    def waits(reason: str) -> None:
+        if not as_json:  # there the log alone says it: stdout gets one object
+            output.error_console().print(f"Waiting: {reason}.", soft_wrap=True)
+
+    raise typer.Exit(guard.run(home.expanduser().absolute(), ready, waits))
 
 
 @app.command()
@@ -598,7 +659,7 @@ def report(
     contract: ContractId,
     out: Annotated[Path, typer.Option("--out", help="The file to write; a new one.", metavar="FILE")],
     form: Annotated[Literal["json", "html"], typer.Option("--format", help="What is written.")] = "json",
-    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="The language of html.")] = "en",
+    lang: Language = None,
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
@@ -608,11 +669,12 @@ def report(
     """
     from fedpact_client import views
     from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.language import language
 
     refuse_existing(out)
     with desk(home) as at, at.client() as client:
         checked = views.fetch_checked(at.home, at.store, client, at.resolve(contract))
-        data = views.report_bytes(checked, client, form, lang)
+        data = views.report_bytes(checked, client, form, language(lang))
     write_new(out, data)
     values: dict[str, Any] = {"file": str(out), "bytes": len(data), "verdict": checked.report.verdict}
     _show(values, as_json, lambda v: output.console().print(output.visible(f"{v['file']}: {v['verdict']}")))
@@ -760,6 +822,32 @@ def restore(
         as_json,
         lambda v: output.console().print(f"{output.counted(len(v['written_off']), 'contract')} written off."),
     )
+
+
+@app.command()
+def upgrade(home: HomeOption = HOME, as_json: Json = False) -> None:
+    """Make the ledgers of an earlier release those of this one: a backup first, then all of it or nothing.
+
+    Stop the agent before, install the new release, then run this. An earlier release refuses the ledgers afterwards.
+    """
+    from fedpact_client.home import AgentHome
+    from fedpact_client.store import HomeLock
+    from fedpact_client.store_upgrade import upgrade as make_new
+    from fedpact_contract.request import utc_now
+
+    at = AgentHome(home.expanduser().absolute()).check()
+    with HomeLock(at.path):
+        done = make_new(at.db_path, utc_now())
+    values = {"old": done.old, "new": done.new, "backup": None if done.backup is None else str(done.backup)}
+    at.config()  # a key that this release wants and the file lacks is named now, not at the next start
+
+    def show(_: dict[str, Any]) -> None:
+        if done.backup is None:
+            output.line(f"Nothing to do: the ledgers are of version {done.new}.")
+        else:
+            output.line(f"The ledgers are of version {done.new}, and were of {done.old}: a copy is {done.backup}.")
+
+    _show(values, as_json, show)
 
 
 def _move(contract: str, home: Path, state: "ContractState", *, as_json: bool) -> None:

@@ -52,7 +52,10 @@ OTHER_RESTART_SECONDS = 5.0
 NOT_LET_IN_SECONDS = (2.0, 10.0)
 """The same where the operator did not let the node in: doubling from the first to the second. An earlier connection of
 the node expires within a minute."""
-OLD_CONNECTION = "the operator still holds an earlier connection of this agent, for up to a minute"
+NOT_LET_IN = (
+    "the operator does not let this agent in yet: it holds an earlier connection of it, for up to a minute, or has not "
+    "approved it"
+)
 OBJECTED_SECONDS = 60.0
 """Before evidence that was objected to is fetched and verified again."""
 
@@ -64,12 +67,17 @@ class OrderFrame(Part):
     bundle: str
 
 
-def run(home_path: Path, ready: Callable[[str, str], None] = lambda _url, _participant: None) -> int:
+def run(
+    home_path: Path,
+    ready: Callable[[str, str], None] = lambda _url, _participant: None,
+    waits: Callable[[str], None] = lambda _reason: None,
+) -> int:
     """Run the agent until SIGTERM or Ctrl-C; returns the exit code.
 
     Args:
         home_path: The agent's home.
         ready: Told once, when the operator has let the agent in: the operator's address, this participant's id.
+        waits: Told why, each time that the operator begins not to let the agent in.
 
     Raises:
         InputError: HOME_LOCKED, HOME_IN_INSTALLATION, NOT_ENROLLED, or a fault in the configuration.
@@ -80,7 +88,7 @@ def run(home_path: Path, ready: Callable[[str, str], None] = lambda _url, _parti
     witness = None if config.paths.witness is None else Path(config.paths.witness)
     own = home.participant_id
     with private_files(), HomeLock(home.path), Store(home.db_path, witness=witness, participant=own) as store:
-        return Guard(home=home, config=config, store=store, ready=ready).run()
+        return Guard(home=home, config=config, store=store, ready=ready, waits=waits).run()
 
 
 def restart_seconds(exit_code: int | None, refused: int) -> float:
@@ -104,6 +112,7 @@ class Guard:
     config: AgentConfig
     store: Store
     ready: Callable[[str, str], None] = lambda _url, _participant: None
+    waits: Callable[[str], None] = lambda _reason: None
     now: Callable[[], datetime.datetime] = utc_now
     trainer: TrainerChild = field(init=False)
     executor: ExecutorChild = field(init=False)
@@ -172,6 +181,7 @@ class Guard:
         facts = Facts(
             process=os.getpid(),
             connected=self.connected,
+            waiting=NOT_LET_IN if self.refused and self.connected is None else None,
             connection=self._connection(),
             trainer=self.trainer.isolation,
             executor=self.executor.isolation,
@@ -198,11 +208,13 @@ class Guard:
             self.executor.stop()
             self.restart_at = now + restart_seconds(self.executor.exit_code, self.refused)
             self.refused = self.refused + 1 if self.executor.exit_code == EXIT_RETRY else 0
+            if self.refused == 1:
+                self.waits(NOT_LET_IN)
         if now < self.restart_at:
             time.sleep(min(0.2, self.restart_at - now))
             return
         self.restart_at = None
-        why = OLD_CONNECTION if self.executor.exit_code == EXIT_RETRY else None
+        why = NOT_LET_IN if self.executor.exit_code == EXIT_RETRY else None
         log.warning("executor restarts", exit_code=self.executor.exit_code, reason=why)
         try:
             self.executor.start()

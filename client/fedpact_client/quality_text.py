@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from fedpact_client.quality import Finding, Profile
 from fedpact_contract import output, page
+from fedpact_contract.language import Lang
 from fedpact_contract.output import line
-from fedpact_contract.page import Lang
 from fedpact_contract.quality import DIMENSIONS, TC609, Dimension
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "kept": ("Every rule is kept ({} checked).", "全部规则均通过（共检查 {} 条）。"),
     "broken": (
         "Rules broken: {}. A rule of agent.toml that is broken keeps the data set from card, contract and training.",
-        "未通过的规则：{} 条。agent.toml 中的规则未通过时，该数据集不能出具卡片、签署合约或参加训练。",
+        "未通过的规则：{} 条。agent.toml 中的规则未通过时，该数据集不能出具数据卡、签署合约或参加训练。",
     ),
     "no_rules": (
         "agent.toml has no rule for this data set ([[data_sets.rules]]): nothing is refused for its quality.",
@@ -30,7 +30,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "no_reference": (
         "No card of this data set was signed with a profile yet: there is no drift to tell.",
-        "该数据集尚无带画像的已签卡片：无从比较漂移。",
+        "该数据集尚无带画像的已签数据卡：无从比较漂移。",
     ),
     "standards": (
         "Codes: TC609-5-2025-04; dimensions: GB/T 36344. The mapping is ours.",
@@ -86,7 +86,7 @@ RULES: dict[str, tuple[str, str]] = {
     "rows": ("rows", "行数"),
     "entities": ("entities", "主体数"),
     "recent": ("rows without a recent day", "无近期日期的行"),
-    "drift": ("cells moved since the last card", "自上次卡片以来移动的单元格"),
+    "drift": ("cells moved since the last card", "自上次数据卡以来移动的单元格"),
 }
 """What each rule counts."""
 

@@ -50,6 +50,16 @@ def show_enrolled(values: dict[str, Any]) -> None:
     line("The operator approves after that call. Its fingerprint is pinned in trust.toml.")
 
 
+def show_preflight(values: dict[str, Any]) -> None:
+    """Each check with what it found and, where something is amiss, what to do."""
+    for found in values["checks"]:
+        line(f"{found['state'].upper():4}  {found['name']}: {found['detail']}")
+        if remedy := found.get("remedy"):
+            line(f"      -> {remedy}")
+    count = values["count"]
+    line(f"{count['pass']} passed, {count['warn']} to look at, {count['fail']} failed, {count['skip']} not tried.")
+
+
 def show_card(draft: "Draft") -> None:
     """A card, item by item, before it is signed."""
     line("This card leaves your premises, signed by the contract key:")
@@ -163,7 +173,7 @@ def show_status(values: dict[str, Any], lang: "Lang" = "en") -> None:
     line(f"operator     {operator['name'] + ' at ' + str(values['url']) if operator else '-'}")
     line(f"enrolment    {values['enrolment']}{ENROLMENT.get(values['enrolment'], '')}")
     line(f"running      {'process ' + str(values['running']) if values['running'] else 'no'}")
-    line(f"connected    {values['connected'] or 'no'}")
+    line(f"connected    {values['connected'] or 'no'}{'; ' + values['waiting'] if values['waiting'] else ''}")
     for child, found in values["isolation"].items():
         line(f"{child:<12} {'-' if found is None else found['sentence']}")
     line(f"witness      {values['witness']}")

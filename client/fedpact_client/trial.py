@@ -3,6 +3,7 @@
 What the trainer cannot read or encode here it could not in round 1 either, where the failed attempt costs budget.
 """
 
+import secrets
 from dataclasses import dataclass
 
 from fedpact_client import sources
@@ -28,8 +29,10 @@ class Trial:
     fingerprints: tuple[str, ...]
 
 
-def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
+def try_rows(home: AgentHome, config: AgentConfig, contract: Contract, *, traceless: bool = False) -> Trial:
     """Let the trainer read and encode the data set of this enterprise's entry in the contract; trains nothing.
+
+    `traceless`: no key is made to choose rows by, and no log is written: how many rows fit does not hang on the choice.
 
     Raises:
         InputError: DATA_*, naming file, column and rule, never a value; CONFIG_DATA_SET.
@@ -56,10 +59,10 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
         "base_dir": str(home.path),
         "released": released,
         "columns": list(data_set.names),
-        "selection_key": selection_key(home).hex(),
+        "selection_key": (secrets.token_bytes(32) if traceless else selection_key(home)).hex(),
         **gate_header(home, config, contract),
     }
-    log = home.logs / "trainer.log"
+    log = None if traceless else home.logs / "trainer.log"
     try:
         limits = config.limits
         with spawn(TRAINER, log=log, max_array=0, kinds=KINDS, processors=limits.processors, nice=limits.nice) as child:

@@ -95,6 +95,7 @@ def _facts(facts: Facts | None) -> dict[str, Any]:
     """What the running guard knows of itself; nothing where none runs."""
     return {
         "connected": facts.connected if facts else None,
+        "waiting": facts.waiting if facts else None,
         "isolation": {
             "trainer": _isolation(facts.trainer if facts else None),
             "executor": _isolation(facts.executor if facts else None),

@@ -5,6 +5,7 @@ Every setting stands in it, none has a default in code. Amounts, rates and priva
 integers, never floats.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_FLOOR, Context, Decimal
@@ -19,6 +20,7 @@ from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, decimal_text, form
 from fedpact_contract.statistics import Statistics, check_statistics
+from fedpact_contract.toml_lines import naming_lines
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 MeasurementKind = Literal["statistics", "baseline"]
@@ -500,7 +502,9 @@ class Contract(Record):
     @classmethod
     def from_toml(cls, text: str, *, file: object = None) -> Self:
         """Read a complete contract from TOML."""
-        return cls.parse(load_toml(text, file=file), file=file)
+        value = load_toml(text, file=file)
+        with naming_lines(text, file):
+            return cls.parse(value, file=file)
 
     @cached_property
     def id(self) -> str:
@@ -648,10 +652,11 @@ def load_toml(text: str, *, file: object = None) -> dict[str, Any]:
 
 
 def _no_toml(message: str, file: object) -> InputError:
+    line = re.search(r"\(at line ([0-9]+),", message)
     return InputError(
         "TOML_SYNTAX",
         message,
-        file=file,
+        file=f"{file}:{line[1]}" if line and file is not None else file,
         rule="TOML 1.0: each key once, texts in quotes, a value behind each =",
         remedy="Correct the line named, or the one before it.",
     )

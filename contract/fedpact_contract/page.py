@@ -1,9 +1,8 @@
 """What every HTML report of ours has in common: one file, no script, nothing fetched."""
 
 from html import escape
-from typing import Literal
 
-Lang = Literal["en", "zh"]
+from fedpact_contract.language import Lang
 
 STYLE = """\
   body { font: 15px/1.5 system-ui, "Noto Sans", "Noto Sans CJK SC", "Microsoft YaHei", sans-serif; color: #1a202c;

@@ -4,15 +4,16 @@ What is signed is the record, not its rendering; the document therefore prints e
 the contract's id. Under each clause stand the codes by which software refuses what it excludes.
 """
 
-import html
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 
 from fedpact_contract.clauses import CHAPTERS
 from fedpact_contract.clauses.clause import Both, Clause
 from fedpact_contract.contract import Contract
 from fedpact_contract.language import Lang
 from fedpact_contract.output import visible
+from fedpact_contract.page import document, paragraph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,29 +55,18 @@ def render(contract: Contract, lang: Lang = "en") -> str:
 
 def page(contract: Contract, lang: Lang = "en") -> str:
     """The same as one HTML page, to be printed or kept."""
-    title = _heading(contract).of(lang)
-    body = [_element("h1", title), *(_element("p", note.of(lang)) for note in _preamble(contract))]
-    for number, name, clauses in stated(contract):
-        body.append(_element("h2", f"{number}. {name.of(lang)}"))
+    parts = [_paragraph(note.of(lang)) for note in _preamble(contract)]
+    for number, title, clauses in stated(contract):
+        parts.append(f"<h2>{escape(f'{number}. {title.of(lang)}')}</h2>")
         for one in clauses:
-            body.append(_element("p", f"{one.number} {one.text.of(lang)}"))
-            body += [_element("p", marks, "marks")] if (marks := one.clause.marks(lang)) else []
-    body.append(_element("p", f"{_ID.of(lang)}\n{contract.id}"))
-    return (
-        f'<!DOCTYPE html>\n<html lang="{lang}">\n<head>\n<meta charset="utf-8">\n{_element("title", title)}\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
-    )
+            parts.append(_paragraph(f"{one.number} {one.text.of(lang)}"))
+            parts += [paragraph(marks)] if (marks := one.clause.marks(lang)) else []
+    return document(_heading(contract).of(lang), lang, *parts, _paragraph(f"{_ID.of(lang)}\n{contract.id}"))
 
 
-_STYLE = (
-    "body{max-width:45em;margin:2em auto;font-family:serif;line-height:1.5}"
-    "p{white-space:pre-wrap;overflow-wrap:anywhere}.marks{font-size:80%;color:#555;margin-left:2em}"
-)
-
-
-def _element(name: str, text: str, kind: str = "") -> str:
-    attribute = f' class="{kind}"' if kind else ""
-    return f"<{name}{attribute}>{html.escape(text)}</{name}>"
+def _paragraph(text: str) -> str:
+    """A clause, its lines as they are."""
+    return f'<p style="white-space: pre-wrap">{escape(text)}</p>'
 
 
 _ID = Both(

@@ -25,7 +25,7 @@ from fedpact_contract.contract import contract_id_form
 from fedpact_contract.errors import FedpactError, InputError, RefusedError
 from fedpact_contract.messages import SignedEnrolment
 from fedpact_contract.record import Envelope, read_envelope
-from fedpact_contract.request import API, NODE_HEADER, check_request, utc_now
+from fedpact_contract.request import API, NODE_HEADER, PROBE, check_request, instant, utc_now
 from fedpact_server import cards, contracts, enrolment, logbook
 from fedpact_server.api_edge import Edge, Limits, RateLimiter, error_body, status_of
 from fedpact_server.db import Database
@@ -152,6 +152,12 @@ def post_enrol(request: Request, body: Body) -> dict[str, Any]:
     signed = SignedEnrolment.parse(value["request"], code="ENROLMENT_FORM")
     member = enrolment.enrol(world.home, world.database, token=token, signed=signed, now=world.now())
     return _own(member)
+
+
+@router.post(PROBE.removeprefix(API))
+def post_probe(request: Request, call: AnyCall) -> dict[str, Any]:
+    """How many bytes of the body came through; the edge threw them away. For `fedpact-agent preflight`."""
+    return {"bytes": request.scope["fedpact.bytes"], "now": instant(call.world.now())}
 
 
 @router.get("/enrolment")

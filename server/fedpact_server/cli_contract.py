@@ -99,21 +99,24 @@ def new_command(
     from fedpact_contract.privacy import plan_words
     from fedpact_contract.record import decimal_text
     from fedpact_contract.request import utc_now
+    from fedpact_contract.toml_lines import naming_lines
     from fedpact_server.drafting import new, without_entities
 
     operator, database = open_home(home)
     if out is not None:
         refuse_existing(out)
-    contract = new(
-        operator,
-        database,
-        read_text(template, "template"),
-        _validation_file(validation, kind, table, column_names, delimiter, missing),
-        now=utc_now(),
-        released=released,
-        buyer_file=_validation_file(buyer_validation, kind, table, column_names, delimiter, missing),
-        file=template,
-    )
+    text = read_text(template, "template")
+    with naming_lines(text, template):
+        contract = new(
+            operator,
+            database,
+            text,
+            _validation_file(validation, kind, table, column_names, delimiter, missing),
+            now=utc_now(),
+            released=released,
+            buyer_file=_validation_file(buyer_validation, kind, table, column_names, delimiter, missing),
+            file=template,
+        )
     if out is not None:
         write_new(out, contract.to_bytes())
     if as_json:

@@ -129,6 +129,7 @@ def test_the_commands_are_those_of_the_plan() -> None:
     assert {" ".join(c) for c in every_command()} == {
         *("init", "enrol", "card", "contract list", "contract show", "sign", "start", "status", "head", "budget"),
         *("egress", "statement", "report", "pause", "resume", "withdraw", "backup", "restore"),
+        *("preflight", "dry-run", "upgrade"),
         *("plan", "quote", "questions", "answer", "revoke-key", "countersign"),
     }
 
@@ -985,14 +986,15 @@ def test_start_ends_with_the_guards_exit_code(
     call: Call, world: Lab, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     homes: list[Path] = []
-    monkeypatch.setattr(guard, "run", lambda home, _ready: homes.append(home) or code)
+    monkeypatch.setattr(guard, "run", lambda home, *_tell: homes.append(home) or code)
     assert call("start").code == code
     assert homes == [world.home.path]
 
 
 def test_start_says_once_that_it_is_connected(call: Call, world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(home: Path, ready: Callable[[str, str], None]) -> int:
+    def run(home: Path, ready: Callable[[str, str], None], waits: Callable[[str], None]) -> int:
         guard.log.warning("something of the log")
+        waits("a reason")
         ready("https://fl.example.cn:8443", "ab" * 32)
         return 0
 
@@ -1001,7 +1003,9 @@ def test_start_says_once_that_it_is_connected(call: Call, world: Lab, monkeypatc
     assert shown.out.splitlines() == [
         f"Connected to https://fl.example.cn:8443 and serving; participant {'ab' * 32}. Ctrl-C ends it."
     ]
-    assert json.loads(shown.err)["event"] == "something of the log", "the log is no result"
+    log, waiting = shown.err.splitlines()
+    assert json.loads(log)["event"] == "something of the log", "the log is no result"
+    assert waiting == "Waiting: a reason."
     value = call("start", "--json").json
     assert value == {
         "ready": True,

@@ -141,7 +141,7 @@ class TestTrainer:
         trainer.start()
         trainers.spawner.children[0].join()
         (setup,) = seen
-        assert setup["read_paths"] == [str(trainers.home.path / "rows.csv"), str(trainers.home.path / "released")]
+        assert setup["read_paths"] == [str(trainers.home.path / n) for n in ("rows.csv", "released", "profiles")]
         assert (setup["threads"], setup["memory"]) == (2, 4096)
         module, options = trainers.spawner.asked[0]
         assert (module, options["kinds"]) == ("fedpact_client.trainer", TRAINER_KINDS)

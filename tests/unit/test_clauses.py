@@ -15,13 +15,14 @@ from tests.support.contract_kit import party, plain_contract
 from fedpact_contract.clauses import CHAPTERS, registry
 from fedpact_contract.clauses.clause import Clause
 from fedpact_contract.contract import Contract
+from fedpact_contract.errors import InputError
 from fedpact_contract.record import Part
 from fedpact_contract.refusals import CONTRACTED, LOCAL
 from fedpact_contract.text import render, stated
 
 ROOT = Path(__file__).parents[2]
 
-HOSPITAL = party("Hospital A", "1" * 18, "a" * 64, "heart-a", 1100, floor_fen=1_234_567, gate_order="8")
+HOSPITAL = party("Hospital A", "1" * 18, "a" * 64, "heart-a", 1100, floor_fen=1_234_567, gate_order="8", card="7" * 64)
 BANK = party("甲银行", "2" * 18, "b" * 64, "heart-b", 900, sector="finance", gate_order="16")
 PARTIES = [HOSPITAL, BANK, party("Firm C", "3" * 18, "d" * 64, "heart-c", 1300)]
 
@@ -29,12 +30,13 @@ COLUMNS = [
     {"name": "age", "kind": "number", "low": "0", "high": "120", "missing": "fill", "fill": "47"},
     {"name": "smokes", "kind": "category", "values": ["never", "often"], "missing": "fill", "fill": "never"},
 ]
+OPTIMIZER = {"kind": "adam", "beta_1": "0.9", "beta_2": "0.99", "tau": "0.001"}
 FULL = {
     "data__columns": COLUMNS,
     "data__label": {"name": "again", "classes": ["no", "yes"], "rule": "above", "threshold": "2.5", "missing": "drop"},
     "model__kind": "mlp",
     "model__hidden": [16, 9],
-    "training__server_optimizer": {"kind": "adam", "beta_1": "0.9", "beta_2": "0.99", "tau": "0.001"},
+    "training__server_optimizer": OPTIMIZER,
     "privacy__entity": {"column": "who", "max_rows": 4, "method": "group-formula", "epsilon": "9", "delta": "0.00002"},
     "contribution__estimator": "sampled",
     "contribution__max_coalitions": 64,
@@ -383,6 +385,27 @@ class TestEnforcement:
         assert raised > {"POLICY_TERM", "SIGN_LABEL", "BASE_MODEL_MISMATCH", "BUDGET_EXCEEDED"}
         unnamed = raised - by_agents() - LOCAL.keys()
         assert not unnamed, f"no clause names {unnamed}, nor is it in refusals.LOCAL"
+
+    def test_every_rule_that_a_record_is_checked_by_is_named_by_a_clause(self) -> None:
+        files = [ROOT / f"contract/fedpact_contract/{name}.py" for name in ("contract", "statistics")]
+        named = {code for clause in registry().values() for code in clause.codes.get("record", ())}
+        of_reading = {"CONTRACT_ID_FORM", "CONTRACT_NOT_A_PARTY", "TEMPLATE_DERIVED_KEY", "TOML_SYNTAX"}
+        assert codes(*files) - of_reading == named
+
+    @pytest.mark.parametrize(
+        ("changes", "code"),
+        [
+            ({"defences": FULL["defences"]}, "CONTRACT_CENTRAL_DEFENCES"),
+            ({"training__server_optimizer": OPTIMIZER}, "CONTRACT_SERVER_OPTIMIZER"),
+        ],
+    )
+    def test_what_client_level_leaves_no_place_for_is_no_contract(self, changes, code) -> None:
+        parties = [{k: v for k, v in p.items() if k != "gate_order"} for p in PARTIES]
+        paid = {"settlement__contribution_weight": "0", "settlement__data_weight": "0.9", "privacy__delta": "0.00001"}
+        assert Contract.parse(plain_contract(parties, "c" * 64, **CENTRAL, **paid))
+        with pytest.raises(InputError) as caught:
+            Contract.parse(plain_contract(parties, "c" * 64, **CENTRAL, **paid, **changes))
+        assert caught.value.code == code
 
     def test_a_clause_is_enforced_or_says_that_it_is_not_or_only_explains(self) -> None:
         explaining = {i for i, c in registry().items() if not c.codes and not c.promise}

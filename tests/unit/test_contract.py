@@ -13,6 +13,7 @@ from fedpact_contract import contract as contract_module
 from fedpact_contract.contract import Contract, merge
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import generate_key
+from fedpact_contract.trust import Trust
 
 PARTS, VALIDATION = digits([30, 40, 50, 60])
 
@@ -180,8 +181,15 @@ def test_toml_that_python_cannot_hold_is_refused(text: str) -> None:
 def test_broken_toml_names_the_line() -> None:
     with pytest.raises(InputError) as err:
         Contract.from_toml("title = \n", file="a.toml")
-    assert err.value.code == "TOML_SYNTAX"
+    assert (err.value.code, err.value.file) == ("TOML_SYNTAX", "a.toml:1")
     assert "line 1" in err.value.message
+
+
+def test_a_wrong_value_of_toml_names_its_line() -> None:
+    text = '# A trust file\n[[party]]\nrole = "operator"\nname = "A"\nentity_code = "x"\nfingerprint = "00"\n'
+    with pytest.raises(InputError) as err:
+        Trust.from_toml(text, file="trust.toml")
+    assert (err.value.file, err.value.field) == ("trust.toml:5", "party.0.entity_code")
 
 
 def test_a_changed_byte_is_another_contract_or_none(values) -> None:

@@ -344,9 +344,9 @@ def test_a_contracts_document_is_read_and_written_in_either_language(
     monkeypatch.setenv(VARIABLE, lang)
     assert fedpact("contract", "read", path, "--out", page)[0] == 0
     shown = page.read_text("utf-8")
-    assert shown.startswith(f'<!DOCTYPE html>\n<html lang="{lang}">')
+    assert shown.startswith("<!doctype html>\n<html lang=")
     assert "<b>" not in shown
-    paragraphs = [html.unescape(found) for found in re.findall(r"(?s)<p(?: class=\"marks\")?>(.*?)</p>", shown)]
+    paragraphs = [html.unescape(found) for found in re.findall(r"(?s)<p [^>]*>(.*?)</p>", shown)]
     for _, title, clauses in stated(contract):
         assert title.of(lang) in shown
         for one in clauses:

@@ -231,6 +231,9 @@ def test_a_run_that_is_asked_for_can_be_nothing_more_than_we_check():
         ("flwr.common.constant:SubStatus.FAILED", "failed"),
         ("flwr.common.constant:HEARTBEAT_DEFAULT_INTERVAL", 30),
         ("flwr.common.constant:HEARTBEAT_PATIENCE", 2),
+        ("flwr.common.constant:SYSTEM_TIME_TOLERANCE", 5),  # preflight_network.AHEAD_SECONDS
+        ("flwr.common.constant:TIMESTAMP_TOLERANCE", 300),  # preflight_network.BEHIND_SECONDS
+        ("flwr.common.constant:FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", 5 << 20),  # preflight_network.CHUNK_BYTES
         ("flwr.supercore.constant:NodeStatus.ONLINE", "online"),
         ("flwr.supercore.constant:NodeStatus.UNREGISTERED", "unregistered"),
         ("flwr.supercore.constant:TaskType.CLIENT_APP", "flwr-clientapp"),

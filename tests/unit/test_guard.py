@@ -555,6 +555,30 @@ class TestExecutor:
         world.guard._publish()
         assert world.guard.refused == 0
 
+    def test_that_it_is_not_let_in_yet_is_said_once_and_stands_in_the_status(self, world: World) -> None:
+        """As after kill -9: the operator's SuperLink has the last connection for up to a minute."""
+        told: list[str] = []
+        executor = FakeExecutor(world.guard)
+        executor.alive = False
+        world.guard.executor, world.guard.waits = executor, told.append  # type: ignore[assignment]  # stands for the real one
+        for _ in range(3):
+            world.guard._restart_executor()
+            world.guard._publish()
+            world.guard.restart_at = 0.0
+            world.guard._restart_executor()
+            executor.alive = False
+        assert (len(told), world.guard.stopping) == (1, False)
+        assert "an earlier connection of it, for up to a minute" in told[0]
+        with HomeLock(world.guard.home.path):
+            values = views.status(world.guard.home, world.store, "approved")
+        assert (values["connected"], values["waiting"]) == (None, told[0])
+        executor.alive = executor.connected = True
+        world.guard._publish()
+        assert Facts.read(world.guard.home).waiting is None
+        executor.alive, executor.connected = False, False
+        world.guard._restart_executor()
+        assert len(told) == 2, "another time"
+
 
 ISOLATION = Isolation(
     no_new_privs=True,
@@ -853,6 +877,11 @@ class TestContracts:
             at._desk(contract.id, client).own_rows()
         assert looked == [(contract.id, True)], "nothing was charged yet: its own rules are asked too"
         assert at.training > 0, "the trainer's time, not the guard's"
+        run_key = made.home.run_key(contract.id)
+        made.store.reserve(contract.id, 1, "ab" * 32, run_key)
+        with made.client() as client:
+            at._desk(contract.id, client).own_rows()
+        assert looked[1:] == [(contract.id, False)], "an attempt was charged: the rules are asked no more"
 
     def test_a_data_set_that_agent_toml_has_lost_keeps_no_contract_from_closing(self, made: Lab) -> None:
         contract = self.signed(made)

@@ -270,7 +270,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("rule", "line"),
         [
-            ('rule = "magic"\nat_most = 0', "rule"),
+            ('rule = "magic"\nat_most = 0', "[[data_sets.rules]]"),
             ('rule = "missing"\nat_most = 1.5', "at_most"),
             ('rule = "missing"\nat_most = -0.1', "at_most"),
             ('rule = "missing"\nat_most = nan', "at_most"),
@@ -351,7 +351,7 @@ class TestNoValueIsShown:
                 assert cell not in text
             assert float(CANARY["age"]).hex() not in text
         assert str(caught.value).count("column age, 1 of 60") == 1
-        assert "6 other rules broken too" in str(caught.value)
+        assert "7 other rules broken too" in str(caught.value)
 
     def test_a_report_says_each_rule_in_both_languages(self, tmp_path: Path) -> None:
         found = look(tmp_path, with_canaries(), data_set(*STRICT, entity="who"))

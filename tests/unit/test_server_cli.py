@@ -297,9 +297,10 @@ class TestContracts:
         result = run("contract", "new", "template.toml", "--validation", "rows.csv", "--json")
         assert result.code == 2
         error = result.json["error"]
+        line = template.split("epsilon = 2")[0].count("\n") + 1
         assert (error["code"], error["file"], error["field"]) == (
             "CONTRACT_NOT_POSITIVE",
-            "template.toml",
+            f"template.toml:{line}",
             "privacy.epsilon",
         )
         shown = run("contract", "new", "template.toml", "--validation", "rows.csv")

@@ -891,12 +891,15 @@ def test_a_page_overwritten_is_found_by_the_integrity_check(used: Path):
         store.check_integrity()
 
 
-@pytest.mark.parametrize("change", ["version = 1", "accounting = 'GDP'"])
-def test_another_schema_version_is_refused(used: Path, change: str):
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [("version = 1", "STORE_OLDER"), ("version = 99", "STORE_NEWER"), ("accounting = 'GDP'", "STORE_VERSION")],
+)
+def test_another_schema_version_is_refused(used: Path, change: str, code: str):
     with sqlite3.connect(used) as raw:
         raw.execute(f"UPDATE schema_version SET {change}")
     raw.close()
-    assert reopened_code(used, InputError) == "STORE_VERSION"
+    assert reopened_code(used, InputError) == code
 
 
 def test_an_update_larger_than_sqlite_takes_is_named(store: Store):

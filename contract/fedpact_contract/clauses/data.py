@@ -176,7 +176,7 @@ def _quality(_contract: Contract) -> Both:
         "A participant may hold its rows against rules of its own, at signature and before its first attempt. Where "
         "one is broken it refuses with the code QUALITY_GATE, and nothing is charged. The code rests on the rows: so "
         "much is told beside the epsilon, and no column, count or value.",
-        "参与方可于签署时及首次训练之前，以其自定的质量规则检查数据行。规则未满足的，以代码QUALITY_GATE拒绝，不计费。"
+        "参与方可于签署时及首次训练之前，以其自定的质量规则检查数据行。规则未满足的，以代码QUALITY_GATE拒绝，不计入任何隐私消耗。"
         "该代码取决于数据行：此项信息在ε之外透露，但不透露任何列、计数或取值。",
     )
 
@@ -214,6 +214,7 @@ def _model(contract: Contract) -> Both:
         "NOT_INVITED",
     ),
     operator=("UPDATE_METERING", "UPDATE_ROUND"),
+    record=("CONTRACT_NOT_POSITIVE",),
     verify=("ROUND_BEYOND_CONTRACT", "ROUND_ORDER", "RUN_ROUNDS", "UPDATE_ROUND"),
 )
 def _rounds(contract: Contract) -> Both:
@@ -238,7 +239,14 @@ def _rounds(contract: Contract) -> Both:
         "participants",
     ),
     operator=("AGGREGATION_EMPTY",),
-    record=("CONTRACT_AGGREGATION_GAME", "CONTRACT_OPTIMIZER_GAME", "CONTRACT_SERVER_OPTIMIZER", "CONTRACT_KRUM"),
+    record=(
+        "CONTRACT_AGGREGATION_GAME",
+        "CONTRACT_OPTIMIZER_GAME",
+        "CONTRACT_SERVER_OPTIMIZER",
+        "CONTRACT_BETA",
+        "CONTRACT_KRUM",
+        "CONTRACT_NOT_POSITIVE",
+    ),
 )
 def _aggregation(contract: Contract) -> Both:
     rule, combined, step = contract.training.aggregation, _combined(contract), _step(contract)

@@ -57,7 +57,7 @@ def _participant(who: Participant) -> Both:
             f"\n      行业：{sector}。数据集：{data_set}。约定样本数：{who.num_examples}。保底金额：{floor.zh}。",
         )
         + (NOTHING if order is None else Both(f" Rényi order of its ledger: {order}.", f"其账本的雷尼阶：{order}。"))
-        + (NOTHING if who.card is None else Both(f"\n      Card of it: {who.card}", f"\n      数据集卡片：{who.card}"))
+        + (NOTHING if who.card is None else Both(f"\n      Card of it: {who.card}", f"\n      其数据卡：{who.card}"))
     )
 
 

@@ -112,7 +112,7 @@ def _central_unit(_contract: Contract, privacy: ClientPrivacy) -> Both:
     states=NOISE,
     agent=("CODE_MODELS_MISMATCH",),
     operator=("UPDATE_NORM", "UPDATE_PRIVACY_EVENT", "UPDATE_TEST_NOISE"),
-    record=("CONTRACT_SAMPLE_RATE", "CONTRACT_TRUST_MODEL"),
+    record=("CONTRACT_SAMPLE_RATE", "CONTRACT_TRUST_MODEL", "CONTRACT_NOT_POSITIVE"),
     promise=True,
 )
 @_at_client_level
@@ -272,7 +272,7 @@ def _record_entity(_contract: Contract, privacy: RecordPrivacy) -> Both | None:
     states=NOISE,
     agent=("CODE_MODELS_MISMATCH",),
     operator=("UPDATE_NOISE_FLOOR", "UPDATE_PRIVACY_EVENT", "UPDATE_TEST_NOISE"),
-    record=("CONTRACT_SAMPLE_RATE",),
+    record=("CONTRACT_SAMPLE_RATE", "CONTRACT_NOT_POSITIVE"),
     verify=("UPDATE_PRIVACY_EVENT", "UPDATE_TEST_NOISE"),
 )
 @_at_record_level
