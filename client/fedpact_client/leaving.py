@@ -88,7 +88,7 @@ def revoke(home: AgentHome, store: Store, contract_id: str, passphrase: bytes) -
     key = home.load_contract_key(passphrase)
     record = KeyRevocation(contract_id=contract_id, participant=home.participant_id, run_key=agreement.run_public)
     if agreement.state != "withdrawn":
-        store.set_state(contract_id, "paused" if agreement.state in ("running", "paused") else "withdrawn")
+        store.set_state(contract_id, "paused")
     replace_file(path, sign(record, key).to_bytes())
 
 

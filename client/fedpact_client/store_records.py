@@ -22,7 +22,7 @@ from fedpact_contract.record import decimal_text, read_envelope, signers
 ContractState = Literal["signed", "running", "paused", "withdrawn", "closed"]
 OVER: frozenset[ContractState] = frozenset({"withdrawn", "closed"})
 MAY_BECOME: dict[ContractState, frozenset[ContractState]] = {
-    "signed": frozenset({"running", "withdrawn", "closed"}),
+    "signed": frozenset({"running", "paused", "withdrawn", "closed"}),
     "running": frozenset({"paused", "withdrawn", "closed"}),
     "paused": frozenset({"running", "withdrawn", "closed"}),
     "withdrawn": frozenset({"closed"}),

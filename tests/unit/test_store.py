@@ -312,6 +312,8 @@ def test_a_contract_only_signed_does_not_train(tmp_path: Path):
         store.declare(card(), Decimal(5))
         store.add_contract(signed_contract("one"), terms(), "run.pem", public_hex(RUN))
         assert code_of(RefusedError, lambda: store.reserve(ONE, 1, BASE, RUN)) == "CONTRACT_NOT_RUNNING"
+        store.set_state(ONE, "paused")
+        assert code_of(RefusedError, lambda: store.reserve(ONE, 1, BASE, RUN)) == "PARTICIPANT_PAUSED"
 
 
 def test_the_budget_wall_survives_a_restart(tmp_path: Path):
