@@ -497,6 +497,15 @@ def _entity(station: Station, a: Action) -> bool:
     return True
 
 
+def _trust(station: Station, a: Action) -> bool:
+    """None allowed; or, where the operator adds the noise, nothing said of it."""
+    if a["contract"]["privacy"]["trust_model"] == "client-level-at-the-operator" and station.chance.random() < 0.7:
+        a["policy"].pop("trust_models", None)
+    else:
+        a["policy"]["trust_models"] = []
+    return True
+
+
 def _declared(station: Station, a: Action) -> bool:
     a["declared_entity"] = station.chance.choice([c for c in (None, "pid", "firm") if c != station.entities[0]])
     return True
@@ -617,7 +626,7 @@ CHANGES: dict[str, Changer] = {
         "model_kinds", lambda a: [k for k in ("softmax", "mlp") if k != a["contract"]["model"]["kind"]]
     ),
     "columns": _set("columns", lambda a: ["age", "ill", "zip"] if a["now"].second % 2 else ["age", "sex", "pid"]),
-    "trust_models": _set("trust_models", lambda _a: []),
+    "trust_models": _trust,
     "max_epsilon": _set(
         "max_epsilon", lambda a: str(Decimal(a["contract"]["privacy"]["epsilon"]) - Decimal("0.000001"))
     ),
