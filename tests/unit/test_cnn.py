@@ -3,6 +3,7 @@
 Digits of scikit-learn are pictures of 8 x 8 pixels.
 """
 
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from fedpact_contract.contract import Contract, Model, quick_to_score
 from fedpact_contract.contribution import period_values, total_value
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import ScoresOpened
+from fedpact_contract.privacy import epsilon_pld
 from fedpact_contract.text import render
 from fedpact_contract.trust import Trust
 from fedpact_contract.verify import verify_folder
@@ -181,19 +183,20 @@ def test_a_micro_batch_holds_what_its_windows_take() -> None:
 
 
 def test_a_federation_at_epsilon_2_learns_the_digits() -> None:
-    """Seen with other noise: .91 to .94, where softmax gets .91 to .92 and an mlp of 32 as much."""
+    """72 steps at this noise cost 1.93 at delta 1e-5. Seen over eight seeds: .864, standard deviation .026 (0012)."""
     data, parts, others = digits(0, [300] * 4, {})
     model = a_cnn(8, 8, (8, 3, 1))
     training = {"local_steps": 6, "learning_rate": "1", "rounds": 12}
     contract = training_contract(
-        data, model, [300] * 4, training=training, privacy={"sample_rate": "0.2", "noise_multiplier": "1.6"}
+        data, model, [300] * 4, training=training, privacy={"sample_rate": "0.2", "noise_multiplier": "3.7"}
     )
-    weights = initial_weights(model, data, np.random.default_rng(0))
+    assert epsilon_pld([(Decimal("3.7"), Decimal("0.2"), 72)], Decimal("0.00001")) < 2
+    weights, noises = initial_weights(model, data, np.random.default_rng(0)), [FixedNoise(i) for i in range(4)]
     for _ in range(12):
-        updates = [local_update(contract, weights, rows, FixedNoise(i)) for i, rows in enumerate(parts)]
+        updates = [local_update(contract, weights, *own) for own in zip(parts, noises, strict=True)]
         weights = weights + mean_step(updates, [300] * 4).sum(axis=0)
     _, right = evaluate(model, data, weights, others)
-    assert right / len(others) > 0.85
+    assert right / len(others) > 0.75
 
 
 def test_the_audit_of_its_training_finds_no_fault() -> None:
@@ -270,5 +273,6 @@ def test_it_is_trained_again_for_every_coalition(run: tuple[Federation, Path]) -
     federation, _ = run
     rows = {agent.desk.participant: agent.examples for agent in federation.agents.values()}
     base = initial_weights(CNN, DIGITS, np.random.default_rng(0))
-    found = retraining.audit(federation.contract, rows, federation.validation, base, draws=1, seed=11)
-    assert sum(found.draws[0].retrained.values()) == found.draws[0].total
+    found = retraining.audit(federation.contract, rows, federation.validation, base, draws=2, seed=11)
+    for draw in found.draws:
+        assert sum(draw.retrained.values()) == draw.total

@@ -46,6 +46,7 @@ AT_TOP_ONLY_IN = {
         "models/fedpact_models/audit.py",
         "models/fedpact_models/dp.py",
         "models/fedpact_models/training.py",
+        "models/fedpact_models/windows.py",
     }
 }
 """Where importing the module may load the library; elsewhere a function does, when it is called."""
