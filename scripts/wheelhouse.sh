@@ -5,9 +5,9 @@
 #   wheelhouse.sh install FOLDER VENV      on the other: a new virtual environment, from the folder alone
 #
 # EXTRA is agent if not given; none is the base alone, with which an auditor verifies. Both machines have the same
-# system, processor and minor version of Python (PYTHON=/path/to/python names one). `build` prints the SHA-256 of the list of
-# hashes: tell it to the other machine's administrator by another way than the folder; `install` prints it too, and asks.
-# YES=1 answers for scripts. Everything is read-only but FOLDER and VENV.
+# system, processor and minor version of Python (PYTHON=/path/to/python names one). `build` prints the SHA-256 of the
+# list of hashes: tell it to the other machine's administrator by another way than the folder; `install` prints it too,
+# and asks. YES=1 answers for scripts.
 set -eu
 PYTHON=${PYTHON:-python3}
 usage() { sed -n '3,6p' "$0" | cut -c3- >&2; exit 2; }

@@ -181,7 +181,11 @@ def open_contract(signed: SignedContract, participant: str) -> tuple[Contract, d
     """
     contract = Contract.from_bytes(signed.contract.body)
     if participant not in contract.by_id():
-        raise RefusedError("CONTRACT_NOT_A_PARTY", "This enterprise is not a participant of the contract.")
+        raise RefusedError(
+            "CONTRACT_NOT_A_PARTY",
+            "This enterprise is not a participant of the contract.",
+            remedy="Do not take part: only a participant that the contract names does.",
+        )
     parties, keys = contract.parties(), signers(signed.contract, Contract)
     run_keys: dict[str, str] = {}
     for envelope in signed.delegations:
@@ -194,7 +198,12 @@ def open_contract(signed: SignedContract, participant: str) -> tuple[Contract, d
         run_keys[delegation.party] = delegation.run_key
     for party_id, party in parties.items():
         if party.key not in keys or party_id not in run_keys:
-            raise RefusedError("CONTRACT_NOT_SIGNED", "A party has not signed the contract yet.", party=party.name)
+            raise RefusedError(
+                "CONTRACT_NOT_SIGNED",
+                "A party has not signed the contract yet.",
+                party=party.name,
+                remedy="Wait until every party has signed; `fedpact-agent contract list` shows who has.",
+            )
     return contract, run_keys
 
 
@@ -265,6 +274,7 @@ def _check_terms(desk: Desk, order: Order, model: bytes, head: Head, bundle: str
         if desk.contract.participation.strict_heads:
             raise RefusedError("HEAD_FEW_WITNESSES", text)
     checks.check_order(order, model, head, known)
+    checks.check_clock(order, known, desk.now())
     if bundle != desk.contract.code.shell_digest:
         raise RefusedError("CODE_BUNDLE_MISMATCH", "The bundle that Flower carries is not the contracted one.")
     desk.check_allowed(order.round)

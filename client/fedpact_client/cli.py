@@ -785,28 +785,55 @@ def countersign(
 @app.command()
 def backup(
     out: Annotated[Path, typer.Option("--out", help="The file to write; a new one.", metavar="FILE")],
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Also keys, agent.toml and all else: as secret as the keys.")
+    ] = False,
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
-    """Copy the ledgers as they stand to a new file. Keys, agent.toml and the witness are yours to back up."""
+    """Copy the ledgers as they stand, or the whole home, to a new file, also while the agent runs.
+
+    The witness stays out of it: what puts old ledgers back must not put it back.
+    """
+    from fedpact_client.backup import save
+
     with desk(home, read_only=True) as at:
-        at.store.backup(out)
+        if whole:
+            save(at.home, at.store, out)
+        else:
+            at.store.backup(out)
     _show({"file": str(out)}, as_json, lambda v: output.console().print(output.visible(v["file"])))
 
 
 @app.command()
 def restore(
     home: HomeOption = HOME,
+    backup_file: Annotated[
+        Path | None,
+        typer.Option("--from", help="First make the home of this file of `backup --whole`.", metavar="FILE"),
+    ] = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """After an old copy of agent.db was put back: every running contract counts as fully spent from now on."""
+    """After an old copy of agent.db was put back: every running contract counts as fully spent from now on.
+
+    With --from, a new home is made of a backup of the whole home; ledgers of an earlier release become this one's.
+    """
+    from fedpact_client.backup import unpack
     from fedpact_client.home import AgentHome
     from fedpact_client.store import HomeLock, Store
+    from fedpact_client.store_upgrade import upgrade as make_new
+    from fedpact_contract.request import utc_now
 
-    at = AgentHome(home.expanduser().absolute()).check()
-    config = at.config()
+    at = AgentHome(home.expanduser().absolute())
+    if backup_file is None:
+        at.check().config()
     output.confirm("Count every running contract of this agent as fully spent, for good?", yes=yes)
+    if backup_file is not None:
+        unpack(backup_file, at.path)
+        with HomeLock(at.path):
+            make_new(at.db_path, utc_now())
+    config = at.check().config()
     witness = None if config.paths.witness is None else Path(config.paths.witness)
     own = at.participant_id
     with HomeLock(at.path), Store(at.db_path, witness=witness, restoring=True, participant=own) as store:

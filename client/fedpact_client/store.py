@@ -155,7 +155,12 @@ class Store(Records):
         """
         travelling = SignedContract.parse(parse_canonical(signed, what="signed contract"), code="SIGNED_CONTRACT")
         if sha256_hex(travelling.contract.body) != terms.contract_id:
-            raise InputError("CONTRACT_ID", "The terms are those of another contract.", field="contract_id")
+            raise InputError(
+                "CONTRACT_ID",
+                "The terms are those of another contract.",
+                field="contract_id",
+                remedy="Sign with terms made from the same contract.",
+            )
         if not re.fullmatch("[0-9a-f]{64}", run_public):
             raise InputError(
                 "RUN_KEY_FORM", "A run key's public half is 64 hexadecimal characters.", field="run_public"
@@ -170,7 +175,12 @@ class Store(Records):
         )
         with self._db.transaction():
             if self._db.one("SELECT 1 FROM contracts WHERE contract_id = ?", (terms.contract_id,)):
-                raise InputError("CONTRACT_KNOWN", "This contract was signed here before.", field=terms.contract_id)
+                raise InputError(
+                    "CONTRACT_KNOWN",
+                    "This contract was signed here before.",
+                    field=terms.contract_id,
+                    remedy="`fedpact-agent contract list` shows it; there is nothing more to sign.",
+                )
             limit = self._data_set(terms.data_set).limit
             ledger.check_plans(self._chains.get(terms.data_set).rows, self._running(terms.data_set), terms, limit)
             self._insert_contract(agreement)
@@ -183,7 +193,12 @@ class Store(Records):
         """
         travelling = SignedContract.parse(parse_canonical(signed, what="signed contract"), code="SIGNED_CONTRACT")
         if sha256_hex(travelling.contract.body) != contract_id:
-            raise InputError("CONTRACT_ID", "These are the bytes of another contract.", field="contract_id")
+            raise InputError(
+                "CONTRACT_ID",
+                "These are the bytes of another contract.",
+                field="contract_id",
+                remedy="Fetch the contract again from the operator.",
+            )
         with self._db.transaction():
             self._contract(contract_id)
             self._db.execute("UPDATE contracts SET signed = ? WHERE contract_id = ?", (signed, contract_id))

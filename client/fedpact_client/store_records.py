@@ -262,6 +262,7 @@ class Records:
                     "CONTRACT_STATE",
                     f"A contract that is {now} cannot become {state}.",
                     field=f"contract {contract_id}",
+                    remedy="`fedpact-agent contract list` shows where each contract stands.",
                 )
             self._db.execute("UPDATE contracts SET state = ? WHERE contract_id = ?", (state, contract_id))
 

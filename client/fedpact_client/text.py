@@ -37,7 +37,8 @@ def show_init(values: dict[str, Any]) -> None:
     line(f"Home: {values['home']}")
     line("Fingerprint of the contract key (this enterprise's id):")
     line(f"  {show_fingerprint(values['participant'])}")
-    line("Next: describe data sets and policy in agent.toml, then `fedpact-agent enrol INVITATION`.")
+    line("Next: describe data sets and policy in agent.toml; then, with the operator's invitation,")
+    line("`fedpact-agent preflight --invitation INVITATION` and `fedpact-agent enrol INVITATION`.")
 
 
 def show_enrolled(values: dict[str, Any]) -> None:

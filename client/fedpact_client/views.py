@@ -57,7 +57,12 @@ def resolve_id(text: str, known: list[str]) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InputError("CONTRACT_AMBIGUOUS", f"{len(found)} contracts' ids begin with this.", field=wanted)
+        raise InputError(
+            "CONTRACT_AMBIGUOUS",
+            f"{len(found)} contracts' ids begin with this.",
+            field=wanted,
+            remedy="Write more of the id; `fedpact-agent contract list` shows them.",
+        )
     raise InputError(
         "CONTRACT_UNKNOWN",
         "No contract's id begins with this.",

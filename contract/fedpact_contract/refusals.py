@@ -100,6 +100,7 @@ LOCAL: Mapping[str, str] = {
     "ATTEMPT_ENDED": "该次尝试已经结束。",
     "ATTEMPT_SUPERSEDED": "已有更晚的尝试，或该合约已按全部用尽计。",
     "ATTEMPT_UNKNOWN": "账本中没有该次尝试的预留。",
+    "CLOCK_SET_BACK": "本机时钟落后于运营方开启本轮的时刻五分钟以上，或曾被回拨。",
     "DATA_SET_BUDGET_FIXED": "数据集的隐私预算一经数据卡声明即不得变更。",
     "DECLINED": "已回答“否”：未做任何事。",
     "ENROLLED_ELSEWHERE": "本代理已在另一运营方登记。",
@@ -110,6 +111,7 @@ LOCAL: Mapping[str, str] = {
     "POLICY_DATA_SET_EPSILON": "全部合约合计对该数据集的隐私消耗高于自有策略的上限。",
     "POLICY_DATA_SET_USES": "全部合约合计对该数据集的使用次数多于自有策略的上限。",
     "POLICY_HOURS": "当前时间不在自有策略允许开始训练的时段之内。",
+    "POST_CUT": "上传的数据无法送达运营方：途中限制了消息的大小。",
     "STORE_OF_ANOTHER": "该账本属于另一企业。",
     "TRAINING_FAILED": "训练未能完成：原因仅记载于本机。",
 }

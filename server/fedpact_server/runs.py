@@ -88,6 +88,7 @@ def start(connection: Connection, contract: Contract, state: str) -> RunStatus:
             "CONTRACT_TERM",
             f"It is {now}; the contract's term is {contract.term.not_before} to {contract.term.not_after}.",
             rule="term",
+            remedy="Start within the term, or make a new contract with another one.",
         )
     if installed_code() != contract.code:
         raise RefusedError(

@@ -129,7 +129,7 @@ def test_the_commands_are_those_of_the_plan() -> None:
     assert {" ".join(c) for c in every_command()} == {
         *("init", "enrol", "card", "contract list", "contract show", "sign", "start", "status", "head", "budget"),
         *("egress", "statement", "report", "pause", "resume", "withdraw", "backup", "restore"),
-        *("preflight", "dry-run", "upgrade"),
+        *("preflight", "dry-run", "upgrade", "profile"),
         *("plan", "quote", "questions", "answer", "revoke-key", "countersign"),
     }
 

@@ -497,7 +497,7 @@ def test_what_leaves_is_entered_in_order_and_by_kind(store: Store):
 def test_every_kind_that_may_leave():
     assert {k.value for k in EgressKind} == {
         "enrolment", "card", "signature", "update", "refusal", "countersignature", "objection", "request",
-        "measurement", "statement", "notice", "revocation", "receipt",
+        "measurement", "statement", "no-reply", "notice", "revocation", "receipt",
     }  # fmt: skip
 
 
