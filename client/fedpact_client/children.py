@@ -72,7 +72,7 @@ class TrainerChild:
     home: AgentHome
     config: AgentConfig
     key: bytes
-    cancelled: Callable[[], bool] = bool
+    interrupt: Callable[[str], None] = lambda _contract_id: None  # raises where an attempt for it is to end now
     module: str = "fedpact_client.trainer"
     isolation: Isolation | None = None  # as the last one said
     _child: Child | None = None
@@ -81,7 +81,14 @@ class TrainerChild:
     def start(self) -> None:
         """Start the process and say what it may read; it answers when it has closed itself in."""
         self.stop()
-        self._child = spawn(self.module, log=self.home.logs / "trainer.log", max_array=MAX_ARRAY, kinds=TRAINER_KINDS)
+        self._child = spawn(
+            self.module,
+            log=self.home.logs / "trainer.log",
+            max_array=MAX_ARRAY,
+            kinds=TRAINER_KINDS,
+            processors=self.config.limits.processors,
+            nice=self.config.limits.nice,
+        )
         profiles = self.home.path / "profiles"
         profiles.mkdir(mode=0o700, exist_ok=True)  # homes of earlier releases have none; it must be there to be read
         paths = [str(p) for d in self.config.data_sets for p in sources.read_paths(d.source, self.home.path)]
@@ -96,10 +103,10 @@ class TrainerChild:
         )
         self._ready = False
 
-    def stop(self) -> None:
-        """End the process."""
+    def stop(self, grace: float = 2.0) -> None:
+        """End the process, after so many seconds of grace."""
         if self._child is not None:
-            self._child.stop(2.0)
+            self._child.stop(grace)
         self._child, self._ready = None, False
 
     def train(self, contract: Contract, round_number: int, attempt: int, base: bytes) -> Trained:
@@ -109,6 +116,7 @@ class TrainerChild:
             TrainingFailedError: data or output do not allow it, the reason stays here; TRAINING_TIME, it hung and was
                 ended.
             TrainerLostError: the process ended without an answer.
+            RefusedError: PARTICIPANT_PAUSED, PARTICIPANT_WITHDRAWN: a person ended it; the process is gone.
         """
         return self._ask(_trained, contract, "train", {"round": round_number, "attempt": attempt}, base)
 
@@ -116,7 +124,7 @@ class TrainerChild:
         """One measurement outside the rounds (`measuring.Measure`).
 
         Raises:
-            TrainingFailedError, TrainerLostError: as `train`.
+            TrainingFailedError, TrainerLostError, RefusedError: as `train`.
         """
         return self._ask(_trained, contract, "measure", {"kind": kind}, base)
 
@@ -128,7 +136,7 @@ class TrainerChild:
 
         Raises:
             InputError: DATA_DUPLICATES.
-            RefusedError: QUALITY_GATE: a rule is broken, or could not be checked.
+            RefusedError: QUALITY_GATE: a rule is broken, or could not be checked; as `train`.
         """
         more = gate_header(self.home, self.config, contract) if first else {}
         if not more and (contract.defences is None or contract.defences.max_duplicates is None):
@@ -170,10 +178,10 @@ class TrainerChild:
         }
         limit = max(TRAIN_SECONDS, contract.participation.deadline_seconds)
         try:
-            child = self._ready_child()
+            child = self._ready_child(contract.id)
             child.pipe.send(what, header, base)
             try:
-                frame = self._receive(child, limit)
+                frame = self._receive(child, limit, contract.id)
             except FrameError as err:
                 if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
                     raise
@@ -182,6 +190,9 @@ class TrainerChild:
         except (FrameError, TrainerLostError) as err:
             self.stop()  # nothing of this attempt may answer for the next one
             raise TrainerLostError(err.code, err.message) from err
+        except RefusedError:  # in the middle of a step, too
+            self.stop(0.0)
+            raise
 
     def look(self) -> None:
         """Take note that the trainer is ready, where it says so by now; waits for nothing."""
@@ -202,11 +213,12 @@ class TrainerChild:
             self.start()
         return TrainingFailedError("TRAINING_TIME", f"Training had not ended after {seconds:g} seconds.")
 
-    def _receive(self, child: Child, seconds: float) -> Frame | None:
+    def _receive(self, child: Child, seconds: float, contract_id: str) -> Frame | None:
         """The trainer's next frame, in so long a time; None where the trainer has ended.
 
         Raises:
             CancelledError: the agent is stopping: the attempt stays charged.
+            RefusedError: a person has paused the contract, or withdrawn from it.
             FrameError: the time is over, or the pipe broke.
         """
         deadline = time.monotonic() + seconds
@@ -216,10 +228,9 @@ class TrainerChild:
             except FrameError as err:
                 if err.code != "FRAME_TIMEOUT" or child.pipe.closed or time.monotonic() > deadline:
                     raise
-            if self.cancelled():
-                raise CancelledError("AGENT_STOPPING", "The agent stops; this attempt stays charged.")
+            self.interrupt(contract_id)
 
-    def _ready_child(self) -> Child:
+    def _ready_child(self, contract_id: str) -> Child:
         """A trainer that is closed in; a new one where the last has ended."""
         for _ in range(2):
             if self._child is None or not self._child.running:
@@ -227,7 +238,7 @@ class TrainerChild:
             assert self._child is not None  # noqa: S101 - just started
             if self._ready:
                 return self._child
-            if (frame := self._receive(self._child, READY_SECONDS)) is not None:
+            if (frame := self._receive(self._child, READY_SECONDS, contract_id)) is not None:
                 self._note_ready(frame)
                 return self._child
             self.stop()

@@ -523,7 +523,7 @@ def budget(home: HomeOption = HOME, as_json: Json = False) -> None:
     from fedpact_client.text import show_budget
 
     with desk(home, read_only=True) as at:
-        values = {"data_sets": views.budget(at.store)}
+        values = {"data_sets": views.budget(at.store, at.config.policy)}
     _show(values, as_json, show_budget)
 
 
@@ -683,7 +683,10 @@ def report(
 
 @app.command()
 def pause(contract: ContractId, home: HomeOption = HOME, as_json: Json = False) -> None:
-    """Answer no more orders of a contract until `resume`; works without the operator."""
+    """Answer no more orders of a contract until `resume`; works without the operator.
+
+    A training that runs is ended within seconds; the attempt is charged. The running agent tells the operator.
+    """
     _move(contract, home, "paused", as_json=as_json)
 
 
@@ -694,10 +697,89 @@ def resume(contract: ContractId, home: HomeOption = HOME, as_json: Json = False)
 
 
 @app.command()
-def withdraw(contract: ContractId, home: HomeOption = HOME, yes: Yes = False, as_json: Json = False) -> None:
-    """End a contract on this side, for good; works without the operator. What was sent stays in the model."""
+def withdraw(
+    contract: ContractId,
+    home: HomeOption = HOME,
+    passphrase_file: PassphraseFile = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """End a contract on this side, for good; works without the operator. What was sent stays in the model.
+
+    What was made for it here is destroyed, and a signed receipt says what; the operator answers with its own, which
+    lists the models that our updates are in. Again: the same, and what the operator has said since. The passphrase is
+    asked for only where the run key is revoked.
+    """
+    from fedpact_client import leaving
+    from fedpact_client.text import show_withdrawn
+    from fedpact_client.views import running_process
+
     output.confirm("Withdraw from this contract for good?", yes=yes)
-    _move(contract, home, "withdrawn", as_json=as_json)
+    with desk(home) as at:
+        contract_id = at.resolve(contract)
+        at.store.set_state(contract_id, "withdrawn")
+        revoked = at.home.revocation_path(contract_id).exists()
+        if running_process(at.home) is not None and not revoked:
+            leaving.wait_for_guard(at.home, contract_id)
+        else:
+            key = leaving.signing_key(at.home, contract_id, lambda: _passphrase(passphrase_file))
+            receipt = leaving.destroy(at.home, at.store, contract_id, key, lambda: False)
+            if not at.home.receipt_path(contract_id, "operator").exists():
+                leaving.try_to_withdraw(at.home, at.store, at.client, contract_id, key, receipt)
+        values = {"contract": contract_id, "state": "withdrawn", "receipts": leaving.receipts(at.home, contract_id)}
+    _show(values, as_json, show_withdrawn)
+
+
+@app.command("revoke-key")
+def revoke_key(
+    contract: ContractId,
+    home: HomeOption = HOME,
+    passphrase_file: PassphraseFile = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Revoke this enterprise's run key of a contract, by the contract key: it may be in other hands.
+
+    Nothing more is trained under the contract here, and nothing that the run key signs from then on counts. What it
+    signed before stands and is paid; the closing is then countersigned by hand (`fedpact-agent countersign`).
+    Exit 6: revoked here; the operator does not answer and is told by the running agent, or by the same command again.
+
+    Example: fedpact-agent revoke-key 3f2a91c0
+    """
+    from fedpact_client import leaving
+
+    output.confirm("Revoke the run key of this contract for good?", yes=yes)
+    with desk(home) as at:
+        contract_id = at.resolve(contract)
+        leaving.revoke(at.home, at.store, contract_id, _passphrase(passphrase_file))
+        with at.client() as client:
+            index = leaving.send_revocation(at.home, client, contract_id)
+    values = {"contract": contract_id, "revoked": True, "entry": index}
+    _show(values, as_json, lambda v: output.line(f"Revoked here, and in the operator's log (entry {v['entry']})."))
+
+
+@app.command()
+def countersign(
+    contract: ContractId, home: HomeOption = HOME, passphrase_file: PassphraseFile = None, as_json: Json = False
+) -> None:
+    """Verify the closing of a contract whose run key is revoked, and countersign it with the contract key.
+
+    Exit codes: 0 countersigned, or nothing to close yet; 1 it does not hold, and the operator is told.
+    """
+    from fedpact_client import closing
+    from fedpact_contract.errors import FaultError
+
+    with desk(home) as at, at.client() as client:
+        contract_id = at.resolve(contract)
+        key = at.home.load_contract_key(_passphrase(passphrase_file))
+        done, _ = closing.by_hand(at.home, at.store, client, contract_id, key)
+    if done == "objected":
+        raise FaultError(
+            "CLOSING_OBJECTED",
+            "The closing does not hold; the operator was told.",
+            remedy="`fedpact-agent status` says what is wrong.",
+        )
+    _show({"contract": contract_id, "done": done}, as_json, lambda v: output.line(v["done"]))
 
 
 @app.command()
@@ -796,8 +878,12 @@ def upgrade(home: HomeOption = HOME, as_json: Json = False) -> None:
 
 
 def _move(contract: str, home: Path, state: "ContractState", *, as_json: bool) -> None:
+    from fedpact_client.leaving import check_resumable
+
     with desk(home) as at:
         contract_id = at.resolve(contract)
+        if state == "running":
+            check_resumable(at.home, contract_id)
         at.store.set_state(contract_id, state)
     _show({"contract": contract_id, "state": state}, as_json, lambda v: output.console().print(v["state"]))
 

@@ -99,9 +99,11 @@ class DataSet(Part):
 
 
 class Limits(Part):
-    """What training may use: `threads`, and `memory` in MiB."""
+    """What training may use: `threads`, and `memory` in MiB; of the machine, so many `processors`, and how `nice`ly."""
 
     threads: Annotated[int, Field(ge=1, le=1024)]
+    processors: Annotated[int, Field(ge=1, le=1024)] | None = None
+    nice: Annotated[int, Field(ge=0, le=19)] = 0
     memory: Annotated[int, Field(ge=256, le=2**24)]
 
 

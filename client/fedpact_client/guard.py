@@ -18,12 +18,12 @@ from types import FrameType
 
 import structlog
 
-from fedpact_client import sandbox, silence
+from fedpact_client import leaving, sandbox, silence
 from fedpact_client.answer import Desk, Trained, answer, open_contract
 from fedpact_client.api import AnsweredInputError, AnsweredRefusedError, OperatorClient, egress_of, printable
 from fedpact_client.cards import check_own_file
-from fedpact_client.children import ExecutorChild, TrainerChild, selection_key
-from fedpact_client.closing import Closing, close
+from fedpact_client.children import CancelledError, ExecutorChild, TrainerChild, selection_key
+from fedpact_client.closing import Closing, close, note_waiting
 from fedpact_client.config import AgentConfig
 from fedpact_client.executor import EXIT_REFUSED, EXIT_RETRY, EXIT_UNAVAILABLE, NO_REPLY, ORDER_FORM
 from fedpact_client.facts import ROUNDS, Connection, Facts, RoundTime, cut_off, milliseconds, place_of
@@ -36,12 +36,14 @@ from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_
 from fedpact_contract.contract import Contract, SignedContract
 from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError, ServiceError
 from fedpact_contract.files import private_files
-from fedpact_contract.messages import Found
+from fedpact_contract.messages import Found, TakingPart
 from fedpact_contract.record import Part, read_envelope
 from fedpact_contract.request import instant, utc_now
 
 log = structlog.get_logger()
 
+TELL_SECONDS = 1.0
+"""How often the guard looks whether a person paused or withdrew while it waits for orders."""
 ORDER_SECONDS = 0.5
 """How long the guard waits for an order before it looks whether anything else is due."""
 RESTART_SECONDS = {EXIT_UNAVAILABLE: 2.0, EXIT_REFUSED: 2.0}
@@ -123,7 +125,9 @@ class Guard:
     restart_at: float | None = None  # when the executor, which has ended, starts again
     refused: int = 0  # how often in a row the operator did not let the node in
     connected: str | None = None  # since when
-    told: bool = False  # whether `ready` was
+    announced: bool = False  # whether `ready` was told
+    told: dict[str, tuple[TakingPart, str]] = field(default_factory=dict)  # by contract: what the operator knows
+    next_tell: float = 0.0
     training: float = 0.0  # seconds that the trainer took for the order at hand
     rounds: deque[RoundTime] = field(default_factory=lambda: deque(maxlen=ROUNDS))
     facts: Facts | None = None  # as last written
@@ -131,7 +135,7 @@ class Guard:
     def __post_init__(self) -> None:
         self.place = place_of(self.home)
         self.trainer = TrainerChild(
-            home=self.home, config=self.config, key=selection_key(self.home), cancelled=lambda: self.stopping
+            home=self.home, config=self.config, key=selection_key(self.home), interrupt=self._interrupt
         )
         self.executor = ExecutorChild(home=self.home, config=self.config, node=cut_off(self.home))
 
@@ -159,6 +163,7 @@ class Guard:
             if time.monotonic() >= next_look:
                 self._look(client)
                 next_look = time.monotonic() + self.config.network.poll_seconds
+            self._tell(client)
             if self.executor.alive:
                 self._serve_one(client)
             else:
@@ -188,8 +193,8 @@ class Guard:
                 facts.write(self.home)
             except OSError as err:  # nothing is decided by it
                 log.warning("state not written", reason=err.strerror)
-        if self.connected and not self.told:
-            self.told = True
+        if self.connected and not self.announced:
+            self.announced = True
             self.ready(self.config.operator.url, self.home.participant_id)
 
     def _connection(self) -> Connection | None:
@@ -323,12 +328,72 @@ class Guard:
             if found is not None:
                 self._note_silence(agreement, found)
 
+    def _interrupt(self, contract_id: str) -> None:
+        """Whether an attempt that is running is to end: the agent stops, or a person here paused or withdrew.
+
+        Raises:
+            CancelledError: the agent stops; the attempt stays charged, and may be repeated by a spare one.
+            RefusedError: as `Store.check_running`: charged, and not repeated.
+        """
+        if self.stopping:
+            raise CancelledError("AGENT_STOPPING", "The agent stops; this attempt stays charged.")
+        self.store.check_running(contract_id)
+
+    def _tell(self, client: OperatorClient) -> None:
+        """Say what a person here decided of a contract, and when the policy's hours end or begin, until it is heard."""
+        if time.monotonic() < self.next_tell:
+            return
+        self.next_tell = time.monotonic() + TELL_SECONDS
+        hours = self.config.policy.hours
+        in_hours = hours is None or hours.open_at(self.now())
+        for agreement in self.store.contracts():
+            revoked = self.home.revocation_path(agreement.contract_id).exists()
+            said: tuple[TakingPart, str] | None = ("withdrawn", "KEY_REVOKED")
+            said = said if revoked else leaving.said_of(agreement, in_hours=in_hours)
+            if said is None or self.told.get(agreement.contract_id) == said:
+                continue
+            try:
+                self._say(agreement, said, client)
+                self.told[agreement.contract_id] = said
+            except ServiceError as err:
+                log.warning("operator not told", code=err.code)
+                self.next_tell = time.monotonic() + self.config.network.poll_seconds
+                return
+            except FedpactError as err:
+                why = printable(str(err))
+                log.warning("operator not told", contract=agreement.contract_id, code=err.code, reason=why)
+                if err.code in ("CONTRACT_NOT_SIGNED", "NOTICE_OLD"):  # these two are tried again
+                    self.next_tell = time.monotonic() + self.config.network.poll_seconds
+                else:
+                    self.told[agreement.contract_id] = said
+
+    def _end_trainer(self) -> bool:
+        """End the one trainer, which may hold encoded rows: that there is none now."""
+        self.trainer.stop(0.0)
+        return True
+
+    def _say(self, agreement: Agreement, said: tuple[TakingPart, str], client: OperatorClient) -> None:
+        """Say one thing; nothing of a contract that simply goes on and of which nothing else was said before."""
+        contract_id = agreement.contract_id
+        if said[1] == "KEY_REVOKED":
+            index = leaving.send_revocation(self.home, client, contract_id)
+            log.info("run key revoked", contract=contract_id, entry=index)
+        elif said[0] == "withdrawn":
+            key = self.home.run_key(contract_id)
+            receipt = leaving.destroy(self.home, self.store, contract_id, key, self._end_trainer)
+            leaving.withdraw(self.home, self.store, client, contract_id, key, receipt)
+        elif said[0] == "paused" or self.store.count_egress(EgressKind.NOTICE, contract_id):
+            participant = self.home.participant_id
+            leaving.tell(self.store, client, agreement, participant, said, self.home.run_key(contract_id))
+
     def _close(self, contract_id: str, client: OperatorClient) -> Found | None:
         """Close a contract's period, if it is closing; what was found instead, where there is nothing that holds.
 
         None also where this agent's own store, keys or disk failed: that says nothing of the operator.
         """
         try:
+            if self.home.revocation_path(contract_id).exists():
+                return note_waiting(self.store, client, contract_id, self.home.participant_id)
             done, verified = close(self._desk(contract_id, client), client, self.closings.get(contract_id))
             self.closings[contract_id] = verified
             if done == "closed":

@@ -23,7 +23,7 @@ from fedpact_contract.record import read_envelope, sign
 
 log = structlog.get_logger()
 
-LATER = ("POLICY_TERM", "CONTRACT_NOT_RUNNING")
+LATER = ("POLICY_TERM", "POLICY_HOURS", "PARTICIPANT_PAUSED")
 """Refusals of what is only too early, or paused: it is tried again."""
 
 Measure = Callable[[Contract, MeasurementKind, bytes], Trained]
@@ -75,7 +75,8 @@ def _ready(desk: Desk, client: OperatorClient, kind: MeasurementKind, run: Measu
         RefusedError: the policy, the data set's rules or the budget say no, or the one attempt was made and lost.
         InputError: DATA_DUPLICATES.
     """
-    desk.check_allowed()
+    desk.check_allowed(0, kind)
+    desk.check_use(0, kind)
     desk.own_rows()
     base = _initial_model(desk, client) if kind == "baseline" else b""
     digest = measurement_base(desk.contract, kind)

@@ -121,6 +121,7 @@ def review(
         held("noise covers the plan", lambda: check_noise(contract)),
         budget,
         held("policy", lambda: check_policy(contract, me.id, config.policy.resolve(home.operator().id), now)),
+        *([] if terms is None else [held("policy for the data set", lambda: check_use(home, config, store, terms))]),
         held("not ended here", lambda: check_not_ended(known)),
     ]
     if read_data and not any(check.error for check in checks):
@@ -344,6 +345,24 @@ def check_budget(store: Store, terms: Terms, limit: Decimal) -> None:
         ledger.check_plans(store.rows(terms.data_set), _other_plans(store, terms), terms, limit)
     except RefusedError as err:
         raise plan_exceeded(err) from err
+
+
+def check_use(home: AgentHome, config: AgentConfig, store: Store, terms: Terms) -> None:
+    """With the whole plan, beside all others, the data set stays within the policy's limits for it.
+
+    Raises:
+        RefusedError: POLICY_DATA_SET_EPSILON, POLICY_DATA_SET_USES.
+    """
+    budget, rows = limits(home, config, store, terms.data_set), store.rows(terms.data_set)
+    plans = [*_other_plans(store, terms), terms]
+    use = policy.DataSetUse(
+        data_set=terms.data_set,
+        uses=store.uses(terms.data_set) + sum(ledger.uses_left(rows, plan) for plan in plans),
+        rdp=ledger.committed(rows, plans),
+        delta=budget.delta,
+        alpha=budget.alpha,
+    )
+    policy.check_data_set(config.policy, use)
 
 
 def check_not_ended(known: Agreement | None) -> None:

@@ -181,7 +181,7 @@ class Database:
                 copy.close()
 
     def _prepare(self, *, create: bool, read_only: bool) -> None:
-        for pragma in ("synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
+        for pragma in ("synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF", "secure_delete = ON"):
             self.execute(f"PRAGMA {pragma}")
         if self.one("PRAGMA journal_mode = TRUNCATE") != ("truncate",):
             raise FailedError(

@@ -248,6 +248,28 @@ def show_heads(values: dict[str, Any]) -> None:
         line("No contract was signed here yet.")
 
 
+def show_withdrawn(values: dict[str, Any]) -> None:
+    """What each side destroyed and keeps, and what nobody can take back."""
+    line(f"Withdrawn from the contract {values['contract']}.")
+    for by, name in (("participant", "here"), ("operator", "at the operator")):
+        receipt = values["receipts"][by]
+        if receipt is None:
+            line(f"  Nothing is said yet of what was destroyed {name}: the same command again asks.")
+            continue
+        line(f"  Destroyed {name}: {_held(receipt['destroyed'])}. Kept: {_held(receipt['kept'])}.")
+        line(f"  Signed receipt: {receipt['file']}")
+    operators = values["receipts"]["operator"]
+    for model in operators["models"] if operators else ():
+        line(f"  With our updates: the model of round {model['round']}, {model['digest']}")
+    line("  What our updates changed stays in these models, and in every later one. What was earned is paid.")
+
+
+def _held(things: list[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{thing['count']} {thing['kind']}" + (f" ({thing['reason']})" if "reason" in thing else "") for thing in things
+    )
+
+
 def show_budget(values: dict[str, Any]) -> None:
     """Budgets, with both epsilons named."""
     for data_set in values["data_sets"]:
@@ -261,6 +283,12 @@ def show_budget(values: dict[str, Any]) -> None:
             f"  All contracts together cost at most epsilon {data_set['epsilon_gate']} "
             "(epsilon_gate: a coarse bound, large even where little was spent)"
         )
+        own = data_set["policy"]
+        line(
+            f"  Uses (attempts and measurements): {data_set['uses']}"
+            + ("" if own["max_uses"] is None else f" of the {own['max_uses']} that the policy allows")
+            + ("" if own["max_epsilon"] is None else f"; the policy's own limit is epsilon {own['max_epsilon']}")
+        )
         rows = [
             [
                 c["contract"][:SHORT],
@@ -270,12 +298,14 @@ def show_budget(values: dict[str, Any]) -> None:
                 " + ".join([f"{c['steps']} of {c['planned_steps']}", *c["measured"]]),
                 f"{c['rounds_left']} of {c['rounds']}",
                 str(c["attempts_left"]),
+                f"{c['uses']}, {c['uses_left']} left",
+                c["not_after"],
             ]
             for c in data_set["contracts"]
         ]
         if rows:
             columns = ["contract", "title", "state", "epsilon_pld", "steps charged", "rounds left", "attempts left"]
-            output.table(output.console(), columns, rows, right=(3, 4, 5, 6))
+            output.table(output.console(), [*columns, "uses", "ends"], rows, right=(3, 4, 5, 6, 7))
     if not values["data_sets"]:
         line("No data set was declared here yet.")
 

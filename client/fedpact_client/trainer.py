@@ -273,8 +273,9 @@ def _answer(frame: Frame, noise: "Noise | None") -> tuple[str, dict[str, Any], b
         return _failed(err.as_dict())
     except MemoryError:
         return _failed(_MEMORY)
-    except Exception as err:  # noqa: BLE001 - the process's edge: a fixed code for the guard, the traceback for the log
-        log.error("training failed", trace=traceback.format_exc())
+    except Exception as err:  # noqa: BLE001 - the process's edge: a fixed code for the guard, the place for the log
+        # Where it failed and as what: an exception's text may quote a cell, and logs travel to whoever mends a fault.
+        log.error("training failed", kind=type(err).__name__, trace="".join(traceback.format_tb(err.__traceback__)))
         return _failed(_MEMORY if "allocate memory" in str(err) else _INTERNAL)  # torch has no type of its own for it
 
 

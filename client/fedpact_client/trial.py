@@ -18,6 +18,7 @@ from fedpact_contract.errors import FailedError, InputError, RefusedError
 
 READY_SECONDS, CHECK_SECONDS = 120.0, 900.0
 KINDS = frozenset({"ready", "checked", "failed"})
+TRAINER = "fedpact_client.trainer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,8 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract, *, tracel
     }
     log = None if traceless else home.logs / "trainer.log"
     try:
-        with spawn("fedpact_client.trainer", log=log, max_array=0, kinds=KINDS) as child:
+        limits = config.limits
+        with spawn(TRAINER, log=log, max_array=0, kinds=KINDS, processors=limits.processors, nice=limits.nice) as child:
             child.pipe.send("setup", setup)
             ready = child.pipe.receive(READY_SECONDS)
             child.pipe.send("check", order)

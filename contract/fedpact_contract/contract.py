@@ -7,17 +7,19 @@ integers, never floats.
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_FLOOR, Context, Decimal
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, StringConstraints
 
 from fedpact_contract import estimators, sealed
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint
+from fedpact_contract.output import counted
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, decimal_text, form
 from fedpact_contract.statistics import Statistics, check_statistics
 from fedpact_contract.toml_lines import naming_lines
@@ -210,16 +212,73 @@ class Data(Part):
         return (self.label.name, *more)
 
 
+class Image(Part):
+    """How a row's columns form a picture: channel by channel, of each line by line, in it pixel by pixel."""
+
+    height: Annotated[int, Field(ge=1, le=1024)]
+    width: Annotated[int, Field(ge=1, le=1024)]
+    channels: Annotated[int, Field(ge=1, le=64)]
+
+
+class Grid(NamedTuple):
+    """Numbers on places: those of a picture, or what a convolution gives, which has its filters for channels."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return self.channels * self.height * self.width
+
+
+class Convolution(Part):
+    """A layer of `filters`, which look at all windows of kernel x kernel pixels, `stride` apart; no padding."""
+
+    filters: Annotated[int, Field(ge=1, le=1024)]
+    kernel: Annotated[int, Field(ge=1, le=31)]
+    stride: Annotated[int, Field(ge=1, le=31)]
+
+
 class Model(Part):
     """What is trained, and the initial model's digest.
 
     `softmax` is linear and tells classes apart, `linear` predicts anything else, and an `mlp` either, with the widths
-    of its hidden layers.
+    of its hidden layers. So does a `cnn`, of rows that are an `image`: its `convolutions` come first, the hidden
+    layers, if any, behind them. ReLU follows every layer but the last.
     """
 
-    kind: Literal["softmax", "linear", "mlp"]
+    kind: Literal["softmax", "linear", "mlp", "cnn"]
     hidden: tuple[Count, ...]
+    image: Image | None = None
+    convolutions: Annotated[tuple[Convolution, ...], Field(min_length=1, max_length=8)] | None = None
     initial_digest: Hex32
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The picture, and what each convolution makes of it, the last one last; nothing without convolutions.
+
+        Raises:
+            InputError: CONTRACT_IMAGE: a window is larger than what it looks at.
+        """
+        if self.image is None:
+            return ()
+        grids = [Grid(self.image.channels, self.image.height, self.image.width)]
+        for index, layer in enumerate(self.convolutions or ()):
+            last = grids[-1]
+            if layer.kernel > min(last.height, last.width):
+                raise InputError(
+                    "CONTRACT_IMAGE",
+                    f"The windows have {layer.kernel} x {layer.kernel} pixels, and what they look at "
+                    f"{last.height} x {last.width}.",
+                    field=f"model.convolutions.{index}.kernel",
+                    rule="a window lies inside the picture, or inside what the convolution before it leaves",
+                    remedy="Take a smaller kernel, or smaller strides before it.",
+                )
+            height, width = ((side - layer.kernel) // layer.stride + 1 for side in (last.height, last.width))
+            grids.append(Grid(layer.filters, height, width))
+        return tuple(grids)
 
 
 class ServerOptimizer(Part):
@@ -790,7 +849,7 @@ def check_data(contract: Contract) -> None:
     """Bounds are ordered, names unique, fill values allowed, the label rule complete."""
     data = contract.data
     names = [c.name for c in data.columns] + list(data.label_columns)
-    if twice := sorted({n for n in names if names.count(n) > 1}):
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
         raise InputError(
             "CONTRACT_COLUMN_TWICE",
             f"The column {twice[0]} stands twice.",
@@ -881,25 +940,79 @@ def _check_label(label: ClassLabel | NumberLabel | SurvivalLabel) -> None:
 
 
 def check_model(contract: Contract) -> None:
-    """Hidden layers belong to an mlp; a linear model is a softmax where the label has classes, and only there."""
+    """Hidden layers belong to an mlp or a cnn; a linear model is a softmax where the label has classes, only there."""
     kind = contract.model.kind
-    if (kind == "mlp") != bool(contract.model.hidden):
+    if kind != "cnn" and (kind == "mlp") != bool(contract.model.hidden):
         raise InputError(
             "CONTRACT_MODEL",
             "An mlp has hidden layers, a linear model none.",
             field="model.hidden",
-            rule="hidden = [] but for an mlp",
+            rule="hidden = [] but for an mlp, and for a cnn if you like",
             remedy="Write the widths, such as [32]." if kind == "mlp" else 'Write [], or kind = "mlp".',
         )
+    for name in ("image", "convolutions"):
+        if (kind == "cnn") != (getattr(contract.model, name) is not None):
+            raise InputError(
+                "CONTRACT_MODEL",
+                f"A cnn has `{name}`, and a model of another kind none.",
+                field=f"model.{name}",
+                rule="image and convolutions go with the kind cnn",
+                remedy='Write both with kind = "cnn", and leave both out with any other kind.',
+            )
     linear = "softmax" if isinstance(contract.data.label, ClassLabel) else "linear"
-    if kind not in (linear, "mlp"):
+    if kind not in (linear, "mlp", "cnn"):
         raise InputError(
             "CONTRACT_MODEL",
             f"A {kind} model does not fit the task, {contract.data.label.TASK}.",
             field="model.kind",
-            rule="softmax for classes, linear for all other labels, mlp for any",
-            remedy=f'Write kind = "{linear}", or "mlp".',
+            rule="softmax for classes, linear for all other labels, mlp or cnn for any",
+            remedy=f'Write kind = "{linear}", "mlp" or "cnn".',
         )
+    if contract.model.image is not None:
+        _check_image(contract.data, contract.model, contract.model.image)
+
+
+MAX_WINDOWS = 2**20
+"""Numbers (float64) that a convolution looks at, or gives, for one row: 8 MiB. More is refused."""
+
+
+def _check_image(data: Data, model: Model, image: Image) -> None:
+    """The columns are the picture's pixels, all of a channel alike; the windows fit, in the picture and in memory."""
+    grids, shown = model.grids, f"{image.height} x {image.width} pixels with {counted(image.channels, 'channel')}"
+    if grids[0].size != len(data.columns):
+        raise InputError(
+            "CONTRACT_IMAGE",
+            f"A picture of {shown} is {grids[0].size} numbers; the data has {counted(len(data.columns), 'column')}.",
+            field="model.image",
+            rule="columns = channels x height x width: channel by channel, of each line by line, pixel by pixel",
+            remedy="Give the picture's true size, and one column a number; the label is none of them.",
+        )
+    plane = image.height * image.width
+    for index, column in enumerate(data.columns):
+        first = data.columns[index - index % plane]
+        if _pixel(column) is None or _pixel(column) != _pixel(first):
+            raise InputError(
+                "CONTRACT_IMAGE",
+                f"The column {column.name} is no number with the bounds of {first.name}, the first of its channel.",
+                field=f"data.columns.{column.name}",
+                rule="a filter looks at every place alike, so all pixels of a channel have the same bounds",
+                remedy="Give all of them the bounds that a pixel can have, such as 0 and 255.",
+            )
+    for index, (layer, (before, after)) in enumerate(zip(model.convolutions or (), pairwise(grids), strict=True)):
+        windows = after.height * after.width
+        seen = windows * max(layer.kernel**2 * before.channels + (index == 0), layer.filters)
+        if seen > MAX_WINDOWS:
+            raise InputError(
+                "CONTRACT_IMAGE",
+                f"Of one row this convolution's windows, or outputs, are {seen} numbers.",
+                field=f"model.convolutions.{index}",
+                rule=f"at most {MAX_WINDOWS}: windows x kernel^2 x channels, and windows x filters",
+                remedy="Take a larger stride, a smaller kernel, or fewer filters.",
+            )
+
+
+def _pixel(column: Column) -> tuple[Decimal, Decimal] | None:
+    return (column.low, column.high) if isinstance(column, NumberColumn) else None
 
 
 def check_training(contract: Contract) -> None:
@@ -1235,7 +1348,7 @@ def estimator_plan(
 
 def quick_to_score(contract: Contract) -> bool:
     """Whether a group's loss follows from its members' steps, so that more groups of more participants are scored."""
-    return contract.model.kind != "mlp" and contract.contribution.game == "fixed-weight"
+    return contract.model.kind in ("softmax", "linear") and contract.contribution.game == "fixed-weight"
 
 
 def check_coalitions(contract: Contract) -> None:

@@ -34,6 +34,7 @@ from fedpact_contract.messages import (
 from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
 from fedpact_contract.replay_defences import clips, unions_in_time
+from fedpact_contract.replay_leaving import after_revocation, away
 from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
 from fedpact_contract.statistics import can_be_noised, total_cells
 
@@ -114,6 +115,8 @@ def _invited(run: Run, place: Place, body: RoundOpened) -> Faults:
         elif party_id in run.excluded:
             message = "A participant is invited that is excluded and not readmitted."
             yield place.fault("INVITED_EXCLUDED", message, field="invited", party=name, rule="defences.wreckers")
+        elif left := away(run, party_id):
+            yield place.fault("INVITED_AWAY", f"A participant is invited {left}.", field="invited", party=name)
 
 
 def _outcome(run: Run, place: Place, body: UpdateDecided | UpdateRefused | ReplyMissed, outcome: str) -> Faults:
@@ -146,6 +149,7 @@ def update_decided(run: Run, place: Place, body: UpdateDecided) -> Faults:
     )
     decision = receipt.decision if receipt else "rejected"
     yield from _outcome(run, place, body, decision)
+    yield from after_revocation(run, place, body.participant)
     yield from (f for f in (fault, receipt_fault) if f)
     if receipt is not None:
         yield from _receipt(run, place, body, receipt, update)
@@ -275,6 +279,7 @@ def update_refused(run: Run, place: Place, body: UpdateRefused) -> Faults:
     parties = run.parties
     name = parties.name(body.participant)
     yield from _outcome(run, place, body, "refused")
+    yield from after_revocation(run, place, body.participant)
     refusal, fault = open_inside(
         place, body.refusal, Refusal, parties.run_keys.get(body.participant, ""), "refusal", name
     )
@@ -307,6 +312,7 @@ def measurement_taken(run: Run, place: Place, body: MeasurementTaken) -> Faults:
     contract, name = run.parties.contract, run.parties.name(body.participant)
     key = run.parties.run_keys.get(body.participant, "")
     record, fault = open_inside(place, body.measurement, Measurement, key, "measurement", name)
+    yield from after_revocation(run, place, body.participant)
     if fault:
         yield fault
     if run.completed or run.abandoned:
@@ -385,7 +391,7 @@ def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
         yield place.fault("MODEL_NOISE", message, field="noise", party=run.parties.contract.operator.name)
     yield from clips(run, place, body)
     run.aggregated[body.round] = tuple(body.admitted)
-    run.model_digest = body.model_digest
+    run.model_digest = run.models[body.round] = body.model_digest
 
 
 def round_abandoned(run: Run, place: Place, body: RoundAbandoned) -> Faults:
@@ -408,6 +414,6 @@ def round_discarded(run: Run, place: Place, body: RoundDiscarded) -> Faults:
         message = f"A round is given up for {body.code}, and not because its losses are no numbers ({NOT_FINITE})."
         yield place.fault("DISCARDED_REASON", message, field="code", party=operator)
     run.discarded.append(body.round)
-    del run.aggregated[body.round]
+    del run.aggregated[body.round], run.models[body.round]
     run.model_digest = run.rounds[-1].base_digest
     run.abandoned = True

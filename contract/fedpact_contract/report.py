@@ -14,6 +14,7 @@ from fedpact_contract.contribution import agrees_with_first_order, own_slice_dif
 from fedpact_contract.defended import defences
 from fedpact_contract.errors import FaultError
 from fedpact_contract.label import dp_label
+from fedpact_contract.leaving import left as who_left
 from fedpact_contract.log import (
     Body,
     ContractSigned,
@@ -159,6 +160,8 @@ def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) ->
             "evaluated_again": list(done),
             "not_evaluated_again": list(left),
         }
+    if away := who_left(entries, bodies, contract):
+        report["left"] = away
     _add_scores(report, bodies, contract)
     return report
 

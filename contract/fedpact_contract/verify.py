@@ -379,6 +379,10 @@ def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: 
     if run.unopened:
         yield "The operator opened none of its commitments: the contract's fallback settled, not contribution."
     for party in run.parties.contract.participants:
+        if (said := run.notices.get(party.id)) is not None and said.state == "withdrawn":
+            yield f"{party.name} has withdrawn; what its updates changed stays in the models since."
+        if party.id in run.revoked:
+            yield f"{party.name} revoked its run key (entry {run.revoked[party.id]}): what it signed before stands."
         left_out = [r.number for r in run.rounds if party.id not in r.invited]
         if left_out:
             yield f"{party.name} was not invited in {_rounds(left_out)}."

@@ -129,7 +129,12 @@ def signatory(call: Call, contract_id: str) -> contracts.Stored:
     with call.world.database.read() as connection:
         stored = contracts.find(connection, contract_id)
     if stored.state not in _VISIBLE or call.member.id not in stored.contract.by_id():
-        raise InputError("CONTRACT_UNKNOWN", "There is no contract with this id.", field="contract_id")
+        raise InputError(
+            "CONTRACT_UNKNOWN",
+            "There is no contract with this id.",
+            field="contract_id",
+            remedy="Ask the operator for the id of a contract that it offers you.",
+        )
     return stored
 
 

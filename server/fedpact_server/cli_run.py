@@ -308,6 +308,9 @@ def _show(
     console.print(f"{found.run_id}: {found.phase}, wanted {found.wanted}; round {found.round} of {found.rounds}")
     if found.detail:
         console.print(output.visible(found.detail))
+    for party in at.contract.participants:
+        if party.id in found.standing:
+            output.line(_stands(party.name, found.standing[party.id]))
     rows = [
         [party.name, party.id[:SHORT], *found.outcomes[party.id], _noise((noise or {}).get(party.id))]
         for party in at.contract.participants
@@ -319,6 +322,14 @@ def _show(
     if timed:
         console.print("Milliseconds of each round:")
         output.table(console, ["round", *PARTS], timed, right=tuple(range(len(PARTS) + 1)))
+
+
+def _stands(name: str, found: Mapping[str, Any]) -> str:
+    """A participant that does not simply take part, in one sentence."""
+    code = f" ({found['code']})" if found["code"] and found["said"] != "running" else ""
+    rounds = [str(model["round"]) for model in found["models"]]
+    models = f"; its updates are in the models of the rounds {rounds[0]} to {rounds[-1]}" if rounds else ""
+    return f"{name}: {found['standing']}{code}{models}."
 
 
 def _noise(found: "NoiseFloor | None") -> str:
@@ -366,6 +377,7 @@ def _table(found: "RunStatus", contract: "Contract", seconds: float) -> Any:  # 
         kind, code = found.outcomes.get(party.id, ("", ""))
         doing = f"{kind} ({code})" if kind and kind != "admitted" else kind
         waiting = "training" if found.round_phase == "sent" else ""
+        doing = doing or found.standing.get(party.id, {}).get("standing", "")
         table.add_row(Text(output.visible(party.name)), Text(doing or waiting))
     return table
 

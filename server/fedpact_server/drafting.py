@@ -90,7 +90,13 @@ def new(
     _check_control(sketch)
     _check_cards(sketch, signatories)
     if sketch.term.not_after <= instant(now):
-        raise InputError("CONTRACT_EXPIRED", "The term has ended already.", file=file, field="term.not_after")
+        raise InputError(
+            "CONTRACT_EXPIRED",
+            "The term has ended already.",
+            file=file,
+            field="term.not_after",
+            remedy="Write a later not_after under [term].",
+        )
     rows = validation.build(sketch.data, tables)
     weights = initial_weights(sketch.model, sketch.data, np.random.default_rng())
     _check_baseline(sketch)
@@ -164,7 +170,11 @@ def _signatory(connection: Connection, item: Mapping[str, Any], field: str, file
     for key in ("entity_code", "data_set"):
         if not isinstance(item.get(key), str):
             raise InputError(
-                "CONTRACT_MISSING_KEY", f"The key {field}.{key} is missing.", file=file, field=f"{field}.{key}"
+                "CONTRACT_MISSING_KEY",
+                f"The key {field}.{key} is missing.",
+                file=file,
+                field=f"{field}.{key}",
+                remedy="Write it: each of [[participants]] has entity_code, data_set and floor_fen.",
             )
     member = enrolment.by_entity(connection, item["entity_code"])
     if member is None or member.state not in ("approved", "registered"):
@@ -200,6 +210,7 @@ def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
                 f"The data set {card.data_set} of {party} has no column {missing[0]}.",
                 field="data.label.event" if missing[0] in contract.data.label_columns else "data.columns",
                 party=party,
+                remedy="Name columns that every card has, or ask the enterprise to sign a card with this one.",
             )
         if card.label != contract.data.label.name:
             raise InputError(
@@ -207,6 +218,7 @@ def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
                 f"The label of the data set {card.data_set} of {party} is {card.label}.",
                 field="data.label.name",
                 party=party,
+                remedy="Predict the label that all cards name, or ask the enterprise to sign another card.",
             )
         if contract.privacy.entity is not None and card.entity != contract.privacy.entity.column:
             raise InputError(

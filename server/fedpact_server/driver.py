@@ -11,13 +11,12 @@ from fedpact_contract.keys import load_key
 from fedpact_server import db, validation
 from fedpact_server.cluster import evaluator
 from fedpact_server.home import OperatorHome
-from fedpact_server.rounds import POLL_SECONDS, Loop
+from fedpact_server.rounds import DETAIL_LENGTH, POLL_SECONDS, Loop
 from fedpact_server.run_state import RunContext, SupersededError, node_ids, run_keys, run_row, signed_contract
 from fedpact_server.transport import Transport
 
 log = structlog.get_logger()
 
-DETAIL_LENGTH = 200
 DRIVER_SECONDS = 30.0
 """How long a new Flower run waits for the supervisor to name it."""
 

@@ -121,7 +121,7 @@ POLICY = {
     "purposes": ["digit-recognition"],
     "operators": [],
     "sectors": "*",
-    "model_kinds": ["softmax", "linear", "mlp"],
+    "model_kinds": ["softmax", "linear", "mlp", "cnn"],
     "columns": "*",
     "max_epsilon": Decimal(3),
     "min_participants": 2,

@@ -22,15 +22,21 @@ from tests.support.agent_world import DATA_SET, ENTITY, PASSPHRASE, ROWS, Lab, l
 from tests.support.agent_world import contract as agents_contract
 from tests.support.central import central_toml
 from tests.support.operator_world import TEMPLATE
+from tests.support.readme import Script, commands, filled
 
 from fedpact_client import cards, cli, guard, review, review_text, trial, views
 from fedpact_client import plan as plans
 from fedpact_client.cli import app, main
+from fedpact_client.store import EgressKind
 from fedpact_contract.errors import FaultError
 from fedpact_contract.files import replace_file
+from fedpact_contract.keys import public_hex
 from fedpact_contract.language import VARIABLE
+from fedpact_contract.messages import DestructionReceipt
 from fedpact_contract.privacy import attempt_rdp, epsilon_plan, rdp
+from fedpact_contract.record import open_signed, read_envelope
 from fedpact_contract.refusals import chinese
+from fedpact_server import logbook
 
 HEAVY = {
     "torch",
@@ -114,21 +120,21 @@ def answer(monkeypatch: pytest.MonkeyPatch, *answers: bool) -> list[str]:
 # Help
 
 
-def commands() -> list[tuple[str, ...]]:
+def every_command() -> list[tuple[str, ...]]:
     found = [(c.name or c.callback.__name__,) for c in app.registered_commands if c.callback]
     return found + [("contract", c.name or "") for c in cli.contract_app.registered_commands]
 
 
 def test_the_commands_are_those_of_the_plan() -> None:
-    assert {" ".join(c) for c in commands()} == {
+    assert {" ".join(c) for c in every_command()} == {
         *("init", "enrol", "card", "contract list", "contract show", "sign", "start", "status", "head", "budget"),
         *("egress", "statement", "report", "pause", "resume", "withdraw", "backup", "restore"),
-        *("preflight", "dry-run", "upgrade"),
-        *("plan", "quote", "questions", "answer"),
+        *("preflight", "dry-run", "upgrade", "profile"),
+        *("plan", "quote", "questions", "answer", "revoke-key", "countersign"),
     }
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
 def test_every_command_explains_itself(call: Call, command: tuple[str, ...]) -> None:
     result = call(*command, "--help")
     assert result.code == 0
@@ -838,10 +844,65 @@ def test_pause_resume_withdraw_need_no_operator(call: Call, world: Lab, signed: 
     assert call("pause", signed[:8], "--json").json == {"contract": signed, "state": "paused"}
     assert call("resume", signed, "--json").json["state"] == "running"
     assert call("withdraw", signed, "--json").error == "CONFIRMATION_NEEDED"
-    assert call("withdraw", signed, "--yes").code == 0
+    said = call("withdraw", signed, "--yes", "--json").json
     assert world.store.contract(signed).state == "withdrawn"
+    assert said["receipts"]["operator"] is None
+    assert {held["kind"]: held["count"] for held in said["receipts"]["participant"]["destroyed"]} == {
+        "arrays-in-the-outbox": 0,
+        "trainers-with-encoded-rows": 0,
+    }
+    receipt = read_envelope(Path(said["receipts"]["participant"]["file"]).read_bytes())
+    open_signed(receipt, DestructionReceipt, public_hex(world.home.run_key(signed)))
+    assert "Nothing is said yet of what was destroyed at the operator" in call("withdraw", signed, "--yes").out
+    assert call("status", "--offline", "--json").json["contracts"][0]["withdrawal"] == said["receipts"]
     result = call("resume", signed, "--json")
     assert (result.code, result.error) == (2, "CONTRACT_STATE")
+
+
+def test_a_withdrawal_that_the_operator_hears_has_its_receipt(call: Call, world: Lab, signed: str) -> None:
+    world.others_sign(world.store.contract(signed).contract)
+    said = call("withdraw", signed, "--yes", "--json").json["receipts"]
+    assert (said["operator"]["by"], said["operator"]["models"]) == ("operator", [])
+    with world.world.database.read() as connection:
+        kinds = [entry.type for entry in logbook.read_entries(connection, signed)]
+    assert kinds == ["contract-signed", "notice-taken", "destruction-stated", "destruction-stated"]
+    assert "Destroyed at the operator: 0 updates-rejected" in call("withdraw", signed, "--yes").out
+    assert world.store.count_egress(EgressKind.NOTICE, signed) == 1, "it is said once"
+
+
+def test_the_pages_commands_of_leaving(call: Call, world: Lab, signed: str, passphrase: Path) -> None:
+    """docs/joining.md, each in the page's order."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "joining.md").read_text("utf-8")
+    script = Script(commands(text, "Pausing, withdrawing, revoking a key"))
+    world.others_sign(world.store.contract(signed).contract)
+    world.store.set_state(signed, "running")
+    asked = {"withdraw": ["--yes"], "revoke-key": ["--yes", *secret(passphrase)], "countersign": secret(passphrase)}
+    for command in ("pause", "resume", "withdraw", "revoke-key", "countersign"):
+        words = filled(script.take(f"fedpact-agent {command}"), {"3f2a91c0": signed[:8], "agent": str(world.home.path)})
+        result = call(*words[1:], "--json", *asked.get(command, []))
+        assert result.code == 0, result.err
+    script.done()
+
+
+def secret(passphrase: Path) -> list[str]:
+    return ["--passphrase-file", str(passphrase)]
+
+
+def test_a_run_key_is_revoked_here_first(call: Call, world: Lab, signed: str, passphrase: Path) -> None:
+    own = secret(passphrase)
+    world.others_sign(world.store.contract(signed).contract)
+    world.store.set_state(signed, "running")
+    world.wire.cut_before = "POST"
+    assert call("revoke-key", signed, "--yes", "--json", *own).error == "OPERATOR_AWAY"
+    assert world.store.contract(signed).state == "paused"
+    assert call("resume", signed, "--json").error == "KEY_REVOKED"
+    world.wire.cut_before = ""
+    said = call("revoke-key", signed, "--yes", "--json", *own).json
+    assert said == {"contract": signed, "revoked": True, "entry": 1}
+    assert call("status", "--offline", "--json").json["contracts"][0]["key_revoked"]
+    assert call("countersign", signed, "--json", *own).json["done"] == "none"
+    receipts = call("withdraw", signed, "--yes", "--json", *own).json["receipts"]
+    assert receipts["operator"]["by"] == "operator", "signed by the contract key"
 
 
 def test_a_restored_copy_counts_running_contracts_as_fully_spent(

@@ -106,13 +106,19 @@ class Trainers:
 
     def __init__(self, home: AgentHome, monkeypatch: pytest.MonkeyPatch) -> None:
         self.home, self._monkeypatch = home, monkeypatch
-        self.stopping = False
+        self.stopping = self.paused = False
         self.spawner = Spawner(answering())
 
     def make(self, *behaviours, **options: Any) -> TrainerChild:
         self.spawner = Spawner(*behaviours, **options)
         self._monkeypatch.setattr(children, "spawn", self.spawner)
-        return TrainerChild(home=self.home, config=self.home.config(), key=b"k" * 32, cancelled=lambda: self.stopping)
+        return TrainerChild(home=self.home, config=self.home.config(), key=b"k" * 32, interrupt=self.interrupt)
+
+    def interrupt(self, _contract_id: str) -> None:
+        if self.stopping:
+            raise children.CancelledError("AGENT_STOPPING", "The agent stops.")
+        if self.paused:
+            raise RefusedError("PARTICIPANT_PAUSED", "The contract is paused.")
 
 
 @pytest.fixture
@@ -139,7 +145,8 @@ class TestTrainer:
         assert (setup["threads"], setup["memory"]) == (2, 4096)
         module, options = trainers.spawner.asked[0]
         assert (module, options["kinds"]) == ("fedpact_client.trainer", TRAINER_KINDS)
-        assert options.keys() == {"log", "max_array", "kinds"}, "nothing in its arguments or environment"
+        assert (options["processors"], options["nice"]) == (None, 0)
+        assert options.keys() == {"log", "max_array", "kinds", "processors", "nice"}, "no argument, no variable"
 
     def test_an_attempt(self, trainers: Trainers, signed) -> None:
         orders: list[Any] = []
@@ -435,6 +442,27 @@ time.sleep(600)
             trainer.train(signed, 1, 1, BASE)
         assert err.value.code == "AGENT_STOPPING"
         assert time.monotonic() - begun < 10
+
+    def test_a_person_pauses_while_it_trains(self, trainers: Trainers, signed) -> None:
+        reached = threading.Event()
+
+        def behave(pipe) -> None:
+            ready(pipe)
+            pipe.receive(5.0)
+            reached.set()
+            pipe.receive(30.0)
+
+        trainer = trainers.make(behave)
+
+        def pause() -> None:
+            reached.wait(10.0)
+            trainers.paused = True
+
+        threading.Thread(target=pause).start()
+        with pytest.raises(RefusedError) as err:
+            trainer.train(signed, 1, 1, BASE)
+        assert err.value.code == "PARTICIPANT_PAUSED"
+        assert trainers.spawner.children[0].stopped, "the process was ended"
 
     def test_a_data_set_that_the_configuration_lost(self, trainers: Trainers, signed) -> None:
         trainer = trainers.make(answering())

@@ -106,7 +106,21 @@ SURVIVAL = {
     "training__aggregation": "median",
     "common_control": [{"name": "Group", "members": ["1" * 18, "2" * 18]}],
 }
-FORMS = {"plain": {}, "full": FULL, "central": CENTRAL, "re-normalised": RENORMALISED, "survival": SURVIVAL}
+PICTURES = {
+    "data__columns": [COLUMNS[0] | {"name": f"p{i}"} for i in range(6)],
+    "model__kind": "cnn",
+    "model__hidden": [16],
+    "model__image": {"height": 71, "width": 83, "channels": 13},
+    "model__convolutions": [{"filters": 41, "kernel": 7, "stride": 5}, {"filters": 43, "kernel": 11, "stride": 3}],
+}
+FORMS = {
+    "pictures": PICTURES,
+    "plain": {},
+    "full": FULL,
+    "central": CENTRAL,
+    "re-normalised": RENORMALISED,
+    "survival": SURVIVAL,
+}
 """Contracts in which together every clause stands, and every field has a value."""
 
 

@@ -139,6 +139,23 @@ def test_every_error_says_what_to_do() -> None:
         assert "" not in texts, f"line {call.lineno}: a remedy may be empty"
 
 
+@pytest.mark.parametrize("package", ["contract", "server", "client"])
+def test_whatever_is_wrong_with_a_contract_or_template_comes_with_a_remedy(package: str) -> None:
+    found = []
+    for file in sorted((Path(__file__).parents[2] / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:
+                code = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+                named = any(keyword.arg == "remedy" for keyword in node.keywords)
+                if str(code).startswith(("CONTRACT_", "TEMPLATE_")):
+                    found.append((file.name, code, named))
+    assert found
+    assert [line for line in found if not line[2]] == []
+
+
+ERRORS = ("InputError", "RefusedError", "FailedError", "ServiceError")
+
+
 @pytest.mark.parametrize(
     ("model", "given", "due"),
     [

@@ -306,6 +306,33 @@ def test_the_serverapp_dies_with_the_superexec():
     assert "start_parent_process_monitor(parent_pid)" in source("flwr.superlink.runtime.run_serverapp:run_serverapp")
 
 
+def test_a_run_is_told_its_contract_and_nothing_else_and_no_agent_reads_even_that():
+    """Overrides are not covered by the bundle's hash: Flower takes those of keys that the bundle lists: one.
+
+    Both SuperLink and SuperNode fuse them by this function. At an agent nothing reads what comes of it.
+    """
+    from fedpact_server import shell
+
+    fuse = get("flwr.common.config:get_fused_config_from_fab")
+    run = type("Run", (), {"override_config": {"contract-id": "c" * 64}})
+    assert fuse(shell.shell_bundle(), run) == {"contract-id": "c" * 64}
+    for key, value in {
+        "rounds": 9,
+        "epsilon": 1e9,
+        "noise_multiplier": 0.0,
+        "columns": "all",
+        "contract-id.x": 1,
+    }.items():
+        run.override_config = {key: value}
+        with pytest.raises(ValueError, match="not present"):
+            fuse(shell.shell_bundle(), run)
+    import fedpact_client
+
+    sources = [path.read_text("utf-8") for folder in fedpact_client.__path__ for path in Path(folder).glob("*.py")]
+    assert len(sources) > 20
+    assert not [text for text in sources if "run_config" in text or "override_config" in text]
+
+
 def test_flower_is_told_no_seconds_to_send():
     """With each reply it sends what its state says of how long the task ran; this place alone, and our state says 0."""
     from fedpact_client.supernode import tell_no_seconds

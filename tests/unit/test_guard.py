@@ -26,12 +26,14 @@ from tests.support.open_round import OpenRound, open_round, read
 
 from fedpact_client import cards, children, guard, views
 from fedpact_client.answer import TrainingFailedError
+from fedpact_client.api import AnsweredRefusedError
 from fedpact_client.children import CancelledError, TrainerChild
 from fedpact_client.config import AgentConfig
 from fedpact_client.facts import ROUNDS, Facts, cut_off
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.guard import Guard
 from fedpact_client.home import AgentHome, init
+from fedpact_client.policy import Hours
 from fedpact_client.review import review
 from fedpact_client.sandbox import Isolation, landlock_abi
 from fedpact_client.signing import commit, fetch_offer
@@ -39,7 +41,8 @@ from fedpact_client.store import EgressKind, HomeLock, Store
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.errors import FailedError, InputError, RefusedError, ServiceError
 from fedpact_contract.files import replace_file
-from fedpact_contract.messages import Refusal, Reply
+from fedpact_contract.keys import save_key
+from fedpact_contract.messages import Notice, Refusal, Reply
 from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.request import utc_now
 
@@ -159,6 +162,84 @@ def world(home: AgentHome, tmp_path: Path) -> World:
 def enveloped(order: bytes, body: bytes) -> bytes:
     """An order's envelope around another body."""
     return read_envelope(order).model_copy(update={"payload": base64.b64encode(body).decode()}).to_bytes()
+
+
+class Hearing(Client):
+    """An operator that keeps what it is told, or fails with the next of these errors first."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self.errors, self.heard = list(errors), list[Notice]()
+        self.record: Callable[[], object] = lambda: None
+
+    def post(self, _path: str, body: dict[str, Any], kind: EgressKind, **_options: Any) -> dict[str, Any]:
+        assert kind is EgressKind.NOTICE
+        self.record()
+        if self.errors:
+            raise self.errors.pop(0)
+        self.heard.append(Notice.from_bytes(read_envelope(body["notice"]).body))
+        return {"index": len(self.heard)}
+
+
+class TestTelling:
+    """What a person decided, and the policy's hours, are said until they are heard, and once."""
+
+    def tell(self, world: World, client: Hearing) -> list[tuple[str, str, int]]:
+        """Look once; what the operator has heard so far."""
+        desk = world.agent.desk
+        path = world.guard.home.run_key_path(desk.contract_id)
+        if not path.exists():
+            save_key(path, desk.run_key)
+        client.record = lambda: desk.store.record_egress(EgressKind.NOTICE, desk.contract_id, None, 1, "a" * 64)
+        world.guard.next_tell = 0.0
+        world.guard._tell(client)  # type: ignore[arg-type]  # stands for the real one
+        return [(n.state, n.code, n.number) for n in client.heard]
+
+    def test_nothing_is_said_of_a_contract_that_simply_goes_on(self, world: World) -> None:
+        assert self.tell(world, Hearing()) == []
+
+    def test_a_pause_and_its_end(self, world: World) -> None:
+        client, desk = Hearing(), world.agent.desk
+        desk.store.set_state(desk.contract_id, "paused")
+        paused = [("paused", "PARTICIPANT_PAUSED", 1)]
+        assert self.tell(world, client) == self.tell(world, client) == paused
+        desk.store.set_state(desk.contract_id, "running")
+        assert self.tell(world, client) == [*paused, ("running", "PARTICIPANT_RESUMED", 2)]
+
+    def test_it_is_said_again_where_the_operator_was_away_with_a_number_of_its_own(self, world: World) -> None:
+        client, desk = Hearing(ServiceError("OPERATOR_AWAY", "nobody answers")), world.agent.desk
+        desk.store.set_state(desk.contract_id, "paused")
+        assert self.tell(world, client) == []
+        assert world.guard.next_tell > time.monotonic(), "not at once again"
+        assert self.tell(world, client) == [("paused", "PARTICIPANT_PAUSED", 2)]
+
+    @pytest.mark.parametrize(("code", "again"), [("RUN_CLOSED", False), ("NOTICE_OLD", True)])
+    def test_what_the_operator_refuses_for_good_is_not_repeated(self, world: World, code: str, again: bool) -> None:
+        client, desk = Hearing(AnsweredRefusedError(code, "no")), world.agent.desk
+        desk.store.set_state(desk.contract_id, "paused")
+        self.tell(world, client)
+        assert bool(self.tell(world, client)) is again
+
+    def test_the_end_of_the_policys_hours_and_their_beginning(self, world: World) -> None:
+        client, config = Hearing(), world.guard.config
+        hours = Hours(begin="20:00", end="06:00", zone="UTC")
+        policy = config.policy.model_copy(update={"hours": hours})
+        world.guard.config = config.model_copy(update={"policy": policy})
+        world.guard.now = lambda: NOW
+        assert self.tell(world, client) == [("paused", "POLICY_HOURS", 1)]
+        world.guard.now = lambda: NOW.replace(hour=20)
+        assert self.tell(world, client)[1:] == [("running", "PARTICIPANT_RESUMED", 2)]
+
+    def test_a_pause_ends_the_attempt_that_runs(self, world: World) -> None:
+        desk = world.agent.desk
+        assert world.guard.trainer.interrupt(desk.contract_id) is None  # type: ignore[func-returns-value]
+        desk.store.set_state(desk.contract_id, "paused")
+        with pytest.raises(RefusedError) as err:
+            world.guard.trainer.interrupt(desk.contract_id)
+        assert err.value.code == "PARTICIPANT_PAUSED"
+        world.guard.stopping = True
+        with pytest.raises(CancelledError):
+            world.guard.trainer.interrupt(desk.contract_id)
 
 
 class TestOrders:
@@ -777,13 +858,13 @@ class TestContracts:
         at = Guard(home=made.home, config=made.home.config(), store=made.store)
         with made.client() as client:
             at._look(client)
-        at.desks.pop(contract.id).check_allowed()
+        at.desks.pop(contract.id).check_allowed(1)
         text = made.home.config_path.read_text().replace('"rows.csv"', '"own.csv"')
         replace_file(made.home.config_path, text.encode())
         for config in (made.home.config(), lost_set_9(made.home.config())):
             at.config = config
             with made.client() as client, pytest.raises(RefusedError) as caught:
-                at._desk(contract.id, client).check_allowed()
+                at._desk(contract.id, client).check_allowed(1)
             assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
             at.desks.clear()
 
@@ -811,7 +892,7 @@ class TestContracts:
             at._look(client)
         assert at.desks[contract.id].entity is None
         with pytest.raises(InputError, match="CONFIG_DATA_SET"):
-            at.desks[contract.id].check_allowed()
+            at.desks[contract.id].check_allowed(1)
 
     def test_it_runs_when_everybody_has_signed(self, made: Lab) -> None:
         contract = self.signed(made)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import structlog
 from tests.support.models_kit import a_model, a_schema, category, number, training_contract
 from tests.support.noise import FixedNoise
 
@@ -375,9 +376,16 @@ def test_every_failure_has_a_fixed_code(contract, tmp_path, monkeypatch, error: 
         raise error
 
     monkeypatch.setattr("fedpact_models.training.local_update", fail)
-    kind, header, _ = answer(order(contract, tmp_path, "train"))
+    with structlog.testing.capture_logs() as logged:
+        kind, header, _ = answer(order(contract, tmp_path, "train"))
     assert (kind, header["code"]) == ("failed", code)
     assert "61" not in str(header)
+    assert "patient" not in str(logged)
+    traces = [(each["kind"], each["trace"]) for each in logged if "trace" in each]
+    if code == "TRAINING_INTERNAL":
+        ((name, trace),) = traces
+        assert name == type(error).__name__
+        assert "in fail" in trace, "where it was"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from fedpact_contract.contract import (
     Column,
     Contract,
     Krum,
+    Model,
     NumberColumn,
     NumberLabel,
     SurvivalLabel,
@@ -185,7 +186,7 @@ def _quality(_contract: Contract) -> Both:
     "training.model",
     states=("model",),
     agent=("POLICY_MODEL", "BASE_MODEL_MISMATCH"),
-    record=("CONTRACT_MODEL",),
+    record=("CONTRACT_MODEL", "CONTRACT_IMAGE"),
     verify=("BASE_MODEL",),
 )
 def _model(contract: Contract) -> Both:
@@ -194,10 +195,27 @@ def _model(contract: Contract) -> Both:
     hidden = (
         Both(f" with hidden layers of {widths.en} units", f"，隐藏层宽度为{widths.zh}") if model.hidden else NOTHING
     )
+    layers = _convolutions(model) + hidden
     return Both(
-        f'The model is of the kind "{model.kind}"{hidden.en}. The first round starts from the model with this digest: '
+        f'The model is of the kind "{model.kind}"{layers.en}. The first round starts from the model with this digest: '
         f"{model.initial_digest}",
-        f"模型种类为“{model.kind}”{hidden.zh}。首轮自具有下列摘要的模型开始：{model.initial_digest}",
+        f"模型种类为“{model.kind}”{layers.zh}。首轮自具有下列摘要的模型开始：{model.initial_digest}",
+    )
+
+
+def _convolutions(model: Model) -> Both:
+    """Of a cnn how a row is a picture, and what looks at it."""
+    if model.image is None:
+        return NOTHING
+    image, layers = model.image, model.convolutions or ()
+    english = (f"{c.filters} filters of {c.kernel} x {c.kernel} at a stride of {c.stride}" for c in layers)
+    chinese = (f"{c.filters}个{c.kernel} x {c.kernel}滤波器，步幅{c.stride}" for c in layers)
+    return Both(
+        f": the columns are a picture, {counted(image.height, 'line')} of {counted(image.width, 'pixel')} with "
+        f"{counted(image.channels, 'channel')} (channel by channel, line by line), at whose windows, without padding, "
+        f"these convolutions look one after another: {', '.join(english)}; dense layers come behind them",
+        f"：各列依次构成一幅图像，共{image.height}行，每行{image.width}像素，{image.channels}个通道（逐通道、逐行排列）；"
+        f"其窗口上依次有下列不加填充的卷积层：{'；'.join(chinese)}；其后为全连接层",
     )
 
 

@@ -175,15 +175,32 @@ def _term(contract: Contract) -> Both:
 
 @PURPOSE.clause(
     "purpose.run",
-    agent=("CONTRACT_NOT_RUNNING", "SIGN_ENDED"),
-    operator=("RUN_ENDED",),
-    verify=("CONTRACT_TWICE", "RUN_COMPLETED_TWICE", "ROUND_AFTER_END"),
+    agent=("CONTRACT_NOT_RUNNING", "PARTICIPANT_PAUSED", "PARTICIPANT_WITHDRAWN", "SIGN_ENDED"),
+    operator=("RUN_ENDED", "NOTICE_WITHDRAWN"),
+    verify=("CONTRACT_TWICE", "RUN_COMPLETED_TWICE", "ROUND_AFTER_END", "INVITED_AWAY", "NOTICE_OLD"),
 )
 def _run(_contract: Contract) -> Both:
     return Both(
-        "The contract has one run. Any participant may pause or withdraw at any time: its agent then sends nothing "
-        "more. What it has sent stays in the model.",
-        "本合约仅运行一次。任何参与方均可随时暂停或退出：其代理即不再发送任何内容。此前已发送的内容仍保留于模型之中。",
+        "The contract has one run. Any participant may pause or withdraw at any time: its agent then trains nothing "
+        "more, ends a training that runs, and says so in the log; whoever paused or withdrew is not invited. What it "
+        "has sent stays in the model, and what it has earned is paid.",
+        "本合约仅运行一次。任何参与方均可随时暂停或退出：其代理即不再训练，终止进行中的训练，并在日志中声明；"
+        "已暂停或退出的参与方不再受邀。此前已发送的内容仍保留于模型之中，已取得的收益照常支付。",
+    )
+
+
+@PURPOSE.clause(
+    "purpose.revocation",
+    agent=("KEY_REVOKED",),
+    operator=("KEY_REVOKED", "REVOCATION_MISMATCH"),
+    verify=("KEY_REVOKED", "REVOKED_TWICE"),
+)
+def _revocation(_contract: Contract) -> Both:
+    return Both(
+        "A participant may revoke its run key with its contract key: what the run key signs counts only before that "
+        "entry of the log. It is then invited no more, and signs what is left with its contract key.",
+        "参与方可以其合约密钥吊销其运行密钥：运行密钥所作签名，仅在该日志条目之前者有效。"
+        "此后该参与方不再受邀，其余事项以合约密钥签署。",
     )
 
 

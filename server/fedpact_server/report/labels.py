@@ -32,6 +32,17 @@ LABELS: dict[str, tuple[str, str]] = {
         "time of the run's end, of the settlement or of the close.",
         "各轮时间以运营方时钟为准。日志证明各事项的先后次序，不记载运行结束、结算与关账的时间。",
     ),
+    "left": ("Paused or withdrawn", "暂停或退出"),
+    "left_running": ("", ""),
+    "left_paused": ("paused by participant", "参与方已暂停"),
+    "left_withdrawn": ("withdrawn by participant", "参与方已退出"),
+    "left_revoked": ("its run key is revoked", "运行密钥已吊销"),
+    "affected": ("Models with its updates (SHA-256)", "含其更新的模型（SHA-256）"),
+    "left_note": (
+        "What a participant's updates changed stays in the models listed, and in every later one. What it earned is "
+        "paid.",
+        "参与方的更新所作的改变保留在所列模型及其后的各模型中；退出前应得的收益照常支付。",
+    ),
     "purpose": ("Purpose", "使用目的"),
     "state": ("State", "状态"),
     "model": ("Model (SHA-256)", "模型（SHA-256）"),
