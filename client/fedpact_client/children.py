@@ -4,22 +4,22 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import structlog
 
-from fedpact_client import sources
-from fedpact_client.answer import Trained, TrainerLostError, TrainingFailedError
-from fedpact_client.config import AgentConfig
+from fedpact_client import loading, sources
+from fedpact_client.answer import BEFORE_ROWS, Trained, TrainerLostError, TrainingFailedError
+from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.frames import NODE_NUMBER, Frame, FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import Child, spawn
 from fedpact_contract.contract import Contract, MeasurementKind
-from fedpact_contract.errors import FailedError, InputError
+from fedpact_contract.errors import FailedError, FedpactError, InputError
 from fedpact_contract.keys import write_private
 
 log = structlog.get_logger()
@@ -32,13 +32,17 @@ TRAIN_SECONDS = 300.0
 that a slow first look at the data is no fault, and to start again would make it slower."""
 MAX_ARRAY = 1 << 29
 """Largest array on either pipe, in bytes: a model of 64 million parameters."""
-TRAINER_KINDS = frozenset({"ready", "update", "checked", "failed"})
+TRAINER_KINDS = frozenset({"ready", "update", "checked", "wanted", "failed"})
 EXECUTOR_KINDS = frozenset({"ready", "connected", "order"})
 FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 DUPLICATES = "DATA_DUPLICATES"
 FAILURE = re.compile(r"(DATA|TRAINING)_[A-Z0-9_]{1,60}", re.ASCII)
 
 Answer = TypeVar("Answer")
+
+
+class NotLoadedError(TrainingFailedError):
+    """A database's rows could not be loaded."""
 
 
 class CancelledError(FailedError):
@@ -63,6 +67,7 @@ class TrainerChild:
     cancelled: Callable[[], bool] = bool
     module: str = "fedpact_client.trainer"
     isolation: Isolation | None = None  # as the last one said
+    loader: Isolation | None = None  # as the last loader of a database's rows said
     _child: Child | None = None
     _ready: bool = False
 
@@ -74,9 +79,10 @@ class TrainerChild:
         self._child.pipe.send(
             "setup",
             {
-                "read_paths": [*paths, str(self.home.path / "released")],
+                "read_paths": [*paths, str(self.home.path / "released"), str(self.home.loaded)],
                 "threads": self.config.limits.threads,
                 "memory": self.config.limits.memory,
+                "scratch": str(self.home.scratch),
                 "idle_seconds": IDLE_SECONDS,
             },
         )
@@ -107,19 +113,20 @@ class TrainerChild:
         return self._ask(_trained, contract, "measure", {"kind": kind}, base)
 
     def check(self, contract: Contract) -> None:
-        """The rows hold no more exact copies than the contract allows (`answer.Desk.own_rows`).
+        """A database answers, and the rows hold no more exact copies than the contract allows (`Desk.own_rows`).
 
         Whatever else keeps the trainer from its rows is left to the attempt, which is charged.
 
         Raises:
-            InputError: DATA_DUPLICATES.
+            InputError: DATA_DUPLICATES, and what is no row's fault (`answer.BEFORE_ROWS`).
         """
-        if contract.defences is None or contract.defences.max_duplicates is None:
+        limited = contract.defences is not None and contract.defences.max_duplicates is not None
+        if not limited and not self._data_set(contract).source.is_database:
             return
         try:
             self._ask(_checked, contract, "check", {}, b"")
         except TrainingFailedError as err:
-            if err.code == DUPLICATES:
+            if err.code == DUPLICATES or (err.code in BEFORE_ROWS and isinstance(err, NotLoadedError)):
                 raise InputError(**err.as_dict()) from err
             log.warning("rows not checked", code=err.code)
         except TrainerLostError as err:
@@ -134,7 +141,7 @@ class TrainerChild:
         base: bytes,
     ) -> Answer:
         """Send one order to the trainer, and wait for what it gives."""
-        data_set = self.config.data_set(contract.participant(self.home.participant_id).data_set)
+        data_set = self._data_set(contract)
         header = {
             "contract": contract.to_bytes().decode(),
             "participant": self.home.participant_id,
@@ -147,18 +154,48 @@ class TrainerChild:
         }
         limit = max(TRAIN_SECONDS, contract.participation.deadline_seconds)
         try:
-            child = self._ready_child()
-            child.pipe.send(what, header, base)
-            try:
-                frame = self._receive(child, limit)
-            except FrameError as err:
-                if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
-                    raise
-                raise self._hung(limit) from err
+            frame = self._asked(what, header, base, limit)
+            if frame is not None and frame.kind == "wanted":
+                with self._loaded(data_set) as file:
+                    frame = self._asked(what, header | {"loaded": str(file)}, base, limit)
             return read(frame)
         except (FrameError, TrainerLostError) as err:
             self.stop()  # nothing of this attempt may answer for the next one
             raise TrainerLostError(err.code, err.message) from err
+
+    def _asked(self, what: str, header: dict[str, Any], base: bytes, limit: float) -> Frame | None:
+        child = self._ready_child()
+        child.pipe.send(what, header, base)
+        try:
+            return self._receive(child, limit)
+        except FrameError as err:
+            if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
+                raise
+            raise self._hung(limit) from err
+
+    @contextlib.contextmanager
+    def _loaded(self, data_set: DataSet) -> Iterator[Path]:
+        """A database's rows in a file, for as long as the trainer reads it.
+
+        Raises:
+            NotLoadedError: they cannot be had; nothing was trained.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(loading.rows_of(self.home, data_set, self.cancelled, self._told))
+            except CancelledError:
+                raise
+            except FedpactError as err:
+                raise NotLoadedError(**err.as_dict()) from err
+            assert file is not None  # noqa: S101 - the trainer wants rows of databases only
+            yield file
+
+    def _told(self, isolation: Isolation) -> None:
+        self.loader = isolation
+        log.info("loader ready", isolation=isolation.sentence)
+
+    def _data_set(self, contract: Contract) -> DataSet:
+        return self.config.data_set(contract.participant(self.home.participant_id).data_set)
 
     def look(self) -> None:
         """Take note that the trainer is ready, where it says so by now; waits for nothing."""

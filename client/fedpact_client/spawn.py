@@ -86,6 +86,7 @@ def spawn(
     extra_env: Mapping[str, str] | None = None,
     args: Sequence[str] = (),
     command: Sequence[str] | None = None,
+    descriptors: Sequence[int] = (),
 ) -> Child:
     """Start `python -m module args...`, from an isolated Python (no PYTHON* variables, no current folder on its path).
 
@@ -100,6 +101,7 @@ def spawn(
         extra_env: Variables beyond PATH, LANG and HOME.
         args: Arguments of the module.
         command: What to start instead of Python and the module; the arguments are added to it. For tests.
+        descriptors: Open ones that the child inherits beside its pipe, under the same numbers.
 
     Raises:
         FailedError: SPAWN_LOG, SPAWN_FAILED.
@@ -116,7 +118,9 @@ def spawn(
     own_in, child_out = os.pipe()
     try:
         with _open_log(log) as errors:
-            process = _starter.submit(_start, line, environment, child_in, child_out, errors).result()
+            process = _starter.submit(
+                _start, line, environment, child_in, child_out, errors, tuple(descriptors)
+            ).result()
     except BaseException:
         os.close(own_in)
         os.close(own_out)
@@ -175,7 +179,12 @@ def _open_log(log: Path | None) -> Iterator[int]:
 
 
 def _start(
-    line: Sequence[str], environment: Mapping[str, str], child_in: int, child_out: int, errors: int
+    line: Sequence[str],
+    environment: Mapping[str, str],
+    child_in: int,
+    child_out: int,
+    errors: int,
+    descriptors: tuple[int, ...],
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(  # noqa: S603 - a list of arguments that this package made
@@ -186,6 +195,7 @@ def _start(
             env=dict(environment),
             cwd="/",
             close_fds=True,
+            pass_fds=descriptors,
             start_new_session=True,  # its own group: the terminal's Ctrl-C reaches the guard alone
         )
     except OSError as err:

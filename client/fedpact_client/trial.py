@@ -4,10 +4,11 @@ What the trainer cannot read or encode here it could not in round 1 either, wher
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from fedpact_client import sources
+from fedpact_client import loading, sources
 from fedpact_client.children import selection_key
-from fedpact_client.config import AgentConfig
+from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.frames import FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.spawn import spawn
@@ -31,15 +32,22 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
 
     Raises:
         InputError: DATA_*, naming file, column and rule, never a value; CONFIG_DATA_SET.
-        FailedError: TRAINER_LOST, it did not start or ended; its log says why.
+        FailedError: TRAINER_LOST, it did not start or ended; its log says why; DATA_SOURCE_AWAY and others of
+            `loading.rows_of`.
     """
     data_set = config.data_set(contract.participant(home.participant_id).data_set)
+    with loading.rows_of(home, data_set) as file:
+        return _try_rows(home, config, contract, data_set, file)
+
+
+def _try_rows(home: AgentHome, config: AgentConfig, contract: Contract, data_set: DataSet, file: Path | None) -> Trial:
     released = str(home.released_path(data_set.id))
     setup = {
-        "read_paths": [*(str(p) for p in sources.read_paths(data_set.source, home.path)), released],
+        "read_paths": [*(str(p) for p in sources.read_paths(data_set.source, home.path)), released, str(home.loaded)],
         "threads": config.limits.threads,
         "idle_seconds": int(CHECK_SECONDS),
         "memory": config.limits.memory,
+        "scratch": str(home.scratch),
         "train": False,
     }
     order = {
@@ -51,6 +59,8 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
         "columns": list(data_set.names),
         "selection_key": selection_key(home).hex(),
     }
+    if file is not None:
+        order["loaded"] = str(file)
     log = home.logs / "trainer.log"
     try:
         with spawn("fedpact_client.trainer", log=log, max_array=0, kinds=KINDS) as child:

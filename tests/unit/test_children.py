@@ -127,6 +127,7 @@ class TestTrainer:
         (setup,) = seen
         assert setup["read_paths"] == [str(trainers.home.path / "rows.csv"), str(trainers.home.path / "released")]
         assert (setup["threads"], setup["memory"]) == (2, 4096)
+        assert (setup["scratch"], trainers.home.scratch.is_dir()) == (str(trainers.home.path / "scratch"), True)
         module, options = trainers.spawner.asked[0]
         assert (module, options["kinds"]) == ("fedpact_client.trainer", TRAINER_KINDS)
         assert options.keys() == {"log", "max_array", "kinds"}, "nothing in its arguments or environment"
