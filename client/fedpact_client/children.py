@@ -30,6 +30,8 @@ POLL_SECONDS = 0.5
 TRAIN_SECONDS = 300.0
 """A trainer that works this long, and beyond the round's deadline, hangs: its answer would not count any more. Below
 that a slow first look at the data is no fault, and to start again would make it slower."""
+LARGE, LOOK_SECONDS = 1 << 30, 3600.0
+"""A source of so many bytes is looked at before an attempt, and the first look may take so long."""
 MAX_ARRAY = 1 << 29
 """Largest array on either pipe, in bytes: a model of 64 million parameters."""
 TRAINER_KINDS = frozenset({"ready", "update", "checked", "wanted", "failed"})
@@ -121,7 +123,8 @@ class TrainerChild:
             InputError: DATA_DUPLICATES, and what is no row's fault (`answer.BEFORE_ROWS`).
         """
         limited = contract.defences is not None and contract.defences.max_duplicates is not None
-        if not limited and not self._data_set(contract).source.is_database:
+        source = self._data_set(contract).source
+        if not limited and not source.is_database and sources.size(source, self.home.path) < LARGE:
             return
         try:
             self._ask(_checked, contract, "check", {}, b"")
@@ -152,7 +155,7 @@ class TrainerChild:
             "selection_key": self.key.hex(),
             **more,
         }
-        limit = max(TRAIN_SECONDS, contract.participation.deadline_seconds)
+        limit = max(LOOK_SECONDS if what == "check" else TRAIN_SECONDS, contract.participation.deadline_seconds)
         try:
             frame = self._asked(what, header, base, limit)
             if frame is not None and frame.kind == "wanted":

@@ -5,9 +5,10 @@ is passed on: it may quote cells, or the query.
 """
 
 import contextlib
+import os
+import select
 import socket
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MISSING = "DATA_DRIVER_MISSING"
+CONNECTIONS = {"postgresql": 2, "mariadb": 1}
+"""How many a driver needs: ADBC asks for the types on one of its own."""
 _CHUNK = 1 << 18
 _ROWS = 20_000
 _LOGIN = {1044, 1045, 1049, 1130, 1251, 1698, 2059, 2061}
@@ -51,12 +54,12 @@ class Account:
         return f"SELECT * FROM (\n{self.query.strip().removesuffix(';')}\n) AS fedpact_rows"  # noqa: S608 - reads only
 
 
-def copy_rows(account: Account, server: socket.socket, out: int) -> int:
-    """Run the query on a connection that stands, write the rows as an Arrow file; how many there are.
+def copy_rows(account: Account, servers: Sequence[socket.socket], out: int) -> int:
+    """Run the query, write the rows as an Arrow file; how many there are.
 
     Args:
         account: Who asks what.
-        server: The connection.
+        servers: Connections that stand, as many as `CONNECTIONS` says.
         out: The descriptor of an empty file.
 
     Raises:
@@ -65,7 +68,7 @@ def copy_rows(account: Account, server: socket.socket, out: int) -> int:
         FailedError: DATA_SOURCE_AWAY, the connection was lost; DATA_SCRATCH, the disk is full.
     """
     try:
-        return (_copy_postgresql if account.kind == "postgresql" else _copy_mariadb)(account, server, out)
+        return (_copy_postgresql if account.kind == "postgresql" else _copy_mariadb)(account, servers, out)
     except ImportError as err:
         raise InputError(
             MISSING,
@@ -75,11 +78,13 @@ def copy_rows(account: Account, server: socket.socket, out: int) -> int:
         ) from err
 
 
-def _copy_postgresql(account: Account, server: socket.socket, out: int) -> int:
+def _copy_postgresql(account: Account, servers: Sequence[socket.socket], out: int) -> int:
+    relay = _Relay(servers)
+
     import pyarrow as pa
     from adbc_driver_postgresql import dbapi
 
-    with _Relay(server) as relay, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         tls = ("disable", "") if account.ca_file is None else ("verify-full", account.ca_file)
         words = {
             "host": account.host,
@@ -105,7 +110,7 @@ def _copy_postgresql(account: Account, server: socket.socket, out: int) -> int:
                 raise _writes(account)
             cursor.execute(account.select)
             return _write(account, _plain(cursor.fetch_record_batch()), out)
-        except (dbapi.Error, pa.ArrowException) as err:
+        except (dbapi.Error, pa.ArrowException, OSError) as err:
             raise _postgresql_error(account, str(getattr(err, "sqlstate", None) or ""), lost=relay.lost) from err
 
 
@@ -134,7 +139,7 @@ def _plain(reader: "pa.RecordBatchReader") -> "Iterator[pa.RecordBatch]":
         yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
-def _copy_mariadb(account: Account, server: socket.socket, out: int) -> int:
+def _copy_mariadb(account: Account, servers: Sequence[socket.socket], out: int) -> int:
     import ssl
 
     import pyarrow as pa  # noqa: F401 - asked for now, before the connection
@@ -155,7 +160,7 @@ def _copy_mariadb(account: Account, server: socket.socket, out: int) -> int:
         defer_connect=True,
     )
     try:
-        connection.connect(sock=server)
+        connection.connect(sock=servers[0])
     except pymysql.MySQLError as err:
         if _number(err) in _GONE - {2003}:
             raise away(account.place, "The connection was lost.") from err
@@ -259,40 +264,52 @@ class _Out:
 
 
 class _Relay:
-    """A port on this process's own loopback, and behind it the one connection that it was given.
+    """A port on this process's own loopback, and behind it the connections that it was given, one for each caller.
 
-    libpq makes its connections itself. In a network namespace without another device this is the only one that it can
-    make, and TLS goes through unbroken. `lost`: the server ended it.
+    libpq makes its connections itself. In a network namespace without another device these are the only ones that it
+    can make, and TLS goes through unbroken. Processes of their own pass the bytes on: the driver holds Python's lock
+    while it waits for them. They must begin before anything starts threads.
     """
 
-    def __init__(self, server: socket.socket) -> None:
-        self._server = server
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1)
-        self.port: int = self._listener.getsockname()[1]
-        self.lost = False
-        self._closing = False
+    def __init__(self, servers: Sequence[socket.socket]) -> None:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=len(servers))
+        self.port: int = listener.getsockname()[1]
+        self._ended, told = os.pipe()
+        os.set_blocking(self._ended, False)
+        for server in servers:
+            if os.fork() == 0:
+                try:
+                    _pass_on(listener, server, told)
+                finally:
+                    os._exit(0)
+        for handle in (listener, *servers):
+            handle.close()
+        os.close(told)
 
-    def __enter__(self) -> "_Relay":
-        threading.Thread(target=self._run, daemon=True).start()
-        return self
+    @property
+    def lost(self) -> bool:
+        """Whether the server ended a connection."""
+        with contextlib.suppress(BlockingIOError):
+            return bool(os.read(self._ended, 1))
+        return False
 
-    def __exit__(self, *_: object) -> None:
-        self._closing = True
-        self._listener.close()
 
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):
-            client, _ = self._listener.accept()
-            threading.Thread(target=self._pump, args=(client, self._server), daemon=True).start()
-            self._pump(self._server, client)
-            self.lost = not self._closing
-            client.close()
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(_CHUNK):
-                sink.sendall(data)
+def _pass_on(listener: socket.socket, server: socket.socket, told: int) -> None:
+    """Between the two sides until one ends; a byte says that it was the server."""
+    client, _ = listener.accept()
+    listener.close()
+    other = {client: server, server: client}
+    while True:
+        for source in select.select(list(other), [], [])[0]:
+            try:
+                data = source.recv(_CHUNK)
+            except OSError:
+                data = b""
+            if not data:
+                if source is server:
+                    os.write(told, b"!")
+                return
+            other[source].sendall(data)
 
 
 def _quoted(text: str) -> str:

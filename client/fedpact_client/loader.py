@@ -1,10 +1,10 @@
 """The loader: `python -m fedpact_client.loader`, started by the agent for one query of one database.
 
-It inherits two descriptors: a connection to the one host and port that agent.toml names, and an empty file for the
-rows. Then it closes itself in: no network but, for libpq, the loopback of its own namespace; no file but the
-installation and the authorities' certificates. Frames from the agent and its answers:
+It inherits connections to the one host and port that agent.toml names, and an empty file for the rows. Then it closes
+itself in: no network but, for libpq, the loopback of its own namespace; no file but the installation and the
+authorities' certificates. Frames from the agent and its answers:
 
-    load   {kind, host, port, database, user, password, ca_file?, query, connection, out} -> ready {isolation}
+    load   {kind, host, port, database, user, password, ca_file?, query, connections, out} -> ready {isolation}
                                                                                           -> loaded {rows}
                                                                                           -> failed {code, message, ...}
 
@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -46,7 +47,7 @@ class LoadOrder(Part):
     password: Annotated[str, Field(repr=False)]
     ca_file: str | None = None
     query: str
-    connection: int
+    connections: Annotated[tuple[int, ...], Field(min_length=1)]
     out: int
 
 
@@ -68,18 +69,18 @@ def _serve(pipe: Pipe) -> int:
         return 0
     order = LoadOrder.parse(frame.header, code="LOADER_HEADER")
     account = Account(**{name: getattr(order, name) for name in Account.__dataclass_fields__})
-    server = socket.socket(fileno=order.connection)
+    servers = [socket.socket(fileno=connection) for connection in order.connections]
     certificates = [] if order.ca_file is None else [Path(order.ca_file)]
     isolation = close_in(certificates, loopback=order.kind == "postgresql")
     log.info("loader ready", isolation=isolation.sentence)
     pipe.send("ready", {"isolation": isolation.plain()})
-    pipe.send(*_load(account, server, order.out))
+    pipe.send(*_load(account, servers, order.out))
     return 0
 
 
-def _load(account: Account, server: socket.socket, out: int) -> tuple[str, dict[str, Any]]:
+def _load(account: Account, servers: Sequence[socket.socket], out: int) -> tuple[str, dict[str, Any]]:
     try:
-        return "loaded", {"rows": copy_rows(account, server, out)}
+        return "loaded", {"rows": copy_rows(account, servers, out)}
     except FedpactError as err:
         return "failed", err.as_dict()
     except Exception as err:  # noqa: BLE001 - the process's edge; a driver's text may quote cells, a trace names places

@@ -16,7 +16,7 @@ import structlog
 
 from fedpact_client import sources
 from fedpact_client.config import DataSet
-from fedpact_client.databases import away
+from fedpact_client.databases import CONNECTIONS, away
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.loader import ANSWERS
@@ -84,13 +84,14 @@ def _load(
     }
     if source.tls:
         order["ca_file"] = str(SYSTEM_CA if source.ca_file is None else (home.path / source.ca_file).resolve())
-    with _connected(source, place) as server:
-        descriptors = (server.fileno(), out)
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(_connected(source, place)) for _ in range(CONNECTIONS[source.kind])]
+        connections = [server.fileno() for server in servers]
         module, log_file = "fedpact_client.loader", home.logs / "loader.log"
-        with spawn(module, log=log_file, max_array=0, kinds=ANSWERS, descriptors=descriptors) as child:
-            server.close()  # the loader alone holds it now
+        with spawn(module, log=log_file, max_array=0, kinds=ANSWERS, descriptors=(*connections, out)) as child:
+            stack.close()  # the loader alone holds them now
             try:
-                child.pipe.send("load", {**order, "connection": descriptors[0]})
+                child.pipe.send("load", {**order, "connections": connections})
                 deadline = began + LOAD_SECONDS
                 frame = _receive(lambda: child.pipe.receive(POLL_SECONDS), deadline, cancelled, place)
                 if frame is not None and frame.kind == "ready":

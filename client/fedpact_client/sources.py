@@ -27,6 +27,8 @@ PORTS = {"postgresql": 5432, "mariadb": 3306}
 """The kinds that are databases, with their usual ports."""
 _SQLITE_SIBLINGS = ("-wal", "-shm")
 _CHUNK = 1 << 20
+_PLAIN = r"^[ !#-\[\]-~]*$"
+"""Text that JSON spells as it is, in quotation marks."""
 _WILD = frozenset("*?[")
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
@@ -213,6 +215,14 @@ def form(source: Source) -> "Form":
     )
 
 
+def size(source: Source, base_dir: Path) -> int:
+    """Bytes of the source's files; none of a database's, or where they are not there."""
+    try:
+        return 0 if source.is_database else sum(f.path.stat().st_size for f in table_files(source, base_dir))
+    except (InputError, OSError):
+        return 0
+
+
 def read_paths(source: Source, base_dir: Path) -> tuple[Path, ...]:
     """What reading this source opens: all that the trainer's sandbox must let it read. Of a pattern, its folder.
 
@@ -326,27 +336,42 @@ def table_title(names: Sequence[str]) -> bytes:
 
 
 def row_digests(table: "pl.DataFrame", names: Sequence[str]) -> list[bytes]:
-    """Of each row the SHA-256 of these columns' cells, in one spelling."""
-    return [hashlib.sha256(json.dumps(row).encode()).digest() for row in one_spelling(table, names).rows()]
+    """Of each row the SHA-256 of these columns' cells, in one spelling, as a JSON array of texts."""
+    import polars as pl
+
+    cells = one_spelling(table, names)
+    plain = pl.all_horizontal(pl.col(names).str.contains(_PLAIN).fill_null(value=True).all())
+    if not names or not cells.select(plain).item():
+        return [hashlib.sha256(json.dumps(row).encode()).digest() for row in cells.rows()]
+    quoted = [pl.concat_str(pl.lit('"'), pl.col(name), pl.lit('"')).fill_null("null") for name in names]
+    rows = cells.select(pl.concat_str(pl.lit("["), pl.concat_str(quoted, separator=", "), pl.lit("]"))).to_series()
+    return [hashlib.sha256(row.encode()).digest() for row in rows]
 
 
 def one_spelling(table: "pl.DataFrame", names: Sequence[str]) -> "pl.DataFrame":
     """The columns as text in which equal cells are equal: numbers in one spelling, text without outer blanks."""
     import polars as pl
 
-    text = table.select(pl.col(name).cast(pl.String).str.strip_chars() for name in names)
-    number = [pl.col(name).cast(pl.Float64, strict=False) for name in names]
-    return text.select(
-        pl.when(value == 0)
-        .then(pl.lit("0.0"))  # also for negative zero, which polars does not reliably turn by adding 0
+    primitive = [name for name in names if table.schema[name] in (pl.Float64, pl.Int64, pl.Int32)]
+    others = [name for name in names if name not in primitive]
+    text = table.select(
+        pl.col(name) if name in primitive else pl.col(name).cast(pl.String).str.strip_chars() for name in names
+    )
+    zero = pl.lit("0.0")  # also for negative zero, which polars does not reliably turn by adding 0
+    spelled = {
+        name: pl.when(value == 0).then(zero).otherwise(value.cast(pl.String))  # what is not finite has one spelling too
+        for name, value in ((name, pl.col(name).cast(pl.Float64)) for name in primitive)
+    } | {
+        name: pl.when(value == 0)
+        .then(zero)
         .when(value.is_finite())
         .then(value.cast(pl.String))
         .when(pl.col(name) != "")
         .then(pl.col(name))
         .otherwise(None)
-        .alias(name)
-        for name, value in zip(names, number, strict=True)
-    )
+        for name, value in ((name, pl.col(name).cast(pl.Float64, strict=False)) for name in others)
+    }
+    return text.select(spelled[name].alias(name) for name in names)
 
 
 def _renamed(table: "pl.DataFrame", rename: dict[str, str], path: str) -> "pl.DataFrame":

@@ -15,7 +15,7 @@ from fedpact_client.spawn import spawn
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError
 
-READY_SECONDS, CHECK_SECONDS = 120.0, 900.0
+READY_SECONDS, CHECK_SECONDS = 120.0, 3600.0
 KINDS = frozenset({"ready", "checked", "failed"})
 
 

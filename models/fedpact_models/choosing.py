@@ -1,7 +1,7 @@
 """The contracted rows out of a table that need not fit into memory: read in batches, as often as it takes.
 
 The same rows in the same order, bit for bit, as `encode` and `select_rows` give on the whole table. Of each row about
-150 bytes are kept (digests, its place in the keyed order), in a file where there are many; of the features nothing but
+110 bytes are kept (digests, its place in the keyed order), in a file where there are many; of the features nothing but
 the chosen rows'.
 """
 

@@ -113,5 +113,5 @@ def disk_full(err: OSError) -> FailedError:
     return FailedError(
         "DATA_SCRATCH",
         f"The disk takes no more of the rows' working copies: {err.strerror}.",
-        remedy="Make room on the disk of the agent's home: about as much as the encoded rows and 150 bytes a row.",
+        remedy="Make room on the disk of the agent's home: about as much as the encoded rows and 250 bytes a row.",
     )
