@@ -9,18 +9,28 @@ trained on. A refusal is a recorded result: its code leaves, its reason stays.
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from typing import Protocol
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedpact_client import order as checks
-from fedpact_client.policy import Policy, check, check_entities
+from fedpact_client.policy import (
+    CLAUSES,
+    ORDER_CLAUSES,
+    DataSetUse,
+    Policy,
+    check,
+    check_data_set,
+    check_entities,
+)
 from fedpact_client.review import check_code
-from fedpact_client.store import Ready, Reservation, SeenHead, Store
+from fedpact_client.store import STATE_CODES, Ready, Reservation, SeenHead, Store
+from fedpact_contract import ledger
 from fedpact_contract.arrays import update_digest, update_salt
 from fedpact_contract.canonical import parse_canonical
-from fedpact_contract.contract import Contract, Delegation, SignedContract
+from fedpact_contract.contract import Contract, Delegation, MeasurementKind, SignedContract
 from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError
 from fedpact_contract.log import Countersignature
 from fedpact_contract.messages import Head, Metering, Order, Refusal, Reply, Update, update_event
@@ -65,7 +75,8 @@ class Desk:
 
     `entity` is the column that agent.toml declares for the contract's data set: whose a row is. `own_file` holds the
     data set's file against the others' (`cards.check_own_file`) and gives the fingerprint of its place. `own_rows`
-    holds the rows against the contract's `max_duplicates`: InputError, DATA_DUPLICATES.
+    holds the rows against the contract's `max_duplicates` (InputError, DATA_DUPLICATES) and, before the first attempt,
+    against the data set's own rules (RefusedError, QUALITY_GATE: this code leaves, and nothing else of it).
     """
 
     store: Store
@@ -86,19 +97,47 @@ class Desk:
         """The data set that this contract trains on."""
         return self.contract.participant(self.participant).data_set
 
-    def check_allowed(self) -> None:
-        """The installed code is the contract's, and agent.toml allows it now. Before anything is charged.
+    def check_allowed(self, number: int, kind: MeasurementKind | None = None) -> None:
+        """Nobody here has stopped it, the code is the contract's, agent.toml allows it now. Before anything is charged.
+
+        Args:
+            number: The round, 0 for a measurement. One of which an attempt is charged is finished, whatever the hour.
+            kind: Of a measurement.
 
         Raises:
-            RefusedError: CODE_MODELS_MISMATCH, POLICY_*, DATA_SET_KNOWN_ELSEWHERE, or what `policy.check_entities`
-                refuses.
+            RefusedError: PARTICIPANT_PAUSED, PARTICIPANT_WITHDRAWN, CODE_MODELS_MISMATCH, POLICY_*,
+                DATA_SET_KNOWN_ELSEWHERE, or what `policy.check_entities` refuses.
             InputError: CONFIG_DATA_SET, agent.toml has lost the data set.
         """
+        self.store.check_running(self.contract_id)
         check_code(self.contract)
-        check(self.contract, self.participant, self.policy, self.now())
+        here = self._tries(number, kind)
+        check(self.contract, self.participant, self.policy, self.now(), CLAUSES if here else ORDER_CLAUSES)
         card = self.store.data_set(self.data_set).declaration
         check_entities(self.contract, self.policy, self.data_set, self.entity, card.entity)
         self.own_file()
+
+    def check_use(self, number: int, kind: MeasurementKind | None = None) -> None:
+        """One attempt more keeps the policy's limits for the data set over all contracts; none is, after the last one.
+
+        Raises:
+            RefusedError: POLICY_DATA_SET_EPSILON, POLICY_DATA_SET_USES.
+        """
+        limits = (self.policy.max_data_set_epsilon, self.policy.max_data_set_uses)
+        if limits == (None, None) or "spent" in self._tries(number, kind):
+            return
+        terms, known = self.store.contract(self.contract_id).terms, self.store.data_set(self.data_set)
+        cost = sum((m.rdp for m in terms.measurements if m.kind == kind), Decimal(0)) if kind else terms.rdp
+        with localcontext(ledger.UPWARD):
+            charged = ledger.charged(self.store.rows(self.data_set)) + cost
+        uses = self.store.uses(self.data_set) + 1
+        use = DataSetUse(data_set=self.data_set, uses=uses, rdp=charged, delta=known.delta, alpha=known.alpha)
+        check_data_set(self.policy, use)
+
+    def _tries(self, number: int, kind: MeasurementKind | None) -> list[str]:
+        """The states of the ledger's rows on a round, or a measurement."""
+        wanted = (self.contract_id, number, kind)
+        return [r.state for r in self.store.rows(self.data_set) if (r.contract_id, r.round, r.kind) == wanted]
 
     def know_again(self, trained: Trained) -> None:
         """Enter what was trained on as this data set's. Before anything leaves.
@@ -142,7 +181,11 @@ def open_contract(signed: SignedContract, participant: str) -> tuple[Contract, d
     """
     contract = Contract.from_bytes(signed.contract.body)
     if participant not in contract.by_id():
-        raise RefusedError("CONTRACT_NOT_A_PARTY", "This enterprise is not a participant of the contract.")
+        raise RefusedError(
+            "CONTRACT_NOT_A_PARTY",
+            "This enterprise is not a participant of the contract.",
+            remedy="Do not take part: only a participant that the contract names does.",
+        )
     parties, keys = contract.parties(), signers(signed.contract, Contract)
     run_keys: dict[str, str] = {}
     for envelope in signed.delegations:
@@ -155,7 +198,12 @@ def open_contract(signed: SignedContract, participant: str) -> tuple[Contract, d
         run_keys[delegation.party] = delegation.run_key
     for party_id, party in parties.items():
         if party.key not in keys or party_id not in run_keys:
-            raise RefusedError("CONTRACT_NOT_SIGNED", "A party has not signed the contract yet.", party=party.name)
+            raise RefusedError(
+                "CONTRACT_NOT_SIGNED",
+                "A party has not signed the contract yet.",
+                party=party.name,
+                remedy="Wait until every party has signed; `fedpact-agent contract list` shows who has.",
+            )
     return contract, run_keys
 
 
@@ -190,6 +238,8 @@ def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:
     except InputError as err:
         code = err.code if err.code in BEFORE_ROWS else FAILED
         return _refuse(desk, order, err, head=head, evidence=data, code=code)
+    except RefusedError as err:  # the gate, or a person who stopped it while the rows were read
+        return _refuse(desk, order, err, head=head, evidence=data)
     return _train(desk, order, model, head)
 
 
@@ -225,15 +275,17 @@ def _check_terms(desk: Desk, order: Order, model: bytes, head: Head, bundle: str
         if desk.contract.participation.strict_heads:
             raise RefusedError("HEAD_FEW_WITNESSES", text)
     checks.check_order(order, model, head, known)
+    checks.check_clock(order, known, desk.now())
     if bundle != desk.contract.code.shell_digest:
         raise RefusedError("CODE_BUNDLE_MISMATCH", "The bundle that Flower carries is not the contracted one.")
-    desk.check_allowed()
+    desk.check_allowed(order.round)
 
 
 def _train(desk: Desk, order: Order, model: bytes, head: Head) -> Ready | None:
     """Transaction 1, training, transaction 2; a lost trainer is another attempt while there are spares."""
     while True:
         try:
+            desk.check_use(order.round)
             reserved = desk.store.reserve(desk.contract_id, order.round, order.base_digest, desk.run_key)
         except RefusedError as err:
             return _refuse(desk, order, err, head=head, evidence=b"")
@@ -242,13 +294,13 @@ def _train(desk: Desk, order: Order, model: bytes, head: Head) -> Ready | None:
         try:
             trained = desk.train(desk.contract, order.round, reserved.attempt, model)
             desk.know_again(trained)
+            return _complete(desk, order, reserved, trained, head)
         except TrainerLostError as err:
             desk.store.add_alarm("TRAINER_LOST", desk.contract_id, f"round {order.round}: {err.message}")
             log.warning("trainer lost", round=order.round, attempt=reserved.attempt)
             continue
         except (TrainingFailedError, RefusedError, InputError) as err:
             return _fail(desk, order, reserved, err, head)
-        return _complete(desk, order, reserved, trained, head)
 
 
 def _complete(desk: Desk, order: Order, reserved: Reservation, trained: Trained, head: Head) -> Ready:
@@ -293,14 +345,22 @@ BEFORE_ROWS = frozenset(
 """What keeps a database from answering a query: no row has anything to do with it, so it costs nothing and may be told.
 """
 FAILED = "TRAINING_FAILED"
-"""The one code with which a failed attempt is refused: which fault it was may rest on a single row, and stays here."""
+"""The one code with which a failed attempt is refused: which fault it was may rest on a single row, and stays here.
+
+An attempt that a person here ended is refused with that: it is charged all the same, and the round is not tried again.
+"""
+
+
+WANTED = frozenset({*STATE_CODES.values(), "POLICY_HOURS"})
+"""Codes of what this enterprise itself wants to be refused: no alarm for a person."""
 
 
 def _fail(desk: Desk, order: Order, reserved: Reservation, err: FedpactError, head: Head) -> Ready:
     log.warning("training failed", round=order.round, code=err.code, reason=str(err))
     desk.store.add_alarm(err.code, desk.contract_id, str(err))
     desk.store.countersign(desk.contract_id, head.size, head.root)
-    return desk.store.fail(reserved, err.code, lambda row: _refusal(desk, order, FAILED, row, head), desk.run_key)
+    code = err.code if err.code in WANTED else FAILED
+    return desk.store.fail(reserved, err.code, lambda row: _refusal(desk, order, code, row, head), desk.run_key)
 
 
 def _refuse(
@@ -311,7 +371,8 @@ def _refuse(
     `code` is what leaves in place of the error's own.
     """
     log.warning("order refused", round=order.round, code=err.code, reason=str(err))
-    _alarm(desk, err.code, str(err), evidence or None)
+    if err.code not in WANTED:
+        _alarm(desk, err.code, str(err), evidence or None)
     if head is not None:
         desk.store.countersign(desk.contract_id, head.size, head.root)
     try:

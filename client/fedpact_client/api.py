@@ -18,7 +18,7 @@ from fedpact_client.store import EgressKind, Store
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.contract import contract_id_form
 from fedpact_contract.errors import FedpactError, InputError, RefusedError, ServiceError
-from fedpact_contract.request import API, sign_request, utc_now
+from fedpact_contract.request import API, PROBE, sign_request, utc_now
 
 if TYPE_CHECKING:
     import httpx
@@ -132,6 +132,19 @@ class OperatorClient:
         """Who answers here: name, entity_code, key (asserted, unsigned)."""
         return self._object(Call("GET", f"{API}/operator", signed=False))
 
+    def operator_and_date(self) -> tuple[dict[str, Any], str]:
+        """The same, and the answer's Date header (empty where there is none): the operator's clock, to the second."""
+        content, date = self._exchange(Call("GET", f"{API}/operator", signed=False), b"")
+        return _parsed(content), date
+
+    def probe(self, size: int) -> int:
+        """Post so many zero bytes, which the operator throws away; how many of them it saw."""
+        content, _ = self._exchange(Call("POST", PROBE), bytes(size), b"")
+        count = _parsed(content).get("bytes")
+        if not isinstance(count, int):
+            raise reply_error("bytes is not a number")
+        return count
+
     def enrol(self, body: dict[str, Any]) -> dict[str, Any]:
         """Ask to join: {"token", "request"}."""
         return self._object(Call("POST", f"{API}/enrol", body, kind=EgressKind.ENROLMENT, signed=False))
@@ -193,32 +206,31 @@ class OperatorClient:
                 operator's own failure.
             AnsweredInputError, AnsweredRefusedError: the operator's error, with its code.
         """
+        data = b"" if call.body is None else canonical_bytes(call.body)
+        return self._exchange(call, data)[0]
+
+    def _exchange(self, call: Call, data: bytes, covered: bytes | None = None) -> tuple[bytes, str]:
+        """One request with this body, of which the signature covers `covered` if not all; the reply and its Date."""
         import httpx
 
-        data = b"" if call.body is None else canonical_bytes(call.body)
         headers = {"content-type": "application/json"} if data else {}
         if call.signed:
-            headers |= sign_request(self.node_key, call.method, call.path, data, self.now())
+            signed = data if covered is None else covered
+            headers |= sign_request(self.node_key, call.method, call.path, signed, self.now())
         # Requests without a body are messages too: their address leaves.
         self.record(call.kind, call.contract_id, f"{call.method} {call.path}", data)
         try:
             with self._client.stream(call.method, call.path, content=data or None, headers=headers) as reply:
                 content = _read(reply, call.limit)
-                status = reply.status_code
+                status, date = reply.status_code, reply.headers.get("date", "")
         except httpx.HTTPError as err:
             raise _away(self.url, err) from err
         if status == 200:
-            return content
+            return content, date
         raise error_of(status, content)
 
     def _object(self, call: Call) -> dict[str, Any]:
-        try:
-            value = json.loads(self.send(call).decode("utf-8"))
-        except (UnicodeDecodeError, ValueError, RecursionError) as err:
-            raise reply_error("it is not JSON") from err
-        if not isinstance(value, dict):
-            raise reply_error("it is not an object")
-        return value
+        return _parsed(self.send(call))
 
 
 def contract_path(contract_id: str) -> str:
@@ -272,6 +284,16 @@ def error_of(status: int, content: bytes) -> FedpactError:
         kind = AnsweredRefusedError
     shown = {k: printable(v) for k, v in places.items()}
     return kind(code, f"The operator answers: {printable(str(message))}", **shown)
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as err:
+        raise reply_error("it is not JSON") from err
+    if not isinstance(value, dict):
+        raise reply_error("it is not an object")
+    return value
 
 
 def _read(reply: "httpx.Response", limit: int) -> bytes:

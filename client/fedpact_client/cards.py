@@ -2,25 +2,29 @@
 
 Only what stands on the card leaves, and the released rows where there are any; both are shown before. The budget on
 the card holds for the data set over all contracts and is declared once. Nothing on the card is computed from the data
-but the number of released rows, which leave as they are and are outside the privacy guarantee.
+but the number of released rows, which leave as they are, and counts that a person lets out one by one: both are outside
+the privacy guarantee. A data set that breaks a rule of its quality gate gets no card.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from fedpact_client import loading, released, sources
+from fedpact_client import loading, quality, released, sources
 from fedpact_client.api import OperatorClient
 from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.home import AgentHome
 from fedpact_client.store import Store
+from fedpact_client.store_records import OVER
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.messages import DataSetCard, check_card_delta
 from fedpact_contract.output import counted
+from fedpact_contract.quality import ITEMS, Item, Measured, card_lines
 from fedpact_contract.record import decimal_text, sign
+from fedpact_contract.request import utc_now
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,7 +43,8 @@ class Draft:
     that are left for training; `capped` says how many of them, by cap, where at most so many rows of one entity are
     trained on (empty where no entity is declared); `not_finite` how many cells of a column are NaN or infinite, where
     there are any; `one_class` whether all labels are the same; `duplicates` how many of the `available` are
-    exact copies of another (as the file spells them); by `fingerprints` the source is known again.
+    exact copies of another (as the file spells them); by `fingerprints` the source is known again; `profile` is what
+    was counted; `superseded` are the contracts signed here that name another card of this data set.
     """
 
     card: DataSetCard
@@ -52,6 +57,14 @@ class Draft:
     duplicates: int
     source: str
     fingerprints: tuple[str, ...]
+    profile: quality.Profile
+    superseded: tuple[str, ...] = ()
+
+    def letting_out(self, items: Sequence[Item]) -> "Draft":
+        """This draft with these counts on its card (`countable` has been asked)."""
+        exact = self.profile.items()
+        made = tuple(Measured.of(item, exact[item]) for item in items)
+        return replace(self, card=self.card.model_copy(update={"measured": made or None}))
 
     def items(self) -> list[tuple[str, str, str]]:
         """The card for people: what, value, where it comes from."""
@@ -67,6 +80,7 @@ class Draft:
             ("delta", decimal_text(card.delta), declared),
             ("alpha", decimal_text(card.alpha), "follows from epsilon and delta"),
             ("released rows", str(card.released_rows), "counted; these rows are outside the privacy guarantee"),
+            *card_lines(card.facts, card.measured),
         ]
 
 
@@ -74,8 +88,9 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     """Read the data set once and draft its card; nothing leaves.
 
     Raises:
-        InputError: CONFIG_DATA_SET, DATA_*, CARD_BUDGET, CARD_DELTA, RELEASE_EMPTY, RELEASE_CELL, RELEASE_TOO_LARGE.
-        RefusedError: DATA_SET_BUDGET_FIXED, DATA_SET_KNOWN_ELSEWHERE.
+        InputError: CONFIG_DATA_SET, DATA_*, CARD_BUDGET, CARD_DELTA, CARD_FILE, RELEASE_EMPTY, RELEASE_CELL,
+            RELEASE_TOO_LARGE; QUALITY_ENTITY, PROFILE_FILE.
+        RefusedError: DATA_SET_BUDGET_FIXED, DATA_SET_KNOWN_ELSEWHERE; QUALITY_GATE, the data set breaks a rule.
         FaultError: RELEASED_DAMAGED.
     """
     data_set = config.data_set(data_set_id)
@@ -91,6 +106,9 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     _check_entities(data_set, table, source)
     whole = sources.table_fingerprint(table, data_set.names)
     check_known_elsewhere(home, store, data_set_id, whole)
+    last = quality.Reference.read(home.profile_path(data_set_id))
+    profile = quality.profile(data_set, home.path, last, utc_now().date(), table=table, keep=True)
+    quality.refuse(profile)
     rows = _rows_to_release(home, data_set, table)
     left = released.exclude(table, [*released.read(home.released_path(data_set_id)), *rows])
     if left.height < data_set.num_examples:
@@ -106,6 +124,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         delta=data_set.delta,
         alpha=alpha,
         released_rows=len(rows),
+        facts=None if data_set.card is None else data_set.card.facts(home.path),
     )
     _check_fixed_budget(home, store, card)
     return Draft(
@@ -119,7 +138,34 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         duplicates=left.height - left.n_unique(list(data_set.names)),
         source=source,
         fingerprints=(place, *content, whole),
+        profile=profile,
+        superseded=_superseded(store, card),
     )
+
+
+def countable(draft: Draft, items: Sequence[str]) -> list[Item]:
+    """The counts of these names that may be let out of this data set, each once.
+
+    Raises:
+        InputError: CARD_MEASURED.
+    """
+    known = draft.profile.items()
+    for item in items:
+        if item not in known:
+            raise InputError(
+                "CARD_MEASURED",
+                f"{item} is no count that this data set's card can carry.",
+                field="--measured",
+                remedy=f"Name one of: {', '.join(known)}.",
+            )
+    return [item for item in known if item in items]
+
+
+def question(draft: Draft, item: Item) -> str:
+    """What a person is asked before a count is put on the card; no is the default."""
+    made = draft.letting_out([item]).card.measured or ()
+    shown = ", ".join(f"{ITEMS[m.item][1]}, {m.words}" for m in made)
+    return f"Computed from the data, without noise, outside the privacy guarantee: {shown}. Put it on the card?"
 
 
 def declare(home: AgentHome, store: Store, client: OperatorClient, draft: Draft, passphrase: bytes) -> None:
@@ -137,7 +183,16 @@ def declare(home: AgentHome, store: Store, client: OperatorClient, draft: Draft,
         released.record(home.released_path(draft.card.data_set), list(draft.rows))
     store.declare(envelope.to_bytes(), draft.limit)
     store.add_version(draft.card.data_set, *draft.fingerprints)
+    if draft.profile.reference is not None:
+        draft.profile.reference.write(home.profile_path(draft.card.data_set))
     client.send_card(envelope.plain(), [dict(row) for row in draft.rows] or None)
+
+
+def _superseded(store: Store, card: DataSetCard) -> tuple[str, ...]:
+    """Contracts signed here, not over, that name another card of this data set."""
+    running = [a for a in store.contracts() if a.state not in OVER and a.terms.data_set == card.data_set]
+    named = {a.contract_id: a.contract.participant(card.participant).card for a in running}
+    return tuple(i for i, digest in named.items() if digest is not None and digest != card.digest())
 
 
 def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") -> list[released.Row]:

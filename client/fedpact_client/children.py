@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -16,10 +17,11 @@ from fedpact_client.answer import BEFORE_ROWS, Trained, TrainerLostError, Traini
 from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.frames import NODE_NUMBER, Frame, FrameError
 from fedpact_client.home import AgentHome
+from fedpact_client.quality import GATE
 from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import Child, spawn
 from fedpact_contract.contract import Contract, MeasurementKind
-from fedpact_contract.errors import FailedError, FedpactError, InputError
+from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError
 from fedpact_contract.keys import write_private
 
 log = structlog.get_logger()
@@ -35,12 +37,15 @@ LARGE, LOOK_SECONDS = 1 << 30, 3600.0
 MAX_ARRAY = 1 << 29
 """Largest array on either pipe, in bytes: a model of 64 million parameters."""
 TRAINER_KINDS = frozenset({"ready", "update", "checked", "wanted", "failed"})
-EXECUTOR_KINDS = frozenset({"ready", "connected", "order"})
+EXECUTOR_KINDS = frozenset({"ready", "connected", "order", "malformed"})
 FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 DUPLICATES = "DATA_DUPLICATES"
-FAILURE = re.compile(r"(DATA|TRAINING)_[A-Z0-9_]{1,60}", re.ASCII)
+FAILURE = re.compile(r"(DATA|TRAINING|QUALITY)_[A-Z0-9_]{1,60}", re.ASCII)
 
 Answer = TypeVar("Answer")
+
+
+LOST = "Its log, trainer.log, says why; a machine without enough memory is the usual cause."
 
 
 class NotLoadedError(TrainingFailedError):
@@ -59,6 +64,14 @@ def selection_key(home: AgentHome) -> bytes:
     return path.read_bytes()
 
 
+def gate_header(home: AgentHome, config: AgentConfig, contract: Contract) -> dict[str, Any]:
+    """What a `check` order says of the data set's rules (`trainer.Gate`); nothing where it has none."""
+    data_set = config.data_set(contract.participant(home.participant_id).data_set)
+    if not data_set.rules:
+        return {}
+    return {"gate": {"data_set": data_set.plain(), "profile": str(home.profile_path(data_set.id))}}
+
+
 @dataclass(slots=True)
 class TrainerChild:
     """The trainer as the guard sees it; started early (it imports for seconds), restarted when it was idle or lost."""
@@ -66,7 +79,7 @@ class TrainerChild:
     home: AgentHome
     config: AgentConfig
     key: bytes
-    cancelled: Callable[[], bool] = bool
+    interrupt: Callable[[str], None] = lambda _contract_id: None  # raises where an attempt for it is to end now
     module: str = "fedpact_client.trainer"
     isolation: Isolation | None = None  # as the last one said
     loader: Isolation | None = None  # as the last loader of a database's rows said
@@ -76,12 +89,21 @@ class TrainerChild:
     def start(self) -> None:
         """Start the process and say what it may read; it answers when it has closed itself in."""
         self.stop()
-        self._child = spawn(self.module, log=self.home.logs / "trainer.log", max_array=MAX_ARRAY, kinds=TRAINER_KINDS)
+        self._child = spawn(
+            self.module,
+            log=self.home.logs / "trainer.log",
+            max_array=MAX_ARRAY,
+            kinds=TRAINER_KINDS,
+            processors=self.config.limits.processors,
+            nice=self.config.limits.nice,
+        )
+        profiles = self.home.path / "profiles"
+        profiles.mkdir(mode=0o700, exist_ok=True)  # homes of earlier releases have none; it must be there to be read
         paths = [str(p) for d in self.config.data_sets for p in sources.read_paths(d.source, self.home.path)]
         self._child.pipe.send(
             "setup",
             {
-                "read_paths": [*paths, str(self.home.path / "released"), str(self.home.loaded)],
+                "read_paths": [*paths, str(self.home.path / "released"), str(profiles), str(self.home.loaded)],
                 "threads": self.config.limits.threads,
                 "memory": self.config.limits.memory,
                 "scratch": str(self.home.scratch),
@@ -90,11 +112,13 @@ class TrainerChild:
         )
         self._ready = False
 
-    def stop(self) -> None:
-        """End the process."""
+    def stop(self, grace: float = 2.0) -> bool:
+        """End the process, after so many seconds of grace; whether there was one."""
+        found = self._child is not None
         if self._child is not None:
-            self._child.stop(2.0)
+            self._child.stop(grace)
         self._child, self._ready = None, False
+        return found
 
     def train(self, contract: Contract, round_number: int, attempt: int, base: bytes) -> Trained:
         """One attempt (`answer.Train`).
@@ -103,6 +127,7 @@ class TrainerChild:
             TrainingFailedError: data or output do not allow it, the reason stays here; TRAINING_TIME, it hung and was
                 ended.
             TrainerLostError: the process ended without an answer.
+            RefusedError: PARTICIPANT_PAUSED, PARTICIPANT_WITHDRAWN: a person ended it; the process is gone.
         """
         return self._ask(_trained, contract, "train", {"round": round_number, "attempt": attempt}, base)
 
@@ -110,29 +135,39 @@ class TrainerChild:
         """One measurement outside the rounds (`measuring.Measure`).
 
         Raises:
-            TrainingFailedError, TrainerLostError: as `train`.
+            TrainingFailedError, TrainerLostError, RefusedError: as `train`.
         """
         return self._ask(_trained, contract, "measure", {"kind": kind}, base)
 
-    def check(self, contract: Contract) -> None:
+    def check(self, contract: Contract, *, first: bool = False) -> None:
         """A database answers, and the rows hold no more exact copies than the contract allows (`Desk.own_rows`).
 
-        Whatever else keeps the trainer from its rows is left to the attempt, which is charged.
+        Before the contract's `first` attempt, the data set's own rules are kept too, where it has any. Whatever else
+        keeps the trainer from its rows is left to the attempt, which is charged.
 
         Raises:
             InputError: DATA_DUPLICATES, and what is no row's fault (`answer.BEFORE_ROWS`).
+            RefusedError: QUALITY_GATE: a rule is broken, or could not be checked; as `train`.
         """
+        more = gate_header(self.home, self.config, contract) if first else {}
         limited = contract.defences is not None and contract.defences.max_duplicates is not None
         source = self._data_set(contract).source
-        if not limited and not source.is_database and sources.size(source, self.home.path) < LARGE:
+        large = source.is_database or sources.size(source, self.home.path) >= LARGE
+        if not (more or limited or large):
             return
         try:
-            self._ask(_checked, contract, "check", {}, b"")
+            self._ask(_checked, contract, "check", more, b"")
         except TrainingFailedError as err:
             if err.code == DUPLICATES or (err.code in BEFORE_ROWS and isinstance(err, NotLoadedError)):
                 raise InputError(**err.as_dict()) from err
+            if err.code == GATE:
+                raise RefusedError(**err.as_dict()) from err
             log.warning("rows not checked", code=err.code)
         except TrainerLostError as err:
+            if more:
+                raise RefusedError(
+                    GATE, f"The trainer ended before the data set's rules were checked: {err.code}.", remedy=LOST
+                ) from err
             log.warning("rows not checked", code=err.code)
 
     def _ask(
@@ -157,27 +192,30 @@ class TrainerChild:
         }
         limit = max(LOOK_SECONDS if what == "check" else TRAIN_SECONDS, contract.participation.deadline_seconds)
         try:
-            frame = self._asked(what, header, base, limit)
+            frame = self._asked(what, header, base, limit, contract.id)
             if frame is not None and frame.kind == "wanted":
-                with self._loaded(data_set) as file:
-                    frame = self._asked(what, header | {"loaded": str(file)}, base, limit)
+                with self._loaded(data_set, contract.id) as file:
+                    frame = self._asked(what, header | {"loaded": str(file)}, base, limit, contract.id)
             return read(frame)
         except (FrameError, TrainerLostError) as err:
             self.stop()  # nothing of this attempt may answer for the next one
             raise TrainerLostError(err.code, err.message) from err
+        except RefusedError:  # in the middle of a step, too
+            self.stop(0.0)
+            raise
 
-    def _asked(self, what: str, header: dict[str, Any], base: bytes, limit: float) -> Frame | None:
-        child = self._ready_child()
+    def _asked(self, what: str, header: dict[str, Any], base: bytes, limit: float, contract_id: str) -> Frame | None:
+        child = self._ready_child(contract_id)
         child.pipe.send(what, header, base)
         try:
-            return self._receive(child, limit)
+            return self._receive(child, limit, contract_id)
         except FrameError as err:
             if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
                 raise
             raise self._hung(limit) from err
 
     @contextlib.contextmanager
-    def _loaded(self, data_set: DataSet) -> Iterator[Path]:
+    def _loaded(self, data_set: DataSet, contract_id: str) -> Iterator[Path]:
         """A database's rows in a file, for as long as the trainer reads it.
 
         Raises:
@@ -185,8 +223,9 @@ class TrainerChild:
         """
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(loading.rows_of(self.home, data_set, self.cancelled, self._told))
-            except CancelledError:
+                interrupt = partial(self.interrupt, contract_id)
+                file = stack.enter_context(loading.rows_of(self.home, data_set, interrupt, self._told))
+            except (CancelledError, RefusedError):
                 raise
             except FedpactError as err:
                 raise NotLoadedError(**err.as_dict()) from err
@@ -219,11 +258,12 @@ class TrainerChild:
             self.start()
         return TrainingFailedError("TRAINING_TIME", f"Training had not ended after {seconds:g} seconds.")
 
-    def _receive(self, child: Child, seconds: float) -> Frame | None:
+    def _receive(self, child: Child, seconds: float, contract_id: str) -> Frame | None:
         """The trainer's next frame, in so long a time; None where the trainer has ended.
 
         Raises:
             CancelledError: the agent is stopping: the attempt stays charged.
+            RefusedError: a person has paused the contract, or withdrawn from it.
             FrameError: the time is over, or the pipe broke.
         """
         deadline = time.monotonic() + seconds
@@ -233,10 +273,9 @@ class TrainerChild:
             except FrameError as err:
                 if err.code != "FRAME_TIMEOUT" or child.pipe.closed or time.monotonic() > deadline:
                     raise
-            if self.cancelled():
-                raise CancelledError("AGENT_STOPPING", "The agent stops; this attempt stays charged.")
+            self.interrupt(contract_id)
 
-    def _ready_child(self) -> Child:
+    def _ready_child(self, contract_id: str) -> Child:
         """A trainer that is closed in; a new one where the last has ended."""
         for _ in range(2):
             if self._child is None or not self._child.running:
@@ -244,7 +283,7 @@ class TrainerChild:
             assert self._child is not None  # noqa: S101 - just started
             if self._ready:
                 return self._child
-            if (frame := self._receive(self._child, READY_SECONDS)) is not None:
+            if (frame := self._receive(self._child, READY_SECONDS, contract_id)) is not None:
                 self._note_ready(frame)
                 return self._child
             self.stop()

@@ -32,6 +32,10 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")]
 PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="Its first line opens the contract key.", metavar="FILE")
 ]
+Language = Annotated[
+    Literal["en", "zh"] | None,
+    typer.Option("--lang", help="The language of the text.", show_default="FEDPACT_LANG, else the locale's"),
+]
 ContractId = Annotated[str, typer.Argument(help="A contract's id, or its beginning.", metavar="CONTRACT")]
 HOME = Path("agent")
 
@@ -135,8 +139,93 @@ def enrol(
 
 
 @app.command()
+def preflight(
+    home: HomeOption = HOME,
+    invitation: Annotated[
+        Path | None, typer.Option("--invitation", help="Before enrolment: the operator's invitation.", metavar="FILE")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Send nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What this machine and the way to the operator lack: each check with what it found, and the fix.
+
+    It reads the data sets, tries the walls of trainer and executor, writes to the disk, and posts zeros to the
+    operator, as many as an update has bytes.
+
+    Exit 0: nothing failed. Exit 1: something did.
+    """
+    from fedpact_client.preflight import run
+    from fedpact_client.text import show_preflight
+
+    found = run(home, invitation, offline=offline)
+    count = {state: sum(f.state == state for f in found) for state in ("pass", "warn", "fail", "skip")}
+    _show({"checks": [f.plain() for f in found], "count": count}, as_json, show_preflight)
+    if count["fail"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def profile(
+    data_set: Annotated[str, typer.Argument(help="A data set of agent.toml.", metavar="DATA_SET")],
+    contract: Annotated[
+        str,
+        typer.Option("--contract", help="Also what this contract asks of the rows: a file, or one signed here."),
+    ] = "",
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write the report into this new file.", metavar="FILE")
+    ] = None,
+    lang: Language = None,
+    home: HomeOption = HOME,
+    as_json: Json = False,
+) -> None:
+    """Count what is in a data set and hold it against its rules; counts alone, and nothing leaves.
+
+    Exit 0: every rule is kept. Exit 5: one is broken, by which `card`, `sign` and training refuse the data set.
+
+    Example: fedpact-agent profile heart-2026 --lang zh --html quality.html
+    """
+    from fedpact_client import loading, quality, quality_text
+    from fedpact_contract.contract_file import read_contract
+    from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.language import language
+    from fedpact_contract.request import utc_now
+
+    said = language(lang)
+    if html is not None:
+        refuse_existing(html, option="--html")
+    today = utc_now().date()
+    with desk(home, read_only=True) as at:
+        agreed = None
+        if contract:
+            file = Path(contract)
+            agreed = read_contract(file)[0] if file.exists() else at.store.contract(at.resolve(contract)).contract
+        before = quality.Reference.read(at.home.profile_path(data_set))
+        with loading.as_files(at.home, at.config.data_set(data_set)) as described:
+            found = quality.profile(described, at.home.path, before, today, agreed)
+    if html is not None:
+        write_new(html, quality_text.render(found, said, today.isoformat()).encode(), private=True, option="--html")
+    _show(found.plain(), as_json, lambda _: quality_text.show(found, said, today.isoformat()))
+    if found.failed:
+        raise typer.Exit(5)
+
+
+@app.command()
 def card(
     data_set: Annotated[str, typer.Argument(help="A data set of agent.toml.", metavar="DATA_SET")],
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--measured",
+            help="A count of the rows to put on the card, outside the privacy guarantee; asked for one by one.",
+            metavar="ITEM",
+        ),
+    ] = None,
+    croissant: Annotated[
+        Path | None,
+        typer.Option(
+            "--croissant", help="Only write the card signed last into this new file (JSON-LD).", metavar="FILE"
+        ),
+    ] = None,
     home: HomeOption = HOME,
     passphrase_file: PassphraseFile = None,
     yes: Yes = False,
@@ -147,8 +236,13 @@ def card(
     from fedpact_client.text import show_card, show_released
     from fedpact_contract.record import decimal_text
 
+    if croissant is not None:
+        _export(data_set, croissant, home, as_json=as_json)
+        return
     with desk(home) as at, at.client() as client:
         draft = cards.prepare(at.home, at.config, at.store, data_set)
+        items = cards.countable(draft, measured or [])
+        draft = draft.letting_out([item for item in items if yes or output.agree(cards.question(draft, item))])
         if not as_json:
             show_card(draft)
         output.confirm("Sign this card and send it?", yes=yes)
@@ -159,6 +253,18 @@ def card(
         cards.declare(at.home, at.store, client, draft, _passphrase(passphrase_file))
     result = draft.card.plain() | {"limit": decimal_text(draft.limit), "sent": True}
     _show(result, as_json, lambda _: output.console().print("The card is signed, kept here and sent."))
+
+
+def _export(data_set: str, path: Path, home: Path, *, as_json: bool) -> None:
+    """The card that was signed last as a Croissant description; nothing is read or sent."""
+    from fedpact_contract.croissant import croissant_bytes
+    from fedpact_contract.files import write_new
+
+    with desk(home, read_only=True) as at:
+        declared = at.store.data_set(data_set).declaration
+    write_new(path, croissant_bytes(declared), option="--croissant")
+    result = {"data_set": data_set, "digest": declared.digest(), "file": str(path)}
+    _show(result, as_json, lambda _: output.line(f"The card {declared.digest()} is described in {path}."))
 
 
 @contract_app.command("list")
@@ -184,18 +290,20 @@ def contract_list(home: HomeOption = HOME, as_json: Json = False) -> None:
 
 
 @contract_app.command("show")
-def contract_show(contract: ContractId, home: HomeOption = HOME, as_json: Json = False) -> None:
+def contract_show(contract: ContractId, home: HomeOption = HOME, lang: Language = None, as_json: Json = False) -> None:
     """A contract in full, who has signed it, and what policy and budget say to it. CONTRACT: its id, or a beginning."""
     from fedpact_client.review import review
+    from fedpact_client.review_text import show_review
     from fedpact_client.signing import fetch_offer
-    from fedpact_client.text import review_values, show_review
+    from fedpact_client.text import review_values
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
     with desk(home) as at, at.client() as client:
         offer = fetch_offer(client, at.resolve(contract, client))
         found = review(at.home, at.config, at.store, offer.contract, utc_now(), read_data=False)
     values = review_values(found, offer)
-    _show(values, as_json, lambda _: show_review(found, offer))
+    _show(values, as_json, lambda _: show_review(found, offer, language(lang)))
 
 
 @app.command()
@@ -241,27 +349,59 @@ def quote(
         raise typer.Exit(5)
 
 
+@app.command("dry-run")
+def dry_run(
+    contract: Annotated[
+        str, typer.Argument(help="A contract's file, or the id of one signed here.", metavar="CONTRACT")
+    ],
+    mbit: Annotated[str, typer.Option("--mbit", help="Assumed transfer rate, Mbit/s.")] = "10",
+    home: HomeOption = HOME,
+    as_json: Json = False,
+) -> None:
+    """All that a contract would do here, without network, charge or trace: rows, epsilon, hours, what would leave.
+
+    Every check of `sign` is made, the rows are read by a trainer that is closed in; nothing private is trained.
+
+    Exit 0: it would be signed. Exit 5: it would not.
+
+    Example: fedpact-agent quote 3f2a91c0 --keep contract.json; fedpact-agent dry-run contract.json
+    """
+    from fedpact_client import dry_run as rehearsal
+    from fedpact_client.quote import transfer_rate
+    from fedpact_client.quote_text import show_dry_run
+
+    rate = transfer_rate(mbit)
+    with desk(home, read_only=True) as at:
+        values = rehearsal.dry_run(at.home, at.config, at.store, rehearsal.find(at.store, contract), rate)
+    _show(values, as_json, show_dry_run)
+    if not values["accepted"]:
+        raise typer.Exit(5)
+
+
 @app.command()
 def sign(
     contract: ContractId,
     home: HomeOption = HOME,
     passphrase_file: PassphraseFile = None,
     yes: Yes = False,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """Check a contract against everything known here, show it, and sign it. CONTRACT: its id, or a beginning."""
     from fedpact_client.review import review
+    from fedpact_client.review_text import show_review
     from fedpact_client.signing import commit, fetch_offer
-    from fedpact_client.text import review_values, show_review
+    from fedpact_client.text import review_values
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
     with desk(home) as at, at.client() as client:
         offer = fetch_offer(client, at.resolve(contract, client))
         found = review(at.home, at.config, at.store, offer.contract, utc_now(), read_data=True)
         if not as_json:
-            show_review(found, offer)
+            show_review(found, offer, language(lang))
         found.refuse()
-        output.confirm("Sign this contract?", yes=yes)
+        output.confirm("签署本合约？" if language(lang) == "zh" else "Sign this contract?", yes=yes)
         commit(at.home, at.store, client, found, _passphrase(passphrase_file))
     values = review_values(found, offer) | {"signed_now": True}
     _show(values, as_json, lambda _: output.console().print("Signed here and sent to the operator."))
@@ -286,7 +426,8 @@ def answer(
     subject: Annotated[
         str, typer.Option("--subject", help="The question, as `questions` shows it, or its beginning.", metavar="ID")
     ],
-    agree: Annotated[bool, typer.Option("--agree/--dispute", help="What is signed and sent.")],
+    agree: Annotated[bool, typer.Option("--agree", help="Sign and send that this enterprise agrees.")] = False,
+    dispute: Annotated[bool, typer.Option("--dispute", help="Sign and send that it disputes, for a --reason.")] = False,
     reason: Annotated[
         str | None, typer.Option("--reason", help="Why; every reader of the log sees it.", metavar="TEXT")
     ] = None,
@@ -301,7 +442,15 @@ def answer(
     """
     from fedpact_client import questions as asking
     from fedpact_client.text import show_questions
+    from fedpact_contract.errors import InputError
 
+    if agree == dispute:
+        raise InputError(
+            "ANSWER_ONE",
+            "An answer agrees or disputes; " + ("both were given." if agree else "neither was given."),
+            field="--agree, --dispute",
+            remedy="Give one of --agree and --dispute.",
+        )
     with desk(home) as at, at.client() as client:
         agreed = at.store.contract(at.resolve(contract)).contract
         own = at.home.participant_id
@@ -328,22 +477,28 @@ def start(home: HomeOption = HOME, as_json: Json = False) -> None:
     def ready(url: str, participant: str) -> None:
         _show({"ready": True, "url": url, "participant": participant, "process": os.getpid()}, as_json, show_ready)
 
-    raise typer.Exit(guard.run(home.expanduser().absolute(), ready))
+    def waits(reason: str) -> None:
+        if not as_json:  # there the log alone says it: stdout gets one object
+            output.error_console().print(f"Waiting: {reason}.", soft_wrap=True)
+
+    raise typer.Exit(guard.run(home.expanduser().absolute(), ready, waits))
 
 
 @app.command()
 def status(
     home: HomeOption = HOME,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the operator.")] = False,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """Who this agent is, whether it runs, its contracts, and alarms."""
     from fedpact_client import views
     from fedpact_client.text import show_status
+    from fedpact_contract.language import language
 
     with desk(home) as at:
         values = views.status(at.home, at.store, _enrolment(at, offline=offline))
-    _show(values, as_json, show_status)
+    _show(values, as_json, lambda v: show_status(v, language(lang)))
 
 
 @app.command()
@@ -369,7 +524,7 @@ def budget(home: HomeOption = HOME, as_json: Json = False) -> None:
     from fedpact_client.text import show_budget
 
     with desk(home, read_only=True) as at:
-        values = {"data_sets": views.budget(at.store)}
+        values = {"data_sets": views.budget(at.store, at.config.policy)}
     _show(values, as_json, show_budget)
 
 
@@ -399,6 +554,7 @@ def plan(
         int | None, typer.Option("--entity-rows", help="Rows of one person or firm that are trained on, at most.")
     ] = None,
     home: HomeOption = HOME,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """What a contract would cost, what here refuses it, and how many rounds the budget pays; nothing is changed.
@@ -414,7 +570,9 @@ def plan(
     Example: fedpact-agent plan heart --rounds 20 --local-steps 5 --sample-rate 0.1 --epsilon 2
     """
     from fedpact_client import plan as planning
-    from fedpact_client.text import plan_values, show_plan
+    from fedpact_client.review_text import show_plan
+    from fedpact_client.text import plan_values
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
     options = {
@@ -433,7 +591,7 @@ def plan(
             found = planning.of_file(at.home, at.config, at.store, Path(what), utc_now())
         else:
             found = planning.of_terms(at.home, at.config, at.store, what, asked, utc_now())
-    _show(plan_values(found), as_json, lambda _: show_plan(found))
+    _show(plan_values(found), as_json, lambda _: show_plan(found, language(lang)))
     if found.refused:
         raise typer.Exit(RefusedError.exit_code)
 
@@ -502,7 +660,7 @@ def report(
     contract: ContractId,
     out: Annotated[Path, typer.Option("--out", help="The file to write; a new one.", metavar="FILE")],
     form: Annotated[Literal["json", "html"], typer.Option("--format", help="What is written.")] = "json",
-    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="The language of html.")] = "en",
+    lang: Language = None,
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
@@ -512,11 +670,12 @@ def report(
     """
     from fedpact_client import views
     from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.language import language
 
     refuse_existing(out)
     with desk(home) as at, at.client() as client:
         checked = views.fetch_checked(at.home, at.store, client, at.resolve(contract))
-        data = views.report_bytes(checked, client, form, lang)
+        data = views.report_bytes(checked, client, form, language(lang))
     write_new(out, data)
     values: dict[str, Any] = {"file": str(out), "bytes": len(data), "verdict": checked.report.verdict}
     _show(values, as_json, lambda v: output.console().print(output.visible(f"{v['file']}: {v['verdict']}")))
@@ -525,7 +684,10 @@ def report(
 
 @app.command()
 def pause(contract: ContractId, home: HomeOption = HOME, as_json: Json = False) -> None:
-    """Answer no more orders of a contract until `resume`; works without the operator."""
+    """Answer no more orders of a contract until `resume`; works without the operator.
+
+    A training that runs is ended within seconds; the attempt is charged. The running agent tells the operator.
+    """
     _move(contract, home, "paused", as_json=as_json)
 
 
@@ -536,37 +698,143 @@ def resume(contract: ContractId, home: HomeOption = HOME, as_json: Json = False)
 
 
 @app.command()
-def withdraw(contract: ContractId, home: HomeOption = HOME, yes: Yes = False, as_json: Json = False) -> None:
-    """End a contract on this side, for good; works without the operator. What was sent stays in the model."""
+def withdraw(
+    contract: ContractId,
+    home: HomeOption = HOME,
+    passphrase_file: PassphraseFile = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """End a contract on this side, for good; works without the operator. What was sent stays in the model.
+
+    What was made for it here is destroyed, and a signed receipt says what; the operator answers with its own, which
+    lists the models that our updates are in. Again: the same, and what the operator has said since. The passphrase is
+    asked for only where the run key is revoked.
+    """
+    from fedpact_client import leaving
+    from fedpact_client.text import show_withdrawn
+    from fedpact_client.views import running_process
+
     output.confirm("Withdraw from this contract for good?", yes=yes)
-    _move(contract, home, "withdrawn", as_json=as_json)
+    with desk(home) as at:
+        contract_id = at.resolve(contract)
+        at.store.set_state(contract_id, "withdrawn")
+        revoked = at.home.revocation_path(contract_id).exists()
+        if running_process(at.home) is not None and not revoked:
+            leaving.wait_for_guard(at.home, contract_id)
+        else:
+            key = leaving.signing_key(at.home, contract_id, lambda: _passphrase(passphrase_file))
+            receipt = leaving.destroy(at.home, at.store, contract_id, key, lambda: False)
+            if not at.home.receipt_path(contract_id, "operator").exists():
+                leaving.try_to_withdraw(at.home, at.store, at.client, contract_id, key, receipt)
+        values = {"contract": contract_id, "state": "withdrawn", "receipts": leaving.receipts(at.home, contract_id)}
+    _show(values, as_json, show_withdrawn)
+
+
+@app.command("revoke-key")
+def revoke_key(
+    contract: ContractId,
+    home: HomeOption = HOME,
+    passphrase_file: PassphraseFile = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Revoke this enterprise's run key of a contract, by the contract key: it may be in other hands.
+
+    Nothing more is trained under the contract here, and nothing that the run key signs from then on counts. What it
+    signed before stands and is paid; the closing is then countersigned by hand (`fedpact-agent countersign`).
+    Exit 6: revoked here; the operator does not answer and is told by the running agent, or by the same command again.
+
+    Example: fedpact-agent revoke-key 3f2a91c0
+    """
+    from fedpact_client import leaving
+
+    output.confirm("Revoke the run key of this contract for good?", yes=yes)
+    with desk(home) as at:
+        contract_id = at.resolve(contract)
+        leaving.revoke(at.home, at.store, contract_id, _passphrase(passphrase_file))
+        with at.client() as client:
+            index = leaving.send_revocation(at.home, client, contract_id)
+    values = {"contract": contract_id, "revoked": True, "entry": index}
+    _show(values, as_json, lambda v: output.line(f"Revoked here, and in the operator's log (entry {v['entry']})."))
+
+
+@app.command()
+def countersign(
+    contract: ContractId, home: HomeOption = HOME, passphrase_file: PassphraseFile = None, as_json: Json = False
+) -> None:
+    """Verify the closing of a contract whose run key is revoked, and countersign it with the contract key.
+
+    Exit codes: 0 countersigned, or nothing to close yet; 1 it does not hold, and the operator is told.
+    """
+    from fedpact_client import closing
+    from fedpact_contract.errors import FaultError
+
+    with desk(home) as at, at.client() as client:
+        contract_id = at.resolve(contract)
+        key = at.home.load_contract_key(_passphrase(passphrase_file))
+        done, _ = closing.by_hand(at.home, at.store, client, contract_id, key)
+    if done == "objected":
+        raise FaultError(
+            "CLOSING_OBJECTED",
+            "The closing does not hold; the operator was told.",
+            remedy="`fedpact-agent status` says what is wrong.",
+        )
+    _show({"contract": contract_id, "done": done}, as_json, lambda v: output.line(v["done"]))
 
 
 @app.command()
 def backup(
     out: Annotated[Path, typer.Option("--out", help="The file to write; a new one.", metavar="FILE")],
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Also keys, agent.toml and all else: as secret as the keys.")
+    ] = False,
     home: HomeOption = HOME,
     as_json: Json = False,
 ) -> None:
-    """Copy the ledgers as they stand to a new file. Keys, agent.toml and the witness are yours to back up."""
+    """Copy the ledgers as they stand, or the whole home, to a new file, also while the agent runs.
+
+    The witness stays out of it: what puts old ledgers back must not put it back.
+    """
+    from fedpact_client.backup import save
+
     with desk(home, read_only=True) as at:
-        at.store.backup(out)
+        if whole:
+            save(at.home, at.store, out)
+        else:
+            at.store.backup(out)
     _show({"file": str(out)}, as_json, lambda v: output.console().print(output.visible(v["file"])))
 
 
 @app.command()
 def restore(
     home: HomeOption = HOME,
+    backup_file: Annotated[
+        Path | None,
+        typer.Option("--from", help="First make the home of this file of `backup --whole`.", metavar="FILE"),
+    ] = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """After an old copy of agent.db was put back: every running contract counts as fully spent from now on."""
+    """After an old copy of agent.db was put back: every running contract counts as fully spent from now on.
+
+    With --from, a new home is made of a backup of the whole home; ledgers of an earlier release become this one's.
+    """
+    from fedpact_client.backup import unpack
     from fedpact_client.home import AgentHome
     from fedpact_client.store import HomeLock, Store
+    from fedpact_client.store_upgrade import upgrade as make_new
+    from fedpact_contract.request import utc_now
 
-    at = AgentHome(home.expanduser().absolute()).check()
-    config = at.config()
+    at = AgentHome(home.expanduser().absolute())
+    if backup_file is None:
+        at.check().config()
     output.confirm("Count every running contract of this agent as fully spent, for good?", yes=yes)
+    if backup_file is not None:
+        unpack(backup_file, at.path)
+        with HomeLock(at.path):
+            make_new(at.db_path, utc_now())
+    config = at.check().config()
     witness = None if config.paths.witness is None else Path(config.paths.witness)
     own = at.participant_id
     with HomeLock(at.path), Store(at.db_path, witness=witness, restoring=True, participant=own) as store:
@@ -584,9 +852,39 @@ def restore(
     )
 
 
+@app.command()
+def upgrade(home: HomeOption = HOME, as_json: Json = False) -> None:
+    """Make the ledgers of an earlier release those of this one: a backup first, then all of it or nothing.
+
+    Stop the agent before, install the new release, then run this. An earlier release refuses the ledgers afterwards.
+    """
+    from fedpact_client.home import AgentHome
+    from fedpact_client.store import HomeLock
+    from fedpact_client.store_upgrade import upgrade as make_new
+    from fedpact_contract.request import utc_now
+
+    at = AgentHome(home.expanduser().absolute()).check()
+    with HomeLock(at.path):
+        done = make_new(at.db_path, utc_now())
+    values = {"old": done.old, "new": done.new, "backup": None if done.backup is None else str(done.backup)}
+    at.config()  # a key that this release wants and the file lacks is named now, not at the next start
+
+    def show(_: dict[str, Any]) -> None:
+        if done.backup is None:
+            output.line(f"Nothing to do: the ledgers are of version {done.new}.")
+        else:
+            output.line(f"The ledgers are of version {done.new}, and were of {done.old}: a copy is {done.backup}.")
+
+    _show(values, as_json, show)
+
+
 def _move(contract: str, home: Path, state: "ContractState", *, as_json: bool) -> None:
+    from fedpact_client.leaving import check_resumable
+
     with desk(home) as at:
         contract_id = at.resolve(contract)
+        if state == "running":
+            check_resumable(at.home, contract_id)
         at.store.set_state(contract_id, state)
     _show({"contract": contract_id, "state": state}, as_json, lambda v: output.console().print(v["state"]))
 

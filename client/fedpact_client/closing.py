@@ -6,14 +6,17 @@ auditor would: every signature and proof, every score and fen, and that the log 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedpact_client.answer import Desk
+from fedpact_client.answer import Desk, open_contract
 from fedpact_client.api import OperatorClient, contract_path, printable
+from fedpact_client.home import AgentHome
 from fedpact_client.order import EMPTY
-from fedpact_client.store import EgressKind, SeenHead
+from fedpact_client.signing import fetch_signed
+from fedpact_client.store import EgressKind, SeenHead, Store
 from fedpact_client.views import Seen, check_own, seen
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.errors import FaultError, FedpactError, InputError
@@ -22,10 +25,13 @@ from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClos
 from fedpact_contract.messages import Head, Objection, Receipt
 from fedpact_contract.output import counted
 from fedpact_contract.record import open_signed, read_envelope, sign
+from fedpact_contract.request import utc_now
 from fedpact_contract.verify import verify
 
 log = structlog.get_logger()
 
+WAITING = "CLOSING_WAITS"
+"""The code under which a person is told that a closing is to be countersigned by hand."""
 QUESTION = "QUESTION_WAITS"
 """The code under which a person is told that the log asks this enterprise."""
 MOST_QUESTIONS = 50
@@ -78,6 +84,56 @@ def close(desk: Desk, client: OperatorClient, verified: Closing | None = None) -
         return ("closed" if state["state"] == "closed" else "waiting"), verified
     _countersign(desk, client, path, verified)
     return "countersigned", verified
+
+
+def by_hand(
+    home: AgentHome, store: Store, client: OperatorClient, contract_id: str, key: Ed25519PrivateKey
+) -> tuple[Done, Closing | None]:
+    """`close`, by a person with the contract key, where the run key is revoked.
+
+    Raises:
+        RefusedError: CONTRACT_NOT_SIGNED.
+        ServiceError, InputError, FaultError: as `close` and `signing.fetch_signed`.
+    """
+    contract, run_keys = open_contract(fetch_signed(client, contract_id), home.participant_id)
+
+    def nothing(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("nothing is trained at a close")
+
+    desk = Desk(
+        store=store,
+        contract=contract,
+        contract_id=contract_id,
+        participant=home.participant_id,
+        run_keys=run_keys,
+        run_key=key,
+        policy=home.config().policy,
+        entity=None,
+        own_file=nothing,
+        own_rows=nothing,
+        train=nothing,
+        now=utc_now,
+    )
+    return close(desk, client)
+
+
+def note_waiting(store: Store, client: OperatorClient, contract_id: str, participant: str) -> Literal["open"] | None:
+    """Tell a person, once, that a closing waits for the contract key, the run key being revoked.
+
+    Raises:
+        ServiceError, AnsweredInputError, AnsweredRefusedError: as `OperatorClient.get`.
+    """
+    state = client.get(contract_path(contract_id) + "/closing", contract_id=contract_id)
+    if state.get("state") not in ("closing", "closed"):
+        return "open"
+    if participant in _names(state, "signed"):
+        if state["state"] == "closed":
+            store.set_state(contract_id, "closed")
+        return None
+    detail = f"the closing waits for the contract key: `fedpact-agent countersign {contract_id[:12]}`"
+    if all((a.contract_id, a.detail) != (contract_id, detail) for a in store.alarms()):
+        store.add_alarm(WAITING, contract_id, detail)
+    return None
 
 
 def as_files(answer: Mapping[str, object]) -> dict[str, bytes]:

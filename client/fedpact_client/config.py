@@ -10,10 +10,12 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from fedpact_client.policy import Policy
+from fedpact_client.rules import CardPart, Rule
 from fedpact_client.sources import Source
 from fedpact_contract.contract import Count, EntityCode, load_toml
 from fedpact_contract.errors import InputError
 from fedpact_contract.record import Code, Dec, Name, Part, form
+from fedpact_contract.toml_lines import naming_lines
 
 TEMPLATE = "agent.toml"
 
@@ -41,7 +43,8 @@ class OperatorPart(Part):
 class DataSet(Part):
     """A data set: what stands on its card, and where its rows are. `epsilon` at `delta` bounds all contracts on it.
 
-    `entity` is the column that says whose a row is, where one person or firm may have several rows.
+    `entity` is the column that says whose a row is, where one person or firm may have several rows. `rules` are those
+    of its quality gate, `card` what the card declares besides.
     """
 
     id: Code
@@ -54,6 +57,8 @@ class DataSet(Part):
     source: Source
     release_fraction: Dec | None = None
     release_file: Annotated[str, StringConstraints(min_length=1)] | None = None
+    rules: Annotated[tuple[Rule, ...], Field(max_length=200)] = ()
+    card: CardPart | None = None
 
     @field_validator("epsilon")
     @classmethod
@@ -96,9 +101,11 @@ class DataSet(Part):
 
 
 class Limits(Part):
-    """What training may use: `threads`, and `memory` in MiB."""
+    """What training may use: `threads`, and `memory` in MiB; of the machine, so many `processors`, and how `nice`ly."""
 
     threads: Annotated[int, Field(ge=1, le=1024)]
+    processors: Annotated[int, Field(ge=1, le=1024)] | None = None
+    nice: Annotated[int, Field(ge=0, le=19)] = 0
     memory: Annotated[int, Field(ge=256, le=2**24)]
 
 
@@ -172,10 +179,9 @@ def parse(text: str, path: Path) -> AgentConfig:
     """
     value = load_toml(text, file=path)
     try:
-        config = AgentConfig.parse(value, code="CONFIG", file=path)
+        with naming_lines(text, path):
+            config = AgentConfig.parse(value, code="CONFIG", file=path)
     except InputError as err:
-        line = locate(text, err.field or "")
-        err.file = f"{path}:{line}" if line else str(path)
         err.remedy = err.remedy or "configs/agent.toml documents each key."
         raise
     return _absolute(config, path.parent.absolute())
@@ -190,52 +196,6 @@ def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
     )
     paths = config.paths if witness is None else Paths(witness=str(folder / Path(witness).expanduser()))
     return config.model_copy(update={"data_sets": data_sets, "paths": paths})
-
-
-def locate(text: str, field: str) -> int | None:
-    """The line (from 1) of the key that a dotted field path names, or of the deepest table on the way to it.
-
-    Understands what people write: [table] and [[table]] headers and one `key = value` a line.
-    """
-    wanted = field.split(".")
-    best: tuple[int, int] | None = None
-    here: list[str] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]", line):
-            here = _table(header.group(2), seen, array=header.group(1) == "[[")
-            path = here
-        elif key := re.match(r"^\s*([A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')\s*=", line):
-            path = [*here, key.group(1).strip("\"'")]
-        else:
-            continue
-        depth = _common(path, wanted)
-        if depth == len(path) and (best is None or depth > best[0]):
-            best = (depth, number)
-    return best[1] if best else None
-
-
-def _table(name: str, seen: dict[str, int], *, array: bool) -> list[str]:
-    """The path of a table, with the index that pydantic gives to an element of an array of tables."""
-    parts = [p.strip().strip("\"'") for p in name.split(".")]
-    path: list[str] = []
-    for depth, part in enumerate(parts):
-        path.append(part)
-        key = ".".join(path)
-        if array and depth == len(parts) - 1:
-            seen[key] = seen.get(key, -1) + 1
-        if key in seen:
-            path.append(str(seen[key]))
-    return path
-
-
-def _common(path: list[str], wanted: list[str]) -> int:
-    count = 0
-    for a, b in zip(path, wanted, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
 
 
 def template() -> str:

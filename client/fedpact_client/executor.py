@@ -8,7 +8,8 @@ Of the bundle that Flower delivers, the hash alone is used: it is never unpacked
 
 Frames, guard to executor: `setup` once (see `Setup`); `reply` (reply: text; array: flat float32) or `drop` for each
 order. Executor to guard: `ready` once (isolation), `connected` once, when SuperLink let the node in (node: its number
-there); `order` (order: text, bundle: hex SHA-256; array: the model, flat float64).
+there); `order` (order: text, bundle: hex SHA-256; array: the model, flat float64), or `malformed` in its place, which
+is dropped. Nothing is sent for an order before the guard has answered: it enters in the egress ledger what will leave.
 
 Exit codes: 0 the guard closed the pipe, or SIGTERM. 69 SuperLink could not be reached as configured, or the connection
 ended. 70 a fault in here. 75 SuperLink did not let the node in: an earlier connection has not expired yet (start again;
@@ -84,9 +85,9 @@ class Setup(Part):
 
 
 class Task(Protocol):
-    """One order taken from Flower; it is answered once."""
+    """One order taken from Flower; it is answered once. `order` is None where the message is of another form."""
 
-    order: bytes
+    order: bytes | None
     model: bytes
     bundle: str
 
@@ -147,24 +148,32 @@ def handle(pipe: Pipe, task: Task) -> bool:
         ProtocolError: EXECUTOR_FRAME.
         FrameError: the pipe broke.
     """
+    handed_over = _hand_over(pipe, task)
+    if not handed_over:
+        pipe.send("malformed", {})
+    frame = pipe.receive()
+    if frame is None:
+        return False
+    if frame.kind == "reply" and handed_over:
+        task.answer(_reply_text(frame).encode(), frame.array)
+    elif frame.kind == "drop":
+        task.fail(NO_REPLY if handed_over else ORDER_FORM)
+    else:
+        raise ProtocolError("EXECUTOR_FRAME", f"A frame of kind {frame.kind} came in place of a reply.")
+    return True
+
+
+def _hand_over(pipe: Pipe, task: Task) -> bool:
+    """Give the guard the order; False where it has not the form of one, or a frame cannot hold it."""
     try:
-        pipe.send("order", {"order": task.order.decode(), "bundle": task.bundle}, task.model)
+        if task.order is not None:
+            pipe.send("order", {"order": task.order.decode(), "bundle": task.bundle}, task.model)
+            return True
     except (UnicodeDecodeError, InputError, FrameError) as err:
         if pipe.closed:
             raise
         log.warning("order not handed over", reason=str(err))
-        task.fail(ORDER_FORM)
-        return True
-    frame = pipe.receive()
-    if frame is None:
-        return False
-    if frame.kind == "reply":
-        task.answer(_reply_text(frame).encode(), frame.array)
-    elif frame.kind == "drop":
-        task.fail(NO_REPLY)
-    else:
-        raise ProtocolError("EXECUTOR_FRAME", f"A frame of kind {frame.kind} came in place of a reply.")
-    return True
+    return False
 
 
 def main() -> NoReturn:

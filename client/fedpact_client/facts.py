@@ -41,10 +41,14 @@ class Connection(Part):
 
 
 class Facts(Part):
-    """One running guard. `connected`: since when; a child's isolation is none until it has said what it got."""
+    """One running guard. `connected`: since when; `waiting`: why it is not, as far as is known.
+
+    A child's isolation is none until it has said what it got.
+    """
 
     process: int
     connected: Instant | None = None
+    waiting: str | None = None
     connection: Connection | None = None
     trainer: Isolation | None = None
     executor: Isolation | None = None

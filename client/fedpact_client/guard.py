@@ -18,14 +18,14 @@ from types import FrameType
 
 import structlog
 
-from fedpact_client import loading, sandbox, silence
+from fedpact_client import leaving, loading, sandbox, silence
 from fedpact_client.answer import Desk, Trained, answer, open_contract
 from fedpact_client.api import AnsweredInputError, AnsweredRefusedError, OperatorClient, egress_of, printable
 from fedpact_client.cards import check_own_file
-from fedpact_client.children import ExecutorChild, TrainerChild, selection_key
-from fedpact_client.closing import Closing, close
+from fedpact_client.children import CancelledError, ExecutorChild, TrainerChild, selection_key
+from fedpact_client.closing import Closing, close, note_waiting
 from fedpact_client.config import AgentConfig
-from fedpact_client.executor import EXIT_REFUSED, EXIT_RETRY, EXIT_UNAVAILABLE
+from fedpact_client.executor import EXIT_REFUSED, EXIT_RETRY, EXIT_UNAVAILABLE, NO_REPLY, ORDER_FORM
 from fedpact_client.facts import ROUNDS, Connection, Facts, RoundTime, cut_off, milliseconds, place_of
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.home import AgentHome
@@ -36,12 +36,14 @@ from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_
 from fedpact_contract.contract import Contract, SignedContract
 from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError, ServiceError
 from fedpact_contract.files import private_files
-from fedpact_contract.messages import Found
+from fedpact_contract.messages import Found, TakingPart
 from fedpact_contract.record import Part, read_envelope
 from fedpact_contract.request import instant, utc_now
 
 log = structlog.get_logger()
 
+TELL_SECONDS = 1.0
+"""How often the guard looks whether a person paused or withdrew while it waits for orders."""
 ORDER_SECONDS = 0.5
 """How long the guard waits for an order before it looks whether anything else is due."""
 RESTART_SECONDS = {EXIT_UNAVAILABLE: 2.0, EXIT_REFUSED: 2.0}
@@ -50,7 +52,10 @@ OTHER_RESTART_SECONDS = 5.0
 NOT_LET_IN_SECONDS = (2.0, 10.0)
 """The same where the operator did not let the node in: doubling from the first to the second. An earlier connection of
 the node expires within a minute."""
-OLD_CONNECTION = "the operator still holds an earlier connection of this agent, for up to a minute"
+NOT_LET_IN = (
+    "the operator does not let this agent in yet: it holds an earlier connection of it, for up to a minute, or has not "
+    "approved it"
+)
 OBJECTED_SECONDS = 60.0
 """Before evidence that was objected to is fetched and verified again."""
 
@@ -62,12 +67,17 @@ class OrderFrame(Part):
     bundle: str
 
 
-def run(home_path: Path, ready: Callable[[str, str], None] = lambda _url, _participant: None) -> int:
+def run(
+    home_path: Path,
+    ready: Callable[[str, str], None] = lambda _url, _participant: None,
+    waits: Callable[[str], None] = lambda _reason: None,
+) -> int:
     """Run the agent until SIGTERM or Ctrl-C; returns the exit code.
 
     Args:
         home_path: The agent's home.
         ready: Told once, when the operator has let the agent in: the operator's address, this participant's id.
+        waits: Told why, each time that the operator begins not to let the agent in.
 
     Raises:
         InputError: HOME_LOCKED, HOME_IN_INSTALLATION, NOT_ENROLLED, or a fault in the configuration.
@@ -78,7 +88,7 @@ def run(home_path: Path, ready: Callable[[str, str], None] = lambda _url, _parti
     witness = None if config.paths.witness is None else Path(config.paths.witness)
     own = home.participant_id
     with private_files(), HomeLock(home.path), Store(home.db_path, witness=witness, participant=own) as store:
-        return Guard(home=home, config=config, store=store, ready=ready).run()
+        return Guard(home=home, config=config, store=store, ready=ready, waits=waits).run()
 
 
 def restart_seconds(exit_code: int | None, refused: int) -> float:
@@ -102,6 +112,7 @@ class Guard:
     config: AgentConfig
     store: Store
     ready: Callable[[str, str], None] = lambda _url, _participant: None
+    waits: Callable[[str], None] = lambda _reason: None
     now: Callable[[], datetime.datetime] = utc_now
     trainer: TrainerChild = field(init=False)
     executor: ExecutorChild = field(init=False)
@@ -114,7 +125,9 @@ class Guard:
     restart_at: float | None = None  # when the executor, which has ended, starts again
     refused: int = 0  # how often in a row the operator did not let the node in
     connected: str | None = None  # since when
-    told: bool = False  # whether `ready` was
+    announced: bool = False  # whether `ready` was told
+    told: dict[str, tuple[TakingPart, str]] = field(default_factory=dict)  # by contract: what the operator knows
+    next_tell: float = 0.0
     training: float = 0.0  # seconds that the trainer took for the order at hand
     rounds: deque[RoundTime] = field(default_factory=lambda: deque(maxlen=ROUNDS))
     facts: Facts | None = None  # as last written
@@ -122,7 +135,7 @@ class Guard:
     def __post_init__(self) -> None:
         self.place = place_of(self.home)
         self.trainer = TrainerChild(
-            home=self.home, config=self.config, key=selection_key(self.home), cancelled=lambda: self.stopping
+            home=self.home, config=self.config, key=selection_key(self.home), interrupt=self._interrupt
         )
         self.executor = ExecutorChild(home=self.home, config=self.config, node=cut_off(self.home))
 
@@ -151,6 +164,7 @@ class Guard:
             if time.monotonic() >= next_look:
                 self._look(client)
                 next_look = time.monotonic() + self.config.network.poll_seconds
+            self._tell(client)
             if self.executor.alive:
                 self._serve_one(client)
             else:
@@ -168,6 +182,7 @@ class Guard:
         facts = Facts(
             process=os.getpid(),
             connected=self.connected,
+            waiting=NOT_LET_IN if self.refused and self.connected is None else None,
             connection=self._connection(),
             trainer=self.trainer.isolation,
             executor=self.executor.isolation,
@@ -180,8 +195,8 @@ class Guard:
                 facts.write(self.home)
             except OSError as err:  # nothing is decided by it
                 log.warning("state not written", reason=err.strerror)
-        if self.connected and not self.told:
-            self.told = True
+        if self.connected and not self.announced:
+            self.announced = True
             self.ready(self.config.operator.url, self.home.participant_id)
 
     def _connection(self) -> Connection | None:
@@ -195,11 +210,13 @@ class Guard:
             self.executor.stop()
             self.restart_at = now + restart_seconds(self.executor.exit_code, self.refused)
             self.refused = self.refused + 1 if self.executor.exit_code == EXIT_RETRY else 0
+            if self.refused == 1:
+                self.waits(NOT_LET_IN)
         if now < self.restart_at:
             time.sleep(min(0.2, self.restart_at - now))
             return
         self.restart_at = None
-        why = OLD_CONNECTION if self.executor.exit_code == EXIT_RETRY else None
+        why = NOT_LET_IN if self.executor.exit_code == EXIT_RETRY else None
         log.warning("executor restarts", exit_code=self.executor.exit_code, reason=why)
         try:
             self.executor.start()
@@ -212,12 +229,16 @@ class Guard:
             frame = self.executor.receive(ORDER_SECONDS)
             if frame is None:
                 return
-            ready = self._answer(client, _order(frame), frame.array)
+            malformed = frame.kind == "malformed"
+            ready = None if malformed else self._answer(client, _order(frame), frame.array)
             if ready is None:
+                record_no_reply(self.store, ORDER_FORM if malformed else NO_REPLY)
                 self.executor.send("drop", {})
             else:
                 self.executor.send("reply", {"reply": ready.reply.decode()}, ready.array)
-        except FrameError as err:  # the executor counts as outside: it broke the pipe's rules, or has ended
+        except FedpactError as err:
+            # The executor counts as outside: it broke the pipe's rules, or has ended. Or what it would send cannot be
+            # entered in the egress ledger: an executor that waits for an answer sends nothing.
             log.error("executor's pipe closed", code=err.code)
             self.executor.stop()
 
@@ -248,8 +269,10 @@ class Guard:
     def _check_rows(self, contract: Contract) -> None:
         """The rows before an attempt (`answer.Desk.own_rows`), the trainer's time taken."""
         began = time.perf_counter()
+        data_set = contract.participant(self.home.participant_id).data_set
+        first = all(row.contract_id != contract.id for row in self.store.rows(data_set))
         try:
-            self.trainer.check(contract)
+            self.trainer.check(contract, first=first)
         finally:
             self.training += time.perf_counter() - began
 
@@ -307,12 +330,67 @@ class Guard:
             if found is not None:
                 self._note_silence(agreement, found)
 
+    def _interrupt(self, contract_id: str) -> None:
+        """Whether an attempt that is running is to end: the agent stops, or a person here paused or withdrew.
+
+        Raises:
+            CancelledError: the agent stops; the attempt stays charged, and may be repeated by a spare one.
+            RefusedError: as `Store.check_running`: charged, and not repeated.
+        """
+        if self.stopping:
+            raise CancelledError("AGENT_STOPPING", "The agent stops; this attempt stays charged.")
+        self.store.check_running(contract_id)
+
+    def _tell(self, client: OperatorClient) -> None:
+        """Say what a person here decided of a contract, and when the policy's hours end or begin, until it is heard."""
+        if time.monotonic() < self.next_tell:
+            return
+        self.next_tell = time.monotonic() + TELL_SECONDS
+        hours = self.config.policy.hours
+        in_hours = hours is None or hours.open_at(self.now())
+        for agreement in self.store.contracts():
+            revoked = self.home.revocation_path(agreement.contract_id).exists()
+            said: tuple[TakingPart, str] | None = ("withdrawn", "KEY_REVOKED")
+            said = said if revoked else leaving.said_of(agreement, in_hours=in_hours)
+            if said is None or self.told.get(agreement.contract_id) == said:
+                continue
+            try:
+                self._say(agreement, said, client)
+                self.told[agreement.contract_id] = said
+            except ServiceError as err:
+                log.warning("operator not told", code=err.code)
+                self.next_tell = time.monotonic() + self.config.network.poll_seconds
+                return
+            except FedpactError as err:
+                why = printable(str(err))
+                log.warning("operator not told", contract=agreement.contract_id, code=err.code, reason=why)
+                if err.code in ("CONTRACT_NOT_SIGNED", "NOTICE_OLD"):  # these two are tried again
+                    self.next_tell = time.monotonic() + self.config.network.poll_seconds
+                else:
+                    self.told[agreement.contract_id] = said
+
+    def _say(self, agreement: Agreement, said: tuple[TakingPart, str], client: OperatorClient) -> None:
+        """Say one thing; nothing of a contract that simply goes on and of which nothing else was said before."""
+        contract_id = agreement.contract_id
+        if said[1] == "KEY_REVOKED":
+            index = leaving.send_revocation(self.home, client, contract_id)
+            log.info("run key revoked", contract=contract_id, entry=index)
+        elif said[0] == "withdrawn":
+            key = self.home.run_key(contract_id)
+            receipt = leaving.destroy(self.home, self.store, contract_id, key, lambda: self.trainer.stop(0.0))
+            leaving.withdraw(self.home, self.store, client, contract_id, key, receipt)
+        elif said[0] == "paused" or self.store.count_egress(EgressKind.NOTICE, contract_id):
+            participant = self.home.participant_id
+            leaving.tell(self.store, client, agreement, participant, said, self.home.run_key(contract_id))
+
     def _close(self, contract_id: str, client: OperatorClient) -> Found | None:
         """Close a contract's period, if it is closing; what was found instead, where there is nothing that holds.
 
         None also where this agent's own store, keys or disk failed: that says nothing of the operator.
         """
         try:
+            if self.home.revocation_path(contract_id).exists():
+                return note_waiting(self.store, client, contract_id, self.home.participant_id)
             done, verified = close(self._desk(contract_id, client), client, self.closings.get(contract_id))
             self.closings[contract_id] = verified
             if done == "closed":
@@ -364,6 +442,11 @@ def record_reply(store: Store, ready: Ready, contract_id: str, data: bytes) -> i
     number = int(parse_canonical(read_envelope(data).body, what="order")["round"])
     store.record_egress(kind, contract_id, number, len(body), sha256_hex(body))
     return number
+
+
+def record_no_reply(store: Store, text: str) -> None:
+    """Enter the fixed text that goes to the operator in place of a reply: of which order, only its sender could say."""
+    store.record_egress(EgressKind.NO_REPLY, None, None, len(text), sha256_hex(text.encode()), detail=text)
 
 
 def _order(frame: Frame) -> OrderFrame:

@@ -5,6 +5,7 @@
     keys/node.key       ECDSA P-384, OpenSSH private key without passphrase, as Flower's SuperNode loads it
     keys/release.key    32 bytes that choose which rows are released, once `card` needed them
     keys/run/ID.key     Ed25519, PKCS#8: signs updates of the contract ID, delegated by the contract key
+    keys/run/ID.revoked.json  the signed revocation of that key, where there is one
     agent.toml          configuration (configs/agent.toml documents each key)
     agent.db            budget and egress ledgers, outbox, heads, contracts
     trust.toml          the fingerprints that this enterprise checked itself
@@ -12,7 +13,9 @@
     released/           the rows that left for validation, per data set: training leaves them out
     scratch/            where the trainer's working files begin, which have no name afterwards
     loaded/             a database's rows on their way from the loader to the trainer, gone when it has read them
+    profiles/ID.json    the profile of the data set ID that its last signed card was made by: counts by bin
     silence/ID.json     our signed record that the operator did not close the contract ID in time
+    withdrawn/ID.*.json the signed receipts of what was destroyed when we withdrew from the contract ID, ours and theirs
     flower/             what Flower's side writes; it can write nowhere else
     logs/               the logs of trainer and executor
     state.json          what the running agent knows of itself, for `status`
@@ -25,7 +28,7 @@ import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -56,7 +59,7 @@ TRUST_HEAD = """\
 # `sign` compares every party of a contract with this file, and `statement` and `fedpact verify` rest on it.
 
 """
-FOLDERS = ("keys", "keys/run", "operator", "released", "logs")
+FOLDERS = ("keys", "keys/run", "operator", "released", "profiles", "logs")
 
 
 class OperatorData(Part):
@@ -153,9 +156,29 @@ class AgentHome:
         path.mkdir(mode=0o700, exist_ok=True)
         return path
 
+    def revocation_path(self, contract_id: str) -> Path:
+        """Where the revocation of a contract's run key is kept, once it is revoked.
+
+        Raises:
+            InputError: CONTRACT_ID_FORM.
+        """
+        return self.path / "keys" / "run" / f"{contract_id_form(contract_id)}.revoked.json"
+
+    def receipt_path(self, contract_id: str, by: Literal["participant", "operator"]) -> Path:
+        """Where the signed receipt of what one side destroyed is kept, once this enterprise has withdrawn.
+
+        Raises:
+            InputError: CONTRACT_ID_FORM.
+        """
+        return self.path / "withdrawn" / f"{contract_id_form(contract_id)}.{by}.json"
+
     def released_path(self, data_set: str) -> Path:
         """The rows of a data set that were released: canonical JSON lines."""
         return self.path / "released" / f"{data_set}.jsonl"
+
+    def profile_path(self, data_set: str) -> Path:
+        """The profile that a data set's last signed card was made by (`quality.Reference`)."""
+        return self.path / "profiles" / f"{data_set}.json"
 
     def check(self) -> "AgentHome":
         """This home, if there is one here.

@@ -35,14 +35,17 @@ SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")
 
 @contextlib.contextmanager
 def rows_of(
-    home: AgentHome, data_set: DataSet, cancelled: Callable[[], bool] = bool, told: Callable[[Isolation], None] = bool
+    home: AgentHome,
+    data_set: DataSet,
+    interrupt: Callable[[], object] = bool,
+    told: Callable[[Isolation], object] = bool,
 ) -> Iterator[Path | None]:
     """The file that a database's rows were loaded into, as long as it is needed; None where the source is files.
 
     Args:
         home: The agent's home.
         data_set: Whose rows.
-        cancelled: Whether the agent stops.
+        interrupt: Is called now and then, and raises where the rows are not wanted any more.
         told: Is given the isolation that the loader got.
 
     Raises:
@@ -54,12 +57,19 @@ def rows_of(
     out, name = tempfile.mkstemp(".arrow", dir=home.loaded)
     try:
         try:
-            _load(home, data_set.source, out, cancelled, told)
+            _load(home, data_set.source, out, interrupt, told)
         finally:
             os.close(out)
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def as_files(home: AgentHome, data_set: DataSet) -> Iterator[DataSet]:
+    """The data set with a source that is files, as long as it is needed; as `rows_of`."""
+    with rows_of(home, data_set) as file:
+        yield data_set.model_copy(update={"source": sources.loaded(data_set.source, file)})
 
 
 def sweep(home: AgentHome) -> None:
@@ -69,7 +79,7 @@ def sweep(home: AgentHome) -> None:
 
 
 def _load(
-    home: AgentHome, source: Source, out: int, cancelled: Callable[[], bool], told: Callable[[Isolation], None]
+    home: AgentHome, source: Source, out: int, interrupt: Callable[[], object], told: Callable[[Isolation], object]
 ) -> None:
     began, place = time.monotonic(), sources.place(source, home.path)
     order = {
@@ -93,10 +103,10 @@ def _load(
             try:
                 child.pipe.send("load", {**order, "connections": connections})
                 deadline = began + LOAD_SECONDS
-                frame = _receive(lambda: child.pipe.receive(POLL_SECONDS), deadline, cancelled, place)
+                frame = _receive(lambda: child.pipe.receive(POLL_SECONDS), deadline, interrupt, place)
                 if frame is not None and frame.kind == "ready":
                     told(Isolation.parse(frame.header.get("isolation"), code="LOADER_ANSWER"))
-                    frame = _receive(lambda: child.pipe.receive(POLL_SECONDS), deadline, cancelled, place)
+                    frame = _receive(lambda: child.pipe.receive(POLL_SECONDS), deadline, interrupt, place)
             except FrameError as err:
                 raise _lost(home) from err
     if frame is None:
@@ -107,7 +117,7 @@ def _load(
 
 
 def _receive(
-    receive: Callable[[], Frame | None], deadline: float, cancelled: Callable[[], bool], place: str
+    receive: Callable[[], Frame | None], deadline: float, interrupt: Callable[[], object], place: str
 ) -> Frame | None:
     while True:
         try:
@@ -115,8 +125,7 @@ def _receive(
         except FrameError as err:
             if err.code != "FRAME_TIMEOUT":
                 raise
-        if cancelled():
-            raise FailedError("AGENT_STOPPING", "The agent stops.")
+        interrupt()
         if time.monotonic() > deadline:
             raise away(place, f"The query had not ended after {LOAD_SECONDS:g} seconds.")
 

@@ -23,7 +23,7 @@ from fedpact_contract.record import read_envelope, sign
 
 log = structlog.get_logger()
 
-LATER = {"POLICY_TERM", "CONTRACT_NOT_RUNNING", *BEFORE_ROWS}
+LATER = {"POLICY_TERM", "POLICY_HOURS", "PARTICIPANT_PAUSED", *BEFORE_ROWS}
 """Refusals of what is only too early, or paused, and a database that does not answer: it is tried again."""
 
 Measure = Callable[[Contract, MeasurementKind, bytes], Trained]
@@ -72,10 +72,11 @@ def _ready(desk: Desk, client: OperatorClient, kind: MeasurementKind, run: Measu
     """What may leave; None where the attempt came to nothing.
 
     Raises:
-        RefusedError: the policy or the budget says no, or the one attempt was made and lost.
+        RefusedError: the policy, the data set's rules or the budget say no, or the one attempt was made and lost.
         InputError: DATA_DUPLICATES.
     """
-    desk.check_allowed()
+    desk.check_allowed(0, kind)
+    desk.check_use(0, kind)
     desk.own_rows()
     base = _initial_model(desk, client) if kind == "baseline" else b""
     digest = measurement_base(desk.contract, kind)

@@ -4,6 +4,7 @@ Nothing here reads a file, a clock or a socket. `check_head` decides whether the
 `check_order` decides whether the order may be obeyed. Both return what follows, or raise `RefusedError`.
 """
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.messages import Head, HeadStep, Order, Receipt, Refusal, Update
 from fedpact_contract.record import Envelope, Record, open_signed, read_envelope
+from fedpact_contract.request import MAX_SKEW_SECONDS, parse_instant
 
 EMPTY = Head(size=0, root=merkle.EMPTY_ROOT.hex())
 
@@ -162,6 +164,27 @@ def check_order(order: Order, model: bytes, head: Head, known: Known) -> None:
         raise RefusedError("ROUND_BEYOND_CONTRACT", "The contract has fewer rounds.", rule="training.rounds")
     if order.round < known.latest:
         raise RefusedError("ROUND_BACKWARDS", "The agent answered a later round already.", rule="rounds only increase")
+
+
+def check_clock(order: Order, known: Known, now: datetime.datetime) -> None:
+    """Raise where this clock is far behind the moment at which the operator opened the round: it was set back.
+
+    A term that has ended must not begin again so. The order was checked: the log names its deadline.
+
+    Raises:
+        RefusedError: CLOCK_SET_BACK.
+    """
+    opened = order.opened.entry.open()
+    assert isinstance(opened, RoundOpened)  # noqa: S101 - as `check_order` saw
+    whole = datetime.timedelta(seconds=known.contract.participation.deadline_seconds)
+    behind = (parse_instant(opened.deadline) - whole - now).total_seconds()
+    if behind > MAX_SKEW_SECONDS:
+        raise RefusedError(
+            "CLOCK_SET_BACK",
+            f"This machine's clock is {behind:.0f} s behind the moment at which the operator opened the round.",
+            rule=f"a clock is at most {MAX_SKEW_SECONDS} s behind the operator's",
+            remedy="Set this machine's clock (NTP); `fedpact-agent preflight` compares it.",
+        )
 
 
 def count_witnesses(order: Order, known: Known) -> int:

@@ -5,15 +5,19 @@ refuses; an empty list allows nothing. The policy can only narrow what a signed 
 """
 
 import datetime
+import re
+import zoneinfo
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from fedpact_contract.contract import ClientPrivacy, Contract, Count
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.output import counted
-from fedpact_contract.record import Code, Dec, Hex32, Instant, Name, Part
+from fedpact_contract.record import Code, Dec, Hex32, Instant, Name, Part, form
 from fedpact_contract.request import instant, parse_instant
 
 
@@ -30,17 +34,57 @@ def _instant(value: object) -> object:
     return value
 
 
+ClockTime = Annotated[str, form(r"^([01][0-9]|2[0-3]):[0-5][0-9]$", "a time of day such as 20:00")]
+
+
+class Hours(Part):
+    """A window of the day: from `begin` on, up to `end`; where that is earlier, on the next day.
+
+    `zone` is a name of the system's time zones, such as Asia/Shanghai, or an offset such as +08:00.
+    """
+
+    begin: ClockTime
+    end: ClockTime
+    zone: Name
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.begin == self.end:
+            raise ValueError("begin and end are the same: leave `hours` out to allow the whole day")
+        self.tzinfo  # noqa: B018 - a zone that is unknown here is found now, not at the first order
+        return self
+
+    @property
+    def tzinfo(self) -> datetime.tzinfo:
+        """The zone."""
+        if offset := re.fullmatch(r"([+-])([01][0-9]|2[0-3]):([0-5][0-9])", self.zone):
+            sign, hours, minutes = offset.groups()
+            return datetime.timezone(int(sign + "1") * datetime.timedelta(hours=int(hours), minutes=int(minutes)))
+        try:
+            return zoneinfo.ZoneInfo(self.zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as err:
+            raise ValueError(f"this system knows no time zone {self.zone}; write an offset such as +08:00") from err
+
+    def open_at(self, now: datetime.datetime) -> bool:
+        """Whether a moment lies within."""
+        at = now.astimezone(self.tzinfo).strftime("%H:%M")
+        if self.begin < self.end:
+            return self.begin <= at < self.end
+        return at >= self.begin or at < self.end
+
+
 TrustModel = Literal["record-level-at-each-participant", "client-level-at-the-operator"]
 
 
 class Policy(Part):
-    """The enterprise's own limits. But for the last three none has a default: agent.toml states each one.
+    """The enterprise's own limits. But for the last six none has a default: agent.toml states each one.
 
     `operators` are fingerprints of operators' keys, or "enrolled" for the one that `enrol` checked; `resolve` puts
     its fingerprint in place. `sectors` are those that the other participants may come from. `max_epsilon` holds for
-    one contract; the data set's own limit over all contracts stands on its card. Where the last three are left out, no
+    one contract; the data set's own limit over all contracts stands on its card. Where the last six are left out, no
     operator sees an update without noise, and a data set whose card says whose a row is takes part only where the
-    contract protects all rows of one entity together, at whatever epsilon.
+    contract protects all rows of one entity together, at whatever epsilon; at any hour; and each data set has its
+    card's limit alone, and as many uses as its contracts plan. A use is an attempt at a round, or a measurement.
     """
 
     purposes: tuple[Code, ...]
@@ -55,6 +99,9 @@ class Policy(Part):
     trust_models: tuple[TrustModel, ...] = ("record-level-at-each-participant",)
     require_entity: bool = True
     max_entity_epsilon: Dec | None = None
+    hours: Hours | None = None
+    max_data_set_epsilon: Dec | None = None
+    max_data_set_uses: Count | None = None
 
     def resolve(self, operator_id: str) -> "Policy":
         """This policy with the enrolled operator's fingerprint in the place of "enrolled"."""
@@ -247,6 +294,18 @@ def check_term(contract: Contract, _me: str, _policy: Policy, now: datetime.date
         )
 
 
+def check_hours(_contract: Contract, _me: str, policy: Policy, now: datetime.datetime) -> None:
+    """Now lies within the hours in which training may begin."""
+    if policy.hours is not None and not policy.hours.open_at(now):
+        raise RefusedError(
+            "POLICY_HOURS",
+            f"It is {instant(now)}; training may begin from {policy.hours.begin} to {policy.hours.end} "
+            f"({policy.hours.zone}) only.",
+            rule="policy.hours in agent.toml",
+            remedy="Nothing is to be done: a round that opens within these hours is trained.",
+        )
+
+
 CLAUSES: tuple[Clause, ...] = (
     check_purpose,
     check_operator,
@@ -261,6 +320,48 @@ CLAUSES: tuple[Clause, ...] = (
     check_expiry,
     check_term,
 )
+"""Asked when a contract is signed, and before every attempt."""
+
+ORDER_CLAUSES: tuple[Clause, ...] = (*CLAUSES, check_hours)
+"""Asked before the first attempt at a round: one that began within the hours is finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSetUse:
+    """What a data set is charged over all contracts once something more is: uses, and the Rényi sum at `alpha`."""
+
+    data_set: str
+    uses: int
+    rdp: Decimal
+    delta: Decimal
+    alpha: Decimal
+
+
+def check_data_set(policy: Policy, use: DataSetUse) -> None:
+    """A data set stays within the policy's own limits over all contracts, which its card's may exceed.
+
+    Raises:
+        RefusedError: POLICY_DATA_SET_EPSILON, POLICY_DATA_SET_USES.
+    """
+    from fedpact_contract.privacy import filter_limit
+
+    most = policy.max_data_set_epsilon
+    if most is not None and use.rdp > (limit := filter_limit(most, use.delta, use.alpha)):
+        raise _refused(
+            "POLICY_DATA_SET_EPSILON",
+            "max_data_set_epsilon",
+            f"data set {use.data_set}",
+            f"The data set would be charged {use.rdp:.6g} (Rényi divergence) by all contracts; epsilon {most} allows "
+            f"{max(limit, Decimal(0)):.6g}.",
+        )
+    if policy.max_data_set_uses is not None and use.uses > policy.max_data_set_uses:
+        raise _refused(
+            "POLICY_DATA_SET_USES",
+            "max_data_set_uses",
+            f"data set {use.data_set}",
+            f"The data set would be used {counted(use.uses, 'time')} by all contracts; the policy allows "
+            f"{policy.max_data_set_uses}.",
+        )
 
 
 def check_entities(contract: Contract, policy: Policy, data_set: str, declared: str | None, card: str | None) -> None:

@@ -27,8 +27,8 @@ from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.log import Countersignature
 from fedpact_contract.messages import Head, Measurement, Metering, Reply, Update, measurement_event, update_event
 from fedpact_contract.record import decimal_text, ratio_text, sign
-from fedpact_contract.settlement import largest_remainder, water_fill
-from fedpact_contract.shares import Parts, fallback_shares, projected
+from fedpact_contract.settlement import largest_remainder, split_pool
+from fedpact_contract.shares import Parts, everybody, fallback_shares, projected
 from fedpact_contract.statistics import total_cells
 
 if TYPE_CHECKING:
@@ -386,6 +386,8 @@ def _reasons(contract: Contract) -> list[str]:
         ]
     if any(p.floor_fen for p in contract.participants):
         found.append("floors of the contract move money between participants after the shares")
+    if contract.common_control:
+        found.append("participants that the contract names as under common control have one equal part and one floor")
     return found
 
 
@@ -395,8 +397,9 @@ def _share(
     """A share by its parts, and in fen by the contract's floors and rounding."""
     weights, fen = {i: part.total for i, part in parts.items()}, None
     if pool_fen is not None:
-        floors = {i: party.floor_fen for i, party in contract.by_id().items()}
-        fen = largest_remainder(pool_fen, water_fill(pool_fen, weights, floors))[participant]
+        fen = largest_remainder(pool_fen, split_pool(contract, pool_fen, weights, everybody(contract)).exact)[
+            participant
+        ]
     return Share(share=weights[participant], fen=fen, reason=reason)
 
 

@@ -27,6 +27,35 @@ def show_quote(values: dict[str, Any]) -> None:
     _show_share(values["share"])
 
 
+def show_dry_run(values: dict[str, Any]) -> None:
+    """What a contract would do here."""
+    data, leaving = values["data"], values["leaves"]
+    line(f"Dry run of contract {values['contract']}")
+    line(f"{values['title']}. {values['nothing']}")
+    line()
+    line("CHECKS")
+    for check in values["checks"]:
+        line(f"  {'ok' if check['ok'] else 'REFUSED'}  {check['name']}")
+        if error := check.get("error"):
+            line(f"      {error['code']}: {error['message']}")
+    line()
+    line("DATA")
+    fit = "the rows cannot be used" if data["rows_that_fit"] is None else f"{data['rows_that_fit']} rows fit"
+    line(f"  data set {data['data_set']}: {fit}, {data['rows_used']} are trained on")
+    line(f"  columns {', '.join(data['columns'])}; predicted {', '.join(data['label'])}")
+    for title, words in (("PRIVACY", _privacy({**values, **data})), ("TIME", _time(values["time"]))):
+        line()
+        line(title)
+        for text in words:
+            line(f"  {text}")
+    line()
+    line("WHAT WOULD LEAVE")
+    rows = [[k["kind"], str(k["times"]), _size(k["bytes"]), _size(k["total"]), k["what"]] for k in leaving["kinds"]]
+    output.table(output.console(), ["kind", "times", "each", "in all", "what"], rows, right=(1, 2, 3))
+    line(f"  {_size(leaving['per_round'])} a round, {_size(leaving['total'])} in all")
+    line(f"  not counted: {leaving['not_counted']}")
+
+
 def _privacy(values: dict[str, Any]) -> Iterator[str]:
     cost = values["privacy"]
     if cost["trust_model"] == "record-level-at-each-participant":

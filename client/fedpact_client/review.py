@@ -121,6 +121,7 @@ def review(
         held("noise covers the plan", lambda: check_noise(contract)),
         budget,
         held("policy", lambda: check_policy(contract, me.id, config.policy.resolve(home.operator().id), now)),
+        *([] if terms is None else [held("policy for the data set", lambda: check_use(home, config, store, terms))]),
         held("not ended here", lambda: check_not_ended(known)),
     ]
     if read_data and not any(check.error for check in checks):
@@ -217,7 +218,7 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
     """What the contract says of this enterprise is what it declared itself, and the data set's file is its own.
 
     Raises:
-        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_GATE_ORDER, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE,
+        RefusedError: SIGN_ENTITY, SIGN_NUM_EXAMPLES, SIGN_CARD, SIGN_GATE_ORDER, SIGN_COLUMNS, SIGN_LABEL, SIGN_SLICE,
             DATA_SET_KNOWN_ELSEWHERE.
         InputError: CONFIG_DATA_SET, DATA_SET_UNKNOWN.
     """
@@ -233,6 +234,13 @@ def check_own(home: AgentHome, config: AgentConfig, store: Store, contract: Cont
             "num_examples",
         )
     check_num_examples(data_set, card)
+    if me.card is not None and me.card != card.digest():
+        raise _own(
+            "SIGN_CARD",
+            f"The contract was made by the card {me.card} of {me.data_set}; the one signed last here is "
+            f"{card.digest()}.",
+            "card",
+        )
     if me.gate_order != card.alpha:
         raise _own(
             "SIGN_GATE_ORDER",
@@ -339,6 +347,24 @@ def check_budget(store: Store, terms: Terms, limit: Decimal) -> None:
         raise plan_exceeded(err) from err
 
 
+def check_use(home: AgentHome, config: AgentConfig, store: Store, terms: Terms) -> None:
+    """With the whole plan, beside all others, the data set stays within the policy's limits for it.
+
+    Raises:
+        RefusedError: POLICY_DATA_SET_EPSILON, POLICY_DATA_SET_USES.
+    """
+    budget, rows = limits(home, config, store, terms.data_set), store.rows(terms.data_set)
+    plans = [*_other_plans(store, terms), terms]
+    use = policy.DataSetUse(
+        data_set=terms.data_set,
+        uses=store.uses(terms.data_set) + sum(ledger.uses_left(rows, plan) for plan in plans),
+        rdp=ledger.committed(rows, plans),
+        delta=budget.delta,
+        alpha=budget.alpha,
+    )
+    policy.check_data_set(config.policy, use)
+
+
 def check_not_ended(known: Agreement | None) -> None:
     """The contract was not withdrawn from, or closed, on this machine.
 
@@ -359,7 +385,7 @@ def check_rows(home: AgentHome, config: AgentConfig, store: Store, contract: Con
 
     Raises:
         InputError: DATA_*.
-        RefusedError: DATA_SET_KNOWN_ELSEWHERE.
+        RefusedError: DATA_SET_KNOWN_ELSEWHERE, QUALITY_GATE.
         FailedError: TRAINER_LOST.
     """
     from fedpact_client.trial import try_rows

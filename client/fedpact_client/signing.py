@@ -72,7 +72,9 @@ def fetch_signed(client: OperatorClient, contract_id: str) -> SignedContract:
     """
     travelling = fetch_offer(client, contract_id).travelling
     if travelling is None:
-        raise RefusedError("CONTRACT_NOT_SIGNED", "Nobody has signed the contract yet.")
+        raise RefusedError(
+            "CONTRACT_NOT_SIGNED", "Nobody has signed the contract yet.", remedy="Wait until a party has signed it."
+        )
     return travelling
 
 

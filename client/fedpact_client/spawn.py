@@ -7,6 +7,7 @@ in, frames out, log) and a clean environment.
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import subprocess  # argument lists only, no shell
 import sys
@@ -87,6 +88,8 @@ def spawn(
     args: Sequence[str] = (),
     command: Sequence[str] | None = None,
     descriptors: Sequence[int] = (),
+    processors: int | None = None,
+    nice: int = 0,
 ) -> Child:
     """Start `python -m module args...`, from an isolated Python (no PYTHON* variables, no current folder on its path).
 
@@ -102,6 +105,8 @@ def spawn(
         args: Arguments of the module.
         command: What to start instead of Python and the module; the arguments are added to it. For tests.
         descriptors: Open ones that the child inherits beside its pipe, under the same numbers.
+        processors: On so many of this process's own at most it runs, with all threads and children that it has.
+        nice: How far its priority is below this process's own; it cannot raise that again.
 
     Raises:
         FailedError: SPAWN_LOG, SPAWN_FAILED.
@@ -121,6 +126,7 @@ def spawn(
             process = _starter.submit(
                 _start, line, environment, child_in, child_out, errors, tuple(descriptors)
             ).result()
+            _restrain(process.pid, processors, nice)
     except BaseException:
         os.close(own_in)
         os.close(own_out)
@@ -200,6 +206,19 @@ def _start(
         )
     except OSError as err:
         raise FailedError("SPAWN_FAILED", f"{line[0]} cannot be started: {err.strerror}.", file=line[0]) from err
+
+
+def _restrain(pid: int, processors: int | None, nice: int) -> None:
+    """Cap a process that has just started: it has one thread, and what it starts later inherits both.
+
+    Which processors is left to chance, so that several agents on one machine do not all share the first.
+    """
+    with contextlib.suppress(ProcessLookupError):  # it ended at once: its pipe will say so
+        if processors is not None:
+            own = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(pid, random.SystemRandom().sample(own, min(processors, len(own))))
+        if nice:
+            os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice))
 
 
 def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:

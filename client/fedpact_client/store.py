@@ -155,7 +155,12 @@ class Store(Records):
         """
         travelling = SignedContract.parse(parse_canonical(signed, what="signed contract"), code="SIGNED_CONTRACT")
         if sha256_hex(travelling.contract.body) != terms.contract_id:
-            raise InputError("CONTRACT_ID", "The terms are those of another contract.", field="contract_id")
+            raise InputError(
+                "CONTRACT_ID",
+                "The terms are those of another contract.",
+                field="contract_id",
+                remedy="Sign with terms made from the same contract.",
+            )
         if not re.fullmatch("[0-9a-f]{64}", run_public):
             raise InputError(
                 "RUN_KEY_FORM", "A run key's public half is 64 hexadecimal characters.", field="run_public"
@@ -170,7 +175,12 @@ class Store(Records):
         )
         with self._db.transaction():
             if self._db.one("SELECT 1 FROM contracts WHERE contract_id = ?", (terms.contract_id,)):
-                raise InputError("CONTRACT_KNOWN", "This contract was signed here before.", field=terms.contract_id)
+                raise InputError(
+                    "CONTRACT_KNOWN",
+                    "This contract was signed here before.",
+                    field=terms.contract_id,
+                    remedy="`fedpact-agent contract list` shows it; there is nothing more to sign.",
+                )
             limit = self._data_set(terms.data_set).limit
             ledger.check_plans(self._chains.get(terms.data_set).rows, self._running(terms.data_set), terms, limit)
             self._insert_contract(agreement)
@@ -183,10 +193,24 @@ class Store(Records):
         """
         travelling = SignedContract.parse(parse_canonical(signed, what="signed contract"), code="SIGNED_CONTRACT")
         if sha256_hex(travelling.contract.body) != contract_id:
-            raise InputError("CONTRACT_ID", "These are the bytes of another contract.", field="contract_id")
+            raise InputError(
+                "CONTRACT_ID",
+                "These are the bytes of another contract.",
+                field="contract_id",
+                remedy="Fetch the contract again from the operator.",
+            )
         with self._db.transaction():
             self._contract(contract_id)
             self._db.execute("UPDATE contracts SET signed = ? WHERE contract_id = ?", (signed, contract_id))
+
+    def check_running(self, contract_id: str) -> None:
+        """Raise where the contract has ended here, or a person has paused it.
+
+        Raises:
+            InputError: CONTRACT_UNKNOWN.
+            RefusedError: PARTICIPANT_PAUSED, PARTICIPANT_WITHDRAWN, CONTRACT_NOT_RUNNING.
+        """
+        _check_state(self.contract(contract_id), OVER | {"paused"})
 
     # The budget ledger
 
@@ -204,7 +228,7 @@ class Store(Records):
 
         Raises:
             InputError: CONTRACT_UNKNOWN, RUN_KEY_WRONG, LEDGER_REQUEST.
-            RefusedError: CONTRACT_NOT_RUNNING, or what `ledger.next_reserved` refuses.
+            RefusedError: as `check_running`, or what `ledger.next_reserved` refuses.
             FailedError: the disk or the witness failed; the attempt may be charged, nothing may leave.
         """
         with self._committing():
@@ -236,12 +260,12 @@ class Store(Records):
 
         Raises:
             InputError: RUN_KEY_WRONG; UPDATE_DIGEST, the array is not the one that the ledger row names.
-            RefusedError: ATTEMPT_UNKNOWN, ATTEMPT_ENDED, ATTEMPT_SUPERSEDED, OUTBOX_TAKEN, CONTRACT_NOT_RUNNING.
+            RefusedError: ATTEMPT_UNKNOWN, ATTEMPT_ENDED, ATTEMPT_SUPERSEDED, OUTBOX_TAKEN, or as `check_running`.
             FailedError: the disk or the witness failed; ask `reserve` again.
         """
         with self._committing():
             agreement = self._contract(reservation.contract_id)
-            _check_state(agreement, OVER)
+            _check_state(agreement, OVER | {"paused"})
             row = ledger.next_spent(self._chains.get(reservation.data_set).rows, reservation, update_digest)
             self._append(row, agreement, run_key)
             reply, array = build(row.row_hash)
@@ -298,6 +322,11 @@ class Store(Records):
         with self._db.transaction():
             return self._outbox.discard_arrays(contract_id, before_round)
 
+    def destroy_arrays(self, contract_id: str) -> int:
+        """Overwrite every array that was made for a contract that is over; how many. Replies and digests stay."""
+        with self._db.transaction():
+            return self._outbox.destroy_arrays(contract_id)
+
     def rows(self, data_set: str) -> tuple[LedgerRow, ...]:
         """The data set's ledger."""
         with self._db.reading():
@@ -321,6 +350,12 @@ class Store(Records):
                 charged=ledger.charged(rows),
                 committed=ledger.committed(rows, self._running(data_set)),
             )
+
+    def uses(self, data_set: str) -> int:
+        """How often all contracts together have used the data set (`ledger.uses`)."""
+        with self._db.reading():
+            every = [a.terms for a in self._agreements() if a.terms.data_set == data_set]
+            return ledger.uses(self._chains.get(data_set).rows, every)
 
     def answers(self, contract_id: str) -> list[int]:
         """Rounds of the contract that this agent answered, by an update or a refusal, ascending."""
@@ -479,10 +514,14 @@ def _check_owner(participant: str | None, data_sets: Iterable[DataSet], path: Pa
             )
 
 
+STATE_CODES: dict[ContractState, str] = {"paused": "PARTICIPANT_PAUSED", "withdrawn": "PARTICIPANT_WITHDRAWN"}
+"""The codes with which a contract that this enterprise itself has stopped refuses orders."""
+
+
 def _check_state(agreement: Agreement, not_in: frozenset[ContractState]) -> None:
     if agreement.state in not_in:
         raise RefusedError(
-            "CONTRACT_NOT_RUNNING",
+            STATE_CODES.get(agreement.state, "CONTRACT_NOT_RUNNING"),
             f"The contract is {agreement.state}.",
             field=f"contract {agreement.contract_id}",
             remedy="`fedpact-agent resume` continues a paused contract; a withdrawn or closed one has ended.",

@@ -78,13 +78,14 @@ class Database:
         path: The file.
         create: Make a new, empty file; else a missing file is an error, never a fresh ledger.
         read_only: Refuse to write (a crashed writer's journal is still rolled back).
+        upgrading: Take a store of any version (`store_upgrade`).
 
     Raises:
-        InputError: STORE_MISSING, STORE_EXISTS, STORE_DAMAGED, STORE_VERSION.
+        InputError: STORE_MISSING, STORE_EXISTS, STORE_DAMAGED, STORE_OLDER, STORE_NEWER, STORE_VERSION.
         FailedError: STORE_UNWRITABLE, STORE_FULL, STORE_BUSY.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, read_only: bool = False, upgrading: bool = False) -> None:
         self.path = path
         self.lock = threading.RLock()
         if create:
@@ -108,6 +109,8 @@ class Database:
             )
         try:
             self._prepare(create=create, read_only=read_only)
+            if not upgrading:
+                _check_version(self)
         except BaseException:
             self._connection.close()
             raise
@@ -160,7 +163,7 @@ class Database:
         """
         found = self.all("PRAGMA integrity_check(1)")
         if found != [("ok",)]:
-            raise self._damaged(str(found[0][0]))
+            raise self.damaged(str(found[0][0]))
 
     def copy_to(self, target: Path) -> None:
         """Copy the file as it stands after the last commit (SQLite's online backup) to a new file, durably.
@@ -178,7 +181,7 @@ class Database:
                 copy.close()
 
     def _prepare(self, *, create: bool, read_only: bool) -> None:
-        for pragma in ("synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
+        for pragma in ("synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF", "secure_delete = ON"):
             self.execute(f"PRAGMA {pragma}")
         if self.one("PRAGMA journal_mode = TRUNCATE") != ("truncate",):
             raise FailedError(
@@ -195,16 +198,7 @@ class Database:
         if read_only:
             self.execute("PRAGMA query_only = ON")
         if self.one("SELECT 1 FROM sqlite_master WHERE name = 'schema_version'") is None:
-            raise self._damaged("it is empty or not an agent's store")
-        found = self.all("SELECT version, accounting FROM schema_version")
-        if found != [(VERSION, ACCOUNTING)]:
-            raise InputError(
-                "STORE_VERSION",
-                f"The store has another schema than this release knows (version {VERSION}).",
-                file=self.path,
-                field="schema_version",
-                remedy="Use the release that wrote it.",
-            )
+            raise self.damaged("it is empty or not an agent's store")
 
     @contextmanager
     def _bracket(self, begin: str) -> Iterator[None]:
@@ -231,20 +225,55 @@ class Database:
     def _error(self, err: Exception) -> FedpactError:
         primary = getattr(err, "sqlite_errorcode", 0) & 0xFF
         if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT):
-            return self._damaged(str(err))
+            return self.damaged(str(err))
         code, message, remedy = _FAILURES.get(
             primary,
             ("STORE_FAILED", "The store did not take a statement.", "This is a fault in Fedpact: please report it."),
         )
         return FailedError(code, f"{message} SQLite says: {err}.", file=self.path, remedy=remedy)
 
-    def _damaged(self, why: str) -> InputError:
+    def damaged(self, why: str) -> InputError:
+        """The error for a file that cannot be believed."""
         return InputError(
             "STORE_DAMAGED",
             f"The agent's store is damaged: {why}.",
             file=self.path,
             remedy="Restore a backup of the agent's home, then run `fedpact-agent restore`.",
         )
+
+
+def schema_of(database: Database) -> tuple[int, str]:
+    """The version of a store's schema, and what its numbers mean.
+
+    Raises:
+        InputError: STORE_DAMAGED.
+    """
+    found = database.all("SELECT version, accounting FROM schema_version")
+    if len(found) != 1 or not isinstance(found[0][0], int):
+        raise database.damaged("it does not say its version")
+    return found[0][0], str(found[0][1])
+
+
+def _check_version(database: Database) -> None:
+    if (found := schema_of(database)) != (VERSION, ACCOUNTING):
+        raise wrong_version(database.path, *found)
+
+
+def wrong_version(path: Path, version: int, accounting: str) -> InputError:
+    """The refusal of a store that this release does not work with."""
+    if accounting == ACCOUNTING and version < VERSION:
+        code, remedy = "STORE_OLDER", "Run `fedpact-agent upgrade`: it takes a backup first."
+    elif accounting == ACCOUNTING:
+        code, remedy = "STORE_NEWER", "Install the release that wrote it, or a later one: nothing leads back."
+    else:
+        code, remedy = "STORE_VERSION", "Use the release that wrote it: its numbers mean something else."
+    return InputError(
+        code,
+        f"The store has schema version {version}, and this release works with version {VERSION}.",
+        file=path,
+        field="schema_version",
+        remedy=remedy,
+    )
 
 
 def _create_file(path: Path) -> None:

@@ -105,6 +105,13 @@ class Outbox:
             (contract_id, before_round),
         )
 
+    def destroy_arrays(self, contract_id: str) -> int:
+        """Drop the arrays of all updates and measurements; how many (SQLite overwrites what it held: `store_db`)."""
+        return self._db.execute(
+            "UPDATE outbox SET array = NULL WHERE contract_id = ? AND kind = 'update' AND array IS NOT NULL",
+            (contract_id,),
+        )
+
 
 def taken(round_number: int) -> RefusedError:
     """The refusal of a second answer."""

@@ -22,7 +22,7 @@ from fedpact_contract.record import decimal_text, read_envelope, signers
 ContractState = Literal["signed", "running", "paused", "withdrawn", "closed"]
 OVER: frozenset[ContractState] = frozenset({"withdrawn", "closed"})
 MAY_BECOME: dict[ContractState, frozenset[ContractState]] = {
-    "signed": frozenset({"running", "withdrawn", "closed"}),
+    "signed": frozenset({"running", "paused", "withdrawn", "closed"}),
     "running": frozenset({"paused", "withdrawn", "closed"}),
     "paused": frozenset({"running", "withdrawn", "closed"}),
     "withdrawn": frozenset({"closed"}),
@@ -38,10 +38,14 @@ class EgressKind(StrEnum):
     SIGNATURE = "signature"
     UPDATE = "update"
     REFUSAL = "refusal"
+    NO_REPLY = "no-reply"
     MEASUREMENT = "measurement"
     COUNTERSIGNATURE = "countersignature"
     OBJECTION = "objection"
     STATEMENT = "statement"
+    NOTICE = "notice"
+    REVOCATION = "revocation"
+    RECEIPT = "receipt"
     REQUEST = "request"
 
 
@@ -258,6 +262,7 @@ class Records:
                     "CONTRACT_STATE",
                     f"A contract that is {now} cannot become {state}.",
                     field=f"contract {contract_id}",
+                    remedy="`fedpact-agent contract list` shows where each contract stands.",
                 )
             self._db.execute("UPDATE contracts SET state = ? WHERE contract_id = ?", (state, contract_id))
 
@@ -352,6 +357,14 @@ class Records:
                 "INSERT INTO egress (at, kind, contract_id, round, size, sha256, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (self._clock(), kind.value, contract_id, round_number, size, sha256, detail),
             )
+
+    def count_egress(self, kind: EgressKind, contract_id: str) -> int:
+        """How many messages of a kind about a contract left, or were about to."""
+        with self._db.reading():
+            row = self._db.one(
+                "SELECT COUNT(*) FROM egress WHERE kind = ? AND contract_id = ?", (kind.value, contract_id)
+            )
+        return int(row[0]) if row else 0
 
     def egress(self) -> list[EgressEntry]:
         """Everything that left or was about to, oldest first."""

@@ -1,7 +1,8 @@
 """Flower's SuperNode: in the executor's main thread, with its Runtime API at a loopback port of the same process.
 
-Supported parameters stand in `SuperNode`; what patches Flower's internals stands in `patch`, is a switch
-(`network.patched` in agent.toml), and tests/unit/test_flower_contract.py fails where a patched place has moved.
+Supported parameters stand in `SuperNode`; what patches Flower's waits stands in `patch` and is a switch
+(`network.patched` in agent.toml), what it must not tell the operator in `tell_no_seconds`;
+tests/unit/test_flower_contract.py fails where a patched place has moved.
 Import this module only when the environment is set (`executor`): flwr reads it when it is imported.
 """
 
@@ -44,7 +45,7 @@ from flwr.supernode import start_client_internal as flower
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.main import create_app
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from flwr.supernode.nodestate import NodeStateFactory
+from flwr.supernode.nodestate import NodeState, NodeStateFactory
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from fedpact_contract.errors import InputError, ServiceError
@@ -60,7 +61,6 @@ FLAT = "fedpact.flat"
 INLINE_BYTES = 1 << 18
 """Up to here the array stands in the config record: each further object is one more request at every hop."""
 
-ORDER_FORM = "E_ORDER_FORM"
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 START_SECONDS = 20.0
 POLL_SECONDS = 0.2
@@ -97,6 +97,7 @@ class SuperNode:
             patch(patched_poll)
         self._secret = os.urandom(32)
         self._states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
+        tell_no_seconds(self._states.state())
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._superexec = self._client(
             "SuperExec", SuperExecAuthHttpInterceptor(master_secret=self._secret, protected_methods=[ACQUIRE])
@@ -214,7 +215,7 @@ class FlowerTask:
     """One order (`executor.Task`). Its lease is kept alive until it is answered, however long training takes."""
 
     def __init__(self, client: RuntimeHttpClient) -> None:
-        self.order = b""
+        self.order: bytes | None = None
         self.model = b""
         self.bundle = ""
         self._client = client
@@ -248,8 +249,6 @@ class FlowerTask:
             self.order, self.model = read_order(message)
         except OrderFormError:
             log.warning("message of another form")
-            self.fail(ORDER_FORM)
-            return False
         return True
 
     def answer(self, reply: bytes, array: bytes) -> None:
@@ -309,6 +308,20 @@ def _array(record: object) -> bytes:
     if (array.stype, array.dtype) != (FLAT, "float64") or array.shape != (len(array.data) / 8,):
         raise OrderFormError("array")
     return array.data
+
+
+def tell_no_seconds(state: NodeState) -> None:
+    """Have Flower send 0 with each reply where it sends for how many seconds a task ran: that depends on the rows.
+
+    No switch leaves this out (`network.patched` is about waits): only planned figures leave an enterprise.
+    """
+    seconds = state.get_message_processing_duration
+
+    def none(message_id: str) -> float:
+        seconds(message_id)  # it also forgets old messages
+        return 0.0
+
+    vars(state)["get_message_processing_duration"] = none
 
 
 def patch(poll_seconds: float) -> None:

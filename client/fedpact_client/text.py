@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from fedpact_client.plan import Plan
     from fedpact_client.review import Check, Cost, Review
     from fedpact_client.signing import Offer
-    from fedpact_contract.contract import Contract
-    from fedpact_contract.errors import FedpactError
+    from fedpact_contract.language import Lang
 
 SHOWN_ROWS = 5
 SHORT = 12
@@ -32,19 +31,14 @@ ENROLMENT = {
 }
 """What an enrolment's state means to its enterprise, where something is to be done."""
 
-STANDING = {
-    "self": "ourselves",
-    "known": "matches trust.toml",
-    "operator only": "vouched for by the operator only",
-}
-
 
 def show_init(values: dict[str, Any]) -> None:
     """What `init` made."""
     line(f"Home: {values['home']}")
     line("Fingerprint of the contract key (this enterprise's id):")
     line(f"  {show_fingerprint(values['participant'])}")
-    line("Next: describe data sets and policy in agent.toml, then `fedpact-agent enrol INVITATION`.")
+    line("Next: describe data sets and policy in agent.toml; then, with the operator's invitation,")
+    line("`fedpact-agent preflight --invitation INVITATION` and `fedpact-agent enrol INVITATION`.")
 
 
 def show_enrolled(values: dict[str, Any]) -> None:
@@ -57,10 +51,22 @@ def show_enrolled(values: dict[str, Any]) -> None:
     line("The operator approves after that call. Its fingerprint is pinned in trust.toml.")
 
 
+def show_preflight(values: dict[str, Any]) -> None:
+    """Each check with what it found and, where something is amiss, what to do."""
+    for found in values["checks"]:
+        line(f"{found['state'].upper():4}  {found['name']}: {found['detail']}")
+        if remedy := found.get("remedy"):
+            line(f"      -> {remedy}")
+    count = values["count"]
+    line(f"{count['pass']} passed, {count['warn']} to look at, {count['fail']} failed, {count['skip']} not tried.")
+
+
 def show_card(draft: "Draft") -> None:
     """A card, item by item, before it is signed."""
     line("This card leaves your premises, signed by the contract key:")
     output.table(output.console(), ["item", "value", "where it comes from"], draft.items())
+    for contract in draft.superseded:
+        line(f"Mind: contract {contract[:SHORT]} names an earlier card of this data set; the operator notices.")
     line(f"It stays here: {draft.source} has {counted(draft.available, 'row')} for training beside the released ones.")
     for remark in _remarks(draft):
         line(f"Mind (computed from the data; stays here): {remark}.")
@@ -158,80 +164,17 @@ def cost_values(cost: "Cost") -> dict[str, Any]:
     }
 
 
-def show_review(review: "Review", offer: "Offer") -> None:
-    """A contract in full, and all that was checked."""
-    from fedpact_contract.text import render
+def show_status(values: dict[str, Any], lang: "Lang" = "en") -> None:
+    """The agent's status; in Chinese a sentence stands under each alarm whose code has one."""
+    from fedpact_contract.refusals import chinese
 
-    line(render(review.contract))
-    line()
-    line("WHO SIGNS" if review.contract.auditor is None else "WHO SIGNS, AND WHO AUDITS")
-    rows = [
-        [
-            s.party.name,
-            s.party.entity_code,
-            show_fingerprint(s.party.id),
-            STANDING[s.standing],
-            "-" if s.party == review.contract.auditor else "yes" if s.party.id in offer.signed else "no",
-        ]
-        for s in review.parties
-    ]
-    output.table(output.console(), ["party", "entity code", "fingerprint", "we know this key", "signed"], rows)
-    if offer.complete:
-        line("Every party has signed and delegated its run key; every signature was verified here.")
-    if review.cost is not None:
-        _show_cost(review.contract, review.cost)
-    _show_checks(review.checks)
-
-
-def _show_checks(checks: "Sequence[Check]") -> None:
-    line("WHAT WAS CHECKED HERE")
-    for check in checks:
-        line(f"  {check.name}: {_verdict(check.error)}")
-        for name, value in () if check.error is None else check.error.as_dict().items():
-            if name not in ("code", "message"):
-                line(f"    {value}" if name == "remedy" else f"    {name}: {value}")
-
-
-def _verdict(error: "FedpactError | None") -> str:
-    if error is None:
-        return "fits"
-    if error.code == "SIGN_ENDED":
-        return error.message  # nothing is refused: it is over
-    return f"REFUSED, {error.code}: {error.message}"
-
-
-def _show_cost(contract: "Contract", cost: "Cost") -> None:
-    from fedpact_contract.privacy import plan_words
-
-    line("PRIVACY COST FOR OUR DATA SET")
-    line(
-        f"  epsilon of the whole plan ({plan_words(contract)}): {_epsilon(cost.epsilon)} at delta "
-        f"{decimal_text(contract.privacy.delta)}"
-    )
-    if (entity := contract.privacy.entity) is not None:
-        line(
-            f"  for all rows of one entity, at most {entity.max_rows}: epsilon {decimal_text(entity.epsilon)} at delta "
-            f"{decimal_text(entity.delta)}"
-        )
-    line(
-        f"  At most {counted(cost.attempts, 'attempt')} charged; Rényi sum at alpha {decimal_text(cost.alpha)}: "
-        f"{_rounded(cost.before)} charged or promised, {_rounded(cost.after)} with this contract, limit "
-        f"{_rounded(cost.limit)}"
-    )
-    if contract.privacy.unit == "participant":
-        line("  Epsilon is for all our updates together, the Rényi sum for any row. Both bound what released models")
-        line("  tell. The operator sees our updates without noise: nothing bounds what they tell it.")
-
-
-def show_status(values: dict[str, Any]) -> None:
-    """The agent's status."""
     operator = values["operator"]
     line(f"{values['name']} ({values['entity_code']})")
     line(f"fingerprint  {show_fingerprint(values['participant'])}")
     line(f"operator     {operator['name'] + ' at ' + str(values['url']) if operator else '-'}")
     line(f"enrolment    {values['enrolment']}{ENROLMENT.get(values['enrolment'], '')}")
     line(f"running      {'process ' + str(values['running']) if values['running'] else 'no'}")
-    line(f"connected    {values['connected'] or 'no'}")
+    line(f"connected    {values['connected'] or 'no'}{'; ' + values['waiting'] if values['waiting'] else ''}")
     for child, found in values["isolation"].items():
         line(f"{child:<12} {'-' if found is None else found['sentence']}")
     line(f"witness      {values['witness']}")
@@ -258,7 +201,8 @@ def show_status(values: dict[str, Any]) -> None:
             line(f"SILENT {silence['at']} contract {contract['id'][:SHORT]}: the operator did not close it by")
             line(f"  {silence['due']}; {later}. Our signed record: {silence['file']}")
     for alarm in values["alarms"]:
-        line(f"ALARM {alarm['at']} {alarm['code']}: {alarm['detail']}")
+        said = chinese(alarm["code"]) if lang == "zh" else None
+        line(f"ALARM {alarm['at']} {alarm['code']}: {alarm['detail']}" + ("" if said is None else f"\n  {said}"))
 
 
 def show_questions(values: dict[str, Any]) -> None:
@@ -304,6 +248,28 @@ def show_heads(values: dict[str, Any]) -> None:
         line("No contract was signed here yet.")
 
 
+def show_withdrawn(values: dict[str, Any]) -> None:
+    """What each side destroyed and keeps, and what nobody can take back."""
+    line(f"Withdrawn from the contract {values['contract']}.")
+    for by, name in (("participant", "here"), ("operator", "at the operator")):
+        receipt = values["receipts"][by]
+        if receipt is None:
+            line(f"  Nothing is said yet of what was destroyed {name}: the same command again asks.")
+            continue
+        line(f"  Destroyed {name}: {_held(receipt['destroyed'])}. Kept: {_held(receipt['kept'])}.")
+        line(f"  Signed receipt: {receipt['file']}")
+    operators = values["receipts"]["operator"]
+    for model in operators["models"] if operators else ():
+        line(f"  With our updates: the model of round {model['round']}, {model['digest']}")
+    line("  What our updates changed stays in these models, and in every later one. What was earned is paid.")
+
+
+def _held(things: list[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{thing['count']} {thing['kind']}" + (f" ({thing['reason']})" if "reason" in thing else "") for thing in things
+    )
+
+
 def show_budget(values: dict[str, Any]) -> None:
     """Budgets, with both epsilons named."""
     for data_set in values["data_sets"]:
@@ -317,6 +283,12 @@ def show_budget(values: dict[str, Any]) -> None:
             f"  All contracts together cost at most epsilon {data_set['epsilon_gate']} "
             "(epsilon_gate: a coarse bound, large even where little was spent)"
         )
+        own = data_set["policy"]
+        line(
+            f"  Uses (attempts and measurements): {data_set['uses']}"
+            + ("" if own["max_uses"] is None else f" of the {own['max_uses']} that the policy allows")
+            + ("" if own["max_epsilon"] is None else f"; the policy's own limit is epsilon {own['max_epsilon']}")
+        )
         rows = [
             [
                 c["contract"][:SHORT],
@@ -326,12 +298,14 @@ def show_budget(values: dict[str, Any]) -> None:
                 " + ".join([f"{c['steps']} of {c['planned_steps']}", *c["measured"]]),
                 f"{c['rounds_left']} of {c['rounds']}",
                 str(c["attempts_left"]),
+                f"{c['uses']}, {c['uses_left']} left",
+                c["not_after"],
             ]
             for c in data_set["contracts"]
         ]
         if rows:
             columns = ["contract", "title", "state", "epsilon_pld", "steps charged", "rounds left", "attempts left"]
-            output.table(output.console(), columns, rows, right=(3, 4, 5, 6))
+            output.table(output.console(), [*columns, "uses", "ends"], rows, right=(3, 4, 5, 6, 7))
     if not values["data_sets"]:
         line("No data set was declared here yet.")
 
@@ -360,25 +334,6 @@ def plan_values(plan: "Plan") -> dict[str, Any]:
         "not_checked": list(plan.not_checked),
         "refused": plan.refused,
     }
-
-
-def show_plan(plan: "Plan") -> None:
-    """What a contract would cost, and what refuses it."""
-    from fedpact_client.views import share_text
-
-    contract, cost = plan.contract, plan.cost
-    line(f"data set {plan.data_set}, noise multiplier {decimal_text(contract.privacy.noise_multiplier)}")
-    if cost is not None and plan.gate is not None:
-        _show_cost(contract, cost)
-        line(
-            f"  sum / R {_percent(share_text(cost.after, cost.limit))} and epsilon_gate {_epsilon(plan.gate)} once all "
-            "of it is charged"
-        )
-    fitting = counted(plan.rounds_that_fit, "round")
-    line(f"With this noise the budget pays for {fitting}; asked are {contract.training.rounds}.")
-    _show_checks(plan.checks)
-    line(f"  not looked at: {', '.join(plan.not_checked)}")
-    line("It would be refused." if plan.refused else "It fits.")
 
 
 def show_egress(values: dict[str, Any], *, fold: bool) -> None:
@@ -438,6 +393,9 @@ def show_statement(values: dict[str, Any]) -> None:
             f"  exact {paid['exact_fen']} fen, whole {paid['whole_fen']}, remainder {paid['remainder']} "
             f"(rank {paid['remainder_rank']}), floor {paid['floor_fen']}"
         )
+        for group in values["settlement"]["common_control"]:
+            if own["id"] in group["members"]:
+                line(f"  {group['name']} controls {', '.join(group['names'])}: they have one equal part and one floor")
     for note in values["notes"]:
         line(f"- {note}")
     line(values["verdict"])

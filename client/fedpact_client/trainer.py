@@ -8,12 +8,13 @@ First it closes itself in, then it imports torch. Frames from the guard and its 
     measure {contract, participant, source, base_dir, columns, selection_key,  -> update, as above
             released?, kind}, array: the initial model for a baseline
     check  {contract, participant, source, base_dir, columns, selection_key,   -> checked {num_rows, fingerprints}
-            released?}
+            released?, gate?}
     each of these three also has loaded?, the file with a database's rows      -> wanted  {}, where it is not there yet
     train, check                                                               -> failed  {code, message, file, ...}
 
-`code` is DATA_* or TRAINING_* and may leave the enterprise; everything else in `failed` stays there. Exit codes: 0 the
-guard closed the pipe, or nothing came for `idle_seconds`; 1 a malformed frame; 2 a header with wrong values.
+`code` is DATA_*, TRAINING_* or QUALITY_* and may leave the enterprise; everything else in `failed` stays there. Exit
+codes: 0 the guard closed the pipe, or nothing came for `idle_seconds`; 1 a malformed frame; 2 a header with wrong
+values.
 """
 
 import ctypes
@@ -33,15 +34,17 @@ import structlog
 from pydantic import Field, StringConstraints
 
 from fedpact_client import sources
+from fedpact_client.config import DataSet
 from fedpact_client.frames import Frame, FrameError, Pipe
 from fedpact_client.sandbox import close_in
 from fedpact_client.sources import Source
 from fedpact_client.spawn import child_main
 from fedpact_contract.canonical import canonical_bytes, parse_canonical
 from fedpact_contract.contract import Contract, Count, MeasurementKind
-from fedpact_contract.errors import FaultError, FedpactError, InputError
+from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError
 from fedpact_contract.output import counted
 from fedpact_contract.record import Hex32, Name, Part, decimal_text
+from fedpact_contract.request import utc_now
 from fedpact_contract.shape import feature_count
 
 if TYPE_CHECKING:
@@ -116,6 +119,19 @@ class RowsOrder(Part):
     selection_key: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){16,64}$")]
 
 
+class Gate(Part):
+    """A data set whose rules are to be kept before it is trained on, and where the last signed card's profile is."""
+
+    data_set: DataSet
+    profile: AbsolutePath
+
+
+class CheckOrder(RowsOrder):
+    """A look at the rows that trains nothing."""
+
+    gate: Gate | None = None
+
+
 class TrainOrder(RowsOrder):
     """One attempt at one round."""
 
@@ -129,7 +145,7 @@ class MeasureOrder(RowsOrder):
     kind: MeasurementKind
 
 
-FORMS: dict[str, type[RowsOrder]] = {"train": TrainOrder, "measure": MeasureOrder, "check": RowsOrder}
+FORMS: dict[str, type[RowsOrder]] = {"train": TrainOrder, "measure": MeasureOrder, "check": CheckOrder}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -272,6 +288,8 @@ def _answer(frame: Frame, noise: "Noise | None") -> tuple[str, dict[str, Any], b
             return _train(order, frame.array, noise)
         if isinstance(order, MeasureOrder) and noise is not None:
             return _measure(order, frame.array, noise)
+        if isinstance(order, CheckOrder) and order.gate is not None:
+            _check_gate(order.gate, Path(order.base_dir), order.loaded)
         return _check(order)
     except RowsWantedError:
         return "wanted", {}, b""
@@ -279,8 +297,9 @@ def _answer(frame: Frame, noise: "Noise | None") -> tuple[str, dict[str, Any], b
         return _failed(err.as_dict())
     except MemoryError:
         return _failed(_MEMORY)
-    except Exception as err:  # noqa: BLE001 - the process's edge: a fixed code for the guard, the traceback for the log
-        log.error("training failed", trace=traceback.format_exc())
+    except Exception as err:  # noqa: BLE001 - the process's edge: a fixed code for the guard, the place for the log
+        # Where it failed and as what: an exception's text may quote a cell, and logs travel to whoever mends a fault.
+        log.error("training failed", kind=type(err).__name__, trace="".join(traceback.format_tb(err.__traceback__)))
         return _failed(_MEMORY if "allocate memory" in str(err) else _INTERNAL)  # torch has no type of its own for it
 
 
@@ -297,9 +316,9 @@ _INTERNAL = {
 
 
 def _failed(reason: Mapping[str, str]) -> tuple[str, dict[str, Any], bytes]:
-    """A `failed` frame; a code that is not one of data or training becomes TRAINING_INPUT and stands in the message."""
+    """A `failed` frame; a code of another kind becomes TRAINING_INPUT and stands in the message."""
     header = dict(reason)
-    if not header["code"].startswith(("DATA_", "TRAINING_")):
+    if not header["code"].startswith(("DATA_", "TRAINING_", "QUALITY_")):
         header |= {"code": "TRAINING_INPUT", "message": f"{reason['code']}: {reason['message']}"}
     log.warning("training refused", code=header["code"], reason=header["message"])
     return "failed", header, b""
@@ -308,6 +327,32 @@ def _failed(reason: Mapping[str, str]) -> tuple[str, dict[str, Any], bytes]:
 def _check(order: RowsOrder) -> tuple[str, dict[str, Any], bytes]:
     rows = _rows(order)
     return "checked", {"num_rows": rows.num_rows, "fingerprints": list(rows.fingerprints)}, b""
+
+
+def _check_gate(gate: Gate, base_dir: Path, loaded: str | None) -> None:
+    """Hold the data set against its own rules; whatever keeps them from being checked is a refusal too.
+
+    Raises:
+        RefusedError: QUALITY_GATE.
+    """
+    from fedpact_client import quality
+
+    source = gate.data_set.source
+    if source.is_database and loaded is None:
+        raise RowsWantedError
+    data_set = gate.data_set.model_copy(update={"source": sources.loaded(source, loaded)})
+    try:
+        quality.check(data_set, base_dir, Path(gate.profile), utc_now().date())
+    except RefusedError:
+        raise
+    except Exception as err:
+        places = "".join(traceback.format_tb(err.__traceback__))  # without its text, which may quote a cell
+        log.error("rules not checked", error=type(err).__name__, trace=places)
+        raise RefusedError(
+            quality.GATE,
+            "The data set's rules could not be checked, for want of memory or by a fault of the program.",
+            remedy="The trainer's log has the details; limits.memory in agent.toml is what it may use.",
+        ) from err
 
 
 def _train(order: TrainOrder, base: bytes, noise: "Noise") -> tuple[str, dict[str, Any], bytes]:

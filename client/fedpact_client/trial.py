@@ -3,20 +3,23 @@
 What the trainer cannot read or encode here it could not in round 1 either, where the failed attempt costs budget.
 """
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedpact_client import loading, sources
-from fedpact_client.children import selection_key
+from fedpact_client.children import gate_header, selection_key
 from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.frames import FrameError
 from fedpact_client.home import AgentHome
+from fedpact_client.quality import GATE
 from fedpact_client.spawn import spawn
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FailedError, InputError
+from fedpact_contract.errors import FailedError, InputError, RefusedError
 
 READY_SECONDS, CHECK_SECONDS = 120.0, 3600.0
 KINDS = frozenset({"ready", "checked", "failed"})
+TRAINER = "fedpact_client.trainer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,23 +30,33 @@ class Trial:
     fingerprints: tuple[str, ...]
 
 
-def try_rows(home: AgentHome, config: AgentConfig, contract: Contract) -> Trial:
+def try_rows(home: AgentHome, config: AgentConfig, contract: Contract, *, traceless: bool = False) -> Trial:
     """Let the trainer read and encode the data set of this enterprise's entry in the contract; trains nothing.
+
+    `traceless`: no key is made to choose rows by, and no log is written: how many rows fit does not hang on the choice.
 
     Raises:
         InputError: DATA_*, naming file, column and rule, never a value; CONFIG_DATA_SET.
+        RefusedError: QUALITY_GATE, the data set breaks a rule of agent.toml.
         FailedError: TRAINER_LOST, it did not start or ended; its log says why; DATA_SOURCE_AWAY and others of
             `loading.rows_of`.
     """
     data_set = config.data_set(contract.participant(home.participant_id).data_set)
     with loading.rows_of(home, data_set) as file:
-        return _try_rows(home, config, contract, data_set, file)
+        return _try_rows(home, config, contract, data_set, file, traceless=traceless)
 
 
-def _try_rows(home: AgentHome, config: AgentConfig, contract: Contract, data_set: DataSet, file: Path | None) -> Trial:
+def _try_rows(
+    home: AgentHome, config: AgentConfig, contract: Contract, data_set: DataSet, file: Path | None, *, traceless: bool
+) -> Trial:
     released = str(home.released_path(data_set.id))
     setup = {
-        "read_paths": [*(str(p) for p in sources.read_paths(data_set.source, home.path)), released, str(home.loaded)],
+        "read_paths": [
+            *(str(p) for p in sources.read_paths(data_set.source, home.path)),
+            released,
+            str(home.profile_path(data_set.id)),
+            str(home.loaded),
+        ],
         "threads": config.limits.threads,
         "idle_seconds": int(CHECK_SECONDS),
         "memory": config.limits.memory,
@@ -57,13 +70,15 @@ def _try_rows(home: AgentHome, config: AgentConfig, contract: Contract, data_set
         "base_dir": str(home.path),
         "released": released,
         "columns": list(data_set.names),
-        "selection_key": selection_key(home).hex(),
+        "selection_key": (secrets.token_bytes(32) if traceless else selection_key(home)).hex(),
+        **gate_header(home, config, contract),
     }
     if file is not None:
         order["loaded"] = str(file)
-    log = home.logs / "trainer.log"
+    log = None if traceless else home.logs / "trainer.log"
     try:
-        with spawn("fedpact_client.trainer", log=log, max_array=0, kinds=KINDS) as child:
+        limits = config.limits
+        with spawn(TRAINER, log=log, max_array=0, kinds=KINDS, processors=limits.processors, nice=limits.nice) as child:
             child.pipe.send("setup", setup)
             ready = child.pipe.receive(READY_SECONDS)
             child.pipe.send("check", order)
@@ -75,7 +90,8 @@ def _try_rows(home: AgentHome, config: AgentConfig, contract: Contract, data_set
     if frame.kind == "failed":
         places = {k: str(frame.header[k]) for k in ("file", "field", "rule", "remedy") if k in frame.header}
         remedy = places.pop("remedy", "")
-        raise InputError(str(frame.header["code"]), str(frame.header["message"]), remedy=remedy, **places)
+        kind = RefusedError if frame.header["code"] == GATE else InputError
+        raise kind(str(frame.header["code"]), str(frame.header["message"]), remedy=remedy, **places)
     counts = frame.header
     return Trial(
         num_rows=int(counts["num_rows"]),

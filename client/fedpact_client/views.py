@@ -5,20 +5,21 @@ never shown as a result.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
-from fedpact_client import silence
+from fedpact_client import leaving, silence
 from fedpact_client.api import OperatorClient, printable, reply_error
 from fedpact_client.facts import Facts
 from fedpact_client.home import AgentHome
+from fedpact_client.policy import Policy
 from fedpact_client.sandbox import Isolation
 from fedpact_client.store import Agreement, SeenHead, Store
-from fedpact_client.store_records import EgressKind, egress_kind
+from fedpact_client.store_records import OVER, EgressKind, egress_kind
 from fedpact_contract import ledger, merkle
 from fedpact_contract.contract import Contract, MeasurementKind
 from fedpact_contract.errors import FaultError, InputError
@@ -56,7 +57,12 @@ def resolve_id(text: str, known: list[str]) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InputError("CONTRACT_AMBIGUOUS", f"{len(found)} contracts' ids begin with this.", field=wanted)
+        raise InputError(
+            "CONTRACT_AMBIGUOUS",
+            f"{len(found)} contracts' ids begin with this.",
+            field=wanted,
+            remedy="Write more of the id; `fedpact-agent contract list` shows them.",
+        )
     raise InputError(
         "CONTRACT_UNKNOWN",
         "No contract's id begins with this.",
@@ -94,6 +100,7 @@ def _facts(facts: Facts | None) -> dict[str, Any]:
     """What the running guard knows of itself; nothing where none runs."""
     return {
         "connected": facts.connected if facts else None,
+        "waiting": facts.waiting if facts else None,
         "isolation": {
             "trainer": _isolation(facts.trainer if facts else None),
             "executor": _isolation(facts.executor if facts else None),
@@ -136,8 +143,11 @@ def heads(store: Store, contract_ids: list[str]) -> list[dict[str, Any]]:
     return result
 
 
-def budget(store: Store) -> list[dict[str, Any]]:
-    """Each data set's budget: the Rényi sum against its limit, and each contract's epsilon."""
+def budget(store: Store, policy: Policy | None = None) -> list[dict[str, Any]]:
+    """Each data set's budget: the Rényi sum against its limit, uses, and what each contract has used and left.
+
+    `policy`: its own limits for the data set are shown, too.
+    """
     from fedpact_contract.privacy import epsilon_gate
 
     result = []
@@ -155,12 +165,21 @@ def budget(store: Store) -> list[dict[str, Any]]:
                 "sum_of_limit": share_text(standing.charged, standing.limit),
                 "epsilon_gate": epsilon_text(epsilon_gate(standing.charged, data_set.delta, standing.alpha)),
                 "ledger_head": store.ledger_head(data_set.data_set),
+                "uses": store.uses(data_set.data_set),
+                "policy": {
+                    "max_uses": policy.max_data_set_uses if policy else None,
+                    "max_epsilon": _limit_text(policy.max_data_set_epsilon if policy else None),
+                },
                 "contracts": [
                     contract_budget(rows, a) for a in store.contracts() if a.terms.data_set == data_set.data_set
                 ],
             }
         )
     return result
+
+
+def _limit_text(value: Decimal | None) -> str | None:
+    return None if value is None else decimal_text(value)
 
 
 def share_text(rdp_sum: Decimal, limit: Decimal) -> str | None:
@@ -183,7 +202,7 @@ def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[s
     ]
     spent = epsilon_pld([(terms.noise_multiplier, terms.sample_rate, steps), *releases], contract.privacy.delta)
     tried = {r.round for r in rows if r.contract_id == terms.contract_id and r.round}
-    over = agreement.state in ("withdrawn", "closed") or ledger.written_off(rows, terms.contract_id)
+    over = agreement.state in OVER or whole
     return {
         "contract": terms.contract_id,
         "title": contract.title,
@@ -194,8 +213,10 @@ def contract_budget(rows: tuple[LedgerRow, ...], agreement: Agreement) -> dict[s
         "planned_steps": contract.planned_steps,
         "measured": sorted(str(r.kind) for r in ledger.measured(rows, terms.contract_id)),
         "rounds": terms.rounds,
+        "rounds_used": terms.rounds if whole else len(tried),
         "rounds_left": 0 if over else terms.rounds - max(tried, default=0),
         "attempts_left": 0 if over else max(0, terms.planned_attempts - ledger.attempts(rows, terms.contract_id)),
+        **_used_and_left(rows, agreement),
     }
 
 
@@ -386,9 +407,23 @@ def _contract_status(home: AgentHome, store: Store, agreement: Agreement) -> dic
         "state": agreement.state,
         "data_set": agreement.terms.data_set,
         "rounds": agreement.terms.rounds,
+        **_used_and_left(store.rows(agreement.terms.data_set), agreement),
         "updates": len(store.sent_updates(agreement.contract_id)),
         "last_round": max(last, default=0),
         "silence": _silence(home, store, agreement),
+        "key_revoked": home.revocation_path(agreement.contract_id).exists(),
+        "withdrawal": leaving.receipts(home, agreement.contract_id) if agreement.state == "withdrawn" else None,
+    }
+
+
+def _used_and_left(rows: Sequence[LedgerRow], agreement: Agreement) -> dict[str, Any]:
+    """How often a contract has used the data and still may, and until when."""
+    terms = agreement.terms
+    over = agreement.state in OVER or ledger.written_off(rows, terms.contract_id)
+    return {
+        "uses": ledger.uses(rows, [terms]),
+        "uses_left": 0 if over else ledger.uses_left(rows, terms),
+        "not_after": agreement.contract.term.not_after,
     }
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedpact_contract.contract import Contract
+    from fedpact_contract.language import Lang
     from fedpact_contract.verify import Report
 
 ENTRY_POINTS = "fedpact.commands"
@@ -72,6 +73,14 @@ class FedpactGroup(TyperGroup):
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+Language = Annotated[
+    Literal["en", "zh"] | None,
+    typer.Option("--lang", help="The language of the document.", show_default="FEDPACT_LANG, else the locale's"),
+]
+Document = Annotated[
+    Path | None,
+    typer.Option("--out", help="Write the document to this new file, .html or text, to print it.", metavar="FILE"),
+]
 
 
 def make_app() -> typer.Typer:
@@ -208,16 +217,41 @@ def recompute_command(
 
 def read_command(
     file: Annotated[Path, typer.Argument(metavar="FILE")],
+    lang: Language = None,
+    out: Document = None,
     as_json: Json = False,
 ) -> None:
-    """Print the id of the contract in FILE (TOML, JSON, or signed), its parties' fingerprints, and every clause."""
+    """Print the id of the contract in FILE (TOML, JSON, or signed), its parties' fingerprints, and every field.
+
+    With --lang or --out: the document for people, clause by clause, in place of the fields.
+
+    Example: fedpact contract read heart.json --lang zh --out heart.html
+    """
     from fedpact_contract.contract_file import read_contract
 
     contract, signed_by = read_contract(file)
+    if out is not None:
+        write_document(out, contract, lang)
     if as_json:
         output.emit_json({"contract_id": contract.id, "contract": contract.plain(), "signed_by": signed_by})
         return
-    _show_contract(output.console(), contract, signed_by)
+    if out is None:
+        _show_contract(output.console(), contract, signed_by, lang)
+
+
+def write_document(path: Path, contract: "Contract", lang: "Lang | None") -> None:
+    """Write the contract's document to a new file: a page where it ends in .html, else text.
+
+    Raises:
+        InputError: FILE_EXISTS.
+    """
+    from fedpact_contract.files import write_new
+    from fedpact_contract.language import language
+    from fedpact_contract.text import page, render
+
+    make = page if path.suffix == ".html" else render
+    write_new(path, make(contract, language(lang)).encode())
+    output.error_console().print(output.visible(str(path)), soft_wrap=True)
 
 
 def trust_add_command(
@@ -280,8 +314,10 @@ def auditor_init_command(
     output.line("Back up the whole folder. Without it and its passphrase no deposit opens.")
 
 
-def _show_contract(console: "Console", contract: "Contract", signed_by: Sequence[str]) -> None:
+def _show_contract(console: "Console", contract: "Contract", signed_by: Sequence[str], lang: "Lang | None") -> None:
+    """Who the parties are and who has signed; then every field or, where a language is asked for, every clause."""
     from fedpact_contract.keys import show_fingerprint
+    from fedpact_contract.text import render
 
     def line(text: str = "") -> None:
         console.print(output.visible(text), soft_wrap=True)
@@ -296,16 +332,19 @@ def _show_contract(console: "Console", contract: "Contract", signed_by: Sequence
         if party is not contract.auditor:
             line(f"  signed       {'yes' if party_id in signed_by else 'no'}")
     line()
-    for path, value in _clauses(contract.plain()):
+    if lang is not None:
+        line(render(contract, lang))
+        return
+    for path, value in _fields(contract.plain()):
         line(f"{path} = {value}")
 
 
-def _clauses(value: Any, path: str = "") -> list[tuple[str, str]]:  # noqa: ANN401 - any JSON value
+def _fields(value: Any, path: str = "") -> list[tuple[str, str]]:  # noqa: ANN401 - any JSON value
     """Every leaf of plain values with its path."""
     if isinstance(value, dict):
-        return [leaf for key, item in value.items() for leaf in _clauses(item, f"{path}.{key}" if path else key)]
+        return [leaf for key, item in value.items() for leaf in _fields(item, f"{path}.{key}" if path else key)]
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        return [leaf for place, item in enumerate(value) for leaf in _clauses(item, f"{path}.{place}")]
+        return [leaf for place, item in enumerate(value) for leaf in _fields(item, f"{path}.{place}")]
     if isinstance(value, list):
         return [(path, ", ".join(map(str, value)))]
     return [(path, str(value).lower() if isinstance(value, bool) else str(value))]

@@ -5,20 +5,23 @@ Every setting stands in it, none has a default in code. Amounts, rates and priva
 integers, never floats.
 """
 
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_FLOOR, Context, Decimal
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, StringConstraints
 
 from fedpact_contract import estimators, sealed
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint
+from fedpact_contract.output import counted
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, decimal_text, form
 from fedpact_contract.statistics import Statistics, check_statistics
+from fedpact_contract.toml_lines import naming_lines
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 MeasurementKind = Literal["statistics", "baseline"]
@@ -48,7 +51,8 @@ class Participant(Party):
 
     `gate_order` is the one Rényi order at which the data set's ledger is kept, as its card declares it (contracts that
     were made before reports named it have none). It tells the signatories about how large the data set's whole budget
-    is, and nothing of what is left of it.
+    is, and nothing of what is left of it. `card` is the digest of the data set's card by which the contract was made
+    (contracts that were made before cards were named have none).
     """
 
     sector: Code
@@ -56,6 +60,7 @@ class Participant(Party):
     num_examples: Count
     floor_fen: Fen
     gate_order: Dec | None = None
+    card: Hex32 | None = None
 
 
 class Auditor(Party):
@@ -84,6 +89,13 @@ class Affiliate(Entity):
     """An entity under common control with the operator or the buyer, as it declares."""
 
     of: Literal["operator", "buyer"]
+
+
+class ControlGroup(Part):
+    """Participants under common control, as they declare: by whom, and their entity codes (docs/adr/0004)."""
+
+    name: Name
+    members: Annotated[tuple[EntityCode, ...], Field(min_length=2, max_length=1000)]
 
 
 class NumberColumn(Part):
@@ -199,16 +211,73 @@ class Data(Part):
         return (self.label.name, *more)
 
 
+class Image(Part):
+    """How a row's columns form a picture: channel by channel, of each line by line, in it pixel by pixel."""
+
+    height: Annotated[int, Field(ge=1, le=1024)]
+    width: Annotated[int, Field(ge=1, le=1024)]
+    channels: Annotated[int, Field(ge=1, le=64)]
+
+
+class Grid(NamedTuple):
+    """Numbers on places: those of a picture, or what a convolution gives, which has its filters for channels."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return self.channels * self.height * self.width
+
+
+class Convolution(Part):
+    """A layer of `filters`, which look at all windows of kernel x kernel pixels, `stride` apart; no padding."""
+
+    filters: Annotated[int, Field(ge=1, le=1024)]
+    kernel: Annotated[int, Field(ge=1, le=31)]
+    stride: Annotated[int, Field(ge=1, le=31)]
+
+
 class Model(Part):
     """What is trained, and the initial model's digest.
 
     `softmax` is linear and tells classes apart, `linear` predicts anything else, and an `mlp` either, with the widths
-    of its hidden layers.
+    of its hidden layers. So does a `cnn`, of rows that are an `image`: its `convolutions` come first, the hidden
+    layers, if any, behind them. ReLU follows every layer but the last.
     """
 
-    kind: Literal["softmax", "linear", "mlp"]
+    kind: Literal["softmax", "linear", "mlp", "cnn"]
     hidden: tuple[Count, ...]
+    image: Image | None = None
+    convolutions: Annotated[tuple[Convolution, ...], Field(min_length=1, max_length=8)] | None = None
     initial_digest: Hex32
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The picture, and what each convolution makes of it, the last one last; nothing without convolutions.
+
+        Raises:
+            InputError: CONTRACT_IMAGE: a window is larger than what it looks at.
+        """
+        if self.image is None:
+            return ()
+        grids = [Grid(self.image.channels, self.image.height, self.image.width)]
+        for index, layer in enumerate(self.convolutions or ()):
+            last = grids[-1]
+            if layer.kernel > min(last.height, last.width):
+                raise InputError(
+                    "CONTRACT_IMAGE",
+                    f"The windows have {layer.kernel} x {layer.kernel} pixels, and what they look at "
+                    f"{last.height} x {last.width}.",
+                    field=f"model.convolutions.{index}.kernel",
+                    rule="a window lies inside the picture, or inside what the convolution before it leaves",
+                    remedy="Take a smaller kernel, or smaller strides before it.",
+                )
+            height, width = ((side - layer.kernel) // layer.stride + 1 for side in (last.height, last.width))
+            grids.append(Grid(layer.filters, height, width))
+        return tuple(grids)
 
 
 class ServerOptimizer(Part):
@@ -426,6 +495,13 @@ _CLIPS = {
     "privacy.max_update_norm": "At record level each row's gradient is clipped: give max_grad_norm in its place.",
 }
 """What to do where the other trust model's clip is given."""
+_TEMPLATE = "`fedpact contract template` prints one with every key explained."
+_FORM = {
+    "": f"Correct the value. {_TEMPLATE}",
+    "_UNKNOWN_KEY": f"Remove the key, or correct its spelling. {_TEMPLATE}",
+    "_MISSING_KEY": f"Write the key: none has a default. {_TEMPLATE}",
+}
+"""What to do about each kind of wrong form."""
 
 
 class Contract(Record):
@@ -433,7 +509,8 @@ class Contract(Record):
 
     `auditor`: validation rows are sealed to it before round 1, and it may re-evaluate the scores (docs/adr/0007).
     `defences`: what is done against gaming (docs/adr/0008). `buyer`: who buys the model. Neither it nor a declared
-    affiliate of it or of the operator is paid by contribution, which it could steer.
+    affiliate of it or of the operator is paid by contribution, which it could steer. `common_control`: which
+    participants are one party for equal payments, floors and the minimum (docs/adr/0004).
     """
 
     TYPE = "contract"
@@ -457,6 +534,7 @@ class Contract(Record):
     defences: Defences | None = None
     buyer: Entity | None = None
     affiliates: Annotated[tuple[Affiliate, ...], Field(min_length=1, max_length=1000)] | None = None
+    common_control: Annotated[tuple[ControlGroup, ...], Field(min_length=1, max_length=500)] | None = None
 
     @classmethod
     def parse(cls, value: Any, *, code: str = "CONTRACT", file: object = None) -> Self:  # noqa: ANN401 - JSON value
@@ -468,8 +546,8 @@ class Contract(Record):
         try:
             contract = super().parse(value, code=code, file=file)
         except InputError as err:
-            if err.code == f"{code}_UNKNOWN_KEY":
-                err.remedy = _CLIPS.get(err.field or "", "")
+            clip = _CLIPS.get(err.field or "", "") if err.code == f"{code}_UNKNOWN_KEY" else ""
+            err.remedy = clip or err.remedy or _FORM.get(err.code.removeprefix(code), "")
             raise
         for check in CHECKS:
             try:
@@ -482,7 +560,9 @@ class Contract(Record):
     @classmethod
     def from_toml(cls, text: str, *, file: object = None) -> Self:
         """Read a complete contract from TOML."""
-        return cls.parse(load_toml(text, file=file), file=file)
+        value = load_toml(text, file=file)
+        with naming_lines(text, file):
+            return cls.parse(value, file=file)
 
     @cached_property
     def id(self) -> str:
@@ -540,11 +620,32 @@ class Contract(Record):
         for participant in self.participants:
             if participant.id == party_id:
                 return participant
-        raise InputError("CONTRACT_NOT_A_PARTY", "This key is not a participant's in the contract.", party=party_id)
+        raise InputError(
+            "CONTRACT_NOT_A_PARTY",
+            "This key is not a participant's in the contract.",
+            party=party_id,
+            remedy="Name one of the contract's participants; its text lists their fingerprints.",
+        )
 
     def by_id(self) -> dict[str, Participant]:
         """Participants by id, in the order of ids: that of aggregation, not that in which people see them."""
         return dict(sorted((p.id, p) for p in self.participants))
+
+    def blocks(self) -> tuple[tuple[str, ...], ...]:
+        """All participants by id: those under common control together, everybody else alone; each in order."""
+        ids = {p.entity_code: p.id for p in self.participants}
+        groups = [[ids.pop(code) for code in group.members] for group in self.common_control or ()]
+        return tuple(sorted(tuple(sorted(block)) for block in (*groups, *([p] for p in ids.values()))))
+
+    def controlled_by(self, party_id: str) -> str:
+        """Who controls this participant and others; empty where nobody does."""
+        code = self.participant(party_id).entity_code
+        return next((group.name for group in self.common_control or () if code in group.members), "")
+
+    def counted_once(self, participants: Iterable[str]) -> int:
+        """How many of these count towards the minimum: those under common control once."""
+        present = {*participants}
+        return sum(not present.isdisjoint(block) for block in self.blocks())
 
     def parties(self) -> dict[str, Party]:
         """Everybody who signs, by id: the operator, then the participants in the contract's order."""
@@ -609,10 +710,11 @@ def load_toml(text: str, *, file: object = None) -> dict[str, Any]:
 
 
 def _no_toml(message: str, file: object) -> InputError:
+    line = re.search(r"\(at line ([0-9]+),", message)
     return InputError(
         "TOML_SYNTAX",
         message,
-        file=file,
+        file=f"{file}:{line[1]}" if line and file is not None else file,
         rule="TOML 1.0: each key once, texts in quotes, a value behind each =",
         remedy="Correct the line named, or the one before it.",
     )
@@ -633,12 +735,17 @@ def check_parties(contract: Contract) -> None:
                     field=f"{place}.{field}",
                     party=party.name,
                     rule="one legal entity is one party; the operator is no paid participant, the auditor neither",
+                    remedy="Name another legal entity with a key of its own, or leave this one out.",
                 )
             seen[value] = party.name
     data_sets = [p.data_set for p in contract.participants]
     if len(set(data_sets)) != len(data_sets):
         raise InputError(
-            "CONTRACT_DATA_SET_TWICE", "Two participants name one data set.", field="participants.data_set"
+            "CONTRACT_DATA_SET_TWICE",
+            "Two participants name one data set.",
+            field="participants.data_set",
+            rule="a data set has one owner, whose budget it is",
+            remedy="Write for each the data set on its own card.",
         )
 
 
@@ -675,6 +782,33 @@ def check_affiliates(contract: Contract) -> None:
                 rule="operator, buyer and their affiliates are not paid by scores that they could steer",
                 remedy="Leave the participant out, or pay by data and equality alone (contribution_weight = 0).",
             )
+
+
+def check_common_control(contract: Contract) -> None:
+    """Groups are of participants, each in one at most, and not all participants are one."""
+    groups = contract.common_control or ()
+    known, seen = {p.entity_code for p in contract.participants}, set[str]()
+    for index, group in enumerate(groups):
+        for code in group.members:
+            if code not in known or code in seen:
+                raise InputError(
+                    "CONTRACT_COMMON_CONTROL",
+                    f"{code}, under common control by {group.name}, "
+                    + ("is named twice." if code in known else "is no participant of the contract."),
+                    field=f"common_control.{index}.members",
+                    party=group.name,
+                    rule="participants by their entity codes, each in one group at most",
+                    remedy="Name each participant once; write two groups that overlap as one.",
+                )
+            seen.add(code)
+    if groups and len(contract.blocks()) < 2:
+        raise InputError(
+            "CONTRACT_COMMON_CONTROL",
+            "All participants are under common control: there are no two parties to split between.",
+            field="common_control",
+            rule="at least two parties that nobody controls together",
+            remedy="Name as one group only those whom one party controls, or add a participant.",
+        )
 
 
 def check_auditor(contract: Contract) -> None:
@@ -715,29 +849,64 @@ def check_data(contract: Contract) -> None:
     data = contract.data
     names = [c.name for c in data.columns] + list(data.label_columns)
     if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError("CONTRACT_COLUMN_TWICE", f"The column {twice[0]} stands twice.", field="data.columns")
+        raise InputError(
+            "CONTRACT_COLUMN_TWICE",
+            f"The column {twice[0]} stands twice.",
+            field="data.columns",
+            rule="each column once, and the label is no feature",
+            remedy="Remove one of the two.",
+        )
     for column in data.columns:
         field = f"data.columns.{column.name}"
         if (column.missing == "fill") != (column.fill is not None):
-            raise InputError("CONTRACT_FILL", '`fill` goes with missing = "fill", and only with it.', field=field)
+            raise InputError(
+                "CONTRACT_FILL",
+                '`fill` goes with missing = "fill", and only with it.',
+                field=field,
+                remedy='Write fill and missing = "fill", or leave fill out.',
+            )
         if isinstance(column, NumberColumn):
             if column.low >= column.high:
-                raise InputError("CONTRACT_BOUNDS", "`low` must be below `high`.", field=field)
+                raise _bounds(field)
             if column.fill is not None and not column.low <= column.fill <= column.high:
-                raise InputError("CONTRACT_FILL", "`fill` must lie within the bounds.", field=field)
+                raise InputError(
+                    "CONTRACT_FILL",
+                    "`fill` must lie within the bounds.",
+                    field=field,
+                    remedy="Write a number from low to high, or wider bounds.",
+                )
         else:
             if len(set(column.values)) != len(column.values):
-                raise InputError("CONTRACT_VOCABULARY", "A value stands twice in the vocabulary.", field=field)
+                raise InputError(
+                    "CONTRACT_VOCABULARY",
+                    "A value stands twice in the vocabulary.",
+                    field=field,
+                    remedy="Write each of the values once.",
+                )
             if column.fill is not None and column.fill not in column.values:
-                raise InputError("CONTRACT_FILL", "`fill` must be in the vocabulary.", field=field)
+                raise InputError(
+                    "CONTRACT_FILL",
+                    "`fill` must be in the vocabulary.",
+                    field=field,
+                    remedy="Write one of the values, or add this one to them.",
+                )
     _check_label(data.label)
     _positive(data.feature_scale, "data.feature_scale")
+
+
+def _bounds(field: str) -> InputError:
+    return InputError(
+        "CONTRACT_BOUNDS",
+        "`low` must be below `high`.",
+        field=field,
+        remedy="Write the least and the largest value that the column can have, known beforehand.",
+    )
 
 
 def _check_label(label: ClassLabel | NumberLabel | SurvivalLabel) -> None:
     if isinstance(label, NumberLabel):
         if label.low >= label.high:
-            raise InputError("CONTRACT_BOUNDS", "`low` must be below `high`.", field="data.label")
+            raise _bounds("data.label")
         return
     if isinstance(label, SurvivalLabel):
         if any(a >= b for a, b in pairwise((Decimal(0), *label.cuts))):
@@ -749,32 +918,100 @@ def _check_label(label: ClassLabel | NumberLabel | SurvivalLabel) -> None:
                 remedy="Write them in rising order, such as [30, 90, 365].",
             )
         if len(set(label.outcomes)) != 2:
-            raise InputError("CONTRACT_OUTCOMES", "The two outcomes are one.", field="data.label.outcomes")
+            raise InputError(
+                "CONTRACT_OUTCOMES",
+                "The two outcomes are one.",
+                field="data.label.outcomes",
+                remedy='Write what the cell says where no event was seen, then where one was: ["no", "yes"].',
+            )
         return
     if len(set(label.classes)) != len(label.classes):
-        raise InputError("CONTRACT_CLASSES", "A class stands twice.", field="data.label.classes")
+        raise InputError(
+            "CONTRACT_CLASSES", "A class stands twice.", field="data.label.classes", remedy="Write each class once."
+        )
     if (label.rule == "above") != (label.threshold is not None) or (label.rule == "above" and len(label.classes) != 2):
         raise InputError(
             "CONTRACT_LABEL_RULE",
             "The rule `above` needs a threshold and two classes; the rule `value` needs no threshold.",
             field="data.label",
+            remedy='Write rule = "value" and no threshold, or rule = "above", two classes and a threshold.',
         )
 
 
 def check_model(contract: Contract) -> None:
-    """Hidden layers belong to an mlp; a linear model is a softmax where the label has classes, and only there."""
+    """Hidden layers belong to an mlp or a cnn; a linear model is a softmax where the label has classes, only there."""
     kind = contract.model.kind
-    if (kind == "mlp") != bool(contract.model.hidden):
-        raise InputError("CONTRACT_MODEL", f"An mlp has hidden layers, a {kind} model none.", field="model.hidden")
+    if kind != "cnn" and (kind == "mlp") != bool(contract.model.hidden):
+        raise InputError(
+            "CONTRACT_MODEL",
+            "An mlp has hidden layers, a linear model none.",
+            field="model.hidden",
+            rule="hidden = [] but for an mlp, and for a cnn if you like",
+            remedy="Write the widths, such as [32]." if kind == "mlp" else 'Write [], or kind = "mlp".',
+        )
+    for name in ("image", "convolutions"):
+        if (kind == "cnn") != (getattr(contract.model, name) is not None):
+            raise InputError(
+                "CONTRACT_MODEL",
+                f"A cnn has `{name}`, and a model of another kind none.",
+                field=f"model.{name}",
+                rule="image and convolutions go with the kind cnn",
+                remedy='Write both with kind = "cnn", and leave both out with any other kind.',
+            )
     linear = "softmax" if isinstance(contract.data.label, ClassLabel) else "linear"
-    if kind not in (linear, "mlp"):
+    if kind not in (linear, "mlp", "cnn"):
         raise InputError(
             "CONTRACT_MODEL",
             f"A {kind} model does not fit the task, {contract.data.label.TASK}.",
             field="model.kind",
-            rule="softmax for classes, linear for all other labels, mlp for any",
-            remedy=f'Write kind = "{linear}", or "mlp".',
+            rule="softmax for classes, linear for all other labels, mlp or cnn for any",
+            remedy=f'Write kind = "{linear}", "mlp" or "cnn".',
         )
+    if contract.model.image is not None:
+        _check_image(contract.data, contract.model, contract.model.image)
+
+
+MAX_WINDOWS = 2**20
+"""Numbers (float64) that a convolution looks at, or gives, for one row: 8 MiB. More is refused."""
+
+
+def _check_image(data: Data, model: Model, image: Image) -> None:
+    """The columns are the picture's pixels, all of a channel alike; the windows fit, in the picture and in memory."""
+    grids, shown = model.grids, f"{image.height} x {image.width} pixels with {counted(image.channels, 'channel')}"
+    if grids[0].size != len(data.columns):
+        raise InputError(
+            "CONTRACT_IMAGE",
+            f"A picture of {shown} is {grids[0].size} numbers; the data has {counted(len(data.columns), 'column')}.",
+            field="model.image",
+            rule="columns = channels x height x width: channel by channel, of each line by line, pixel by pixel",
+            remedy="Give the picture's true size, and one column a number; the label is none of them.",
+        )
+    plane = image.height * image.width
+    for index, column in enumerate(data.columns):
+        first = data.columns[index - index % plane]
+        if _pixel(column) is None or _pixel(column) != _pixel(first):
+            raise InputError(
+                "CONTRACT_IMAGE",
+                f"The column {column.name} is no number with the bounds of {first.name}, the first of its channel.",
+                field=f"data.columns.{column.name}",
+                rule="a filter looks at every place alike, so all pixels of a channel have the same bounds",
+                remedy="Give all of them the bounds that a pixel can have, such as 0 and 255.",
+            )
+    for index, (layer, (before, after)) in enumerate(zip(model.convolutions or (), pairwise(grids), strict=True)):
+        windows = after.height * after.width
+        seen = windows * max(layer.kernel**2 * before.channels + (index == 0), layer.filters)
+        if seen > MAX_WINDOWS:
+            raise InputError(
+                "CONTRACT_IMAGE",
+                f"Of one row this convolution's windows, or outputs, are {seen} numbers.",
+                field=f"model.convolutions.{index}",
+                rule=f"at most {MAX_WINDOWS}: windows x kernel^2 x channels, and windows x filters",
+                remedy="Take a larger stride, a smaller kernel, or fewer filters.",
+            )
+
+
+def _pixel(column: Column) -> tuple[Decimal, Decimal] | None:
+    return (column.low, column.high) if isinstance(column, NumberColumn) else None
 
 
 def check_training(contract: Contract) -> None:
@@ -799,6 +1036,7 @@ def check_training(contract: Contract) -> None:
                 "CONTRACT_BETA",
                 f"{name} is {beta}; it must be 0 for adagrad, and at least 0 and below 1 for adam and yogi.",
                 field=f"{field}.{name}",
+                remedy="Write 0." if optimizer.kind == "adagrad" else "Write 0.9 for beta_1 and 0.99 for beta_2.",
             )
 
 
@@ -859,6 +1097,7 @@ def check_trust_model(contract: Contract) -> None:
                 f'{field} must be {allowed} under the trust model "{contract.privacy.trust_model}".',
                 field=field,
                 rule="weights and scores that the trust model protects",
+                remedy=f"Write {allowed}, or take the other trust model.",
             )
 
 
@@ -948,6 +1187,7 @@ def _check_entity(contract: Contract, entity: EntityUnit) -> None:
             f"The column {entity.column} says whose a row is, and is also a feature or the label.",
             field="privacy.entity.column",
             rule="what tells entities apart is not learned from",
+            remedy="Leave it out of [data], or name another column.",
         )
     if entity.delta > (most := entity_delta_limit(contract)):
         raise InputError(
@@ -962,6 +1202,7 @@ def _check_entity(contract: Contract, entity: EntityUnit) -> None:
             "CONTRACT_ENTITY_DELTA",
             "With method = \"mixture-of-gaussians\" the entities' delta is the contract's.",
             field="privacy.entity.delta",
+            remedy=f"Write {decimal_text(contract.privacy.delta)}.",
         )
 
 
@@ -989,22 +1230,28 @@ def check_steps(contract: Contract) -> None:
 
 def check_participation(contract: Contract) -> None:
     """The minimum can be reached, and reaches the head threshold where heads are strict."""
-    participation, count = contract.participation, len(contract.participants)
+    participation, count = contract.participation, len(contract.blocks())
     if not 2 <= participation.minimum <= count:
         raise InputError(
-            "CONTRACT_MINIMUM", f"The minimum must lie between 2 and {count}.", field="participation.minimum"
+            "CONTRACT_MINIMUM",
+            f"The minimum must lie between 2 and {count}.",
+            field="participation.minimum",
+            rule="as many as there are participants, those under common control counted once",
+            remedy=f"Write a number from 2 to {count}." if count >= 2 else "Name at least two participants.",
         )
-    if participation.head_threshold > count - 1:
+    if participation.head_threshold > len(contract.participants) - 1:
         raise InputError(
             "CONTRACT_HEAD_THRESHOLD",
             "More countersignatures are asked for than other participants exist.",
             field="participation.head_threshold",
+            remedy=f"Write at most {len(contract.participants) - 1}.",
         )
     if participation.strict_heads and participation.minimum <= participation.head_threshold:
         raise InputError(
             "CONTRACT_STRICT_HEADS",
             "With strict_heads the minimum must be above head_threshold, or the run can never go on.",
             field="participation.minimum",
+            remedy="Raise the minimum, lower head_threshold, or write strict_heads = false.",
         )
 
 
@@ -1039,12 +1286,14 @@ def check_contribution(contract: Contract) -> None:
             "CONTRACT_SLICES",
             "A validation slice comes from the operator, the contract's buyer or a participant, one slice from each.",
             field="contribution.validation.slices",
+            remedy="Give the rows of each as one file; name the buyer ([buyer]) where it gives rows.",
         )
     if set(sources) <= {p.id for p in contract.participants} and len(sources) < 2:
         raise InputError(
             "CONTRACT_SLICES",
             "A participant's own slice cannot be the only one: it is scored on the others' rows.",
             field="contribution.validation.slices",
+            remedy="Add validation rows of the operator, of the buyer or of another participant.",
         )
     sampled = contract.contribution.estimator == "sampled"
     if sampled != (contract.contribution.max_coalitions is not None) or (
@@ -1054,6 +1303,7 @@ def check_contribution(contract: Contract) -> None:
             "CONTRACT_ESTIMATOR",
             'max_coalitions goes with estimator = "sampled", and with it alone; the unanimity game samples nothing.',
             field="contribution.estimator",
+            remedy='Write "exact" and no max_coalitions, or, in another game than unanimity, "sampled" with it.',
         )
     most = MAX_SAMPLED if sampled else MAX_EXACT
     if contract.contribution.game == "unanimity":
@@ -1063,7 +1313,9 @@ def check_contribution(contract: Contract) -> None:
             "CONTRACT_TOO_MANY_PLAYERS",
             f"{'Sampled' if sampled else 'Exact'} values of this game are offered for at most {most} participants.",
             field="contribution.estimator",
-            remedy="" if sampled else 'Take estimator = "sampled" with max_coalitions, for up to 100 participants.',
+            remedy=f"Name at most {most} participants."
+            if sampled or most == MAX_UNSCORED
+            else 'Take estimator = "sampled" with max_coalitions, for up to 100 participants.',
         )
     if sampled:
         check_coalitions(contract)
@@ -1095,7 +1347,7 @@ def estimator_plan(
 
 def quick_to_score(contract: Contract) -> bool:
     """Whether a group's loss follows from its members' steps, so that more groups of more participants are scored."""
-    return contract.model.kind != "mlp" and contract.contribution.game == "fixed-weight"
+    return contract.model.kind in ("softmax", "linear") and contract.contribution.game == "fixed-weight"
 
 
 def check_coalitions(contract: Contract) -> None:
@@ -1166,18 +1418,25 @@ def check_settlement(contract: Contract) -> None:
             "CONTRACT_WEIGHTS",
             "contribution_weight, data_weight and equal_weight are not negative and sum to 1.",
             field="settlement",
+            remedy="Write three parts of the pool, such as 0.7, 0.2 and 0.1.",
         )
 
 
 def check_term(contract: Contract) -> None:
     """The term has a length."""
     if contract.term.not_before >= contract.term.not_after:
-        raise InputError("CONTRACT_TERM", "not_before must be earlier than not_after.", field="term")
+        raise InputError(
+            "CONTRACT_TERM",
+            "not_before must be earlier than not_after.",
+            field="term",
+            remedy="Write two UTC times, the earlier one as not_before.",
+        )
 
 
 CHECKS: tuple[Callable[[Contract], None], ...] = (
     check_parties,
     check_affiliates,
+    check_common_control,
     check_auditor,
     check_gate_orders,
     check_data,

@@ -49,7 +49,12 @@ def _toml(data: bytes, path: Path) -> Contract:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as err:
-        raise InputError("CONTRACT_ENCODING", "The contract file is not UTF-8 text.", file=path) from err
+        raise InputError(
+            "CONTRACT_ENCODING",
+            "The contract file is not UTF-8 text.",
+            file=path,
+            remedy="Save it as UTF-8, or give the file that `fedpact contract new --out FILE` wrote.",
+        ) from err
     try:
         return Contract.from_toml(text, file=path)
     except InputError as err:

@@ -107,6 +107,11 @@ class Terms(Part):
         """Attempts that the plan, and so epsilon, covers."""
         return self.rounds + self.spare_attempts
 
+    @property
+    def planned_uses(self) -> int:
+        """How often the contract may use the data: attempts, and measurements."""
+        return self.planned_attempts + len(self.measurements)
+
 
 class Request(Part):
     """A request to train `round` of a contract from the model with this digest; or, as round 0, for a measurement."""
@@ -197,6 +202,24 @@ def measured(rows: Iterable[LedgerRow], contract_id: str) -> list[LedgerRow]:
 def attempts(rows: Iterable[LedgerRow], contract_id: str) -> int:
     """Attempts at rounds reserved so far for one contract."""
     return sum(r.contract_id == contract_id and r.state == "reserved" and r.kind is None for r in rows)
+
+
+def uses(rows: Sequence[LedgerRow], contracts: Iterable[Terms]) -> int:
+    """How often these contracts have used the data: attempts at rounds, and measurements; all planned once written off.
+
+    An attempt counts whatever became of it, as its charge does.
+    """
+    return sum(
+        terms.planned_uses
+        if written_off(rows, terms.contract_id)
+        else attempts(rows, terms.contract_id) + len(measured(rows, terms.contract_id))
+        for terms in contracts
+    )
+
+
+def uses_left(rows: Sequence[LedgerRow], terms: Terms) -> int:
+    """How often a contract may still use the data."""
+    return terms.planned_uses - uses(rows, [terms])
 
 
 def written_off(rows: Iterable[LedgerRow], contract_id: str) -> bool:

@@ -403,6 +403,30 @@ class StatementTaken(Body):
     statement: dict[str, Any]
 
 
+class NoticeTaken(Body):
+    """What a participant says of its own taking part: an envelope of `messages.Notice`."""
+
+    TYPE = "notice-taken"
+    participant: Hex32
+    notice: dict[str, Any]
+
+
+class KeyRevoked(Body):
+    """A participant's run key signs nothing from here on: an envelope of `messages.KeyRevocation`."""
+
+    TYPE = "key-revoked"
+    participant: Hex32
+    revocation: dict[str, Any]
+
+
+class DestructionStated(Body):
+    """What one side destroyed when a participant withdrew: an envelope of `messages.DestructionReceipt`."""
+
+    TYPE = "destruction-stated"
+    participant: Hex32
+    receipt: dict[str, Any]
+
+
 class RunCompleted(Body):
     """The last round is done: the delivered model, and a commitment to the `Moments`.
 
@@ -498,6 +522,9 @@ ENTRY_TYPES: dict[str, type[Body]] = {
         UnionWithdrawn,
         ReviewOpened,
         StatementTaken,
+        NoticeTaken,
+        KeyRevoked,
+        DestructionStated,
         RunCompleted,
         ScoresOpened,
         FindingsOpened,
@@ -518,6 +545,13 @@ def kept_rounds(bodies: Iterable[Body]) -> list[RoundAggregated]:
         elif isinstance(body, RoundDiscarded):
             result = [kept for kept in result if kept.round != body.round]
     return result
+
+
+def affected_models(bodies: Iterable[Body], participant: str) -> list[RoundAggregated]:
+    """The kept rounds from the first on that a participant's update entered: what they led to rests on that update."""
+    rounds = kept_rounds(bodies)
+    first = next((number for number, body in enumerate(rounds) if participant in body.admitted), len(rounds))
+    return rounds[first:]
 
 
 def commitment(kind: type[Part], salt: bytes, value: Part) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from fedpact_contract import merkle
 from fedpact_contract.errors import FaultError, FedpactError
 from fedpact_contract.evidence import CHECKPOINTS, COUNTERSIGNATURES, LEAVES, LOG, Evidence, read_line
-from fedpact_contract.log import Checkpoint, Countersignature, Entry
+from fedpact_contract.log import Checkpoint, Countersignature, Entry, KeyRevoked
 from fedpact_contract.parties import Parties, open_parties, opened
 from fedpact_contract.record import Envelope
 
@@ -68,7 +68,8 @@ def verify_log(evidence: Evidence) -> Log:
         entries, malformed = _entries(evidence.log)
         faults += broken or malformed
     checkpoints = {line.record.size: line.record for line in good}
-    held, forged = _countersignatures(evidence, parties if genuine else None, checkpoints, complete=complete)
+    revoked = _revoked(entries, parties)
+    held, forged = _countersignatures(evidence, parties if genuine else None, checkpoints, revoked, complete=complete)
     faults += forged
     return Log(
         entries=entries,
@@ -264,10 +265,24 @@ def _malformed(index: int, err: FedpactError) -> FaultError:
     return FaultError("ENTRY_FORM", message, file=LOG, field=f"entries.{index}")
 
 
+def _revoked(entries: Sequence[Entry], parties: Parties | None) -> dict[str, int]:
+    """Participant -> index of the entry that revoked its run key; what is wrong with that entry, the replay says."""
+    revoked: dict[str, int] = {}
+    for index, entry in enumerate(entries if parties is not None else ()):
+        if entry.type == KeyRevoked.TYPE:
+            revoked.setdefault(str(entry.body.get("participant")), index)
+    return revoked
+
+
 def _countersignatures(
-    evidence: Evidence, parties: Parties | None, checkpoints: Mapping[int, Checkpoint], *, complete: bool
+    evidence: Evidence,
+    parties: Parties | None,
+    checkpoints: Mapping[int, Checkpoint],
+    revoked: Mapping[str, int],
+    *,
+    complete: bool,
 ) -> tuple[tuple[Countersignature, ...], list[FaultError]]:
-    """The countersignatures by participants' run keys on the operator's checkpoints, and the faults of the others."""
+    """The countersignatures by participants' keys on the operator's checkpoints, and the faults of the others."""
     held: list[Countersignature] = []
     faults = []
     last: tuple[int, str] = (-1, "")
@@ -279,7 +294,7 @@ def _countersignatures(
             if parties is None:
                 continue
             party = parties.name(record.participant)
-            _check_countersignature(envelope, record, parties)
+            _check_countersignature(envelope, record, parties, revoked)
             if complete or record.size in checkpoints:
                 _check_head(record, checkpoints)
             if (record.size, record.participant) <= last:
@@ -295,10 +310,16 @@ def _countersignatures(
     return tuple(held), faults
 
 
-def _check_countersignature(envelope: Envelope[Any], record: Countersignature, parties: Parties) -> None:
+def _check_countersignature(
+    envelope: Envelope[Any], record: Countersignature, parties: Parties, revoked: Mapping[str, int]
+) -> None:
+    """By the run key, on a head that covers that key's revocation by the contract key."""
     if record.participant not in parties.contract.by_id():
         raise FaultError("COUNTERSIGNATURE_STRANGER", "A countersignature is by somebody who is no participant.")
-    opened(envelope, Countersignature, parties.run_keys[record.participant])
+    key = parties.run_keys[record.participant]
+    if record.size > revoked.get(record.participant, record.size):
+        key = parties.contract.participant(record.participant).key
+    opened(envelope, Countersignature, key)
     if record.origin != parties.contract.id:
         raise FaultError("COUNTERSIGNATURE_ORIGIN", "A countersignature is on another contract's log.")
 

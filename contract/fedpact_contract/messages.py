@@ -20,6 +20,7 @@ from fedpact_contract.contract import (
 )
 from fedpact_contract.errors import InputError
 from fedpact_contract.log import Checkpoint, Countersignature, Proved
+from fedpact_contract.quality import Facts, Measured
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, decimal_text
 
 
@@ -233,7 +234,8 @@ class DataSetCard(Record):
     """A participant's declaration of a data set: its rows, columns and privacy budget; signed by its contract key.
 
     (epsilon, delta, alpha) bound all contracts on this data set together: a Rényi filter at the one order `alpha`.
-    `entity` is the column that says whose a row is, where several rows may be one person's or firm's.
+    `entity` is the column that says whose a row is, where several rows may be one person's or firm's. `facts` are what
+    the participant says of the data set, `measured` the counts that it let out, outside the privacy guarantee.
     """
 
     TYPE = "data-set-card"
@@ -248,6 +250,15 @@ class DataSetCard(Record):
     delta: Dec
     alpha: Dec
     released_rows: Annotated[int, Field(ge=0)]
+    facts: Facts | None = None
+    measured: Annotated[tuple[Measured, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        items = [m.item for m in self.measured or ()]
+        if len(set(items)) != len(items):
+            raise ValueError("`measured` has an item twice")
+        return self
 
 
 def check_card_delta(delta: Decimal, num_examples: int, *, file: object = None, party: str | None = None) -> None:
@@ -314,6 +325,73 @@ class Statement(Record):
     subject: Hex32
     answer: Literal["agree", "dispute"]
     reason: Name | None = None
+
+
+TakingPart = Literal["running", "paused", "withdrawn"]
+
+
+class Notice(Record):
+    """What a participant says of its own taking part; signed by its run key, once that is revoked by its contract key.
+
+    `paused`: it answers no orders until it says `running`; `withdrawn`: none any more. `number` grows with each notice
+    of a participant, so that an old one cannot be brought again. `code` says why, in a fixed word.
+    """
+
+    TYPE = "notice"
+
+    contract_id: Hex32
+    participant: Hex32
+    number: Count
+    state: TakingPart
+    code: Code
+
+    def is_of(self, contract_id: str, participant: str) -> bool:
+        """Whether it names this contract and participant."""
+        return (self.contract_id, self.participant) == (contract_id, participant)
+
+
+class KeyRevocation(Record):
+    """From this record's entry in the log on nothing that the run key signs counts; signed by the contract key."""
+
+    TYPE = "key-revocation"
+
+    contract_id: Hex32
+    participant: Hex32
+    run_key: Hex32
+
+
+class Held(Part):
+    """So many things of one kind, and where they are kept: why."""
+
+    kind: Code
+    count: Annotated[int, Field(ge=0)]
+    reason: Code | None = None
+
+
+class RoundDigest(Part):
+    """A round, and the digest of an update in it or of the model that it led to."""
+
+    round: Count
+    digest: Hex32
+
+
+class DestructionReceipt(Record):
+    """What one side destroyed when a participant withdrew, and what it keeps; signed by its run key.
+
+    `updates` are the participant's: those that it sent, or those that the operator admitted. `models`, which the
+    operator's receipt lists, are all that were made since the first of them: what the updates changed stays in these,
+    and in every later one.
+    """
+
+    TYPE = "destruction-receipt"
+
+    contract_id: Hex32
+    participant: Hex32
+    by: Literal["participant", "operator"]
+    destroyed: tuple[Held, ...]
+    kept: tuple[Held, ...]
+    updates: tuple[RoundDigest, ...]
+    models: tuple[RoundDigest, ...] = ()
 
 
 class Objection(Record):

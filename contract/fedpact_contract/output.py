@@ -117,8 +117,16 @@ def confirm(question: str, *, yes: bool) -> None:
         InputError: CONFIRMATION_NEEDED, nobody can be asked.
         RefusedError: DECLINED.
     """
-    if yes:
-        return
+    if not yes and not agree(question):
+        raise RefusedError("DECLINED", "The answer was no: nothing was done.")
+
+
+def agree(question: str) -> bool:
+    """Ask a person; no is the default.
+
+    Raises:
+        InputError: CONFIRMATION_NEEDED, nobody can be asked.
+    """
     if not sys.stdin.isatty():
         raise InputError(
             "CONFIRMATION_NEEDED",
@@ -127,8 +135,7 @@ def confirm(question: str, *, yes: bool) -> None:
         )
     import typer
 
-    if not typer.confirm(visible(question), err=True):
-        raise RefusedError("DECLINED", "The answer was no: nothing was done.")
+    return bool(typer.confirm(visible(question), default=False, err=True))
 
 
 def first_line(path: Path, what: str) -> bytes:
@@ -151,19 +158,28 @@ def first_line(path: Path, what: str) -> bytes:
 
 
 def show_error(err: FedpactError, *, as_json: bool) -> int:
-    """Show an error, as {"error": {...}} on stdout or in red on stderr; returns its exit code."""
+    """Show an error, as {"error": {...}} on stdout or in red on stderr; returns its exit code.
+
+    In Chinese a refusal's sentence stands first, and what the program found out below it as it was said.
+    """
     if as_json:
         emit_json({"error": err.as_dict()})
     else:
         from rich.text import Text
 
-        console = error_console()
-        console.print(Text.assemble((f"{err.code}: ", "bold red"), (visible(err.message), "red")), soft_wrap=True)
-        for name in ("file", "field", "party", "rule"):
+        from fedpact_contract.language import language
+        from fedpact_contract.refusals import chinese, place
+
+        console, lang = error_console(), language()
+        said = chinese(err.code) if lang == "zh" else None
+        console.print(
+            Text.assemble((f"{err.code}: ", "bold red"), (said or visible(err.message), "red")), soft_wrap=True
+        )
+        if said:
+            console.print(Text(f"  {visible(err.message)}"), soft_wrap=True)
+        for name in ("file", "field", "party", "rule", "remedy"):
             if value := getattr(err, name):
-                console.print(Text(f"  {name}: {visible(value)}"), soft_wrap=True)
-        if err.remedy:
-            console.print(Text(f"  {visible(err.remedy)}"), soft_wrap=True)
+                console.print(Text(f"  {place(name, visible(value), lang)}"), soft_wrap=True)
     return err.exit_code
 
 

@@ -359,6 +359,16 @@ def plan_words(contract: Contract) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
+def plan_words_zh(contract: Contract) -> str:
+    """The same in Chinese."""
+    parts = [f"{contract.planned_steps}{'个已发布模型' if isinstance(contract.privacy, ClientPrivacy) else '步'}"]
+    if contract.statistics is not None:
+        parts.append(f"{len(contract.statistics.queries)}项统计量")
+    if contract.baseline is not None:
+        parts.append(f"{contract.baseline.steps}步的基线模型")
+    return "、".join(parts)
+
+
 def measured_group(contract: Contract, kind: MeasurementKind) -> Group:
     """What one measurement outside the rounds is, as steps.
 

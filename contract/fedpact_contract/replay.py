@@ -7,17 +7,20 @@ fault hides no other. Deadlines are not judged: they went by the operator's cloc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedpact_contract import replay_close, replay_defences, replay_rounds
+from fedpact_contract import replay_close, replay_defences, replay_leaving, replay_rounds
 from fedpact_contract.errors import FaultError, FedpactError
 from fedpact_contract.log import (
     BaselinesScored,
     Body,
     Checkpoint,
     ContractSigned,
+    DestructionStated,
     Entry,
     FindingsOpened,
+    KeyRevoked,
     MeasurementTaken,
     MomentsOpened,
+    NoticeTaken,
     ParticipantExcluded,
     ParticipantReadmitted,
     PeriodClosing,
@@ -126,6 +129,9 @@ HANDLERS: dict[type[Body], Callable[[Run, Place, Any], Faults]] = {
     ReviewOpened: replay_defences.review_opened,
     StatementTaken: replay_defences.statement_taken,
     FindingsOpened: replay_defences.findings_opened,
+    NoticeTaken: replay_leaving.notice_taken,
+    KeyRevoked: replay_leaving.key_revoked,
+    DestructionStated: replay_leaving.destruction_stated,
     RunCompleted: replay_close.run_completed,
     ScoresOpened: replay_close.scores_opened,
     MomentsOpened: replay_close.moments_opened,

@@ -34,11 +34,14 @@ from fedpact_contract.messages import (
 from fedpact_contract.output import counted
 from fedpact_contract.parties import Place
 from fedpact_contract.replay_defences import clips, unions_in_time
+from fedpact_contract.replay_leaving import after_revocation, away
 from fedpact_contract.replay_state import Faults, Round, Run, differing, open_inside
 from fedpact_contract.statistics import can_be_noised, total_cells
 
 STOPPED = "RUN_STOPPED"
 """The code of a round that the operator gave up when it stopped the run: that may be at any time."""
+NOT_FINITE = "EVALUATION_NOT_FINITE"
+"""The code of a round that is given up: a loss is no number."""
 
 MOVES = "a charge is a row of the ledger, and moves its head"
 
@@ -112,6 +115,8 @@ def _invited(run: Run, place: Place, body: RoundOpened) -> Faults:
         elif party_id in run.excluded:
             message = "A participant is invited that is excluded and not readmitted."
             yield place.fault("INVITED_EXCLUDED", message, field="invited", party=name, rule="defences.wreckers")
+        elif left := away(run, party_id):
+            yield place.fault("INVITED_AWAY", f"A participant is invited {left}.", field="invited", party=name)
 
 
 def _outcome(run: Run, place: Place, body: UpdateDecided | UpdateRefused | ReplyMissed, outcome: str) -> Faults:
@@ -144,6 +149,7 @@ def update_decided(run: Run, place: Place, body: UpdateDecided) -> Faults:
     )
     decision = receipt.decision if receipt else "rejected"
     yield from _outcome(run, place, body, decision)
+    yield from after_revocation(run, place, body.participant)
     yield from (f for f in (fault, receipt_fault) if f)
     if receipt is not None:
         yield from _receipt(run, place, body, receipt, update)
@@ -273,6 +279,7 @@ def update_refused(run: Run, place: Place, body: UpdateRefused) -> Faults:
     parties = run.parties
     name = parties.name(body.participant)
     yield from _outcome(run, place, body, "refused")
+    yield from after_revocation(run, place, body.participant)
     refusal, fault = open_inside(
         place, body.refusal, Refusal, parties.run_keys.get(body.participant, ""), "refusal", name
     )
@@ -305,6 +312,7 @@ def measurement_taken(run: Run, place: Place, body: MeasurementTaken) -> Faults:
     contract, name = run.parties.contract, run.parties.name(body.participant)
     key = run.parties.run_keys.get(body.participant, "")
     record, fault = open_inside(place, body.measurement, Measurement, key, "measurement", name)
+    yield from after_revocation(run, place, body.participant)
     if fault:
         yield fault
     if run.completed or run.abandoned:
@@ -365,12 +373,17 @@ def _round_over(run: Run, place: Place, body: RoundAggregated | RoundAbandoned) 
         run.silent[party_id] = run.silent.get(party_id, 0) + 1 if absent else 0
 
 
+def _minimum(run: Run) -> int:
+    return run.parties.contract.participation.minimum
+
+
 def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
     """At least the minimum of admitted updates led to the next model."""
     yield from _round_over(run, place, body)
-    minimum = run.parties.contract.participation.minimum
-    if len(body.admitted) < minimum:
-        message = f"{counted(len(body.admitted), 'update')} aggregated; the contract's minimum is {minimum}."
+    if (count := run.parties.contract.counted_once(body.admitted)) < (minimum := _minimum(run)):
+        message = f"{counted(count, 'update')} aggregated; the contract's minimum is {minimum}."
+        if count < len(body.admitted):
+            message += " Those under common control count once."
         yield place.fault("ADMITTED_TOO_FEW", message, field="admitted", rule="participation.minimum")
     due = "csprng" if isinstance(run.parties.contract.privacy, ClientPrivacy) else None
     if body.noise != due:
@@ -378,13 +391,13 @@ def round_aggregated(run: Run, place: Place, body: RoundAggregated) -> Faults:
         yield place.fault("MODEL_NOISE", message, field="noise", party=run.parties.contract.operator.name)
     yield from clips(run, place, body)
     run.aggregated[body.round] = tuple(body.admitted)
-    run.model_digest = body.model_digest
+    run.model_digest = run.models[body.round] = body.model_digest
 
 
 def round_abandoned(run: Run, place: Place, body: RoundAbandoned) -> Faults:
     """Fewer than the minimum were admitted, and the run ends."""
     yield from _round_over(run, place, body)
-    if len(body.admitted) >= run.parties.contract.participation.minimum and body.code != STOPPED:
+    if run.parties.contract.counted_once(body.admitted) >= _minimum(run) and body.code != STOPPED:
         message = "A round was abandoned that had enough admitted updates."
         yield place.fault("ABANDONED_WITHOUT_NEED", message, field="admitted", rule="participation.minimum")
     run.abandoned = True
@@ -397,6 +410,10 @@ def round_discarded(run: Run, place: Place, body: RoundDiscarded) -> Faults:
         message = "A round is given up that is not the last one, or has scores."
         yield place.fault("DISCARDED_ROUND", message, field="round", party=operator)
         return
-    del run.aggregated[body.round]
+    if body.code != NOT_FINITE:
+        message = f"A round is given up for {body.code}, and not because its losses are no numbers ({NOT_FINITE})."
+        yield place.fault("DISCARDED_REASON", message, field="code", party=operator)
+    run.discarded.append(body.round)
+    del run.aggregated[body.round], run.models[body.round]
     run.model_digest = run.rounds[-1].base_digest
     run.abandoned = True

@@ -19,6 +19,7 @@ from fedpact_contract.log import (
     UnionDeclared,
     ValidationDeposited,
 )
+from fedpact_contract.messages import Notice
 from fedpact_contract.parties import Parties, Place, opened
 from fedpact_contract.questions import Asking, Question
 from fedpact_contract.record import Record, read_envelope
@@ -70,7 +71,9 @@ class Run:
     deposited: ValidationDeposited | None = None
     rounds: list[Round] = field(default_factory=list)
     abandoned: bool = False
+    discarded: list[int] = field(default_factory=list)  # rounds whose model was given up
     aggregated: dict[int, tuple[str, ...]] = field(default_factory=dict)  # round -> admitted
+    models: dict[int, str] = field(default_factory=dict)  # round -> digest of the model that it led to
     committed: dict[int, str] = field(default_factory=dict)
     completed: RunCompleted | None = None
     scores: dict[int, RoundScores] = field(default_factory=dict)
@@ -90,6 +93,9 @@ class Run:
     unions: dict[tuple[str, ...], Question[UnionDeclared]] = field(default_factory=dict)  # unions confirmed
     united: list[Question[UnionDeclared]] = field(default_factory=list)  # those ever confirmed
     reviews: list[Question[ReviewOpened]] = field(default_factory=list)  # of this period; the last one asks
+    notices: dict[str, Notice] = field(default_factory=dict)  # participant -> what it last said of its taking part
+    revoked: dict[str, int] = field(default_factory=dict)  # participant -> index at which its run key was revoked
+    destroyed: set[tuple[str, str]] = field(default_factory=set)  # (participant, whose receipt)
     updates: set[str] = field(default_factory=set)  # digests of admitted updates
     decided: set[str] = field(default_factory=set)  # digests of all updates that the log holds
     heads: dict[tuple[int, str], Place] = field(default_factory=dict)  # (size, participant): a reply that countersigned
@@ -99,6 +105,12 @@ class Run:
     def open_round(self) -> Round | None:
         """The round that is under way."""
         return self.rounds[-1] if self.rounds and not self.rounds[-1].closed else None
+
+    def key_of(self, participant: str) -> str:
+        """What a participant signs with now beside its replies: its run key, once that is revoked its contract key."""
+        if participant in self.revoked:
+            return self.parties.contract.participant(participant).key
+        return self.parties.run_keys.get(participant, "")
 
     @property
     def questions(self) -> tuple[Question[Asking], ...]:

@@ -14,6 +14,7 @@ from fedpact_contract.contribution import agrees_with_first_order, own_slice_dif
 from fedpact_contract.defended import defences
 from fedpact_contract.errors import FaultError
 from fedpact_contract.label import dp_label
+from fedpact_contract.leaving import left as who_left
 from fedpact_contract.log import (
     Body,
     ContractSigned,
@@ -36,10 +37,10 @@ from fedpact_contract.log import (
 from fedpact_contract.messages import Receipt, Refusal, Update
 from fedpact_contract.metric import metric_name, metric_text
 from fedpact_contract.record import Envelope, decimal_text, ratio_text, read_envelope
-from fedpact_contract.reevaluation import Reevaluation
+from fedpact_contract.reevaluation import Reevaluation, compared
 from fedpact_contract.reevaluation import statement as statement_of
 from fedpact_contract.scorecard import NOT_SCORED, nats, value_lines, without_slices
-from fedpact_contract.settlement import PeriodResult, settle_period, settle_unopened, statement
+from fedpact_contract.settlement import PeriodResult, groups, settle_period, settle_unopened, statement
 from fedpact_contract.undetected import undetected, unlike_measured
 from fedpact_contract.unions import by_round
 
@@ -47,9 +48,10 @@ VERSION = 1
 
 NOT_STOPPED = (
     "A participant that runs altered code can skip or choose its noise.",
-    "Near-copies of rows, and affiliates that were not declared.",
+    "Near-copies of rows, and affiliates or common control that were not declared.",
     "A biased choice of validation rows, or rows leaked to a favourite.",
-    "Revenue and fees: they are the operator's statement. So is the moment at which it ends a run early.",
+    "Revenue and fees: they are the operator's statement. So is the moment at which it ends a run early, and, "
+    "until an auditor evaluates it, that a round has no loss that is a number.",
     "Side payments of the operator that are not logged, or use of a model that was declared unaccepted.",
     "Updates that somebody kept: later attacks stay within the epsilon of all releases.",
     "Resale of the model, and backdoors that the validation set does not show.",
@@ -58,11 +60,30 @@ NOT_STOPPED = (
 )
 """What nothing here stops (trust.md): said in every report and in the contract's text."""
 
+NOT_STOPPED_ZH = (
+    "运行被改动代码的参与方可以不加噪声，或自选噪声。",
+    "近似重复的数据行，以及未申报的关联方或共同控制关系。",
+    "有偏的验证行选取，或验证行泄露给受偏袒方。",
+    "收入与费用：以运营方的陈述为准；运营方何时提前结束运行亦然；某轮损失非有限数值而作废，在审计方复评之前亦然。",
+    "运营方未入账的私下付款，或使用已声明不予验收的模型。",
+    "有人留存的更新：其后的攻击受全部发布的 ε 总和约束。",
+    "模型转售，以及验证集上看不出的后门。",
+    "运营方停止服务。",
+    "被投毒的数据行，以及把改动过的副本申报为新数据集：由数据卡签署方负责。",
+)
+"""The same in Chinese, line by line."""
+
 CENTRAL_NOT_STOPPED = (
     "The operator: it sees each update without noise, and nothing bounds what it learns from them of rows.",
     "An operator that adds less noise, or none: that it did is its own signed word.",
 )
 """The same at client level, in place of the first line: there the noise is not the participants'."""
+
+CENTRAL_NOT_STOPPED_ZH = (
+    "运营方：它看到每个未加噪声的更新，其由此获知数据行的程度不受任何限制。",
+    "少加或不加噪声的运营方：是否已加噪声，仅有其自己的签名陈述。",
+)
+"""The same in Chinese, line by line."""
 
 B = TypeVar("B", bound=Body)
 
@@ -72,6 +93,11 @@ def not_stopped(contract: Contract) -> tuple[str, ...]:
     if isinstance(contract.privacy, ClientPrivacy):
         return CENTRAL_NOT_STOPPED + NOT_STOPPED[1:]
     return NOT_STOPPED
+
+
+def not_stopped_zh(*, central: bool) -> tuple[str, ...]:
+    """The same in Chinese, of contracts at client level (`central`) or at record level."""
+    return CENTRAL_NOT_STOPPED_ZH + NOT_STOPPED_ZH[1:] if central else NOT_STOPPED_ZH
 
 
 def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) -> dict[str, Any]:
@@ -125,12 +151,17 @@ def build(entries: Sequence[Entry], reevaluation: Reevaluation | None = None) ->
     }
     if reevaluation is not None and contract.auditor is not None:
         report["utilities"] = statement_of(reevaluation, contract.auditor)
+        done, left = compared(reevaluation, contract, bodies)
         report["reevaluation"] = {
             "auditor": contract.auditor.name,
             "coalitions": reevaluation.coalitions,
             "sample": reevaluation.sample,
             "differing": reevaluation.differing,
+            "evaluated_again": list(done),
+            "not_evaluated_again": list(left),
         }
+    if away := who_left(entries, bodies, contract):
+        report["left"] = away
     _add_scores(report, bodies, contract)
     return report
 
@@ -279,6 +310,7 @@ def _add_scores(report: dict[str, Any], bodies: Sequence[Body], contract: Contra
         "method": result.shares.method,
         "own_slice_difference": nats(own_slice_difference(scores, contract)) if scores else None,
         "without_slices": without_slices(scores, contract, result.shares) if scores else [],
+        "common_control": groups(result, contract),
     }
 
 

@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedpact_contract.errors import InputError, RefusedError
 
 API = "/fedpact/v1"
+PROBE = f"{API}/probe"
+"""Takes a body as large as an update's and throws it away unread; its signature is over no body."""
 NODE_HEADER, DATE_HEADER, SIGNATURE_HEADER = "fedpact-node", "fedpact-date", "fedpact-signature"
 MAX_SKEW_SECONDS = 300
 _TIME = "%Y-%m-%dT%H:%M:%SZ"

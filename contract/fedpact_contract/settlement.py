@@ -6,7 +6,9 @@ Everything is exact; amounts are integer fen (1 yuan = 100 fen). Steps (docs/adr
 2. A floor is due pro rata to rounds admitted, in whole fen, rounded down: floor_fen * r // (rounds of the period). Of a
    union's round each member has an even part.
 3. exact_i = max(floor_i, level * share_i), with the one level at which the amounts add up to the pool. Floors that
-   exceed the pool are paid pro rata, and nothing else is.
+   exceed the pool are paid pro rata, and nothing else is. Participants under common control stand here as one, with
+   the sum of their shares and one floor, in each round the largest among those admitted; what they get together is
+   then split between them by this same step, with the floors of each: what these take comes from the group's own.
 4. Whole fen of exact_i first; the fen left over go one each to the largest remainders, ties by id (the fingerprint of
    the contract key, so that a new name moves nothing).
 """
@@ -22,7 +24,7 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.log import Moments, RoundScores
 from fedpact_contract.record import decimal_text
-from fedpact_contract.shares import Basis, ParticipantShare, PeriodShares, shares, unopened_shares
+from fedpact_contract.shares import Basis, Counted, ParticipantShare, PeriodShares, shares, unopened_shares
 
 MAX_FEN = 2**53 - 1
 
@@ -54,6 +56,37 @@ class PayLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupLine:
+    """What participants under common control get together: their one floor, the exact amount, the level inside."""
+
+    name: str
+    members: tuple[str, ...]
+    floor_fen: int
+    exact: Fraction
+    level: Fraction | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A pool split by shares and floors; `floors`, in whole fen, and `exact` by participant. `groups`: see above.
+
+    `level` is None where the floors exceed the pool.
+    """
+
+    floors: dict[str, int]
+    exact: dict[str, Fraction]
+    level: Fraction | None
+    groups: tuple[GroupLine, ...]
+
+    @property
+    def floors_fen(self) -> int:
+        """All floors, those of participants under common control once."""
+        grouped = {p for group in self.groups for p in group.members}
+        alone = sum(fen for p, fen in self.floors.items() if p not in grouped)
+        return alone + sum(group.floor_fen for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeriodResult:
     """A settled period, lines in the order of ids. `level` is None where the floors exceed the pool."""
 
@@ -62,9 +95,14 @@ class PeriodResult:
     fees_fen: int
     pool_fen: int
     shares: PeriodShares
-    level: Fraction | None
+    split: Split
     lines: tuple[PayLine, ...]
     postings: tuple[Posting, ...]
+
+    @property
+    def level(self) -> Fraction | None:
+        """The level of the floors; None where they exceed the pool."""
+        return self.split.level
 
     @property
     def basis(self) -> Basis:
@@ -199,19 +237,11 @@ def _pool(revenue_fen: int, fees_fen: int) -> int:
 def _settled(contract: Contract, result: PeriodShares, pool: int, revenue_fen: int, fees_fen: int) -> PeriodResult:
     """Floors, fen and postings for known shares."""
     weights = {line.participant: line.share for line in result.lines}
-    floors = {
-        line.participant: floor(
-            contract.participant(line.participant).floor_fen * line.counted.rounds / len(result.rounds)
-        )
-        for line in result.lines
-    }
-    exact = water_fill(pool, weights, floors)
-    fen = largest_remainder(pool, exact)
+    split = split_pool(contract, pool, weights, {line.participant: line.counted for line in result.lines})
+    fen = largest_remainder(pool, split.exact)
     lines = tuple(
-        PayLine(
-            share=line, floor_fen=floors[line.participant], exact=exact[line.participant], fen=fen[line.participant]
-        )
-        for line in result.lines
+        PayLine(share=line, floor_fen=split.floors[p], exact=split.exact[p], fen=fen[p])
+        for p, line in zip(weights, result.lines, strict=True)
     )
     postings = (
         Posting(account="revenue", fen=-revenue_fen),
@@ -225,10 +255,53 @@ def _settled(contract: Contract, result: PeriodShares, pool: int, revenue_fen: i
         fees_fen=fees_fen,
         pool_fen=pool,
         shares=result,
-        level=water_level(pool, weights, floors),
+        split=split,
         lines=lines,
         postings=postings,
     )
+
+
+def split_pool(contract: Contract, pool: int, weights: Mapping[str, Fraction], counted: Mapping[str, Counted]) -> Split:
+    """The pool by shares and floors, before rounding to fen.
+
+    Args:
+        contract: The contract.
+        pool: In fen.
+        weights: Each participant's share, by id.
+        counted: Where each was present.
+    """
+    floor_of = {p: party.floor_fen for p, party in contract.by_id().items()}
+    floors = {p: floor(floor_of[p] * sum(c.presence) / len(c.presence)) for p, c in counted.items()}
+    blocks = {block[0]: block for block in contract.blocks()}
+    together = {first: sum((weights[p] for p in block), _ZERO) for first, block in blocks.items()}
+    once = {first: _floor_once(block, floor_of, floors, counted) for first, block in blocks.items()}
+    amounts = water_fill(pool, together, once)
+    exact, groups = dict.fromkeys(weights, _ZERO), []
+    for first, block in blocks.items():
+        inside = amounts[first], {p: weights[p] for p in block}, {p: floors[p] for p in block}
+        exact |= water_fill(*inside)
+        if len(block) > 1:
+            line = GroupLine(
+                name=contract.controlled_by(first),
+                members=block,
+                floor_fen=once[first],
+                exact=amounts[first],
+                level=water_level(*inside),
+            )
+            groups.append(line)
+    return Split(floors=floors, exact=exact, level=water_level(pool, together, once), groups=tuple(groups))
+
+
+def _floor_once(
+    block: Sequence[str], floor_of: Mapping[str, int], floors: Mapping[str, int], counted: Mapping[str, Counted]
+) -> int:
+    """The one floor of participants under common control: in each round the largest of those admitted."""
+    rounds = list(zip(*(counted[p].presence for p in block), strict=True))
+    due = _ZERO
+    for parts in rounds:
+        own = [(floor_of[p], part) for p, part in zip(block, parts, strict=True) if part]
+        due += min(Fraction(max((fen for fen, _ in own), default=0)), sum((fen * part for fen, part in own), _ZERO))
+    return min(floor(due / len(rounds)), sum(floors[p] for p in block))
 
 
 def check_postings(postings: Sequence[Posting]) -> None:
@@ -275,11 +348,31 @@ def statement(result: PeriodResult, contract: Contract, participant_id: str) -> 
             "equal": str(paid.weights.equal),
         },
         "totals": _statement_totals(result),
+        "common_control": groups(result, contract),
         "interval": {"level": "0.95", "method": paid.method, "covers": paid.covers},
         "line": next(line for line in lines if line["participant"] == participant_id),
         "lines": lines,
         "postings": [{"account": p.account, "fen": p.fen} for p in result.postings],
     }
+
+
+def groups(result: PeriodResult, contract: Contract) -> list[dict[str, Any]]:
+    """Whose equal part and floor were paid once, for being under common control: plain JSON values.
+
+    Inside a group the amount is max(floor_fen, level_fen * share) of each member.
+    """
+    names = {p: party.name for p, party in contract.by_id().items()}
+    return [
+        {
+            "name": line.name,
+            "members": list(line.members),
+            "names": [names[p] for p in line.members],
+            "floor_fen": line.floor_fen,
+            "exact_fen": str(line.exact),
+            "level_fen": None if line.level is None else str(line.level),
+        }
+        for line in result.split.groups
+    ]
 
 
 def _statement_totals(result: PeriodResult) -> dict[str, Any]:
@@ -294,7 +387,7 @@ def _statement_totals(result: PeriodResult) -> dict[str, Any]:
         "metered_rows": str(sum((line.counted.rows for line in paid.lines), _ZERO)),
         "counted_rounds": str(sum((line.counted.rounds for line in paid.lines), _ZERO)),
         "rounds_admitted": sum(line.rounds_admitted for line in paid.lines),
-        "floors_fen": sum(line.floor_fen for line in result.lines),
+        "floors_fen": result.split.floors_fen,
         "floors_paid_pro_rata": result.level is None,
         "level_fen": None if result.level is None else str(result.level),
         "left_over_fen": result.pool_fen - sum(floor(line.exact) for line in result.lines),

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from fedpact_contract.contract import Contract, Data, NumberColumn
+from fedpact_contract.contract import Contract, Data, Model, NumberColumn
 
 
 def feature_count(data: Data) -> int:
@@ -10,10 +10,29 @@ def feature_count(data: Data) -> int:
     return 1 + sum(1 if isinstance(column, NumberColumn) else len(column.values) for column in data.columns)
 
 
+def weight_shapes(model: Model, data: Data) -> tuple[tuple[int, int], ...]:
+    """(inputs, outputs) of each layer's weights, convolutions first; a filter's inputs are its window's numbers.
+
+    The first layer has no bias of its own: the constant is among its inputs, in a convolution's every window.
+
+    Raises:
+        InputError: CONTRACT_IMAGE: a window is larger than what it looks at.
+    """
+    grids = model.grids
+    found = [
+        (layer.kernel**2 * before.channels + (index == 0), layer.filters)
+        for index, (layer, before) in enumerate(zip(model.convolutions or (), grids[:-1], strict=True))
+    ]
+    flat = grids[-1].size if grids else feature_count(data)
+    return (*found, *pairwise((flat, *model.hidden, data.label.outputs)))
+
+
 def parameter_count(contract: Contract) -> int:
-    """Number of parameters P of the contract's model: dense layers, of which the first has no bias of its own.
+    """Number of parameters P of the contract's model.
 
     For whoever recomputes without the models room, which builds the model and counts what it built.
     """
-    widths = (feature_count(contract.data), *contract.model.hidden, contract.data.label.outputs)
-    return sum((inputs + (layer > 0)) * outputs for layer, (inputs, outputs) in enumerate(pairwise(widths)))
+    return sum(
+        (inputs + (layer > 0)) * outputs
+        for layer, (inputs, outputs) in enumerate(weight_shapes(contract.model, contract.data))
+    )

@@ -5,7 +5,8 @@ Rule, with Phi+ = max(0, Phi), n the contracted examples, r the rounds admitted,
     share_i = a Phi+_i / sum Phi+  +  b n_i r_i / sum n r  +  c r_i / sum r
 
 Data and equality are paid pro rata to rounds admitted: whoever did not train is paid for neither. Where participants
-were one union in a round, n is the union's largest, split by their n, and its round counts once, split evenly. If no
+were one union in a round, n is the union's largest, split by their n, and its round counts once, split evenly. Of
+participants under common control a round counts once for equality; inside they split it pro rata to their own. If no
 Phi is positive, b and c are renormalised; if both are 0 the contract's fallback holds: "metered" is b = 1, "equal" is
 c = 1. It also holds where the total value is at most twice its standard error: then no share is reliable.
 
@@ -61,10 +62,15 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """What data and equality are paid by: examples and rounds, summed over the rounds admitted; a union's once."""
+    """What data and equality are paid by: examples and rounds, summed over the rounds admitted; a union's once.
+
+    `presence` is what of each round is this participant's: 1, in a union an even part, 0 where it was not admitted.
+    `rounds` is the sum of it; under common control its part of the rounds in which the group was there, each once.
+    """
 
     rows: Fraction
     rounds: Fraction
+    presence: tuple[Fraction, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,13 +153,13 @@ def projected(
         total_variance: Its squared standard error.
     """
     _, reason, weights = _choose(contract.settlement, values, total, total_variance)
-    return reason, dict(zip(values, _parts(values, _everybody(contract), weights), strict=True))
+    return reason, dict(zip(values, _parts(values, everybody(contract), weights), strict=True))
 
 
 def fallback_shares(contract: Contract) -> dict[str, Fraction]:
     """By id, what the contract's fallback pays where everybody is admitted in every round."""
     nothing = dict.fromkeys(contract.by_id(), _ZERO)
-    parts = _parts(nothing, _everybody(contract), _fallback(contract.settlement))
+    parts = _parts(nothing, everybody(contract), _fallback(contract.settlement))
     return {player: part.total for player, part in zip(nothing, parts, strict=True)}
 
 
@@ -293,16 +299,25 @@ def _parts(values: Mapping[str, Fraction], counted: Mapping[str, Counted], weigh
 
 def _counted(contract: Contract, rounds: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> dict[str, Counted]:
     """What is counted of everybody, from who was admitted in each round and who was one with whom."""
-    rows, present = (dict.fromkeys(contract.by_id(), _ZERO) for _ in range(2))
+    rows = dict.fromkeys(contract.by_id(), _ZERO)
+    presence: dict[str, list[Fraction]] = {p: [] for p in rows}
     for admitted, unions in rounds:
         sizes = {p: len(union) for union in among(admitted, unions) for p in union}
-        for participant, count in counted_rows(contract, admitted, unions).items():
-            rows[participant] += count
-            present[participant] += Fraction(1, sizes.get(participant, 1))
-    return {p: Counted(rows=rows[p], rounds=present[p]) for p in rows}
+        counts = counted_rows(contract, admitted, unions)
+        for p in rows:
+            rows[p] += counts.get(p, 0)
+            presence[p].append(Fraction(p in counts, sizes.get(p, 1)))
+    once = dict.fromkeys(rows, _ZERO)
+    for block in contract.blocks():
+        own = {p: sum(presence[p], _ZERO) for p in block}
+        together = sum(
+            (min(Fraction(1), sum(parts)) for parts in zip(*(presence[p] for p in block), strict=True)), _ZERO
+        )
+        once |= {p: rounds_ * together / sum(own.values()) for p, rounds_ in own.items() if rounds_}
+    return {p: Counted(rows=rows[p], rounds=once[p], presence=tuple(presence[p])) for p in rows}
 
 
-def _everybody(contract: Contract) -> dict[str, Counted]:
+def everybody(contract: Contract) -> dict[str, Counted]:
     """What is counted where everybody is admitted in every round."""
     return _counted(contract, [(tuple(contract.by_id()), ())] * contract.training.rounds)
 

@@ -20,6 +20,7 @@ from fedpact_contract.errors import FedpactError, InputError
 from fedpact_contract.files import only_writer, replace_file
 from fedpact_contract.keys import parse_fingerprint, show_fingerprint
 from fedpact_contract.record import Hex32, Name, Part
+from fedpact_contract.toml_lines import naming_lines
 
 Role = Literal["operator", "participant", "auditor"]
 
@@ -54,7 +55,9 @@ class Trust(Part):
         Raises:
             InputError: TOML_SYNTAX, TRUST..., naming the field; TRUST_PARTY_TWICE, entries that contradict each other.
         """
-        trust = cls.parse(load_toml(text, file=file), code="TRUST", file=file)
+        value = load_toml(text, file=file)
+        with naming_lines(text, file):
+            trust = cls.parse(value, code="TRUST", file=file)
         _refuse_contradictions(trust, file)
         return trust
 

@@ -5,18 +5,19 @@ Exit codes: 0 verified and authenticated; 1 a fault; 3 internally consistent, no
 statement, unless the auditor that the contract names signed a re-evaluation and the reader knows its key.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedpact_contract import reevaluation
 from fedpact_contract.contract import Contract, Party
-from fedpact_contract.errors import FaultError
+from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.evidence import REEVALUATION, Evidence, read_evidence
 from fedpact_contract.log import (
     ContractSigned,
     Countersignature,
+    Entry,
     PeriodClosing,
     RoundOpened,
     RunCompleted,
@@ -37,6 +38,9 @@ UTILITIES = (
     "Utilities (coalition losses on the validation set) are the operator's statement; no auditor re-evaluated them."
 )
 STATED = "the operator's statement"
+OF_THE_RECORD = (
+    "FAULT: the re-evaluation is not what it should be, and counts for nothing; in the evidence itself none was found."
+)
 
 REVENUE = "Revenue and fees are the operator's statement."
 
@@ -109,7 +113,7 @@ def verify_folder(folder: Path, trust: Trust | None, *, privacy: bool = True, re
     """Verify the evidence in a folder, with the re-evaluation in this file, or else the one that lies in the folder.
 
     Raises:
-        InputError: REEVALUATION_MISSING.
+        InputError: REEVALUATION_MISSING; the file given is the wrong one (`reevaluation.read`).
         InputError: there is no evidence here. Everything that is wrong with evidence is a fault in the report.
     """
     given = None if record is None else reevaluation.read_file(record)
@@ -120,10 +124,17 @@ def verify_folder(folder: Path, trust: Trust | None, *, privacy: bool = True, re
     file = record or folder / REEVALUATION
     if given is not None:
         evidence = replace(evidence, reevaluation=given)
-    return verify(evidence, trust, privacy=privacy, file=file)
+    return verify(evidence, trust, privacy=privacy, file=file, carried=given is None)
 
 
-def verify(evidence: Evidence, trust: Trust | None, *, privacy: bool = True, file: object = REEVALUATION) -> Report:
+def verify(
+    evidence: Evidence,
+    trust: Trust | None,
+    *,
+    privacy: bool = True,
+    file: object = REEVALUATION,
+    carried: bool = True,
+) -> Report:
     """Verify evidence: log, signatures, rounds, openings, settlement; then who vouches for what.
 
     Args:
@@ -131,6 +142,10 @@ def verify(evidence: Evidence, trust: Trust | None, *, privacy: bool = True, fil
         trust: Whom the reader knows; None: nobody.
         privacy: Whether to recompute that the plan keeps the contract's epsilon.
         file: What faults call the re-evaluation's file.
+        carried: Whether the evidence itself carries it: then the wrong file is a fault.
+
+    Raises:
+        InputError: the wrong file (`reevaluation.read`), which somebody gave beside the evidence.
     """
     log = verify_log(evidence)
     faults = list(log.faults)
@@ -144,14 +159,19 @@ def verify(evidence: Evidence, trust: Trust | None, *, privacy: bool = True, fil
         faults += [fault for fault in run.faults if fault.as_dict() not in [known.as_dict() for known in log.faults]]
     if trust is not None and log.parties is not None:
         faults += _contradictions(log, trust)
-    record = None
-    if run is not None and not faults and evidence.reevaluation is not None:
+    record, sound = None, not faults
+    if run is not None and sound and evidence.reevaluation is not None:
         try:
             record = reevaluation.read(evidence.reevaluation, run.parties.contract, log.entries, file=file)
             faults += _found_otherwise(run, record, file)
         except FaultError as err:
             faults.append(err)
-    return _report(log, run, tuple(faults), log.countersignatures, trust, _sizes(evidence), record)
+        except InputError as err:
+            if not carried:
+                raise
+            faults.append(FaultError(err.code, err.message, file=file, rule=err.rule, remedy=err.remedy))
+    report = _report(log, run, tuple(faults), log.countersignatures, trust, _sizes(evidence), record)
+    return replace(report, verdict=OF_THE_RECORD) if faults and sound and record is None else report
 
 
 def _found_otherwise(run: Run, record: Reevaluation, file: object) -> Iterator[FaultError]:
@@ -215,7 +235,7 @@ def _report(
     missing = tuple(_missing(run, participants, trust)) if run and trust is not None else ()
     exit_code, verdict = _verdict(faults, trust, missing)
     settled = [p for p in run.periods if p.settled] if run else []
-    utilities, audited = _utilities(contract, record, trust)
+    utilities, audited = _utilities(contract, record, trust, log.entries if log else ())
     return Report(
         exit_code=exit_code,
         verdict=verdict,
@@ -236,11 +256,11 @@ def _report(
 
 
 def _utilities(
-    contract: Contract | None, record: Reevaluation | None, trust: Trust | None
+    contract: Contract | None, record: Reevaluation | None, trust: Trust | None, entries: Sequence[Entry]
 ) -> tuple[str, tuple[str, ...]]:
     """On whose word the losses stand, in short and in sentences."""
     auditor = contract.auditor if contract else None
-    if record is None or auditor is None:
+    if contract is None or record is None or auditor is None:
         return STATED, (UTILITIES,)
     who = f"{auditor.name} ({auditor.entity_code})"
     if trust is None or not _known(trust, "auditor", auditor):
@@ -252,15 +272,10 @@ def _utilities(
     found = "found otherwise" if record.differing else "found the same"
     words = (
         f"Utilities (coalition losses on the validation set) were re-evaluated by {who}, which {found}: "
-        f"{reevaluation.scope(record)} in {_rounds(list(range(1, record.rounds + 1)))}, and every next model."
+        f"{reevaluation.scope(record)} in {_rounds(list(range(1, record.rounds + 1)))}."
     )
-    if record.coalitions == "sampled":
-        return reevaluation.statement(record, auditor), (
-            words,
-            "The losses that were not drawn, and the second moments behind the intervals, are the operator's "
-            "statement.",
-        )
-    return reevaluation.statement(record, auditor), (words,)
+    told = reevaluation.told(record, contract, [entry.open() for entry in entries])
+    return reevaluation.statement(record, auditor), (words, *told)
 
 
 def _status(run: Run | None, participants: tuple[ParticipantResult, ...]) -> str:
@@ -350,6 +365,11 @@ def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: 
     planned = run.parties.contract.training.rounds
     if run.completed and len(run.aggregated) < planned:
         yield f"The run ended after {len(run.aggregated)} of {planned} rounds."
+    for number in run.discarded:
+        yield (
+            f"Round {number} was given up as one whose losses are no numbers. That is the operator's statement, until "
+            "an auditor evaluates it."
+        )
     if run.abandoned:
         yield "A round was given up (too few admitted updates, or stopped by the operator), and the run ended."
     settled = [period.settled for period in run.periods if period.settled]
@@ -359,6 +379,10 @@ def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: 
     if run.unopened:
         yield "The operator opened none of its commitments: the contract's fallback settled, not contribution."
     for party in run.parties.contract.participants:
+        if (said := run.notices.get(party.id)) is not None and said.state == "withdrawn":
+            yield f"{party.name} has withdrawn; what its updates changed stays in the models since."
+        if party.id in run.revoked:
+            yield f"{party.name} revoked its run key (entry {run.revoked[party.id]}): what it signed before stands."
         left_out = [r.number for r in run.rounds if party.id not in r.invited]
         if left_out:
             yield f"{party.name} was not invited in {_rounds(left_out)}."

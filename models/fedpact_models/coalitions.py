@@ -2,7 +2,8 @@
 
 theta_S = base + the sum of the steps of the players in S, with no re-normalisation. The first layer, which has no bias,
 is linear in the weights, so its outputs are computed once a player and then added up for each coalition; only the
-layers behind the first ReLU, the tail, are computed coalition by coalition.
+layers behind the first ReLU, the tail, are computed coalition by coalition. A convolution is a matrix product of the
+weights with what its windows hold.
 
 What is added up over players (the outputs of the first layer, example by example; the tail, tensor by tensor) is first
 rounded to a grid wide enough for the sum of all players' magnitudes. So no sum over players is rounded, and a coalition
@@ -33,14 +34,14 @@ from fedpact_models.exact import (
     halves,
     joined,
     largest,
+    positive_halves,
     product,
     round_and_cut,
-    rounded_halves,
     scale_above,
     to_grid,
 )
 from fedpact_models.features import Examples, Floats
-from fedpact_models.registry import Dense, architecture, parameter_count, parameter_shapes
+from fedpact_models.registry import Layer, Stack, architecture, parameter_count, parameter_shapes
 from fedpact_models.tasks import Sums
 from fedpact_models.weights import check_flat
 
@@ -49,6 +50,9 @@ TILE_ELEMENTS = 2**15
 
 NARROWEST = 256
 """Examples that are worked on at a time, at least, where a layer is so wide that the cache would hold fewer."""
+
+WINDOWED = 48
+"""As NARROWEST, where a convolution follows the first layer."""
 
 CUT = 32
 """Examples whose features are cut at a time."""
@@ -85,11 +89,13 @@ class Game:
     """A model and its players: row 0 of what is added up is the base, row i + 1 the step of player i.
 
     `weights(row)`: the first layer's, cut in halves; `tail(row)`: the other layers' parameters [T], on their grid;
-    `scales`: the grid's scale for each of their tensors. `apart`: of a linear model players whose sums are worked out
-    apart, at most half of all. Who they are depends on the steps alone; equal steps are apart together or not at all.
+    `scales`: the grid's scale for each of their tensors. `places`: for each layer which numbers its windows hold.
+    `apart`: of a linear model players whose sums are worked out apart, at most half of all. Who they are depends on the
+    steps alone; equal steps are apart together or not at all.
     """
 
-    shape: Dense
+    shape: Stack
+    places: tuple[NDArray[np.intp] | None, ...]
     count: int
     weights: Callable[[int], Halves]
     tail: Callable[[int], Floats]
@@ -104,9 +110,9 @@ def prepare(model: Model, data: Data, base: NDArray[np.floating], steps: Rows, x
         InputError: EVALUATION_INPUT, WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
     """
     shape, size = architecture(model, data), parameter_count(model, data)
-    if x.ndim != 2 or 0 in x.shape or x.shape[1] != shape.widths[0]:
+    if x.ndim != 2 or 0 in x.shape or x.shape[1] != shape.features:
         raise input_error(f"The features have the shape {x.shape}, which does not fit the model.")
-    (inputs, outputs), count = shape.layers[0], len(steps) + 1
+    inputs, outputs, count = shape.layers[0].inputs, shape.layers[0].outputs, len(steps) + 1
     edges = np.cumsum([math.prod(tensor) for tensor in parameter_shapes(model, data).values()])  # ends; the first: 0
 
     def row(index: int) -> NDArray[np.floating]:
@@ -118,7 +124,7 @@ def prepare(model: Model, data: Data, base: NDArray[np.floating], steps: Rows, x
         check_flat(flat, size)
         bounds[index] = [largest(flat[a:b], 0)[0] for a, b in pairwise(edges)]
     scales = tuple(_scale_of_sums(bounds).tolist())
-    bits = [half_bits(terms) for width, _ in shape.layers[1:] for terms in (width, 1)]
+    bits = [half_bits(terms) for layer in shape.layers[1:] for terms in (layer.inputs, 1)]
 
     def weights(index: int) -> Halves:
         matrix, parts = np.asarray(row(index)[: edges[0]]).reshape(outputs, inputs), np.empty((2, outputs, inputs))
@@ -138,7 +144,8 @@ def prepare(model: Model, data: Data, base: NDArray[np.floating], steps: Rows, x
         return values
 
     apart = _apart(steps) if len(shape.layers) == 1 else ()
-    return Game(shape=shape, count=count, weights=weights, tail=tail, scales=scales, apart=apart)
+    places = tuple(None if layer.windows is None else layer.windows.places() for layer in shape.layers)
+    return Game(shape=shape, places=places, count=count, weights=weights, tail=tail, scales=scales, apart=apart)
 
 
 def _apart(steps: Rows) -> tuple[int, ...]:
@@ -167,13 +174,15 @@ def coalition_logits(
 
     The classes lie before the examples in memory, and each chunk overwrites the one before.
     """
-    widths = game.shape.widths[1:]
-    wanted = max(TILE_ELEMENTS, 2 * len(game.tail(0))) // max(widths)
+    first, *tail = game.shape.layers
+    outputs = game.shape.layers[-1].outputs
+    widest = max(first.width, *(layer.count * max(layer.inputs, layer.outputs) for layer in tail), outputs)
+    wanted = max(TILE_ELEMENTS, 2 * len(game.tail(0))) // widest
     for rows, parts, scale in _blocks(game, x, block, wanted):
         walk = _Walk(game, parts, scale)
         count = rows.stop - rows.start
-        size = min(len(masks), chunk or max(1, TILE_ELEMENTS // (count * widths[-1])))
-        scores = np.empty((size, widths[-1], count))
+        size = min(len(masks), chunk or max(1, TILE_ELEMENTS // (count * outputs)))
+        scores = np.empty((size, outputs, count))
         for done in range(0, len(masks), size):
             which = slice(done, min(done + size, len(masks)))
             for mask, logits in zip(masks[which], scores, strict=False):
@@ -189,7 +198,7 @@ def linear_losses(
     Exp of a sum is a product: it is worked out once for what each set of the players of `game.apart` adds, and once for
     each set of the others. Last comes what gives the logits [examples, classes] of one of these coalitions.
     """
-    outputs, pieces = game.shape.widths[1], _pieces(game.apart, masks, chunk)
+    outputs, pieces = game.shape.layers[0].outputs, _pieces(game.apart, masks, chunk)
     for rows, parts, scale in _blocks(game, examples.x, block, LINEAR_ELEMENTS // (outputs << len(game.apart))):
         y = examples.y[rows].astype(np.int64, copy=False)
         parts -= parts[:, None, y, np.arange(len(y))]  # exact, and no class's loss depends on what is added to all
@@ -220,8 +229,9 @@ def _pieces(apart: Sequence[int], masks: Sequence[int], chunk: int | None) -> li
 
 def _blocks(game: Game, x: Floats, block: int | None, wanted: int) -> Iterator[tuple[slice, Floats, Floats]]:
     """The examples in blocks of `block` or about `wanted`, each with a copy of what `_first_layer` says of it."""
-    held = min(len(x), block or max(1, PART_ELEMENTS // (game.count * game.shape.widths[1])))
-    block = min(held, block or max(NARROWEST, wanted))
+    seen = [layer.count * layer.inputs for layer in game.shape.layers[1:] if layer.windows is not None]
+    held = min(len(x), block or max(1, PART_ELEMENTS // max(game.count * game.shape.layers[0].width, *seen, 1)))
+    block = min(held, block or max(WINDOWED if seen else NARROWEST, wanted))
     held -= held % block
     for begin in range(0, len(x), held):
         parts, scale = _first_layer(game, x[begin : begin + held])
@@ -236,23 +246,40 @@ def _first_layer(game: Game, x: Floats) -> tuple[Floats, Floats]:
 
     The scale is each example's, a power of two, and the outputs are divided by it.
     """
-    outputs = game.shape.widths[1]
+    layer, outputs = game.shape.layers[0], game.shape.layers[0].outputs
     features = np.empty((2, *x.shape))
     for at in range(0, len(x), CUT):
         inside = slice(at, at + CUT)
-        round_and_cut(x[inside], 1, x.shape[1], features[:, inside])
-    parts = np.empty((game.count, outputs, len(x)))
+        round_and_cut(x[inside] * game.shape.scale, 1, layer.inputs, features[:, inside])
+    columns, places = features.swapaxes(-2, -1), game.places[0]
+    parts = np.empty((game.count, layer.width, len(x)))
     together = max(1, STACKED // outputs)
+    wide = len(x) if places is None else max(1, TILE_ELEMENTS // places.size)
     for at in range(0, game.count, together):
         weights = [game.weights(index).parts for index in range(at, min(at + together, game.count))]
-        found = product(Halves(parts=np.concatenate(weights, axis=1)), Halves(parts=features.swapaxes(-2, -1)))
-        parts[at : at + together] = found.reshape(-1, outputs, len(x))
+        stacked = Halves(parts=np.concatenate(weights, axis=1))
+        for left in range(0, len(x), wide):
+            rows = slice(left, left + wide)
+            found = _windowed(stacked, Halves(parts=columns[..., rows]), places)
+            parts[at : at + together, :, rows] = found.reshape(len(weights), layer.width, -1)
     scale = _scale_of_sums(np.array([largest(part, 0)[0] for part in parts]))
-    bits = half_bits(outputs if len(game.shape.layers) > 1 else 1)
+    bits = half_bits(game.shape.layers[1].inputs if len(game.shape.layers) > 1 else 1)
     for part in parts:
         part /= scale
         to_grid(part, 1.0, bits)
     return parts, scale
+
+
+def _windowed(weights: Halves, numbers: Halves, places: NDArray[np.intp] | None) -> Floats:
+    """Products with what each window holds of numbers [numbers, examples]: [outputs, windows x examples].
+
+    Without windows with all of them. One half after the other is laid out, so that a core's cache holds it.
+    """
+    if places is None:
+        return product(weights, numbers)
+    rows, terms = weights.parts.shape[1:]
+    with_high = weights.parts.reshape(2 * rows, terms) @ np.take(numbers.high, places, axis=0).reshape(terms, -1)
+    return joined(with_high, weights.high @ np.take(numbers.low, places, axis=0).reshape(terms, -1))
 
 
 class _Walk:
@@ -290,7 +317,19 @@ class _Walk:
 
     def _behind_first(self, changes: list[tuple[np.ufunc, int]]) -> Floats:
         """The first layer's outputs after these changes, and from them the logits, [classes, examples]."""
-        (inputs, outputs), *deeper = self._layers
+        layer, *deeper = self._layers
+        out = (self._dense if layer.windows is None else self._convolved)(layer, changes)
+        out *= self._scale
+        start = self._add_bias(out, layer, 0)
+        for index, layer in enumerate(deeper, 1):
+            np.maximum(out, 0.0, out=out)
+            out = self._product(index, start, layer, positive_halves(out, layer.inputs))
+            start = self._add_bias(out, layer, start)
+        return out
+
+    def _dense(self, layer: Layer, changes: list[tuple[np.ufunc, int]]) -> Floats:
+        """What a dense layer makes of the first one's outputs after these changes, [outputs, examples]."""
+        inputs, outputs = layer.inputs, layer.outputs
         bits, block = half_bits(inputs), self._first.shape[-1]
         tall = self._cut_tail(0, 0, inputs, outputs).parts.reshape(2 * outputs, inputs)
         with_high, with_low = np.zeros((2 * outputs, block)), np.zeros((outputs, block))
@@ -305,15 +344,28 @@ class _Walk:
             cut(hidden, 1.0, bits)
             with_high += tall[:, tile] @ hidden[0]
             with_low += tall[:outputs, tile] @ hidden[1]
-        out, start = joined(with_high, with_low) * self._scale, inputs * outputs
-        for index, (inputs, outputs) in enumerate(deeper, 1):
-            out += self._tail[start : start + len(out), None]
-            start += len(out)
-            np.maximum(out, 0.0, out=out)
-            out = product(self._cut_tail(index, start, inputs, outputs), rounded_halves(out, 0, inputs))
-            start += inputs * outputs
-        out += self._tail[start : start + len(out), None]
-        return out
+        return joined(with_high, with_low)
+
+    def _convolved(self, layer: Layer, changes: list[tuple[np.ufunc, int]]) -> Floats:
+        """As `_dense`, of a convolution: [outputs x windows, examples]."""
+        for combine, row in changes:
+            combine(self._first, self._parts[row], out=self._first)
+        cutting = np.empty((2, *self._first.shape))
+        np.maximum(self._first, 0.0, out=cutting[1])
+        cut(cutting, 1.0, half_bits(layer.inputs))
+        return self._product(0, 0, layer, Halves(parts=cutting))
+
+    def _product(self, index: int, start: int, layer: Layer, cutting: Halves) -> Floats:
+        """A layer behind the first, without its bias, of its inputs [numbers, examples]."""
+        weights = self._cut_tail(index, start, layer.inputs, layer.outputs)
+        return _windowed(weights, cutting, self._game.places[index + 1]).reshape(layer.width, -1)
+
+    def _add_bias(self, out: Floats, layer: Layer, start: int) -> int:
+        """Add the bias of the layer that begins at `start` of the tail; returns where the next one begins."""
+        begin = start + layer.inputs * layer.outputs
+        each = out.reshape(layer.outputs, -1)  # a view
+        each += self._tail[begin : begin + layer.outputs, None]
+        return begin + layer.outputs
 
     def _cut_tail(self, index: int, start: int, inputs: int, outputs: int) -> Halves:
         """The weights of a layer behind the first."""

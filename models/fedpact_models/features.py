@@ -243,6 +243,11 @@ def duplicate_count(examples: Examples) -> int:
     return len(examples) - len(set(_rows(examples)))
 
 
+def unknown_choices(series: pl.Series, choices: Sequence[str]) -> pl.Series:
+    """Which cells hold something that is none of the choices, as `encode` compares them; booleans."""
+    return pl.Series(series.name, _parse_choices(series, choices)[2])
+
+
 def target_type(label: Label) -> Literal["<i8", "<f8"]:
     """How a target is stored: a number as it is, anything else by its index or code."""
     return "<f8" if isinstance(label, NumberLabel) else "<i8"

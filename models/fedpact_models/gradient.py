@@ -1,6 +1,7 @@
 """The gradient of the validation loss, and what it says that each player's step is worth: the first-order cross-check.
 
-By hand, since all models are stacks of dense layers, and with the products of `exact`: the same bits everywhere.
+By hand, since all models are stacks of dense layers and convolutions, and with the products of `exact`: the same bits
+everywhere. A convolution is taken window by window, in their order.
 """
 
 import math
@@ -14,11 +15,14 @@ from fedpact_contract.errors import FailedError
 from fedpact_models.coalitions import Rows, input_error
 from fedpact_models.exact import product, rounded_halves
 from fedpact_models.features import Examples, Floats
-from fedpact_models.registry import architecture, parameter_count, parameter_shapes
-from fedpact_models.tasks import task_of
+from fedpact_models.registry import Stack, architecture, parameter_count, parameter_shapes
+from fedpact_models.tasks import Task, task_of
 from fedpact_models.weights import check_flat
 
 LARGEST_TERM = 1e300
+
+HELD_ELEMENTS = 2**24
+"""Numbers (float64) of the widest layer that are held at a time: 128 MiB. The sum over more examples is one of sums."""
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused below
@@ -57,26 +61,45 @@ def gradient(model: Model, data: Data, flat: NDArray[np.floating], examples: Exa
         InputError: EVALUATION_INPUT, WEIGHTS_SHAPE, WEIGHTS_NOT_FINITE.
         FailedError: EVALUATION_NOT_FINITE.
     """
+    shape, count = architecture(model, data), len(examples)
     check_flat(flat, parameter_count(model, data))
-    if examples.x.ndim != 2 or 0 in examples.x.shape or examples.x.shape[1] != architecture(model, data).widths[0]:
+    if examples.x.ndim != 2 or 0 in examples.x.shape or examples.x.shape[1] != shape.features:
         raise input_error(f"The features have the shape {examples.x.shape}, which does not fit the model.")
-    weights, biases = _layers(model, data, np.asarray(flat, dtype=np.float64))
-    inputs = [np.ascontiguousarray(examples.x.T)]  # of each layer, [width, V]
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        inputs.append(np.maximum(_product(weight, inputs[-1]) + bias, 0.0))
-    scores = _product(weights[-1], inputs[-1]) + biases[-1]
-    slope = task_of(data.label).gradient(scores.T, examples.y).T / len(examples)  # by what goes out of a layer
-    parts: list[Floats] = []
-    for index in reversed(range(len(weights))):
-        own = [_product(slope, np.ascontiguousarray(inputs[index].T)).reshape(-1)]
-        if index:
-            own.append(np.array([_sum(row) for row in slope]))
-            slope = _product(np.ascontiguousarray(weights[index].T), slope) * (inputs[index] > 0)
-        parts = own + parts
-    result = np.concatenate(parts)
+    tensors = _layers(model, data, np.asarray(flat, dtype=np.float64))
+    rows = max(1, HELD_ELEMENTS // max(layer.count * max(layer.inputs, layer.outputs) for layer in shape.layers))
+    result = np.zeros(len(flat))
+    for at in range(0, count, rows):
+        result += _of_rows(shape, *tensors, task_of(data.label), examples.take(np.arange(at, min(at + rows, count))))
+    result /= count
     if not np.isfinite(result).all():
         raise _not_finite()
     return result
+
+
+def _of_rows(shape: Stack, weights: list[Floats], biases: list[Floats], task: Task, examples: Examples) -> Floats:
+    """The sum of these examples' gradients, [P]."""
+    looks = [[slice(None)] if layer.windows is None else layer.windows.places().T for layer in shape.layers]
+    count = len(examples)
+    scores: Floats = np.empty(0)
+    inputs = [np.ascontiguousarray(examples.x.T * shape.scale)]  # of each layer, [width, V]
+    for weight, bias, windows in zip(weights, biases, looks, strict=True):
+        each = [_product(weight, inputs[-1][window]) + bias for window in windows]
+        scores = np.stack(each, axis=1).reshape(-1, count)
+        inputs.append(np.maximum(scores, 0.0))
+    slope = task.gradient(scores.T, examples.y).T  # by what goes out of a layer
+    parts: list[Floats] = []
+    for index in reversed(range(len(weights))):
+        weight, below = weights[index], np.zeros_like(inputs[index])
+        errors, own = slope.reshape(len(weight), -1, count), np.zeros_like(weight)  # [outputs, windows, V]
+        for window, error in zip(looks[index], errors.swapaxes(0, 1), strict=True):
+            own += _product(error, np.ascontiguousarray(inputs[index][window].T))
+            if index:
+                below[window] += _product(np.ascontiguousarray(weight.T), error)
+        parts.insert(0, own.reshape(-1))
+        if index:
+            parts.insert(1, np.array([_sum(error.reshape(-1)) for error in errors]))
+            slope = below * (inputs[index] > 0)
+    return np.concatenate(parts)
 
 
 def _layers(model: Model, data: Data, flat: Floats) -> tuple[list[Floats], list[Floats]]:

@@ -9,7 +9,7 @@ from fedpact_contract.contract import ClientPrivacy, Contract, RecordPrivacy
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_models.dp import BeforeNoise, Loss, Mode, Noise, cross_entropy, discrete_hazard, dp_sgd, squared_error
 from fedpact_models.features import Examples, Floats
-from fedpact_models.registry import architecture, build
+from fedpact_models.registry import Layer, architecture, build
 from fedpact_models.weights import clipped, flatten, load_flat
 
 LOSSES: dict[str, Loss] = {
@@ -25,8 +25,17 @@ for fresh pages."""
 
 
 def physical_batch(contract: Contract) -> int:
-    """Rows whose gradients are held at a time: of dense layers, each row's inputs and output gradients (`dp.Mode`)."""
-    return max(1, GRADIENT_ELEMENTS // sum(map(sum, architecture(contract.model, contract.data).layers)))
+    """Rows whose gradients are held at a time (`dp.Mode`).
+
+    Of dense layers, each row's inputs and output gradients; of a convolution, those of every window, and the gradient.
+    """
+    return max(1, GRADIENT_ELEMENTS // sum(map(_held, architecture(contract.model, contract.data).layers)))
+
+
+def _held(layer: Layer) -> int:
+    """Numbers of one row's gradient."""
+    whole = 0 if layer.windows is None else layer.inputs * layer.outputs
+    return layer.count * (layer.inputs + layer.outputs) + whole
 
 
 def local_update(contract: Contract, base: Floats, examples: Examples, noise: Noise) -> NDArray[np.float32]:

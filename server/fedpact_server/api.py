@@ -25,7 +25,7 @@ from fedpact_contract.contract import contract_id_form
 from fedpact_contract.errors import FedpactError, InputError, RefusedError
 from fedpact_contract.messages import SignedEnrolment
 from fedpact_contract.record import Envelope, read_envelope
-from fedpact_contract.request import API, NODE_HEADER, check_request, utc_now
+from fedpact_contract.request import API, NODE_HEADER, PROBE, check_request, instant, utc_now
 from fedpact_server import cards, contracts, enrolment, logbook
 from fedpact_server.api_edge import Edge, Limits, RateLimiter, error_body, status_of
 from fedpact_server.db import Database
@@ -129,7 +129,12 @@ def signatory(call: Call, contract_id: str) -> contracts.Stored:
     with call.world.database.read() as connection:
         stored = contracts.find(connection, contract_id)
     if stored.state not in _VISIBLE or call.member.id not in stored.contract.by_id():
-        raise InputError("CONTRACT_UNKNOWN", "There is no contract with this id.", field="contract_id")
+        raise InputError(
+            "CONTRACT_UNKNOWN",
+            "There is no contract with this id.",
+            field="contract_id",
+            remedy="Ask the operator for the id of a contract that it offers you.",
+        )
     return stored
 
 
@@ -154,6 +159,12 @@ def post_enrol(request: Request, body: Body) -> dict[str, Any]:
     return _own(member)
 
 
+@router.post(PROBE.removeprefix(API))
+def post_probe(request: Request, call: AnyCall) -> dict[str, Any]:
+    """How many bytes of the body came through; the edge threw them away. For `fedpact-agent preflight`."""
+    return {"bytes": request.scope["fedpact.bytes"], "now": instant(call.world.now())}
+
+
 @router.get("/enrolment")
 def get_enrolment(call: AnyCall) -> dict[str, Any]:
     """The caller's own state: requested, approved, registered, suspended, frozen."""
@@ -169,7 +180,7 @@ def post_card(call: ActiveCall) -> dict[str, Any]:
         raise InputError("BODY_FORM", "The body is {card, released}.", field="released")
     envelope = _envelope(value, "card")
     with call.world.database.write() as connection:
-        card = cards.accept_card(connection, call.member, envelope, released or [])
+        card = cards.accept_card(connection, call.member, envelope, released or [], now=call.world.now())
     return {"data_set": card.data_set, "released": card.released_rows}
 
 

@@ -13,11 +13,11 @@ from fedpact_contract.messages import Objection
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope, read_envelope
 from fedpact_contract.request import API
-from fedpact_server import closing, db, defences, logbook
+from fedpact_server import closing, db, defences, leaving, logbook
 from fedpact_server.alarms import raise_alarm
 from fedpact_server.api import Call, ReaderCall, signatory
 from fedpact_server.report.html import render
-from fedpact_server.run_state import run_keys, run_row, signed_contract
+from fedpact_server.run_state import run_row, signed_contract
 
 router = APIRouter(prefix=API)
 
@@ -57,8 +57,8 @@ def post_closing(contract_id: str, call: ReaderCall) -> dict[str, Any]:
         _object(call, contract, envelope)
         return {"taken": "objection"}
     with call.world.database.write() as connection:
-        keys = run_keys(signed_contract(connection, contract.id), contract)
-        state = closing.countersign(connection, contract, {call.member.id: keys[call.member.id]}, envelope)
+        key = leaving.signing_key(connection, contract, call.member.id)
+        state = closing.countersign(connection, contract, {call.member.id: key}, envelope)
     return {"taken": "countersignature", "held": list(state.held)}
 
 
@@ -89,8 +89,7 @@ def _object(call: Call, contract: Contract, envelope: Envelope[Objection]) -> No
     """
     with call.world.database.write() as connection:
         closing.closing_state(connection, contract)
-        keys = run_keys(signed_contract(connection, contract.id), contract)
-        record: Objection = opened(envelope, Objection, keys[call.member.id])
+        record: Objection = opened(envelope, Objection, leaving.signing_key(connection, contract, call.member.id))
         if (record.contract_id, record.participant) != (contract.id, call.member.id):
             raise RefusedError("OBJECTION_PLACE", "The objection is for another contract or participant.")
         place = {"contract_id": contract.id, "participant": record.participant, "size": record.size}

@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError, ServiceError
+from fedpact_contract.request import PROBE
 
 log = structlog.get_logger()
 
@@ -42,7 +43,8 @@ _CONFLICT = {
 class Limits:
     """Bytes of a request's body and seconds to send it; requests: how many at once, how many a second from then on.
 
-    Agents behind one address share its limit; `enrol` is the limit for requests to join, which carry a token.
+    Agents behind one address share its limit; `enrol` is the limit for requests to join, which carry a token. `probe`,
+    with bytes and seconds of its own, is for bodies that are thrown away (`request.PROBE`).
     """
 
     body: int = 1 << 20
@@ -50,6 +52,9 @@ class Limits:
     address: tuple[int, float] = (400, 100.0)
     node: tuple[int, float] = (100, 25.0)
     enrol: tuple[int, float] = (20, 0.5)
+    probe: tuple[int, float] = (6, 0.1)
+    probe_body: int = 64 << 20
+    probe_seconds: float = 120.0
 
 
 class RateLimiter:
@@ -123,6 +128,7 @@ class Edge:
     def __init__(self, app: App, *, limits: Limits, prefix: str) -> None:
         self.app, self.limits, self.prefix = app, limits, prefix
         self._address, self._enrol = RateLimiter(*limits.address), RateLimiter(*limits.enrol)
+        self._probe = RateLimiter(*limits.probe)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -150,7 +156,7 @@ class Edge:
                 await _answer(send, 500, error_body(failed))
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body, after the limits that need no body.
+        """The whole body, after the limits that need no body; of a probe nothing, once all of it has come.
 
         Raises:
             RefusedError: RATE_LIMITED.
@@ -160,7 +166,9 @@ class Edge:
         self._address.take(address)
         if scope["path"] == f"{self.prefix}/enrol":
             self._enrol.take(address)
-        limit = self.limits.body
+        if probe := scope["path"] == PROBE:
+            self._probe.take(address)
+        limit = self.limits.probe_body if probe else self.limits.body
         announced = next((v for k, v in scope["headers"] if k.lower() == b"content-length"), b"0")
         too_large = InputError("BODY_TOO_LARGE", f"A request here has at most {limit} bytes.")
         if not announced.isdigit() or len(announced) > 15 or int(announced) > limit:
@@ -168,18 +176,21 @@ class Edge:
         parts: list[bytes] = []
         more, size = True, 0
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with asyncio.timeout(self.limits.probe_seconds if probe else self.limits.seconds):
                 while more:
                     message = await receive()
                     if message["type"] != "http.request":
                         break
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
+                    part = message.get("body", b"")
+                    size += len(part)
                     if size > limit:
                         raise too_large
+                    if not probe:
+                        parts.append(part)
                     more = message.get("more_body", False)
         except TimeoutError as err:
             raise InputError("BODY_SLOW", "The request's body came too slowly.") from err
+        scope["fedpact.bytes"] = size
         return b"".join(parts)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from fedpact_contract.request import API
-from fedpact_server import measurements
+from fedpact_server import leaving, measurements
 from fedpact_server.api import ActiveCall, ReaderCall, signatory
 from fedpact_server.run_state import load_model, run_keys, signed_contract
 
@@ -29,6 +29,7 @@ def post_measurement(contract_id: str, call: ActiveCall) -> dict[str, Any]:
     contract, value = signatory(call, contract_id).contract, call.json()
     with call.world.database.write() as connection:
         keys = run_keys(signed_contract(connection, contract.id), contract)
+        leaving.check_not_gone(connection, contract, call.member.id)
         kind = measurements.take(call.world.home, connection, contract, call.member.id, keys[call.member.id], value)
     return {"taken": kind}
 

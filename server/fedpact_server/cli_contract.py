@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpact_contract import output
-from fedpact_contract.cli import group
+from fedpact_contract.cli import Document, Language, group, write_document
 from fedpact_contract.files import refuse_existing, write_new
 from fedpact_contract.output import counted, line
 from fedpact_server.cli_common import (
@@ -99,21 +99,24 @@ def new_command(
     from fedpact_contract.privacy import plan_words
     from fedpact_contract.record import decimal_text
     from fedpact_contract.request import utc_now
+    from fedpact_contract.toml_lines import naming_lines
     from fedpact_server.drafting import new, without_entities
 
     operator, database = open_home(home)
     if out is not None:
         refuse_existing(out)
-    contract = new(
-        operator,
-        database,
-        read_text(template, "template"),
-        _validation_file(validation, kind, table, column_names, delimiter, missing),
-        now=utc_now(),
-        released=released,
-        buyer_file=_validation_file(buyer_validation, kind, table, column_names, delimiter, missing),
-        file=template,
-    )
+    text = read_text(template, "template")
+    with naming_lines(text, template):
+        contract = new(
+            operator,
+            database,
+            text,
+            _validation_file(validation, kind, table, column_names, delimiter, missing),
+            now=utc_now(),
+            released=released,
+            buyer_file=_validation_file(buyer_validation, kind, table, column_names, delimiter, missing),
+            file=template,
+        )
     if out is not None:
         write_new(out, contract.to_bytes())
     if as_json:
@@ -164,12 +167,14 @@ def sign_command(
     yes: Yes = False,
     passphrase_file: PassphraseFile = None,
     home: Home = DEFAULT_HOME,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """Read an offered contract in full, then sign it and delegate a run key for it.
 
     Example: fedpact contract sign 3f2a91c0
     """
+    from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
     from fedpact_contract.text import render
     from fedpact_server import contracts
@@ -178,25 +183,34 @@ def sign_command(
     with database.read() as connection:
         found = contracts.signable(connection, contract, utc_now())
     if not (yes and as_json):
-        typer.echo(render(found), err=as_json)
+        typer.echo(render(found, language(lang)), err=as_json)
     output.confirm(f"Sign this contract as {operator.settings.name}?", yes=yes)
     passphrase = read_passphrase(passphrase_file)
     _show(contracts.sign(operator, database, found.id, passphrase, now=utc_now()), as_json=as_json)
 
 
-def show_command(contract: Selector, home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
-    """Print a contract as a document, clause by clause. Example: fedpact contract show 3f2a91c0."""
+def show_command(
+    contract: Selector,
+    home: Home = DEFAULT_HOME,
+    lang: Language = None,
+    out: Document = None,
+    as_json: Json = False,
+) -> None:
+    """Print a contract as a document, clause by clause. Example: fedpact contract show 3f2a91c0 --lang zh."""
+    from fedpact_contract.language import language
     from fedpact_contract.text import render
     from fedpact_server import contracts
 
     _, database = open_home(home)
     with database.read() as connection:
         stored = contracts.find(connection, contract)
+    if out is not None:
+        write_document(out, stored.contract, lang)
     if as_json:
         plain = stored.contract.plain()
         output.emit_json({"contract_id": stored.contract.id, "state": stored.state, "contract": plain})
-    else:
-        typer.echo(render(stored.contract), nl=False)
+    elif out is None:
+        typer.echo(render(stored.contract, language(lang)), nl=False)
 
 
 def status_command(

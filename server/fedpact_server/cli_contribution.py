@@ -14,7 +14,7 @@ from fedpact_server.cli_run import RUN, Opened, open_contract
 
 if TYPE_CHECKING:
     from fedpact_contract.contract import Contract
-    from fedpact_contract.log import Finding
+    from fedpact_contract.log import Entry, Finding
     from fedpact_contract.reevaluation import Reevaluation
 
 COLUMNS = {
@@ -167,25 +167,27 @@ def reevaluate_command(
     refuse_existing(out)
     home = AuditorHome.open(key)
     keys = home.keys(output.read_passphrase(passphrase_file, "the auditor's keys"))
-    contract, record, envelope = reevaluate(folder, home.party, keys, sample=sample, seed=seed)
+    contract, record, envelope, entries = reevaluate(folder, home.party, keys, sample=sample, seed=seed)
     write_new(out, envelope.to_bytes() + b"\n")
     if as_json:
         output.emit_json({"file": str(out.absolute())} | record.plain())
     else:
-        _show_reevaluation(record, contract, out)
+        _show_reevaluation(record, contract, entries, out)
     raise typer.Exit(1 if record.differing else 0)
 
 
-def _show_reevaluation(record: "Reevaluation", contract: "Contract", out: Path) -> None:
-    from fedpact_contract.reevaluation import scope
+def _show_reevaluation(record: "Reevaluation", contract: "Contract", entries: "Sequence[Entry]", out: Path) -> None:
+    from fedpact_contract.reevaluation import scope, told
 
     if record.coalitions == "none":
-        output.line("The deposit holds no rows to evaluate on; every next model was made again.")
+        output.line("The deposit holds no rows to evaluate on.")
     else:
         output.line(
-            f"{scope(record).capitalize()} of {record.rounds} rounds ({record.evaluated} evaluations), and every next "
-            f"model; the largest difference of a loss is {record.largest} of 1e-9 of its unit."
+            f"{scope(record).capitalize()} of {record.rounds} rounds ({record.evaluated} evaluations); the largest "
+            f"difference of a loss is {record.largest} of 1e-9 of its unit."
         )
+    for sentence in told(record, contract, [entry.open() for entry in entries]):
+        output.line(sentence)
     if record.seed is not None:
         output.line(f"drawn by {record.seed}")
     for difference in record.differences:

@@ -1,12 +1,13 @@
 """Commands `fedpact participant …`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fedpact_contract import output
 from fedpact_contract.cli import group
+from fedpact_contract.errors import InputError
 from fedpact_contract.files import write_new
 from fedpact_contract.output import line
 from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, open_home
@@ -14,6 +15,7 @@ from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, open_home
 if TYPE_CHECKING:
     from fedpact_server.enrolment import Member
 
+CROISSANT = "Add --format croissant, or use --json and a redirection."
 Selector = Annotated[
     str, typer.Argument(help="A participant: id, the beginning of it, name or entity code.", metavar="PARTICIPANT")
 ]
@@ -25,6 +27,7 @@ def register(app: typer.Typer) -> None:
     participant.command("invite")(invite_command)
     participant.command("approve")(approve_command)
     participant.command("list")(list_command)
+    participant.command("card")(card_command)
     participant.command("revoke")(revoke_command)
 
 
@@ -138,6 +141,58 @@ def list_command(home: Home = DEFAULT_HOME, as_json: Json = False) -> None:
         output.table(console, ["invited", "entity code", "sector", "until"], rows)
     if alarmed:
         output.table(console, ["alarm", "at", "detail"], [[a["code"], a["at"], a["detail"]] for a in alarmed])
+
+
+def card_command(
+    participant: Selector,
+    data_set: Annotated[str, typer.Option("--data-set", help="One data set of several.", metavar="ID")] = "",
+    form: Annotated[
+        Literal["text", "croissant"], typer.Option("--format", help="croissant: JSON-LD by Croissant 1.1.")
+    ] = "text",
+    out: Annotated[Path | None, typer.Option("--out", help="A new file for it.", metavar="FILE")] = None,
+    home: Home = DEFAULT_HOME,
+    as_json: Json = False,
+) -> None:
+    """Show what an enterprise declared of a data set and signed, and which contracts were made by this card.
+
+    Example: fedpact participant card "Hospital A" --format croissant --out heart.jsonld
+    """
+    from fedpact_contract.croissant import croissant_bytes
+    from fedpact_contract.quality import card_lines
+    from fedpact_contract.record import decimal_text
+    from fedpact_server import cards, enrolment
+
+    _, database = open_home(home)
+    with database.read() as connection:
+        member = enrolment.find(connection, participant)
+        card = cards.the_card(connection, member, data_set)
+        named = cards.naming(connection, card)
+    if form == "croissant":
+        made = croissant_bytes(card)
+        write_new(out, made) if out is not None else line(made.decode().rstrip())
+        return
+    if out is not None:
+        raise InputError("USAGE", "A file is written of the format croissant.", field="--out", remedy=CROISSANT)
+    if as_json:
+        contracts = [{"id": i, "this_card": same} for i, same in named]
+        output.emit_json(card.plain() | {"digest": card.digest(), "contracts": contracts})
+        return
+    line(f"{member.name} declared and signed of its data set {card.data_set}; none of it was verified here:")
+    rows = [
+        ("examples", str(card.num_examples), "declared"),
+        ("columns", ", ".join(card.columns), "declared"),
+        ("label", card.label, "declared"),
+        ("entity", card.entity or "none", "declared"),
+        ("epsilon, delta", f"{decimal_text(card.epsilon)}, {decimal_text(card.delta)}", "over all contracts"),
+        ("released rows", str(card.released_rows), "counted; outside the privacy guarantee"),
+        *card_lines(card.facts, card.measured),
+        ("digest", card.digest(), "SHA-256 of the record"),
+    ]
+    output.table(output.console(), ["item", "value", "where it comes from"], rows)
+    for contract, same in named:
+        line(
+            f"Contract {contract[:12]} was made by {'this card' if same else 'an EARLIER card: it has changed since'}."
+        )
 
 
 def _show_one(member: "Member", text: str, *, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fedpact_contract import output
+from fedpact_contract.cli import Language
 from fedpact_contract.files import refuse_existing, write_new
 from fedpact_server.cli_common import (
     DEFAULT_HOME,
@@ -37,7 +38,7 @@ def report_command(
         Literal["html", "json", "label"],
         typer.Option("--format", help="What is written; label: the privacy label, in the terminal."),
     ] = "html",
-    lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="The language of html and label.")] = "en",
+    lang: Language = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="A new file (default: report-ID.html, or stdout for json).")
     ] = None,
@@ -53,6 +54,7 @@ def report_command(
     import json
 
     from fedpact_contract.errors import InputError
+    from fedpact_contract.language import language
     from fedpact_contract.reevaluation import read, read_file
     from fedpact_contract.report import build
     from fedpact_server import logbook
@@ -77,7 +79,7 @@ def report_command(
         entries = logbook.signed_entries(connection, at.contract.id)
     report = build(entries, None if audited is None else read(audited, at.contract, entries, file=reevaluation))
     if form == "label":
-        _show_label(report["privacy"], lang, as_json=as_json)
+        _show_label(report["privacy"], language(lang), as_json=as_json)
         return
     if form == "json" and out is None:
         output.emit_json(report)
@@ -85,7 +87,7 @@ def report_command(
     if form == "json":
         text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
     else:
-        text = render(report, lang, comparison)
+        text = render(report, language(lang), comparison)
     path = out or Path(f"report-{at.contract.id[:16]}.html")
     write_new(path, text.encode())
     _wrote(path, as_json=as_json)

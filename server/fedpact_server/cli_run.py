@@ -167,12 +167,12 @@ def preview_command(
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
-    """Show what a settlement would pay, and whether it waits for a review; nothing is recorded.
+    """Show what a settlement would pay, and whether it waits for a review or was made before; nothing is recorded.
 
     A stopped run pays for its committed rounds.
     """
     from fedpact_contract.questions import review_due
-    from fedpact_contract.settlement import parse_yuan
+    from fedpact_contract.settlement import format_fen, parse_yuan
     from fedpact_server import closing, defences
 
     revenue_fen, fees_fen = parse_yuan(revenue, field="--revenue"), parse_yuan(fees, field="--fees")
@@ -180,7 +180,15 @@ def preview_command(
     with at.database.read() as connection:
         result = closing.preview(connection, at.contract, revenue_fen, fees_fen, unopened=unopened)
         waits = defences.waits_for_review(connection, at.contract, review_due(at.contract, result.shares))
-    _show_result(result, at.contract, as_json=as_json, review_due=waits is not None)
+        done = closing.recorded(connection, at.contract.id)
+    waits = None if done is not None else waits
+    more = {"review_due": waits is not None, "settled": done is not None}
+    _show_result(result, at.contract, as_json=as_json, more=more)
+    if done is not None:
+        amounts = f"revenue {format_fen(done.revenue_fen, 'en')}, fees {format_fen(done.fees_fen, 'en')}"
+        other = (done.revenue_fen, done.fees_fen) != (revenue_fen, fees_fen)
+        also = " These are other amounts: nothing of it will be paid." if other else ""
+        typer.echo(f"This period is settled already: {amounts}.{also} `fedpact settle statement` shows it.", err=True)
     if waits is not None:
         for text in ("`fedpact settle close` waits for a review.", waits.message, waits.remedy):
             typer.echo(output.visible(text), err=True)
@@ -300,6 +308,9 @@ def _show(
     console.print(f"{found.run_id}: {found.phase}, wanted {found.wanted}; round {found.round} of {found.rounds}")
     if found.detail:
         console.print(output.visible(found.detail))
+    for party in at.contract.participants:
+        if party.id in found.standing:
+            output.line(_stands(party.name, found.standing[party.id]))
     rows = [
         [party.name, party.id[:SHORT], *found.outcomes[party.id], _noise((noise or {}).get(party.id))]
         for party in at.contract.participants
@@ -311,6 +322,14 @@ def _show(
     if timed:
         console.print("Milliseconds of each round:")
         output.table(console, ["round", *PARTS], timed, right=tuple(range(len(PARTS) + 1)))
+
+
+def _stands(name: str, found: Mapping[str, Any]) -> str:
+    """A participant that does not simply take part, in one sentence."""
+    code = f" ({found['code']})" if found["code"] and found["said"] != "running" else ""
+    rounds = [str(model["round"]) for model in found["models"]]
+    models = f"; its updates are in the models of the rounds {rounds[0]} to {rounds[-1]}" if rounds else ""
+    return f"{name}: {found['standing']}{code}{models}."
 
 
 def _noise(found: "NoiseFloor | None") -> str:
@@ -358,6 +377,7 @@ def _table(found: "RunStatus", contract: "Contract", seconds: float) -> Any:  # 
         kind, code = found.outcomes.get(party.id, ("", ""))
         doing = f"{kind} ({code})" if kind and kind != "admitted" else kind
         waiting = "training" if found.round_phase == "sent" else ""
+        doing = doing or found.standing.get(party.id, {}).get("standing", "")
         table.add_row(Text(output.visible(party.name)), Text(doing or waiting))
     return table
 
@@ -370,10 +390,11 @@ def _show_result(
     held: tuple[str, ...] = (),
     objected: tuple[str, ...] = (),
     closed: bool = False,
-    review_due: bool | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
+    """The result; `more`: what else the JSON has."""
     from fedpact_contract.record import decimal_text, ratio_text
-    from fedpact_contract.settlement import format_fen
+    from fedpact_contract.settlement import format_fen, groups
 
     lines = [
         {
@@ -398,9 +419,10 @@ def _show_result(
                 "basis": result.basis,
                 "reason": result.shares.reason,
                 "lines": lines,
+                "common_control": groups(result, contract),
                 "final": not held,
             }
-            | ({} if review_due is None else {"review_due": review_due})
+            | dict(more or {})
         )
         return
     rows = [
@@ -417,3 +439,7 @@ def _show_result(
     console.print(f"pool {format_fen(result.pool_fen, 'en')}, split by {result.basis} ({result.shares.reason})")
     output.table(console, ["participant", "share", "95 % interval", "paid", "closing"], rows, right=(1, 2, 3))
     console.print(f"interval: {result.shares.covers}; {output.OUTWARD}")
+    for of in groups(result, contract):
+        floor = f" of {format_fen(of['floor_fen'], 'en')}" if of["floor_fen"] else ""
+        text = f"{of['name']} controls {', '.join(of['names'])}: they have one equal part and one floor{floor}"
+        console.print(output.visible(text), soft_wrap=True)

@@ -148,6 +148,12 @@ def settle(
     return result
 
 
+def recorded(connection: Connection, contract_id: str) -> RevenueRecorded | None:
+    """The amounts by which the period was settled; None before it was."""
+    settled = logbook.last_of(connection, contract_id, PeriodSettled.TYPE) is not None
+    return _settled(connection, contract_id) if settled else None
+
+
 def countersign(
     connection: Connection, contract: Contract, run_keys: dict[str, str], envelope: Envelope[Countersignature]
 ) -> ClosingState:

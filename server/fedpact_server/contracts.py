@@ -76,7 +76,12 @@ def find(connection: Connection, selector: str) -> Stored:
     query = sa.select(db.contracts).where(db.contracts.c.id.startswith(prefix)).limit(2)
     rows = connection.execute(query).all() if usable else []
     if len(rows) > 1:
-        raise InputError("CONTRACT_AMBIGUOUS", "More than one contract's id begins so.", field=selector)
+        raise InputError(
+            "CONTRACT_AMBIGUOUS",
+            "More than one contract's id begins so.",
+            field=selector,
+            remedy="Write more of the id; `fedpact contract status` lists them.",
+        )
     if not rows:
         raise InputError(
             "CONTRACT_UNKNOWN",
@@ -358,7 +363,12 @@ def _check_own(home: OperatorHome, contract: Contract) -> None:
     from fedpact_server import validation  # reads tables: no other command about a contract pays for that
 
     if contract.operator != home.party:
-        raise RefusedError("CONTRACT_OPERATOR", "The contract names another operator than this home.", field="operator")
+        raise RefusedError(
+            "CONTRACT_OPERATOR",
+            "The contract names another operator than this home.",
+            field="operator",
+            remedy="Give --home the home of the operator that the contract names.",
+        )
     if contract.code != installed_code():
         raise RefusedError(
             "CONTRACT_CODE",
@@ -384,7 +394,12 @@ def _require(stored: Stored, states: tuple[str, ...], now: datetime.datetime) ->
             else "`fedpact contract status` shows where each contract stands.",
         )
     if stored.contract.term.not_after <= instant(now):
-        raise InputError("CONTRACT_EXPIRED", "The contract's term has ended.", field="term.not_after")
+        raise InputError(
+            "CONTRACT_EXPIRED",
+            "The contract's term has ended.",
+            field="term.not_after",
+            remedy="Make a new contract with a later term: fedpact contract new.",
+        )
 
 
 def _set_state(connection: Connection, contract_id: str, state: str) -> None:

@@ -1,9 +1,9 @@
 """`contract new`: from a template to a draft contract, with everything filled in that is derived, not chosen.
 
 The template gives what people decide. Derived are: the operator, the participants' names, keys and sectors (from
-their enrolment), their numbers of examples and gate orders (from their signed cards), the noise multiplier (from the
-whole plan), the accountant, the initial model, the validation set's root and slices, and the digests of the installed
-code.
+their enrolment), their numbers of examples and gate orders (from their signed cards, whose digests are named), the
+noise multiplier (from the whole plan), the accountant, the initial model, the validation set's root and slices, and the
+digests of the installed code.
 """
 
 import datetime
@@ -87,9 +87,16 @@ def new(
         tables += _released_rows(connection, signatories) if released else []
     software = installed_code()
     sketch = sketches.sketch(values, home.party, software, file=file)
+    _check_control(sketch)
     _check_cards(sketch, signatories)
     if sketch.term.not_after <= instant(now):
-        raise InputError("CONTRACT_EXPIRED", "The term has ended already.", file=file, field="term.not_after")
+        raise InputError(
+            "CONTRACT_EXPIRED",
+            "The term has ended already.",
+            file=file,
+            field="term.not_after",
+            remedy="Write a later not_after under [term].",
+        )
     rows = validation.build(sketch.data, tables)
     weights = initial_weights(sketch.model, sketch.data, np.random.default_rng())
     _check_baseline(sketch)
@@ -102,6 +109,25 @@ def new(
     with database.write() as connection:
         connection.execute(db.contracts.insert().values(id=contract.id, payload=contract.to_bytes(), state="draft"))
     return contract
+
+
+def _check_control(contract: Contract) -> None:
+    """Participants that are all affiliates of the operator, or of the buyer, are named as under common control too."""
+    groups = [{*group.members} for group in contract.common_control or ()]
+    for of in ("operator", "buyer"):
+        codes = {a.entity_code for a in contract.affiliates or () if a.of == of}
+        if of == "buyer" and contract.buyer is not None:
+            codes.add(contract.buyer.entity_code)
+        linked = [p for p in contract.participants if p.entity_code in codes]
+        if len(linked) > 1 and not any({p.entity_code for p in linked} <= group for group in groups):
+            raise InputError(
+                "TEMPLATE_COMMON_CONTROL",
+                f"{', '.join(p.name for p in linked)} are under common control, by way of the {of}.",
+                field="common_control",
+                party=linked[0].name,
+                rule="affiliates of one party are one group of common control",
+                remedy="Name them in one [[common_control]] with name and members (their entity codes).",
+            )
 
 
 def _check_baseline(sketch: Contract) -> None:
@@ -134,7 +160,7 @@ def _participants(
         signatory = _signatory(connection, item, f"participants.{index}", file)
         member, card = signatory.member, signatory.card
         derived: dict[str, Any] = {"name": member.name, "key": member.contract_key, "sector": member.sector}
-        derived = {**derived, "num_examples": card.num_examples, "gate_order": card.alpha}
+        derived = {**derived, "num_examples": card.num_examples, "gate_order": card.alpha, "card": card.digest()}
         filled.append(merge(item, derived, file=file, under=f"participants.{index}"))
         signatories.append(signatory)
     return signatories, values | {"participants": filled}
@@ -144,7 +170,11 @@ def _signatory(connection: Connection, item: Mapping[str, Any], field: str, file
     for key in ("entity_code", "data_set"):
         if not isinstance(item.get(key), str):
             raise InputError(
-                "CONTRACT_MISSING_KEY", f"The key {field}.{key} is missing.", file=file, field=f"{field}.{key}"
+                "CONTRACT_MISSING_KEY",
+                f"The key {field}.{key} is missing.",
+                file=file,
+                field=f"{field}.{key}",
+                remedy="Write it: each of [[participants]] has entity_code, data_set and floor_fen.",
             )
     member = enrolment.by_entity(connection, item["entity_code"])
     if member is None or member.state not in ("approved", "registered"):
@@ -180,6 +210,7 @@ def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
                 f"The data set {card.data_set} of {party} has no column {missing[0]}.",
                 field="data.label.event" if missing[0] in contract.data.label_columns else "data.columns",
                 party=party,
+                remedy="Name columns that every card has, or ask the enterprise to sign a card with this one.",
             )
         if card.label != contract.data.label.name:
             raise InputError(
@@ -187,6 +218,7 @@ def _check_cards(contract: Contract, signatories: Sequence[_Signatory]) -> None:
                 f"The label of the data set {card.data_set} of {party} is {card.label}.",
                 field="data.label.name",
                 party=party,
+                remedy="Predict the label that all cards name, or ask the enterprise to sign another card.",
             )
         if contract.privacy.entity is not None and card.entity != contract.privacy.entity.column:
             raise InputError(

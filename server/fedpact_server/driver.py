@@ -6,18 +6,17 @@ from pathlib import Path
 import structlog
 
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FedpactError
+from fedpact_contract.errors import FailedError, FedpactError
 from fedpact_contract.keys import load_key
 from fedpact_server import db, validation
 from fedpact_server.cluster import evaluator
 from fedpact_server.home import OperatorHome
-from fedpact_server.rounds import POLL_SECONDS, Loop
+from fedpact_server.rounds import DETAIL_LENGTH, POLL_SECONDS, Loop
 from fedpact_server.run_state import RunContext, SupersededError, node_ids, run_keys, run_row, signed_contract
 from fedpact_server.transport import Transport
 
 log = structlog.get_logger()
 
-DETAIL_LENGTH = 200
 DRIVER_SECONDS = 30.0
 """How long a new Flower run waits for the supervisor to name it."""
 
@@ -37,6 +36,11 @@ def drive(
         phase = Loop(context=context, transport=transport, examples=examples, evaluate=evaluate).run()
     except FedpactError as err:
         _tell(context, err)
+        raise
+    except Exception as err:
+        what = f"{type(err).__name__}: {err}"
+        remedy = "It is tried again; nothing is scored meanwhile. `fedpact run stop` ends the run."
+        _tell(context, FailedError("RUN_FAILED", what, remedy=remedy))
         raise
     log.info("driver ends", contract=contract_id, driver=str(flower_run_id), phase=phase)
 

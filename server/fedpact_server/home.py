@@ -40,6 +40,7 @@ from fedpact_contract.keys import (
     write_private,
 )
 from fedpact_contract.record import Hex32, Name, Part
+from fedpact_contract.toml_lines import naming_lines
 from fedpact_server import pki
 from fedpact_server.db import Database
 
@@ -306,7 +307,9 @@ def _settings(path: Path) -> Settings:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as err:
         raise InputError("SETTINGS", "The settings cannot be read as UTF-8 text.", file=path) from err
-    settings = Settings.parse(load_toml(text, file=path), code="SETTINGS", file=path)
+    value = load_toml(text, file=path)
+    with naming_lines(text, path):
+        settings = Settings.parse(value, code="SETTINGS", file=path)
     hosts = tuple(pki.host_form(host) for host in settings.hosts)
     return settings.model_copy(update={"hosts": hosts})
 

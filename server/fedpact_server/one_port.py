@@ -4,7 +4,7 @@ The public socket is the operator's one port; the internal one is bound to loopb
 the socket alone, never on the peer's address: a reverse proxy or a participant on the same machine must not inherit
 the rights of loopback. Everything that is not listed is refused.
 
-    public    POST /v1/fleet/*, GET /health, /fedpact/*
+    public    POST /v1/fleet/*, GET /health, /fedpact/*   (of ours, `PROBE` alone takes bodies as large as Flower's)
     internal  the same, and the Control and Runtime calls that Fedpact uses (Flower asks for the token or the secret)
 
 Paths are compared as the application's router sees them, and a path that could read differently elsewhere (encoded
@@ -15,6 +15,8 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Literal
+
+from fedpact_contract.request import PROBE
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -117,7 +119,8 @@ def decide(
     verdict = _target(method, path, internal=internal)
     if isinstance(verdict, int) or (internal and verdict == "flower"):
         return verdict
-    return _oversized(headers, max_api_body if verdict == "api" else MAX_FLEET_BODY) or verdict
+    large = verdict == "flower" or path == PROBE
+    return _oversized(headers, MAX_FLEET_BODY if large else max_api_body) or verdict
 
 
 def _target(method: str, path: str, *, internal: bool) -> Target | int:

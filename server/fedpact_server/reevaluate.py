@@ -9,7 +9,7 @@ What the log itself states otherwise than the updates and the committed rows giv
 
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from numpy.typing import NDArray
 
 from fedpact_contract.arrays import model_digest
 from fedpact_contract.contract import Auditor, Contract
@@ -37,12 +38,24 @@ from fedpact_contract.log import (
     MomentsOpened,
     PeriodSettled,
     RoundAggregated,
+    RoundDiscarded,
     RoundScores,
     ScoresOpened,
 )
 from fedpact_contract.record import Envelope, read_envelope, sign
-from fedpact_contract.reevaluation import LISTED, TOLERANCE, Difference, Reevaluation, drawn, tolerance
-from fedpact_contract.unions import by_round
+from fedpact_contract.reevaluation import (
+    LISTED,
+    TOLERANCE,
+    Coalitions,
+    Compared,
+    Difference,
+    Reevaluation,
+    comparable,
+    drawn,
+    tolerance,
+)
+from fedpact_contract.replay_rounds import NOT_FINITE
+from fedpact_contract.unions import Unions, by_round
 from fedpact_contract.verify import verify
 from fedpact_models import aggregation
 from fedpact_models.features import Examples
@@ -57,6 +70,17 @@ FINDING_ERROR = 1e-3
 """What a detector's numbers may differ by; they are told in six digits."""
 ROW_ERROR = 1e-5
 """What another processor may move a row's loss by, in 1e-9 nat: 100,000 rows make the one unit of `tolerance`."""
+NO_LOSS = (NOT_FINITE, "WEIGHTS_NOT_FINITE")
+"""Codes of what has no loss, whoever evaluates it; any other failure is this machine's."""
+
+_Made = tuple[
+    dict[str, str],
+    dict[str, NDArray[np.float32]],
+    FloatArray,
+    Mapping[str, NDArray[np.floating]],
+    aggregation.Memory,
+]
+"""Of a round: update digests, updates, the base model, each player's step, what the server's optimizer keeps."""
 
 
 def reevaluate(
@@ -66,7 +90,7 @@ def reevaluate(
     *,
     sample: int | None = None,
     seed: str | None = None,
-) -> tuple[Contract, Reevaluation, Envelope[Reevaluation]]:
+) -> tuple[Contract, Reevaluation, Envelope[Reevaluation], list[Entry]]:
     """Evaluate a run again.
 
     Args:
@@ -77,7 +101,7 @@ def reevaluate(
         seed: What they are drawn by, 32 bytes in hexadecimal; fresh ones by default.
 
     Returns:
-        The contract, what was found, and that signed.
+        The contract, what was found, that signed, and the log's entries.
 
     Raises:
         InputError: no such folder; AUDITOR_OTHER, the contract names another auditor; REEVALUATE_EARLY, the scores are
@@ -93,7 +117,8 @@ def reevaluate(
             remedy="Leave it out: a fresh one is drawn and recorded.",
         )
     evidence = read_evidence(folder / bundle.EVIDENCE)
-    contract, bodies = _read(evidence, folder)
+    contract, entries = _read(evidence, folder)
+    bodies = [entry.open() for entry in entries]
     if contract.auditor is None or contract.auditor.id != party.id:
         named = "no auditor" if contract.auditor is None else f"the auditor {contract.auditor.id}"
         raise InputError(
@@ -116,10 +141,10 @@ def reevaluate(
         seed=None if sample is None else seed or secrets.token_hex(32),
     )
     record = task.look(keys[1], _head(evidence))
-    return contract, record, sign(record, keys[0])
+    return contract, record, sign(record, keys[0]), entries
 
 
-def _read(evidence: Evidence, folder: Path) -> tuple[Contract, list[Body]]:
+def _read(evidence: Evidence, folder: Path) -> tuple[Contract, list[Entry]]:
     """The contract and the entries of sound evidence.
 
     Raises:
@@ -133,9 +158,10 @@ def _read(evidence: Evidence, folder: Path) -> tuple[Contract, list[Body]]:
             file=folder / bundle.EVIDENCE,
             remedy="`fedpact verify` lists every fault; nothing is evaluated on such evidence.",
         )
-    bodies = [Entry.from_bytes(line).open() for line in evidence.log]
-    assert isinstance(bodies[0], ContractSigned)  # noqa: S101 - verified evidence begins with it
-    return Contract.from_bytes(bodies[0].signed.contract.body), bodies
+    entries = [Entry.from_bytes(line) for line in evidence.log]
+    first = entries[0].open()
+    assert isinstance(first, ContractSigned)  # noqa: S101 - verified evidence begins with it
+    return Contract.from_bytes(first.signed.contract.body), entries
 
 
 def _head(evidence: Evidence) -> Checkpoint:
@@ -156,17 +182,22 @@ class _Task:
     differences: list[Difference] = field(default_factory=list)
     largest: int = 0
     whole: bool = True  # whether every round could be evaluated
+    left: set[Compared] = field(default_factory=set)  # what was not compared in every round
 
     def look(self, key: X25519PrivateKey, head: Checkpoint) -> Reevaluation:
         """Evaluate, and say what was found."""
         scores = [body.scores for body in self.bodies if isinstance(body, ScoresOpened)]
         examples = self.rows(key)
         values = self.rounds(scores, examples)
+        if not self.whole:
+            self.left |= {"findings", "moments"}  # sums over all rounds
         if examples is not None and self.sample is None and self.whole:
             stated = next(body.moments for body in self.bodies if isinstance(body, MomentsOpened))
             self.differences += self.moments(values, stated, len(scores))
         if examples is None:
             self.sample = self.seed = None
+        coalitions: Coalitions = "none" if examples is None else "all" if self.sample is None else "sampled"
+        most = comparable(self.contract, self.bodies, coalitions)
         assert self.contract.auditor is not None  # noqa: S101 - `reevaluate` looked
         return Reevaluation(
             contract_id=self.contract.id,
@@ -174,7 +205,7 @@ class _Task:
             size=head.size,
             root=head.root,
             rounds=len(scores),
-            coalitions="none" if examples is None else "all" if self.sample is None else "sampled",
+            coalitions=coalitions,
             sample=self.sample,
             seed=self.seed,
             evaluated=0 if examples is None else sum(len(drawn(said, self.sample, self.seed)) for said in scores),
@@ -182,6 +213,7 @@ class _Task:
             largest=self.largest,
             differing=len(self.differences),
             differences=tuple(self.differences[:LISTED]),
+            compared=tuple(name for name in most if name not in self.left),
         )
 
     def rows(self, key: X25519PrivateKey) -> Examples | None:
@@ -201,24 +233,15 @@ class _Task:
             Per-example values of the whole run, float64 [all participants, V], where all coalitions are evaluated.
         """
         contract, ids = self.contract, list(self.contract.by_id())
-        bases, led_to = bundle.bases(self.bodies), bundle.models(self.bodies)
-        updates, memory, previous = bundle.updates(self.bodies), aggregation.START, None
+        memory, previous = aggregation.START, None
         watch = Watch(contract, examples) if examples is not None else None
         standing = by_round(self.bodies)
         total = np.zeros((len(ids), 0 if examples is None else len(examples)))
         for said in scores:
-            base, stated = load_model(self.folder, bases[said.round]), led_to[said.round]
-            admitted = {p: updates[said.round, p] for p in admitted_in(said)}
-            arrays = {p: load_update(self.folder / bundle.UPDATES, digest) for p, digest in admitted.items()}
-            if {len(base), *map(len, arrays.values())} != {parameter_count(contract.model, contract.data)}:
-                self.skip("model", said.round, stated, "an update that does not fit the model")
-                break  # what the server remembers of such an update, and what comes of it, is nobody's to say
-            unions = standing.get(said.round, ())
-            self.clips(said.round, aggregation.clips(contract, arrays))
-            steps, memory = aggregation.server_steps(contract, arrays, memory, unions)
-            digest = model_digest(aggregation.next_model(contract, base, steps, unions).astype("<f8").tobytes())
-            if digest != stated:
-                self.differences.append(Difference(what="model", round=said.round, stated=stated, found=digest))
+            unions, made = standing.get(said.round, ()), self.made(said.round, admitted_in(said), memory, standing)
+            if made is None:
+                return total  # what the server remembers of such an update, and what comes of it, is nobody's to say
+            admitted, arrays, base, steps, memory = made
             if examples is None:
                 continue
             try:
@@ -237,16 +260,69 @@ class _Task:
                         previous = again
                         continue
                     self.whole = False  # other coalitions were due: those that are stated are evaluated all the same
+                    self.left.add("draws")
                 rows = drawn(said, self.sample, self.seed)
                 named = [masks(said)[row] for row in rows]
                 found = scoring.round_game(contract, base, steps, examples, unions)(named)
                 previous = None
-            except (FailedError, InputError) as err:  # what is not finite has no loss, whatever the operator states
+            except (FailedError, InputError) as err:
+                if err.code not in NO_LOSS:
+                    raise  # of this machine, and nobody's fault that is signed
                 self.skip("loss", said.round, "losses", err.code)
+                self.left |= {"losses", "correct", "draws"}
                 continue
             counted = found.ends(named[0], named[-1]), task_of(contract.data.label).pairs(examples.y)
             self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), counted)
+        for body in self.bodies:
+            if isinstance(body, RoundDiscarded):
+                self.discarded(body, memory, standing, examples)
         return total
+
+    def made(
+        self, number: int, players: Sequence[str], memory: aggregation.Memory, standing: Mapping[int, Unions]
+    ) -> _Made | None:
+        """A round's next model, made again, with what it is made of; None where an update fits no model."""
+        contract, base = self.contract, load_model(self.folder, bundle.bases(self.bodies)[number])
+        updates, stated = bundle.updates(self.bodies), bundle.models(self.bodies)[number]
+        admitted = {p: updates[number, p] for p in players}
+        arrays = {p: load_update(self.folder / bundle.UPDATES, digest) for p, digest in admitted.items()}
+        if {len(base), *map(len, arrays.values())} != {parameter_count(contract.model, contract.data)}:
+            self.skip("model", number, stated, "an update that does not fit the model")
+            self.left |= {"models", "discarded", "clips", "losses", "correct", "draws"}
+            return None
+        unions = standing.get(number, ())
+        self.clips(number, aggregation.clips(contract, arrays))
+        steps, memory = aggregation.server_steps(contract, arrays, memory, unions)
+        digest = model_digest(aggregation.next_model(contract, base, steps, unions).astype("<f8").tobytes())
+        if digest != stated:
+            self.differences.append(Difference(what="model", round=number, stated=stated, found=digest))
+        return admitted, arrays, base, steps, memory
+
+    def discarded(
+        self,
+        body: RoundDiscarded,
+        memory: aggregation.Memory,
+        standing: Mapping[int, Unions],
+        examples: Examples | None,
+    ) -> None:
+        """A round that was given up has a loss that is no number; if it has none, that is a difference.
+
+        All its coalitions are evaluated, also where only a sample of the other rounds' is.
+        """
+        number = body.round
+        players = next(b.admitted for b in self.bodies if isinstance(b, RoundAggregated) and b.round == number)
+        made = self.made(number, players, memory, standing)
+        if made is None or examples is None:
+            return
+        admitted, _, base, steps, _ = made
+        try:
+            scoring.score_round(self.contract, number, admitted, base, steps, examples, None, standing.get(number, ()))
+        except (FailedError, InputError) as err:
+            if err.code not in NO_LOSS:
+                raise
+            return
+        found = "losses that are numbers"
+        self.differences.append(Difference(what="discarded", round=number, stated=body.code, found=found))
 
     def clips(self, number: int, made: tuple[Clip, ...] | None) -> None:
         """The energies and factors that a round states otherwise than its updates give; one difference a round."""

@@ -9,7 +9,7 @@ from fedpact_contract.log import Body, Countersignature, ReplyMissed, UpdateDeci
 from fedpact_contract.messages import Head, Receipt, Refusal, Reply, Update
 from fedpact_contract.parties import opened
 from fedpact_contract.record import Envelope, sign
-from fedpact_server import db, logbook, mirror, noise_floor, pool
+from fedpact_server import db, leaving, logbook, mirror, noise_floor, pool
 from fedpact_server.admission import Expected, admit, open_update
 from fedpact_server.run_state import RunContext, record_outcome, write_array
 
@@ -32,9 +32,12 @@ def take(
     """Decide one reply, enter it in the log, and keep its countersignature; returns (kind, code).
 
     A reply that its participant did not sign is nobody's word: "unreadable", and nothing is logged, unless this was
-    the last chance; then it is logged as missed, with the code.
+    the last chance; then it is logged as missed, with the code. So is one whose key is revoked by now.
     """
     number, contract = int(current.round), context.contract
+    said = leaving.standing(connection, context.contract_id).get(participant)
+    if said is not None and said.revoked is not None:
+        return miss(connection, context.contract_id, number, participant, leaving.KEY_REVOKED)
     earlier = noise_floor.pool_size(contract, parameters) - 1
     expected = Expected(
         contract=contract,
@@ -67,8 +70,7 @@ def take(
     except (InputError, FaultError, RejectedError) as err:
         if not last_chance:
             return "unreadable", err.code
-        kind, code = "missed", err.code
-        body = ReplyMissed(round=number, participant=participant, code=err.code)
+        return miss(connection, context.contract_id, number, participant, err.code)
     record_outcome(
         connection,
         context.contract_id,
@@ -81,6 +83,13 @@ def take(
         attempts=attempts,
     )
     return kind, code
+
+
+def miss(connection: Connection, contract_id: str, number: int, participant: str, code: str) -> tuple[str, str]:
+    """Log that no reply of this participant counts in the round; (kind, code)."""
+    body = ReplyMissed(round=number, participant=participant, code=code)
+    record_outcome(connection, contract_id, number, participant, kind="missed", code=code, body=body)
+    return "missed", code
 
 
 def _decided(

@@ -26,7 +26,6 @@ from fedpact_contract.log import (
     Body,
     Findings,
     NoiseLabel,
-    ReplyMissed,
     RoundAbandoned,
     RoundAggregated,
     RoundDiscarded,
@@ -36,6 +35,7 @@ from fedpact_contract.log import (
     ScoresCommitted,
     commitment,
 )
+from fedpact_contract.replay_rounds import NOT_FINITE
 from fedpact_contract.request import instant, parse_instant, utc_now
 from fedpact_contract.unions import Unions
 from fedpact_models import aggregation
@@ -43,7 +43,7 @@ from fedpact_models.evaluate import Evaluate, evaluate_coalitions
 from fedpact_models.features import Examples
 from fedpact_models.noise import Noise, SystemNoise
 from fedpact_models.registry import parameter_count
-from fedpact_server import db, defences, deposit, logbook, measurements, orders, replies, scoring, watch
+from fedpact_server import db, defences, deposit, leaving, logbook, measurements, orders, replies, scoring, watch
 from fedpact_server.pool import load_update
 from fedpact_server.run_state import (
     RunContext,
@@ -55,8 +55,8 @@ from fedpact_server.run_state import (
     invited,
     last_round,
     load_model,
+    node_ids,
     outcomes,
-    record_outcome,
     rounds_kept,
     run_row,
     set_phase,
@@ -74,16 +74,17 @@ RESEND_SECONDS = 5.0
 SILENT_SECONDS = 15.0
 """An order of which the transport says nothing is sent again after so long, then after twice as long, and so on: it
 may train, or the agent came back so soon that nobody noticed its absence. An agent answers each with its same bytes."""
+LOOK_SECONDS = 0.5
+"""How often a round that waits for replies looks who has left meanwhile."""
 UNREADABLE_REPLIES = 3
 """Replies without a valid signature that a participant has in one round: others can send such in its name."""
 STOPPED = "RUN_STOPPED"
 """The code of what a run leaves undone that its operator stops."""
-NOT_FINITE = "EVALUATION_NOT_FINITE"
-"""The code of a round whose losses are no numbers: it has no scores, and no model is delivered that has none."""
 PRIVACY_EXHAUSTED = "RUN_PRIVACY_EXHAUSTED"
 """The code of a run that ends because Flower's accountant does not agree to the next release."""
 BEFORE_AGGREGATION = ("opened", "sent", "admitted", "committed")
 """Phases in which a stop takes effect: a round that is aggregated is first scored and committed."""
+DETAIL_LENGTH = 200
 GATHER_SECONDS = 60.0
 """How long a round waits for invited participants to be online before it opens with enough of them."""
 
@@ -172,6 +173,9 @@ class Loop:
         started = time.perf_counter()
         deposited = deposit.make(context) if number == 1 else []
         with context.write() as connection:
+            present &= self._candidates(connection) - self._paused(connection)  # who left meanwhile is not invited
+            if context.contract.counted_once(present) < context.contract.participation.minimum:
+                return
             base = self._base_digest(connection, number)
             deadline = instant(self.now() + timedelta(seconds=context.contract.participation.deadline_seconds))
             body = RoundOpened(round=number, base_digest=base, deadline=deadline, invited=tuple(sorted(present)))
@@ -195,30 +199,45 @@ class Loop:
     def _gather(self) -> set[str]:
         """Participants to invite: registered, neither silent nor excluded; wait for those who were there last time."""
         context = self.context
-        minimum = context.contract.participation.minimum
+        minimum, counted = context.contract.participation.minimum, context.contract.counted_once
         begun = time.monotonic()
-        told = False
+        told: tuple[int, int] | None = None
         while True:
             with context.read() as connection:
-                candidates = self._candidates(connection)
-            if len(candidates) < minimum:
+                candidates, paused = self._candidates(connection), self._paused(connection)
+            if counted(candidates) < minimum:
                 with context.write() as connection:
                     self._end(connection, "stopped", "RUN_TOO_FEW_PARTICIPANTS")
                 raise SupersededError("RUN_STOPPED", "Too few participants are left.")
             online = self.transport.online()
-            present = {p for p in candidates if online.get(context.nodes[p], False)}
+            present = {p for p in candidates - paused if online.get(context.nodes[p], False)}
             patience = time.monotonic() - begun > GATHER_SECONDS
-            if len(present) >= minimum and (patience or candidates - self.absent <= present):
-                self.absent = candidates - present
+            if counted(present) >= minimum and (patience or candidates - paused - self.absent <= present):
+                self.absent = candidates - paused - present
                 return present
-            if patience and not told:
-                told = True
+            if (patience or counted(candidates - paused) < minimum) and told != (now := (len(present), len(paused))):
+                told = now
                 with context.write() as connection:
-                    self._detail(connection, f"waiting: {len(present)} of at least {minimum} participants online")
+                    self._detail(connection, self._waiting_for(present, candidates & paused))
             self.sleep(4 * POLL_SECONDS)
 
+    def _waiting_for(self, present: set[str], paused: set[str]) -> str:
+        """Why no round opens now."""
+        contract = self.context.contract
+        counted, minimum = contract.counted_once(present), contract.participation.minimum
+        text = f"waiting: {counted} of at least {minimum} participants online"
+        names = ", ".join(p.name for p in contract.participants if p.id in paused)
+        return (f"{text}; paused by participant: {names}" if names else text)[:DETAIL_LENGTH]
+
+    def _paused(self, connection: sa.Connection) -> set[str]:
+        """Who said that it has paused."""
+        found = leaving.standing(connection, self.context.contract_id)
+        return {participant for participant, standing in found.items() if standing.away and not standing.gone}
+
     def _candidates(self, connection: sa.Connection) -> set[str]:
+        """Who may be invited, now or when it no longer pauses."""
         context = self.context
+        gone = {p for p, standing in leaving.standing(connection, context.contract_id).items() if standing.gone}
         limit = context.contract.participation.missed_rounds_limit
         table = db.outcomes.c
         registered = set(
@@ -236,7 +255,7 @@ class Loop:
             silent = len(kinds) == limit and all(kind in ("missed", "refused") for kind in kinds)
             if not silent and participant in registered:
                 result.add(participant)
-        return result - defences.standing(connection, context.contract).excluded.keys()
+        return result - gone - defences.standing(connection, context.contract).excluded.keys()
 
     def _base_digest(self, connection: sa.Connection, number: int) -> str:
         if number == 1:
@@ -264,17 +283,20 @@ class Loop:
         with context.database.read() as connection:
             names = invited(connection, context.contract_id, number)
         sent: dict[str, tuple[float, int]] = {}  # participant -> when, how often
+        looked, silent = -LOOK_SECONDS, set[str]()  # who gets no orders any more
         while True:
             with context.read() as connection:
                 missing = set(names) - outcomes(connection, context.contract_id, number).keys()
             if not missing:
                 break
             now = time.monotonic()
+            if now > looked + LOOK_SECONDS:
+                looked, silent = now, self._look_who_left(number, missing)
             if now > deadline:
                 with context.write() as connection:
                     self._miss(connection, number, missing, "DEADLINE")
                 break
-            due = {p for p in missing if p not in sent or now - sent[p][0] > self._patience(p, sent[p][1])}
+            due = {p for p in missing - silent if p not in sent or now - sent[p][0] > self._patience(p, sent[p][1])}
             if due:
                 self._dispatch(number, due, model, int(deadline - now) + 1)
                 sent |= {p: (now, sent.get(p, (now, 0))[1] + 1) for p in due}
@@ -282,6 +304,19 @@ class Loop:
             self.sleep(POLL_SECONDS)
         with context.write() as connection:
             set_phase(connection, context.contract_id, number, "admitted")
+
+    def _look_who_left(self, number: int, missing: set[str]) -> set[str]:
+        """Who is sent nothing any more: suspended, or its run key is revoked, of whom no reply can come then."""
+        context = self.context
+        with context.read() as connection:
+            found = leaving.standing(connection, context.contract_id)
+            registered = node_ids(connection, context.contract).keys()
+        revoked = {p for p in missing if p in found and found[p].revoked is not None}
+        if revoked:
+            with context.write() as connection:
+                left = revoked - outcomes(connection, context.contract_id, number).keys()
+                self._miss(connection, number, left, leaving.KEY_REVOKED)
+        return revoked | (missing - registered)
 
     def _patience(self, participant: str, times: int) -> float:
         """How long after the last of so many orders the next one is sent."""
@@ -344,15 +379,7 @@ class Loop:
 
     def _miss(self, connection: sa.Connection, number: int, missing: set[str], code: str) -> None:
         for participant in sorted(missing):
-            record_outcome(
-                connection,
-                self.context.contract_id,
-                number,
-                participant,
-                kind="missed",
-                code=code,
-                body=ReplyMissed(round=number, participant=participant, code=code),
-            )
+            replies.miss(connection, self.context.contract_id, number, participant, code)
 
     def _aggregate(self, current: sa.Row[tuple[object, ...]]) -> None:
         """The next model from the admitted updates; fewer than the minimum stop the run."""
@@ -360,7 +387,7 @@ class Loop:
         started = time.perf_counter()
         with context.database.read() as connection:
             admitted = self._admitted(connection, number)
-        if len(admitted) < context.contract.participation.minimum:
+        if context.contract.counted_once(admitted) < context.contract.participation.minimum:
             with context.write() as connection:
                 self._abandon(connection, number, "ROUND_TOO_FEW_UPDATES")
             return

@@ -9,9 +9,10 @@ from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError, RefusedError
+from fedpact_contract.leaving import Standing
 from fedpact_contract.privacy import check_plan
 from fedpact_contract.request import instant, utc_now
-from fedpact_server import db
+from fedpact_server import db, leaving
 from fedpact_server.installed import installed_code
 from fedpact_server.run_state import STOPS, last_round, outcomes, run_row, signed_contract
 
@@ -21,7 +22,10 @@ ID_LENGTH = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """Where a run stands. `round` is the latest opened round, 0 for none; `outcomes` its results by participant id."""
+    """Where a run stands. `round` is the latest opened round, 0 for none; `outcomes` its results by participant id.
+
+    `standing`, by participant id, of those that do not simply take part: why, and what more is known of it.
+    """
 
     run_id: str
     contract_id: str
@@ -33,6 +37,7 @@ class RunStatus:
     rounds: int
     outcomes: dict[str, tuple[str, str]]
     timings: dict[int, dict[str, int]]
+    standing: dict[str, dict[str, Any]]
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -47,6 +52,7 @@ class RunStatus:
             "rounds": self.rounds,
             "outcomes": {p: {"outcome": kind, "code": code} for p, (kind, code) in self.outcomes.items()},
             "milliseconds": {str(number): parts for number, parts in self.timings.items()},
+            "standing": self.standing,
         }
 
 
@@ -82,6 +88,7 @@ def start(connection: Connection, contract: Contract, state: str) -> RunStatus:
             "CONTRACT_TERM",
             f"It is {now}; the contract's term is {contract.term.not_before} to {contract.term.not_after}.",
             rule="term",
+            remedy="Start within the term, or make a new contract with another one.",
         )
     if installed_code() != contract.code:
         raise RefusedError(
@@ -141,7 +148,27 @@ def status(connection: Connection, contract: Contract) -> RunStatus:
         rounds=contract.training.rounds,
         outcomes={p: (str(row.kind), str(row.code)) for p, row in results.items()},
         timings={int(row.round): _milliseconds(bytes(row.timings)) for row in timed if row.timings},
+        standing=_standing(connection, contract),
     )
+
+
+def _standing(connection: Connection, contract: Contract) -> dict[str, dict[str, Any]]:
+    """Who paused, withdrew or revoked its run key, by its own word, and whom the operator has suspended."""
+    said, result = leaving.standing(connection, contract.id), {}
+    table = db.participants.c
+    query = sa.select(table.id).where(table.state == "suspended", table.id.in_([p.id for p in contract.participants]))
+    suspended = set(connection.execute(query).scalars())
+    for participant in contract.by_id():
+        known = said.get(participant, Standing())
+        words = [known.shown] if known.away else []
+        words += ["suspended by operator"] if participant in suspended else []
+        if words:
+            models = leaving.models_with(connection, contract.id, participant) if known.withdrawn else []
+            result[participant] = known.plain() | {
+                "standing": ", ".join(words),
+                "models": [model.plain() for model in models],
+            }
+    return result
 
 
 def _milliseconds(data: bytes) -> dict[str, int]:

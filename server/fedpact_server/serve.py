@@ -10,7 +10,7 @@ import structlog
 from fedpact_contract.errors import FailedError, FedpactError
 from fedpact_contract.files import private_files
 from fedpact_contract.request import utc_now
-from fedpact_server import api_closing, api_measurements, api_questions, pki
+from fedpact_server import api_closing, api_leaving, api_measurements, api_questions, pki
 from fedpact_server.api import create_api
 from fedpact_server.cluster import evaluator
 from fedpact_server.home import OperatorHome
@@ -48,7 +48,8 @@ def serve(path: Path, *, host: str, port: int | None, health_port: int | None, r
     with private_files(), home.serving():
         if pki.ensure(home.tls, hosts=home.settings.hosts, now=utc_now()):
             log.info("certificate renewed", hosts=home.settings.hosts)
-        api = create_api(home, database, routers=[api_closing.router, api_measurements.router, api_questions.router])
+        routers = [part.router for part in (api_closing, api_leaving, api_measurements, api_questions)]
+        api = create_api(home, database, routers=routers)
         config = _config(home, host, port, health_port)
         server = SuperLinkServer(config, api)
         server.open()

@@ -303,13 +303,23 @@ def play(world: World) -> None:
     for index, made in enumerate(world.each_runs("fedpact-agent init")):
         world.ids[index] = made["participant"]
         configure(world, index)
+    for found in world.each_runs("fedpact-agent preflight"):
+        assert found["count"]["fail"] == 0
+        assert {c["name"] for c in found["checks"] if c["state"] == "pass"} >= {"DNS", "TCP", "TLS", "clock", "post"}
     world.each_runs("fedpact-agent enrol")
     check_enrolment(world)
     world.each_runs("fedpact participant approve", by_operator=True)
-    world.each_runs("fedpact-agent card")
+    assert all(found["passed"] for found in world.each_runs("fedpact-agent profile"))
+    cards = world.each_runs("fedpact-agent card")
+    seen = world.each_runs("fedpact participant card", by_operator=True)
+    assert [c["num_examples"] for c in seen] == [c["num_examples"] for c in cards]
     make_contract(world)
     know_each_other(world)
     world.each_runs("fedpact-agent contract list")
+    assert all(found["privacy"]["fits"] for found in world.each_runs("fedpact-agent quote"))
+    for found in world.each_runs("fedpact-agent dry-run"):
+        assert found["accepted"]
+        assert {k["kind"]: k["times"] for k in found["leaves"]["kinds"]}["update"] == 3
     world.each_runs("fedpact-agent sign")
     words = world.script.take("fedpact-agent start")
     for index in range(ENTERPRISES):

@@ -1,5 +1,6 @@
 """What people install: the wheel alone verifies, without torch and Flower; with its extras it runs the demo."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tests.support import wheels
 from tests.support.evidence_factory import make_evidence
 from tests.support.proc import mentioning
@@ -161,6 +163,65 @@ class TestTheAuditorsInstall:
         line = ["init", "--home", "agent", "--name", "A", "--entity-code", "9" * 18, "--sector", "medical"]
         done = run([base / "fedpact-agent", *line, "--passphrase-file", "passphrase"], folder)
         assert done.returncode == 0, done.stderr
+
+
+class TestTheWheelhouse:
+    """scripts/wheelhouse.sh: made where there is an index, installed where there is no network, from pinned files."""
+
+    @pytest.fixture(scope="class")
+    def house(self, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("house") / "wheels"
+        done = self.script("build", folder, "none")
+        if done.returncode and not REQUIRED and any(sign in done.stderr for sign in OFFLINE):
+            pytest.skip("needs a package index")
+        assert done.returncode == 0, done.stderr
+        digest = hashlib.sha256((folder / "requirements.txt").read_bytes()).hexdigest()
+        assert done.stdout.split()[-1] == digest
+        return folder
+
+    @staticmethod
+    def script(*arguments: str | Path, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "YES": "1"}
+        env |= {k: v for k, v in os.environ.items() if k == "HOME" or k.startswith("PIP_")}
+        line = [*prefix, str(ROOT / "scripts" / "wheelhouse.sh"), *map(str, arguments)]
+        return subprocess.run(line, capture_output=True, text=True, env=env, timeout=400, check=False)
+
+    @pytest.mark.root
+    def test_it_installs_without_a_network_what_was_built(self, house, evidence, tmp_path) -> None:
+        done = self.script("install", house, tmp_path / "venv", prefix=("unshare", "-n"))
+        assert done.returncode == 0, done.stderr
+        assert "No broken requirements found." in done.stdout
+        pinned = {line.split("==")[0] for line in (house / "requirements.txt").read_text().splitlines()}
+        assert set(wheels.installed(tmp_path / "venv" / "bin" / "python")) - {"pip", "setuptools"} == {
+            canonicalize_name(name) for name in pinned
+        }
+        verified = run(
+            [
+                tmp_path / "venv" / "bin" / "fedpact",
+                "verify",
+                evidence / "evidence",
+                "--trust",
+                evidence / "trust.toml",
+            ],
+            tmp_path,
+        )
+        assert verified.returncode == 0, verified.stderr
+
+    def test_a_changed_file_is_not_installed(self, house, tmp_path) -> None:
+        other = Path(shutil.copytree(house, tmp_path / "house"))
+        (wheel,) = other.glob("click-*.whl")
+        with ZipFile(wheel, "a") as archive:
+            archive.writestr("click/more.py", "")
+        done = self.script("install", other, tmp_path / "venv")
+        assert done.returncode == 1
+        assert "HASH" in done.stderr.upper()
+        assert not (tmp_path / "venv").exists()
+
+    def test_wrong_usage_shows_how(self, tmp_path) -> None:
+        done = self.script("install", tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "wheelhouse.sh build FOLDER" in done.stderr
+        assert self.script("install", tmp_path, tmp_path / "v").returncode == 2
 
 
 class TestTheWheelElsewhere:

@@ -8,13 +8,15 @@ import dataclasses
 import functools
 import json
 import os
+import select
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -41,13 +43,15 @@ FRAME_SECONDS = 0.05
 
 
 class Draws:
-    """A trainer whose every attempt is another draw."""
+    """A trainer whose every attempt is another draw; `during` is what happens meanwhile."""
 
     def __init__(self) -> None:
         self.count: Counter[int] = Counter()
+        self.during: Callable[[], None] = lambda: None
 
     def __call__(self, _contract: Any, round_number: int, _attempt: int, _base: bytes) -> Trained:
         self.count[round_number] += 1
+        self.during()
         return Trained(update=os.urandom(4 * PARAMETERS), noise="csprng", fingerprints=("a" * 64,))
 
 
@@ -67,6 +71,17 @@ class Ends:
         self.running = False
         return 70
 
+    @property
+    def waits(self) -> bool:
+        """Whether the guard has not read all that was sent."""
+        return not self.pipe.closed and bool(select.select([self.pipe.read_fd], [], [], 0.0)[0])
+
+    def hang_up(self) -> None:
+        """Close both directions, whatever the guard is doing."""
+        self.inside.close()
+        os.close(self.write_fd)
+        self.write_fd = -1
+
     def drain(self) -> Iterator[Any]:
         """What the guard sent."""
         while True:
@@ -77,8 +92,8 @@ class Ends:
             if frame is None:
                 break
             yield frame
-        self.inside.close()
-        os.close(self.write_fd)
+        if self.write_fd >= 0:
+            self.hang_up()
 
 
 class Hostile(ExecutorChild):
@@ -94,11 +109,12 @@ class Hostile(ExecutorChild):
         self._child = self.ends[-1]  # type: ignore[assignment]  # stands for the real one
 
     def receive(self, _timeout: float) -> Any:
-        if not self.script:
+        if self.script:
+            data = self.script.pop(0)
+            assert os.write(self.ends[-1].write_fd, data) == len(data)
+        elif not self.ends[-1].waits:
             self.guard.stopping = True
             return None
-        data = self.script.pop(0)
-        assert os.write(self.ends[-1].write_fd, data) == len(data)
         return super().receive(0.0)
 
 
@@ -124,7 +140,7 @@ class World:
     store: bytes
     desk: Desk
     orders: list[tuple[bytes, bytes]]  # this agent's, of rounds 1 (answered) and 2
-    others: list[tuple[bytes, bytes]]
+    others: list[tuple[bytes, bytes]]  # by the same operator, for other participants and for another contract
     home: AgentHome
     stranger: Ed25519PrivateKey
 
@@ -140,7 +156,10 @@ def world() -> World:
         store=(played.federation.home.parent / "agent0" / "agent.db").read_bytes(),
         desk=desk,
         orders=[played.order(number, 1) for number in (1, 2)],
-        others=[pair for (_, who), pair in sorted(played.orders.items()) if who != desk.participant],
+        others=[
+            *(pair for (_, who), pair in sorted(played.orders.items()) if who != desk.participant),
+            (played.forge(played.order(2, 1)[0], contract_id="7" * 64), played.order(2, 1)[1]),
+        ],
         home=home,
         stranger=generate_key(),
     )
@@ -233,7 +252,7 @@ def scripts() -> st.SearchStrategy[list[bytes]]:
     )
     odd_headers = st.builds(
         lambda kind, header, array: frame_bytes(kind, header, array),
-        st.sampled_from(["order", "order", "reply", "drop", "setup", "", "\u202e"]),
+        st.sampled_from(["order", "order", "malformed", "reply", "drop", "setup", "sign", "countersign", "", "\u202e"]),
         json_values | st.dictionaries(st.sampled_from(["order", "bundle", "reply"]), json_values, max_size=3),
         st.binary(max_size=32),
     )
@@ -249,8 +268,11 @@ def scripts() -> st.SearchStrategy[list[bytes]]:
         ),
         st.just(framed(b'{"header":{"bundle":"x","order":"\\ud800"},"kind":"order"}')),
     )
+    at_once = st.builds(lambda *frames: b"".join(frames), good_frames, good_frames | order_frames | raw)
     return st.lists(
-        st.one_of(good_frames, good_frames, order_frames, order_frames, odd_headers, raw), min_size=1, max_size=8
+        st.one_of(good_frames, good_frames, at_once, order_frames, order_frames, odd_headers, raw),
+        min_size=1,
+        max_size=8,
     )
 
 
@@ -286,6 +308,7 @@ def check_sent(store: Store, sent: list[Any]) -> None:
     left = Counter(e.sha256 for e in store.egress() if e.kind in (EgressKind.UPDATE, EgressKind.REFUSAL))
     replies = [(frame.header["reply"].encode(), frame.array) for frame in sent if frame.kind == "reply"]
     assert {frame.kind for frame in sent} <= {"reply", "drop"}
+    assert sum(e.kind is EgressKind.NO_REPLY for e in store.egress()) >= sum(frame.kind == "drop" for frame in sent)
     genuine = [read(order) for order, _ in world().orders]
     heads = {
         (record.size, record.root)
@@ -333,3 +356,100 @@ def test_an_honest_executor_is_answered() -> None:
         assert draws.count == {2: 1}
         check_store(guard.store, draws)
         check_sent(guard.store, sent)
+
+
+def good(number: int) -> bytes:
+    order, model = world().orders[number - 1]
+    return frame_bytes("order", {"order": order.decode(), "bundle": BUNDLE}, model)
+
+
+def played(script: list[bytes], during: Callable[[Hostile], None] = lambda _hostile: None) -> tuple[list[Any], Draws]:
+    """What the guard sent for a script, checked as above; `during` happens while it trains."""
+    before, guards.restart_seconds = guards.restart_seconds, lambda *_: 0.0
+    try:
+        with fresh() as (guard, hostile, draws):
+            draws.during = lambda: during(hostile)
+            hostile.play(guard, script)
+            guard.loop(Silent())  # type: ignore[arg-type]  # stands for the operator
+            sent = [frame for ends in hostile.ends for frame in ends.drain()]
+            check_store(guard.store, draws)
+            check_sent(guard.store, sent)
+            return sent, draws
+    finally:
+        guards.restart_seconds = before
+
+
+def test_a_pipe_closed_between_charge_and_answer_costs_one_draw_and_loses_nothing() -> None:
+    """The executor goes while the trainer works; the next one gets the very update that was made, and no other."""
+    sent, draws = played([good(2)], lambda hostile: hostile.ends[-1].hang_up())
+    assert (sent, draws.count) == ([], {2: 1})
+    gone: list[bool] = []
+
+    def once(hostile: Hostile) -> None:
+        if not gone:
+            gone.append(True)
+            hostile.ends[-1].hang_up()
+            hostile.script.extend([good(2), good(2)])
+
+    sent, draws = played([good(2)], once)
+    assert draws.count == {2: 1}
+    assert [frame.kind for frame in sent] == ["reply", "reply"]
+    assert sent[0] == sent[1]
+    assert Reply.from_bytes(sent[0].header["reply"].encode()).update is not None
+
+
+def test_two_orders_for_one_round_at_once_are_one_draw() -> None:
+    sent, draws = played([good(2) + good(2) + good(2)])
+    assert draws.count == {2: 1}
+    assert len({frame.header["reply"] for frame in sent}) == 1
+    assert len(sent) == 3
+
+
+def test_an_old_order_gets_its_old_answer_and_no_draw() -> None:
+    sent, draws = played([good(1), good(2), good(1)])
+    assert draws.count == {2: 1}
+    rounds = [Update.from_bytes(Reply.from_bytes(f.header["reply"].encode()).update.body).round for f in sent[:2]]
+    assert rounds == [1, 2]
+    assert {f.header["reply"] for f in sent if f.kind == "reply"} == {sent[0].header["reply"], sent[1].header["reply"]}
+
+
+@pytest.mark.parametrize("kind", ["sign", "countersign", "delegate", "reply", "setup"])
+def test_chosen_bytes_are_never_signed(kind: str) -> None:
+    """There is no frame that asks for a signature: the pipe is closed, and nothing was sent."""
+    wanted = {"bytes": "00" * 32, "order": world().orders[1][0].decode(), "bundle": BUNDLE}
+    sent, draws = played([frame_bytes(kind, wanted, b"12345678")])
+    assert (sent, draws.count) == ([], {})
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_an_order_for_somebody_else_or_another_contract_is_dropped(number: int) -> None:
+    order, model = [world().others[0], world().others[-2], world().others[-1], world().others[-1]][number]
+    if number == 3:  # the contract is this agent's, the operator's signature another order's
+        envelope = json.loads(order)
+        envelope["payload"] = json.loads(world().orders[1][0])["payload"]
+        order = canonical_bytes(envelope)
+    sent, draws = played([frame_bytes("order", {"order": order.decode(), "bundle": BUNDLE}, model)])
+    assert [frame.kind for frame in sent] == ["drop"]
+    assert draws.count == {}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PREFIX.pack(MAGIC, 1 << 31, 8),
+        PREFIX.pack(MAGIC, 10, (1 << 20) + 1),
+        b"\x00" * 13,
+        framed(b"[" * 5000),
+    ],
+    ids=["long header", "long array", "no magic", "deep"],
+)
+def test_an_oversized_or_malformed_frame_closes_the_pipe_and_the_next_order_is_answered(data: bytes) -> None:
+    sent, draws = played([data, good(2)])
+    assert [frame.kind for frame in sent] == ["reply"]
+    assert draws.count == {2: 1}
+
+
+def test_half_a_frame_closes_the_pipe() -> None:
+    sent, draws = played([good(2)[:-1], good(2)])
+    assert [frame.kind for frame in sent] == ["reply"]
+    assert draws.count == {2: 1}

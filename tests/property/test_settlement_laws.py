@@ -12,7 +12,14 @@ from tests.support.settlement_kit import a_contract, a_round, linear_round, stea
 
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contribution import own_slice_difference, period_values, round_values, total_value
-from fedpact_contract.settlement import largest_remainder, settle_period, statement, water_fill, water_level
+from fedpact_contract.settlement import (
+    largest_remainder,
+    settle_period,
+    settle_unopened,
+    statement,
+    water_fill,
+    water_level,
+)
 from fedpact_contract.shares import shares
 
 CONTRACT = a_contract(slices=((None, 30),))
@@ -76,6 +83,48 @@ def test_affordable_floors_are_respected_in_whole_fen(pool, shares_, data):
     paid = largest_remainder(pool, water_fill(pool, shares_, floors))
     assert sum(paid.values()) == pool
     assert all(paid[k] >= floor_ for k, floor_ in floors.items())
+
+
+GROUPS = ((), ((0, 1),), ((0, 2), (1, 3)), ((1, 2, 3),))
+BY_GROUPS = {
+    (groups, floors): a_contract(
+        (100, 200, 300, 50), floors=floors, weights=("0", "0.4", "0.6"), slices=((None, 30),), control=groups
+    )
+    for groups in GROUPS
+    for floors in ((0, 0, 0, 0), (100, 0, 250, 70), (400, 400, 400, 400))
+}
+presence = st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=1, max_size=5)
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(list(BY_GROUPS)), presence, st.integers(0, 3000), st.booleans())
+def test_a_group_is_paid_as_one_and_everybody_else_as_if_it_were_one(terms, rounds, pool, united):
+    groups, floors = terms
+    contract = BY_GROUPS[terms]
+    ids = list(contract.by_id())
+    admitted = [tuple(ids[i] for i in sorted(places)) for places in rounds]
+    unions = [[[ids[0], ids[1]]]] * len(rounds) if united else []
+    result = settle_unopened(contract, admitted, pool, 0, unions)
+    lines = {line.participant: line for line in result.lines}
+    assert sum(line.exact for line in result.lines) == sum(line.fen for line in result.lines) == pool
+    assert sum(line.share.share for line in result.lines) == 1
+    assert len(result.split.groups) == len(groups)
+    for group in result.split.groups:
+        inside = [lines[p] for p in group.members]
+        assert group.exact == sum(line.exact for line in inside)
+        assert group.floor_fen <= min(
+            sum(x.floor_fen for x in inside), max(floors[ids.index(p)] for p in group.members)
+        )
+        there = sum(any(p in names for p in group.members) for names in admitted)
+        assert sum(line.share.counted.rounds for line in inside) <= there
+        if not united:
+            assert sum(line.share.counted.rounds for line in inside) == there
+        if result.level is not None:
+            assert group.exact == max(group.floor_fen, result.level * sum(line.share.share for line in inside))
+    alone = set(ids) - {p for group in result.split.groups for p in group.members}
+    if result.level is not None:
+        assert all(lines[p].exact == max(lines[p].floor_fen, result.level * lines[p].share.share) for p in alone)
+    assert result.split.floors_fen <= sum(line.floor_fen for line in result.lines)
 
 
 # Values

@@ -32,6 +32,7 @@ from fedpact_server import contracts, enrolment
 from fedpact_server.api import create_api
 from fedpact_server.api_closing import router as closing_router
 from fedpact_server.api_edge import Limits
+from fedpact_server.api_leaving import router as leaving_router
 from fedpact_server.api_measurements import router as measurements_router
 from fedpact_server.api_questions import router as questions_router
 from fedpact_server.drafting import ValidationFile
@@ -112,7 +113,7 @@ class Wire(httpx.BaseTransport):
     """The operator's real API instead of a network; keeps what was sent, and can be cut."""
 
     def __init__(self, world: Operator) -> None:
-        routers = [closing_router, measurements_router, questions_router]
+        routers = [closing_router, leaving_router, measurements_router, questions_router]
         app = create_api(world.home, world.database, routers=routers, limits=FREE, now=utc_now)
         self._inner = TestClient(app)._transport
         self.sent: list[httpx.Request] = []

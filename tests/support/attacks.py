@@ -98,8 +98,8 @@ def read_off(contract: Contract, total: Floats) -> Floats:
     Its gradient in the first layer is an outer product of the layer's error and the record, so the record is the first
     right singular vector, and the constant feature gives the sign. Under noise this is the best linear guess.
     """
-    inputs, outputs = architecture(contract.model, contract.data).layers[0]
-    gradient = total[: inputs * outputs].reshape(outputs, inputs)
+    first = architecture(contract.model, contract.data).layers[0]
+    gradient = total[: first.inputs * first.outputs].reshape(first.outputs, first.inputs)
     record = np.linalg.svd(gradient, full_matrices=False)[2][0]
     return np.asarray(record * np.sign(record[-1]))
 
@@ -134,7 +134,8 @@ def _records(pixels: torch.Tensor, constant: float) -> torch.Tensor:
 
 def _clipped_sum(contract: Contract, base: Floats, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The sum of clipped gradients [P] of a net with one hidden layer, written out so that it can be differentiated."""
-    (inputs, hidden), (_, classes) = architecture(contract.model, contract.data).layers
+    below, above = architecture(contract.model, contract.data).layers
+    inputs, hidden, classes = below.inputs, below.outputs, above.outputs
     flat = torch.from_numpy(base)
     first, second, bias = flat.split([inputs * hidden, hidden * classes, classes])
     first, second = first.view(hidden, inputs), second.view(classes, hidden)

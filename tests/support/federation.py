@@ -121,7 +121,7 @@ POLICY = {
     "purposes": ["digit-recognition"],
     "operators": [],
     "sectors": "*",
-    "model_kinds": ["softmax", "linear", "mlp"],
+    "model_kinds": ["softmax", "linear", "mlp", "cnn"],
     "columns": "*",
     "max_epsilon": Decimal(3),
     "min_participants": 2,
@@ -209,7 +209,11 @@ class Federation:
     def loop(self, driver: str = "1", *, accept_test_noise: bool = True) -> Loop:
         context = run_context(self.home, self.database, self.contract.id, driver, accept_test_noise=accept_test_noise)
         return Loop(
-            context=context, transport=self.transport, examples=self.validation, sleep=lambda _s: time.sleep(0.005)
+            context=context,
+            transport=self.transport,
+            examples=self.validation,
+            sleep=lambda _s: time.sleep(0.005),
+            now=lambda: NOW,  # as the agents' clocks; a round waits by the monotonic one
         )
 
     def run(self, **options: Any) -> str:

@@ -141,6 +141,8 @@ class Node:
             while (frame := self._next(child)) is not None:
                 if frame.kind == "connected":
                     self.number = frame.header["node"]
+                if frame.kind == "malformed":
+                    child.pipe.send("drop", {})
                 if frame.kind != "order":
                     continue
                 self.orders.append(frame.header["order"])

@@ -33,6 +33,20 @@ def a_model(*hidden: int) -> Model:
     return Model.parse({"kind": kind, "hidden": hidden, "initial_digest": "0" * 64}, code="MODEL")
 
 
+def a_cnn(
+    height: int, width: int, *convolutions: tuple[int, int, int], hidden: Sequence[int] = (), channels: int = 1
+) -> Model:
+    """Convolutions as (filters, kernel, stride)."""
+    values = {
+        "kind": "cnn",
+        "hidden": hidden,
+        "image": {"height": height, "width": width, "channels": channels},
+        "convolutions": [{"filters": f, "kernel": k, "stride": s} for f, k, s in convolutions],
+        "initial_digest": "0" * 64,
+    }
+    return Model.parse(values, code="MODEL")
+
+
 def random_examples(rng: np.random.Generator, count: int, features: int, classes: int) -> Examples:
     """Encoded rows of `plain_schema(features, classes)`: x is [count, features + 1], the constant last."""
     x = np.column_stack([rng.uniform(-1, 1, (count, features)), np.ones(count)]) * (2 / (features + 1) ** 0.5)

@@ -29,10 +29,11 @@ class Hosts:
 
 
 @contextmanager
-def hosts(count: int, port: int) -> Iterator[Hosts]:
+def hosts(count: int, port: int, *, kept: bool = True) -> Iterator[Hosts]:
     """`count` hosts that reach `operator`:`port` and nothing else, and one more that reaches everything there.
 
-    Several tests may have hosts at one time.
+    Several tests may have hosts at one time. Without `kept` nothing holds the hosts back, and they have a route to
+    everywhere (where nobody answers): whatever they try is then on their wire, to be seen.
     """
     tag = os.getpid() % 25_000
     subnet = f"10.{100 + tag // 250}.{tag % 250}"
@@ -49,7 +50,11 @@ def hosts(count: int, port: int) -> Iterator[Hosts]:
             sh("ip", "-n", name, "addr", "add", f"{subnet}.{10 + i}/24", "dev", "eth0")
             sh("ip", "-n", name, "link", "set", "eth0", "up")
             sh("ip", "-n", name, "link", "set", "lo", "up")
-            if i < count:
+            if not kept:
+                sh("ip", "-n", name, "route", "add", "default", "via", operator)
+                off = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
+                sh("ip", "netns", "exec", name, "sh", "-c", off)
+            elif i < count:
                 _allow_only(name, operator, port)
         yield Hosts(operator, names[:count], names[count])
     finally:

@@ -43,6 +43,14 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
 def mentioning(text: str) -> dict[int, str]:
     """Processes, this one excepted, whose command line, environment or open files mention a text (a path)."""
     found = {}

@@ -20,8 +20,12 @@ def a_contract(
     slices: Sequence[tuple[int | None, int]] = ((None, 50),),
     rounds: int = 8,
     label: str = "kit",
+    control: Sequence[Sequence[int]] = (),
 ) -> Contract:
-    """A contract; participants in the order of their ids, slices as (participant's place or None, rows)."""
+    """A contract; participants in the order of their ids, slices as (participant's place or None, rows).
+
+    `control`: groups of common control, by their members' places.
+    """
     keys = sorted((sha256(f"{label} {i}".encode()).hexdigest() for i in range(len(counts))), key=fingerprint)
     ids = [fingerprint(k) for k in keys]
     participants = [
@@ -41,6 +45,11 @@ def a_contract(
         settlement__equal_weight=weights[2],
         settlement__fallback=fallback,
     )
+    if control:
+        values["common_control"] = [
+            {"name": f"holding {number}", "members": [f"{i:018d}" for i in places]}
+            for number, places in enumerate(control)
+        ]
     return Contract.parse(values)
 
 

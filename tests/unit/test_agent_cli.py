@@ -1,7 +1,10 @@
 """The command `fedpact-agent`: exit codes, JSON, questions, no tracebacks, and a help that answers at once."""
 
+import ast
+import inspect
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -19,13 +22,21 @@ from tests.support.agent_world import DATA_SET, ENTITY, PASSPHRASE, ROWS, Lab, l
 from tests.support.agent_world import contract as agents_contract
 from tests.support.central import central_toml
 from tests.support.operator_world import TEMPLATE
+from tests.support.readme import Script, commands, filled
 
-from fedpact_client import cards, cli, guard, trial, views
+from fedpact_client import cards, cli, guard, review, review_text, trial, views
 from fedpact_client import plan as plans
 from fedpact_client.cli import app, main
+from fedpact_client.store import EgressKind
 from fedpact_contract.errors import FaultError
 from fedpact_contract.files import replace_file
+from fedpact_contract.keys import public_hex
+from fedpact_contract.language import VARIABLE
+from fedpact_contract.messages import DestructionReceipt
 from fedpact_contract.privacy import attempt_rdp, epsilon_plan, rdp
+from fedpact_contract.record import open_signed, read_envelope
+from fedpact_contract.refusals import chinese
+from fedpact_server import logbook
 
 HEAVY = {
     "torch",
@@ -109,20 +120,21 @@ def answer(monkeypatch: pytest.MonkeyPatch, *answers: bool) -> list[str]:
 # Help
 
 
-def commands() -> list[tuple[str, ...]]:
+def every_command() -> list[tuple[str, ...]]:
     found = [(c.name or c.callback.__name__,) for c in app.registered_commands if c.callback]
     return found + [("contract", c.name or "") for c in cli.contract_app.registered_commands]
 
 
 def test_the_commands_are_those_of_the_plan() -> None:
-    assert {" ".join(c) for c in commands()} == {
+    assert {" ".join(c) for c in every_command()} == {
         *("init", "enrol", "card", "contract list", "contract show", "sign", "start", "status", "head", "budget"),
         *("egress", "statement", "report", "pause", "resume", "withdraw", "backup", "restore"),
-        *("plan", "quote", "questions", "answer"),
+        *("preflight", "dry-run", "upgrade", "profile"),
+        *("plan", "quote", "questions", "answer", "revoke-key", "countersign"),
     }
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
 def test_every_command_explains_itself(call: Call, command: tuple[str, ...]) -> None:
     result = call(*command, "--help")
     assert result.code == 0
@@ -338,6 +350,61 @@ def test_a_refused_contract_is_shown_and_not_signed(call: Call, ready: Lab, pass
     as_json = call("contract", "show", offered.id, "--json")
     assert as_json.code == 0
     assert [c["error"]["code"] for c in as_json.json["checks"] if not c["ok"]] == ["POLICY_PURPOSE_MISMATCH"]
+
+
+def test_whoever_signs_in_chinese_reads_contract_review_and_refusal_in_chinese(
+    call: Call, ready: Lab, passphrase: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.declare()
+    offered = ready.offer()
+    asked = answer(monkeypatch, False)
+    declined = call("sign", offered.id, "--lang", "zh", "--passphrase-file", passphrase)
+    assert (declined.code, asked) == (5, ["签署本合约？"])
+    assert declined.err.startswith("DECLINED: 已回答“否”：未做任何事。\n  The answer was no: nothing was done.")
+    for words in (
+        "联邦学习技术契约（数字合约）：",
+        "签署方",
+        "仅由运营方担保",
+        "本企业数据集的隐私消耗",
+        "自有策略：相符",
+    ):
+        assert words in declined.out
+    assert "WHO SIGNS" not in declined.out
+    ready.configure(purposes='["other"]', data_set="")
+    refused = call("sign", offered.id, "--yes", "--lang=zh", "--passphrase-file", passphrase)
+    sentence = chinese("POLICY_PURPOSE_MISMATCH")
+    assert f"自有策略：拒绝，POLICY_PURPOSE_MISMATCH：{sentence}" in refused.out
+    assert refused.err.startswith(f"POLICY_PURPOSE_MISMATCH: {sentence}\n  The contract's purpose is ")
+    monkeypatch.setenv(VARIABLE, "zh")
+    assert f"拒绝，POLICY_PURPOSE_MISMATCH：{sentence}" in call("contract", "show", offered.id).out
+    ready.store.add_alarm("HEAD_FORK", offered.id, "two heads of one size")
+    assert f"HEAD_FORK: two heads of one size\n  {chinese('HEAD_FORK')}" in call("status", "--offline").out
+    as_json = call("sign", offered.id, "--yes", "--passphrase-file", passphrase, "--json")
+    assert (as_json.code, as_json.json["error"]["code"]) == (5, "POLICY_PURPOSE_MISMATCH")
+    assert sentence not in as_json.out
+
+
+def test_a_plan_is_told_in_chinese_too(call: Call, ready: Lab, tmp_path: Path) -> None:
+    ready.declare()
+    template = tmp_path / "heart.toml"
+    template.write_text(TEMPLATE)
+    for asked, whole in (((*PLAN, "3", "--epsilon", "1"), "整个计划（20步）"), (("plan", template), "整个计划（")):
+        found = call(*asked, "--lang", "zh")
+        assert (found.code, found.out.splitlines()[-1]) == (0, "相符。")
+        for words in (whole, "隐私预算足够", "未核对：数据行、", "噪声足以覆盖整个计划：相符"):
+            assert words in found.out
+        assert not re.findall(r"[a-z]{4,} [a-z]{3,}", found.out)
+
+
+def test_everything_that_is_checked_has_a_chinese_name() -> None:
+    """By the calls that make a check, and by what a plan says that it left out."""
+    names, left_out = set(), {plans.NO_CARD, *plans.NOT_IN_TEMPLATES, *plans.NOT_IN_TERMS}
+    for module in (review, plans):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "held":
+                names.add(ast.literal_eval(node.args[0]))
+    assert names == review_text.CHECKS.keys()
+    assert left_out == review_text.NOT_CHECKED.keys()
 
 
 def test_who_lets_the_operator_see_updates_says_so_in_its_policy(call: Call, ready: Lab, passphrase: Path) -> None:
@@ -592,6 +659,90 @@ def test_plan_needs_all_terms_or_a_file(call: Call, ready: Lab) -> None:
         assert "a data set's id (set-1) with --rounds" in result.json["error"]["remedy"]
 
 
+GATE = '[[data_sets.rules]]\nrule = "missing"\nat_most = 0\n'
+FACTS = """[data_sets.card]
+title = "Heart"
+description = "Patients"
+license = "CC-BY-4.0"
+creator = "Hospital 1"
+url = "https://hospital.example.org"
+published = 2026-11-01
+"""
+
+
+def declare_facts(at: Lab) -> None:
+    text = at.home.config_path.read_text().replace("[policy]\n", FACTS + "[policy]\n", 1)
+    replace_file(at.home.config_path, text.encode())
+
+
+def test_a_profile_says_which_rule_is_broken_and_writes_a_page(call: Call, world: Lab, tmp_path: Path) -> None:
+    world.configure(data_set=DATA_SET + GATE, rows=ROWS.replace("25,m,no", ",m,no"))
+    done = call("profile", "set-1", "--html", tmp_path / "q.html", "--lang", "zh")
+    assert done.code == 5
+    assert "1 / 60" in done.out
+    assert "未通过" in (tmp_path / "q.html").read_text()
+    assert (tmp_path / "q.html").stat().st_mode & 0o077 == 0
+    assert call("profile", "set-1", "--html", tmp_path / "q.html", "--json").error == "FILE_EXISTS"
+    found = call("profile", "set-1", "--json")
+    assert (found.code, found.json["passed"]) == (5, False)
+    (world.home.path / "rows.csv").write_text(ROWS)
+    assert call("profile", "set-1", "--json").json["passed"] is True
+    assert world.wire.sent == [], "a profile asks nobody anything"
+
+
+def test_a_profile_takes_a_contracts_demands_too(call: Call, ready: Lab, tmp_path: Path) -> None:
+    ready.declare()
+    (tmp_path / "contract.json").write_bytes(ready.offer().to_bytes())
+    (ready.home.path / "rows.csv").write_text(ROWS.replace("25,m,no", "25,m,perhaps"))
+    found = call("profile", "set-1", "--contract", tmp_path / "contract.json", "--json").json
+    assert {rule["whose"] for rule in found["rules"]} == {"contract"}
+    assert [(r["rule"], r["column"], r["count"]) for r in found["rules"] if not r["passed"]] == [
+        ("vocabulary", "ill", 1)
+    ]
+
+
+def test_a_count_is_on_the_card_only_where_it_was_named(call: Call, ready: Lab, passphrase: Path) -> None:
+    declare_facts(ready)
+    secret = ("--passphrase-file", passphrase, "--json")
+    assert call("card", "set-1", "--measured", "rows", *secret).error == "CONFIRMATION_NEEDED"
+    assert call("card", "set-1", "--measured", "weight", "--yes", *secret).error == "CARD_MEASURED"
+    assert "measured" not in call("card", "set-1", "--yes", *secret).json
+    said = call("card", "set-1", "--measured", "rows", "--yes", *secret).json
+    assert said["measured"] == [{"item": "rows", "at_least": 60, "basis": "outside-the-guarantee"}]
+
+
+def test_no_is_the_answer_that_keeps_a_count_at_home(
+    call: Call, ready: Lab, passphrase: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def answers(question: str, *, default: bool, err: bool) -> bool:
+        asked.append((question, default))
+        return "missing" not in question and "without a value" not in question
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(typer, "confirm", answers)
+    measured = ("--measured", "rows", "--measured", "missing-cells")
+    said = call("card", "set-1", *measured, "--passphrase-file", passphrase, "--json").json
+    assert [m["item"] for m in said["measured"]] == ["rows"]
+    assert [default for _, default in asked] == [False] * 3
+    assert "outside the privacy guarantee: rows of the source, at least 60" in asked[0][0]
+
+
+def test_a_card_is_described_by_croissant_once_it_is_signed(
+    call: Call, ready: Lab, passphrase: Path, tmp_path: Path
+) -> None:
+    declare_facts(ready)
+    file = tmp_path / "card.jsonld"
+    assert call("card", "set-1", "--croissant", file, "--json").error == "DATA_SET_UNKNOWN"
+    call("card", "set-1", "--yes", "--passphrase-file", passphrase)
+    before = len(ready.wire.sent)
+    done = call("card", "set-1", "--croissant", file, "--json")
+    assert (done.code, len(ready.wire.sent)) == (0, before), "nothing is sent"
+    assert json.loads(file.read_text())["datePublished"] == "2026-11-01"
+    assert call("card", "set-1", "--croissant", file, "--json").error == "FILE_EXISTS"
+
+
 def test_a_plan_for_a_data_set_without_a_card_counts_from_nothing(call: Call, ready: Lab) -> None:
     found = call(*PLAN, "3", "--epsilon", "1", "--json")
     assert (found.code, found.json["cost"]["before"]) == (0, "0")
@@ -693,10 +844,65 @@ def test_pause_resume_withdraw_need_no_operator(call: Call, world: Lab, signed: 
     assert call("pause", signed[:8], "--json").json == {"contract": signed, "state": "paused"}
     assert call("resume", signed, "--json").json["state"] == "running"
     assert call("withdraw", signed, "--json").error == "CONFIRMATION_NEEDED"
-    assert call("withdraw", signed, "--yes").code == 0
+    said = call("withdraw", signed, "--yes", "--json").json
     assert world.store.contract(signed).state == "withdrawn"
+    assert said["receipts"]["operator"] is None
+    assert {held["kind"]: held["count"] for held in said["receipts"]["participant"]["destroyed"]} == {
+        "arrays-in-the-outbox": 0,
+        "trainers-with-encoded-rows": 0,
+    }
+    receipt = read_envelope(Path(said["receipts"]["participant"]["file"]).read_bytes())
+    open_signed(receipt, DestructionReceipt, public_hex(world.home.run_key(signed)))
+    assert "Nothing is said yet of what was destroyed at the operator" in call("withdraw", signed, "--yes").out
+    assert call("status", "--offline", "--json").json["contracts"][0]["withdrawal"] == said["receipts"]
     result = call("resume", signed, "--json")
     assert (result.code, result.error) == (2, "CONTRACT_STATE")
+
+
+def test_a_withdrawal_that_the_operator_hears_has_its_receipt(call: Call, world: Lab, signed: str) -> None:
+    world.others_sign(world.store.contract(signed).contract)
+    said = call("withdraw", signed, "--yes", "--json").json["receipts"]
+    assert (said["operator"]["by"], said["operator"]["models"]) == ("operator", [])
+    with world.world.database.read() as connection:
+        kinds = [entry.type for entry in logbook.read_entries(connection, signed)]
+    assert kinds == ["contract-signed", "notice-taken", "destruction-stated", "destruction-stated"]
+    assert "Destroyed at the operator: 0 updates-rejected" in call("withdraw", signed, "--yes").out
+    assert world.store.count_egress(EgressKind.NOTICE, signed) == 1, "it is said once"
+
+
+def test_the_pages_commands_of_leaving(call: Call, world: Lab, signed: str, passphrase: Path) -> None:
+    """docs/joining.md, each in the page's order."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "joining.md").read_text("utf-8")
+    script = Script(commands(text, "Pausing, withdrawing, revoking a key"))
+    world.others_sign(world.store.contract(signed).contract)
+    world.store.set_state(signed, "running")
+    asked = {"withdraw": ["--yes"], "revoke-key": ["--yes", *secret(passphrase)], "countersign": secret(passphrase)}
+    for command in ("pause", "resume", "withdraw", "revoke-key", "countersign"):
+        words = filled(script.take(f"fedpact-agent {command}"), {"3f2a91c0": signed[:8], "agent": str(world.home.path)})
+        result = call(*words[1:], "--json", *asked.get(command, []))
+        assert result.code == 0, result.err
+    script.done()
+
+
+def secret(passphrase: Path) -> list[str]:
+    return ["--passphrase-file", str(passphrase)]
+
+
+def test_a_run_key_is_revoked_here_first(call: Call, world: Lab, signed: str, passphrase: Path) -> None:
+    own = secret(passphrase)
+    world.others_sign(world.store.contract(signed).contract)
+    world.store.set_state(signed, "running")
+    world.wire.cut_before = "POST"
+    assert call("revoke-key", signed, "--yes", "--json", *own).error == "OPERATOR_AWAY"
+    assert world.store.contract(signed).state == "paused"
+    assert call("resume", signed, "--json").error == "KEY_REVOKED"
+    world.wire.cut_before = ""
+    said = call("revoke-key", signed, "--yes", "--json", *own).json
+    assert said == {"contract": signed, "revoked": True, "entry": 1}
+    assert call("status", "--offline", "--json").json["contracts"][0]["key_revoked"]
+    assert call("countersign", signed, "--json", *own).json["done"] == "none"
+    receipts = call("withdraw", signed, "--yes", "--json", *own).json["receipts"]
+    assert receipts["operator"]["by"] == "operator", "signed by the contract key"
 
 
 def test_a_restored_copy_counts_running_contracts_as_fully_spent(
@@ -780,14 +986,15 @@ def test_start_ends_with_the_guards_exit_code(
     call: Call, world: Lab, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     homes: list[Path] = []
-    monkeypatch.setattr(guard, "run", lambda home, _ready: homes.append(home) or code)
+    monkeypatch.setattr(guard, "run", lambda home, *_tell: homes.append(home) or code)
     assert call("start").code == code
     assert homes == [world.home.path]
 
 
 def test_start_says_once_that_it_is_connected(call: Call, world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(home: Path, ready: Callable[[str, str], None]) -> int:
+    def run(home: Path, ready: Callable[[str, str], None], waits: Callable[[str], None]) -> int:
         guard.log.warning("something of the log")
+        waits("a reason")
         ready("https://fl.example.cn:8443", "ab" * 32)
         return 0
 
@@ -796,7 +1003,9 @@ def test_start_says_once_that_it_is_connected(call: Call, world: Lab, monkeypatc
     assert shown.out.splitlines() == [
         f"Connected to https://fl.example.cn:8443 and serving; participant {'ab' * 32}. Ctrl-C ends it."
     ]
-    assert json.loads(shown.err)["event"] == "something of the log", "the log is no result"
+    log, waiting = shown.err.splitlines()
+    assert json.loads(log)["event"] == "something of the log", "the log is no result"
+    assert waiting == "Waiting: a reason."
     value = call("start", "--json").json
     assert value == {
         "ready": True,

@@ -9,8 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from fedpact_client import config
-from fedpact_client.config import AgentConfig, fill_template, load, locate, parse, set_value, template
+from fedpact_client.config import AgentConfig, fill_template, load, parse, set_value, template
 from fedpact_contract.errors import InputError
+from fedpact_contract.toml_lines import locate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 AGENT = {"name": "Example Hospital", "entity_code": "91310000MA1K000000", "sector": "medical"}
@@ -196,14 +197,20 @@ def test_a_fault_in_the_second_data_set_names_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "code"), [(b"\xff", "CONFIG_FILE"), (b"a = ", "TOML_SYNTAX"), (b"a = 1\na = 2", "TOML_SYNTAX")]
+    ("content", "code", "line"),
+    [
+        (b"\xff", "CONFIG_FILE", ""),
+        (b"a = \n", "TOML_SYNTAX", ":1"),
+        (b"\n\na = 1\na = 2\n", "TOML_SYNTAX", ":4"),
+        (b'[agent]\nname = "A\nsector = 1\n', "TOML_SYNTAX", ":2"),
+    ],
 )
-def test_unreadable_files(tmp_path: Path, content: bytes, code: str) -> None:
+def test_unreadable_files(tmp_path: Path, content: bytes, code: str, line: str) -> None:
     path = tmp_path / "agent.toml"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
         load(path)
-    assert caught.value.code == code
+    assert (caught.value.code, caught.value.file) == (code, f"{path}{line}")
 
 
 def test_a_column_that_stands_twice_is_named(tmp_path: Path) -> None:

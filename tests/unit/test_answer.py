@@ -1,6 +1,7 @@
 """The agent against a dishonest or broken operator: what it refuses, what it countersigns, what it charges."""
 
 import dataclasses
+import datetime
 import sqlite3
 from contextlib import closing
 from decimal import Decimal
@@ -29,6 +30,7 @@ from fedpact_contract.log import (
 )
 from fedpact_contract.messages import Head, HeadStep, Order, Receipt, Refusal, Reply, Update
 from fedpact_contract.record import Envelope, Record, read_envelope, sign
+from fedpact_contract.request import parse_instant
 
 
 @pytest.fixture(autouse=True)
@@ -240,6 +242,29 @@ def test_a_round_to_which_the_log_does_not_invite_is_refused(world) -> None:
         check_order(shown, model, head, known)
 
 
+def test_a_clock_that_was_set_back_is_refused_and_nothing_is_trained(world) -> None:
+    """The operator's signed deadline says when the round was opened: a term that has ended does not begin again."""
+    _, _, agent, data, model = world
+    opened = RoundOpened.parse(Operator.read(data).opened.entry.body, code="X")
+    whole = datetime.timedelta(seconds=agent.desk.contract.participation.deadline_seconds)
+    began = parse_instant(opened.deadline) - whole
+    agent.desk = dataclasses.replace(agent.desk, now=lambda: began - datetime.timedelta(seconds=301))
+    rows = agent.desk.store.rows(agent.desk.data_set)
+    ready = answer(agent.desk, data, model, BUNDLE)
+    assert refusal(ready).code == "CLOCK_SET_BACK"
+    assert agent.desk.store.rows(agent.desk.data_set) == rows, "nothing is charged"
+    assert agent.desk.store.alarms()[-1].code == "CLOCK_SET_BACK"
+
+
+def test_a_clock_may_be_five_minutes_behind(world) -> None:
+    _, _, agent, data, model = world
+    opened = RoundOpened.parse(Operator.read(data).opened.entry.body, code="X")
+    whole = datetime.timedelta(seconds=agent.desk.contract.participation.deadline_seconds)
+    late = parse_instant(opened.deadline) - whole - datetime.timedelta(seconds=300)
+    agent.desk = dataclasses.replace(agent.desk, now=lambda: late)
+    assert answer(agent.desk, data, model, BUNDLE).kind == "update"
+
+
 def opened_alone(order: Order, **changes: Any) -> tuple[Order, Head]:
     """The order, its round opened so in a log that holds nothing else."""
     opened = RoundOpened.parse(order.opened.entry.body, code="X").model_copy(update=changes)
@@ -440,6 +465,22 @@ def test_copies_among_the_rows_are_refused_before_anything_is_charged(world) -> 
     assert b"secret" not in ready.reply
     (alarm,) = [a for a in agent.desk.store.alarms() if a.code == "DATA_DUPLICATES"]
     assert "30 are exact copies" in alarm.detail
+
+
+def test_of_a_broken_rule_only_the_code_leaves_and_nothing_is_charged(world) -> None:
+    _, _, agent, order, model = world
+
+    def broken() -> None:
+        raise RefusedError("QUALITY_GATE", "missing: column secret, 3 of 60", file="/secret/rows.csv", field="secret")
+
+    before = agent.desk.store.budget(agent.desk.data_set).charged
+    ready = answer(dataclasses.replace(agent.desk, own_rows=broken), order, model, BUNDLE)
+    assert (refusal(ready).code, refusal(ready).attempts, countersigned(ready)) == ("QUALITY_GATE", 0, True)
+    assert (charged(agent), agent.desk.store.budget(agent.desk.data_set).charged) == (1, before)
+    assert b"secret" not in ready.reply
+    assert b"3 of 60" not in ready.reply
+    (alarm,) = [a for a in agent.desk.store.alarms() if a.code == "QUALITY_GATE"]
+    assert "3 of 60" in alarm.detail
 
 
 def test_a_participant_with_copies_gets_through_no_round_and_costs_nothing(tmp_path) -> None:

@@ -338,6 +338,33 @@ class TestLimits:
         assert codes == [(400, "BODY_FORM"), (400, "BODY_FORM"), (429, "RATE_LIMITED")]
         assert client.get(f"{API}/operator").status_code == 200
 
+    def test_a_probe_is_thrown_away_unread_and_has_limits_of_its_own(self, world: Operator) -> None:
+        limits = Limits(body=1000, probe=(3, 0.0), probe_body=5000)
+        client = client_of(world, limits=limits)
+        path = f"{API}/probe"
+        signed = ONE.headers("POST", path)  # over no body
+        answer = client.post(path, content=b"x" * 5000, headers=signed)
+        assert answer.json() == {"bytes": 5000, "now": "2026-11-24T12:00:00Z"}
+        assert code(client.post(path, content=b"x" * 5001, headers=signed)) == (413, "BODY_TOO_LARGE")
+        assert code(client.post(path, content=b"x")) == (401, "REQUEST_UNKNOWN_NODE")
+        assert code(client.post(path, content=b"x", headers=signed)) == (429, "RATE_LIMITED")
+        assert client.get(f"{API}/operator").status_code == 200, "the others go on"
+
+    def test_a_probe_is_not_kept_in_memory(self) -> None:
+        kept: list[Any] = []
+        left = [b"x" * 1000] * 50
+
+        async def app(_scope: Any, receive: Any, _send: Any) -> None:
+            kept.append((await receive(), _scope["fedpact.bytes"]))
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": left.pop(), "more_body": bool(left)}
+
+        edge = Edge(app, limits=Limits(), prefix=API)
+        scope = {"type": "http", "path": f"{API}/probe", "headers": [], "client": None}
+        asyncio.run(edge(scope, receive, app))
+        assert kept == [({"type": "http.request", "body": b"", "more_body": False}, 50_000)]
+
     def test_one_address_has_a_limit(self, world: Operator) -> None:
         client = client_of(world, limits=Limits(address=(2, 0.0)))
         assert [client.get(f"{API}/operator").status_code for _ in range(3)] == [200, 200, 429]

@@ -38,7 +38,7 @@ from fedpact_contract.privacy import (
     solve_central_noise,
 )
 from fedpact_contract.record import read_envelope, sign
-from fedpact_contract.report import CENTRAL_NOT_STOPPED, NOT_STOPPED, build
+from fedpact_contract.report import CENTRAL_NOT_STOPPED, CENTRAL_NOT_STOPPED_ZH, NOT_STOPPED, build
 from fedpact_contract.text import render
 from fedpact_contract.verify import verify
 from fedpact_models.aggregation import noised_mean
@@ -49,7 +49,6 @@ from fedpact_models.weights import clipped, flatten, load_flat
 from fedpact_server import flower_accountant, rounds
 from fedpact_server.drafting import ValidationFile, new
 from fedpact_server.report.html import render as page
-from fedpact_server.report.labels import CENTRAL_NOT_STOPPED_ZH
 from fedpact_server.run_state import load_model, run_row
 
 D = Decimal

@@ -31,7 +31,7 @@ from fedpact_client.home import AgentHome, init
 from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import spawn
 from fedpact_contract.contract import Defences
-from fedpact_contract.errors import FailedError, InputError
+from fedpact_contract.errors import FailedError, InputError, RefusedError
 from fedpact_contract.files import replace_file
 from fedpact_contract.keys import public_hex
 
@@ -79,6 +79,16 @@ def limited(agreed):
     return agreed.model_copy(update={"defences": Defences.parse(clause, code="TEST")})
 
 
+def ruled(trainer: TrainerChild) -> TrainerChild:
+    """The trainer's guard, with a rule for the data set."""
+    text = trainer.home.config_path.read_text().replace(
+        "[policy]\n", '[[data_sets.rules]]\nrule = "varies"\n[policy]\n', 1
+    )
+    replace_file(trainer.home.config_path, text.encode())
+    trainer.config = trainer.home.config()
+    return trainer
+
+
 def answering(*answers):
     """A trainer that answers each order with the next of (kind, header, array)."""
 
@@ -98,13 +108,19 @@ class Trainers:
 
     def __init__(self, home: AgentHome, monkeypatch: pytest.MonkeyPatch) -> None:
         self.home, self._monkeypatch = home, monkeypatch
-        self.stopping = False
+        self.stopping = self.paused = False
         self.spawner = Spawner(answering())
 
     def make(self, *behaviours, **options: Any) -> TrainerChild:
         self.spawner = Spawner(*behaviours, **options)
         self._monkeypatch.setattr(children, "spawn", self.spawner)
-        return TrainerChild(home=self.home, config=self.home.config(), key=b"k" * 32, cancelled=lambda: self.stopping)
+        return TrainerChild(home=self.home, config=self.home.config(), key=b"k" * 32, interrupt=self.interrupt)
+
+    def interrupt(self, _contract_id: str) -> None:
+        if self.stopping:
+            raise children.CancelledError("AGENT_STOPPING", "The agent stops.")
+        if self.paused:
+            raise RefusedError("PARTICIPANT_PAUSED", "The contract is paused.")
 
 
 @pytest.fixture
@@ -127,12 +143,13 @@ class TestTrainer:
         trainer.start()
         trainers.spawner.children[0].join()
         (setup,) = seen
-        assert setup["read_paths"] == [str(trainers.home.path / "rows.csv"), str(trainers.home.path / "released")]
+        assert setup["read_paths"] == [str(trainers.home.path / n) for n in ("rows.csv", "released", "profiles")]
         assert (setup["threads"], setup["memory"]) == (2, 4096)
         assert (setup["scratch"], trainers.home.scratch.is_dir()) == (str(trainers.home.path / "scratch"), True)
         module, options = trainers.spawner.asked[0]
         assert (module, options["kinds"]) == ("fedpact_client.trainer", TRAINER_KINDS)
-        assert options.keys() == {"log", "max_array", "kinds"}, "nothing in its arguments or environment"
+        assert (options["processors"], options["nice"]) == (None, 0)
+        assert options.keys() == {"log", "max_array", "kinds", "processors", "nice"}, "no argument, no variable"
 
     def test_an_attempt(self, trainers: Trainers, signed) -> None:
         orders: list[Any] = []
@@ -237,6 +254,37 @@ class TestTrainer:
         assert err.value.as_dict() == header
         trainer.train(signed, 1, 1, BASE)
         assert len(trainers.spawner.children) == 1, "the same process goes on"
+
+    def test_before_the_first_attempt_the_data_sets_own_rules_go_along(self, trainers: Trainers, signed) -> None:
+        orders: list[Any] = []
+
+        def behave(pipe) -> None:
+            ready(pipe)
+            while (frame := pipe.receive(5.0)) is not None:
+                orders.append(frame)
+                pipe.send("checked", {"num_rows": 40, "fingerprints": ["a" * 64]})
+
+        trainer = ruled(trainers.make(behave))
+        trainer.check(signed)
+        assert orders == [], "an attempt was charged before, and the contract has no clause"
+        trainer.check(signed, first=True)
+        (order,) = orders
+        assert order.header["gate"]["data_set"]["rules"] == [{"rule": "varies"}]
+        assert order.header["gate"]["profile"] == str(trainer.home.profile_path("set-1"))
+
+    @pytest.mark.parametrize(
+        "answers",
+        [
+            [("failed", {"code": "QUALITY_GATE", "message": "It breaks a rule.", "field": "age"}, b"")],
+            [("update", {}, b"")],
+        ],
+    )
+    def test_a_broken_rule_refuses_and_so_does_one_that_was_not_checked(
+        self, trainers: Trainers, signed, answers: list[Any]
+    ) -> None:
+        with pytest.raises(RefusedError) as err:
+            ruled(trainers.make(answering(*answers))).check(signed, first=True)
+        assert err.value.code == "QUALITY_GATE"
 
     @pytest.mark.parametrize("kind", ["failed", "update"])
     def test_what_else_keeps_it_from_the_rows_is_left_to_the_attempt(
@@ -452,6 +500,27 @@ time.sleep(600)
             trainer.train(signed, 1, 1, BASE)
         assert err.value.code == "AGENT_STOPPING"
         assert time.monotonic() - begun < 10
+
+    def test_a_person_pauses_while_it_trains(self, trainers: Trainers, signed) -> None:
+        reached = threading.Event()
+
+        def behave(pipe) -> None:
+            ready(pipe)
+            pipe.receive(5.0)
+            reached.set()
+            pipe.receive(30.0)
+
+        trainer = trainers.make(behave)
+
+        def pause() -> None:
+            reached.wait(10.0)
+            trainers.paused = True
+
+        threading.Thread(target=pause).start()
+        with pytest.raises(RefusedError) as err:
+            trainer.train(signed, 1, 1, BASE)
+        assert err.value.code == "PARTICIPANT_PAUSED"
+        assert not trainer.stop(), "the process was ended"
 
     def test_a_data_set_that_the_configuration_lost(self, trainers: Trainers, signed) -> None:
         trainer = trainers.make(answering())

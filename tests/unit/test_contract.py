@@ -1,15 +1,19 @@
 """The contract: one id, every rule by name, nothing unknown, nothing defaulted."""
 
+import ast
 import copy
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 import tomli_w
 from tests.support.federation import contract_values, digits
 
+from fedpact_contract import contract as contract_module
 from fedpact_contract.contract import Contract, merge
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import generate_key
+from fedpact_contract.trust import Trust
 
 PARTS, VALIDATION = digits([30, 40, 50, 60])
 
@@ -116,6 +120,40 @@ def test_a_broken_rule_is_named(values, path, value, code) -> None:
     assert err.value.code == code
     assert err.value.file == "heart.toml"
     assert err.value.field
+    assert err.value.remedy
+
+
+def test_every_error_says_what_to_do() -> None:
+    """Each InputError that the module raises has a remedy that is never an empty text."""
+    source = Path(contract_module.__file__).read_text("utf-8")
+    calls = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "InputError"
+    ]
+    assert len(calls) > 50
+    for call in calls:
+        remedies = [keyword.value for keyword in call.keywords if keyword.arg == "remedy"]
+        assert remedies, f"line {call.lineno}: {ast.unparse(call.args[0])} has no remedy"
+        texts = [node.value for node in ast.walk(remedies[0]) if isinstance(node, ast.Constant)]
+        assert "" not in texts, f"line {call.lineno}: a remedy may be empty"
+
+
+@pytest.mark.parametrize("package", ["contract", "server", "client"])
+def test_whatever_is_wrong_with_a_contract_or_template_comes_with_a_remedy(package: str) -> None:
+    found = []
+    for file in sorted((Path(__file__).parents[2] / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:
+                code = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+                named = any(keyword.arg == "remedy" for keyword in node.keywords)
+                if str(code).startswith(("CONTRACT_", "TEMPLATE_")):
+                    found.append((file.name, code, named))
+    assert found
+    assert [line for line in found if not line[2]] == []
+
+
+ERRORS = ("InputError", "RefusedError", "FailedError", "ServiceError")
 
 
 @pytest.mark.parametrize(
@@ -160,8 +198,15 @@ def test_toml_that_python_cannot_hold_is_refused(text: str) -> None:
 def test_broken_toml_names_the_line() -> None:
     with pytest.raises(InputError) as err:
         Contract.from_toml("title = \n", file="a.toml")
-    assert err.value.code == "TOML_SYNTAX"
+    assert (err.value.code, err.value.file) == ("TOML_SYNTAX", "a.toml:1")
     assert "line 1" in err.value.message
+
+
+def test_a_wrong_value_of_toml_names_its_line() -> None:
+    text = '# A trust file\n[[party]]\nrole = "operator"\nname = "A"\nentity_code = "x"\nfingerprint = "00"\n'
+    with pytest.raises(InputError) as err:
+        Trust.from_toml(text, file="trust.toml")
+    assert (err.value.file, err.value.field) == ("trust.toml:5", "party.0.entity_code")
 
 
 def test_a_changed_byte_is_another_contract_or_none(values) -> None:
@@ -209,6 +254,48 @@ def test_an_affiliate_may_take_part_where_contribution_is_not_paid(values) -> No
     settled = values["settlement"] | {"contribution_weight": 0, "data_weight": 1}
     affiliates = [HOLDING | {"entity_code": f"{3:018d}"}]
     assert Contract.parse(values | {"settlement": settled, "affiliates": affiliates}).affiliates
+
+
+GROUP = {"name": "Hospital Group", "members": [f"{1:018d}", f"{2:018d}"]}
+
+
+def test_common_control_is_in_the_record_and_in_the_text(values) -> None:
+    from fedpact_contract.text import render
+
+    plain = Contract.parse(values)
+    contract = Contract.parse(values | {"common_control": [GROUP]})
+    assert contract.id != plain.id
+    assert Contract.from_bytes(contract.to_bytes()) == contract
+    one, two, three, four = (p.id for p in contract.participants)
+    assert set(contract.blocks()) == {tuple(sorted((one, two))), (three,), (four,)}
+    assert [contract.counted_once(ids) for ids in ((one, two), (one, three), (one, two, three), ())] == [1, 2, 2, 0]
+    assert (contract.controlled_by(one), contract.controlled_by(three)) == ("Hospital Group", "")
+    text = render(contract)
+    assert "Hospital Group: Enterprise 1, Enterprise 2" in text
+    assert text.lower().count("under common control") == 3
+    assert "common control" not in render(plain).split("What nothing here stops")[0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "code"),
+    [
+        ([GROUP | {"members": [f"{1:018d}", "Z" * 18]}], "CONTRACT_COMMON_CONTROL"),
+        ([GROUP, {"name": "Other", "members": [f"{2:018d}", f"{3:018d}"]}], "CONTRACT_COMMON_CONTROL"),
+        ([GROUP | {"members": [f"{1:018d}", f"{1:018d}"]}], "CONTRACT_COMMON_CONTROL"),
+        ([GROUP | {"members": [f"{i:018d}" for i in range(1, 5)]}], "CONTRACT_COMMON_CONTROL"),
+        ([GROUP | {"members": [f"{i:018d}" for i in range(1, 4)]}], "CONTRACT_MINIMUM"),
+        ([GROUP | {"members": [f"{1:018d}"]}], "CONTRACT"),
+        ([], "CONTRACT"),
+    ],
+    ids=["stranger", "two groups", "twice", "everybody", "too few left for the minimum", "alone", "none"],
+)
+def test_groups_are_of_participants_and_leave_enough_parties(values, groups, code) -> None:
+    values["participation"]["minimum"] = 3
+    with pytest.raises(InputError) as caught:
+        Contract.parse(values | {"common_control": groups})
+    assert caught.value.code == code
+    assert caught.value.field.startswith("participation" if code == "CONTRACT_MINIMUM" else "common_control")
+    assert caught.value.remedy or code == "CONTRACT"
 
 
 def test_the_buyers_rows_need_a_buyer(values) -> None:

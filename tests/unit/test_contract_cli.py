@@ -1,7 +1,9 @@
 """The command `fedpact` of the base install, and the shared rim of every command line."""
 
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +21,10 @@ from tests.support.evidence_factory import contract_values, make_evidence
 from fedpact_contract import __version__, cli, output
 from fedpact_contract.contract import Contract, SignedContract
 from fedpact_contract.errors import FailedError, InputError, RefusedError
+from fedpact_contract.language import VARIABLE, language
 from fedpact_contract.log import ContractSigned
 from fedpact_contract.record import decimal_text
+from fedpact_contract.text import render, stated
 from fedpact_contract.trust import Trust, TrustedParty, add_party, write
 
 
@@ -320,6 +324,53 @@ def test_a_contract_is_read_in_every_form(fedpact, tmp_path, form) -> None:
     plain = json.loads(out)
     assert plain["contract_id"] == contract.id
     assert plain["contract"] == contract.plain()
+
+
+@pytest.mark.parametrize(("lang", "first"), [("en", "FEDERATED LEARNING CONTRACT: "), ("zh", "联邦学习技术契约")])
+def test_a_contracts_document_is_read_and_written_in_either_language(
+    fedpact, tmp_path, monkeypatch, lang, first
+) -> None:
+    contract = Contract.parse(contract_values(title="<b>Title</b>"))
+    path, text, page = (tmp_path / name for name in ("contract", "contract.txt", "contract.html"))
+    path.write_bytes(contract.to_bytes())
+    code, out, _ = fedpact("contract", "read", path, "--lang", lang)
+    assert code == 0
+    assert render(contract, lang) in out
+    assert f"\n{first}" in out
+    assert "privacy.noise_multiplier" not in out
+    code, out, err = fedpact("contract", "read", path, "--lang", lang, "--out", text)
+    assert (code, out, err.strip()) == (0, "", str(text))
+    assert text.read_text("utf-8") == render(contract, lang)
+    monkeypatch.setenv(VARIABLE, lang)
+    assert fedpact("contract", "read", path, "--out", page)[0] == 0
+    shown = page.read_text("utf-8")
+    assert shown.startswith("<!doctype html>\n<html lang=")
+    assert "<b>" not in shown
+    paragraphs = [html.unescape(found) for found in re.findall(r"(?s)<p [^>]*>(.*?)</p>", shown)]
+    for _, title, clauses in stated(contract):
+        assert title.of(lang) in shown
+        for one in clauses:
+            assert f"{one.number} {one.text.of(lang)}" in paragraphs
+    code, out, _ = fedpact("contract", "read", path, "--out", page, "--json")
+    assert (code, json.loads(out)["error"]["code"]) == (2, "FILE_EXISTS")
+
+
+@pytest.mark.parametrize(
+    ("asked", "arguments", "environment", "found"),
+    [
+        (None, (), {}, "en"),
+        (None, (), {"LANG": "zh_CN.UTF-8"}, "zh"),
+        (None, (), {"LC_ALL": "C.UTF-8", "LANG": "zh_CN.UTF-8"}, "en"),
+        (None, (), {"LANG": "zh_CN.UTF-8", "FEDPACT_LANG": "en"}, "en"),
+        (None, (), {"FEDPACT_LANG": "fr", "LANG": "zh_CN.UTF-8"}, "zh"),
+        (None, ("sign", "--lang", "zh"), {"FEDPACT_LANG": "en"}, "zh"),
+        (None, ("sign", "--lang=en"), {"FEDPACT_LANG": "zh"}, "en"),
+        (None, ("sign", "--lang"), {}, "en"),
+        ("en", ("--lang=zh",), {"FEDPACT_LANG": "zh"}, "en"),
+    ],
+)
+def test_people_are_addressed_in_the_language_that_they_asked_for(asked, arguments, environment, found) -> None:
+    assert language(asked, arguments, environment) == found
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,23 @@ class TestNew:
         with world.database.read() as connection:
             assert contracts.every(connection) == []
 
+    def test_affiliates_of_one_party_are_named_as_under_common_control(self, world: Operator) -> None:
+        codes = [f"91310000MA1K{i:06d}" for i in (1, 2)]
+        clauses = "".join(
+            f'[[affiliates]]\nname = "Hospital {i}"\nentity_code = "{code}"\nof = "operator"\n'
+            for i, code in enumerate(codes, start=1)
+        )
+        text = TEMPLATE.replace("minimum = 3", "minimum = 2") + clauses
+        text = text.replace("contribution_weight = 0.7", "contribution_weight = 0")
+        text = text.replace("equal_weight = 0.1", "equal_weight = 0.8")
+        with pytest.raises(InputError) as err:
+            draft(world, text)
+        assert (err.value.code, err.value.party) == ("TEMPLATE_COMMON_CONTROL", "Hospital 1")
+        assert "Hospital 1, Hospital 2 are under common control" in err.value.message
+        named = draft(world, text + f'[[common_control]]\nname = "City"\nmembers = ["{codes[0]}", "{codes[1]}"]\n')
+        assert named.common_control is not None
+        assert named.counted_once(p.id for p in named.participants) == 2
+
     def test_the_column_of_an_event_stands_on_every_card(self, world: Operator) -> None:
         text = TEMPLATE.replace('kind = "softmax"', 'kind = "linear"').replace("cross-entropy", "discrete-hazard")
         for event, code in (("died", "TEMPLATE_CARD_COLUMN"), ("sex", "DATA_NOT_A_NUMBER")):

@@ -464,6 +464,12 @@ def test_a_round_whose_losses_are_no_numbers_has_an_entry_and_no_scores(tmp_path
     def another(found: list[Body]) -> list[Body]:
         return [body.model_copy(update={"round": 1}) if isinstance(body, RoundDiscarded) else body for body in found]
 
+    def disliked(found: list[Body]) -> list[Body]:
+        return [
+            body.model_copy(update={"code": "DULL"}) if isinstance(body, RoundDiscarded) else body for body in found
+        ]
+
+    assert "DISCARDED_REASON" in faults(fed, disliked)
     assert {"RUN_ROUNDS", "MODEL_DELIVERED", "SCORES_NOT_COMMITTED"} <= faults(fed, kept)
     if at > 2:
         assert "DISCARDED_ROUND" in faults(fed, another)

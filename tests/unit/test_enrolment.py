@@ -64,6 +64,13 @@ def test_an_invitation_carries_what_the_enterprise_needs_and_the_database_no_tok
             assert bytes.fromhex(invitation.token) not in path.read_bytes()
 
 
+def test_every_one_of_a_tokens_256_bits_is_chance(world: Operator) -> None:
+    """Sixteen tokens agree in a given bit once in 32,768 times; in four bits of 256 or more they do not."""
+    tokens = [int(world.invite(ONE).token, 16) for _ in range(16)]
+    fixed = [bit for bit in range(256) if len({token >> bit & 1 for token in tokens}) == 1]
+    assert len(fixed) <= 3
+
+
 @pytest.mark.parametrize(
     ("wrong", "code"),
     [

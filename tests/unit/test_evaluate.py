@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.models_kit import a_model, plain_schema, random_examples
+from tests.support.models_kit import a_cnn, a_model, plain_schema, random_examples
 from threadpoolctl import threadpool_limits
 
+from fedpact_contract.contract import Model
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_models.evaluate import (
     CoalitionLosses,
@@ -31,12 +32,17 @@ from fedpact_models.registry import build, parameter_count
 from fedpact_models.weights import load_flat
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPES = [(), (9,), (9, 6)]
+SHAPES = [
+    pytest.param(a_model(), id="softmax"),
+    *(pytest.param(a_model(*hidden), id=f"mlp-{len(hidden)}") for hidden in ((9,), (9, 6))),
+    pytest.param(a_cnn(3, 4, (5, 2, 1)), id="cnn-1"),
+    pytest.param(a_cnn(3, 2, (4, 2, 1), (3, 1, 1), channels=2, hidden=(6,)), id="cnn-2"),
+]
 
 
-def _setting(hidden: tuple[int, ...], players: int = 4, rows: int = 60, features: int = 12):
+def _setting(model: Model, players: int = 4, rows: int = 60, features: int = 12):
     rng = np.random.default_rng(7)
-    schema, model = plain_schema(features, 5), a_model(*hidden)
+    schema = plain_schema(features, 5)
     count = parameter_count(model, schema)
     base, steps = rng.normal(size=count) * 0.5, rng.normal(size=(players, count)) * 0.1
     return model, schema, base, steps, random_examples(rng, rows, features, 5)
@@ -57,9 +63,9 @@ def _same(one: RoundEvaluation, two: RoundEvaluation) -> bool:
     return (one.losses, one.correct, one.values.tobytes()) == (two.losses, two.correct, two.values.tobytes())
 
 
-@pytest.mark.parametrize("hidden", SHAPES)
-def test_losses_values_and_counts_are_those_of_a_loop_over_models(hidden: tuple[int, ...]) -> None:
-    model, schema, base, steps, examples = _setting(hidden)
+@pytest.mark.parametrize("model", SHAPES)
+def test_losses_values_and_counts_are_those_of_a_loop_over_models(model: Model) -> None:
+    model, schema, base, steps, examples = _setting(model)
     result = evaluate_round(model, schema, base, steps, examples, [25, 35], own_slice=[None] * 4)
     loop = _loop(model, schema, base, steps, examples)
     for mask, (first, second) in enumerate(result.losses):
@@ -78,9 +84,9 @@ def test_losses_values_and_counts_are_those_of_a_loop_over_models(hidden: tuple[
         assert count == int((module(torch.from_numpy(examples.x)).argmax(1).numpy() == examples.y).sum())
 
 
-@pytest.mark.parametrize("hidden", SHAPES)
-def test_plain_evaluation_is_the_empty_coalitions(hidden: tuple[int, ...]) -> None:
-    model, schema, base, steps, examples = _setting(hidden)
+@pytest.mark.parametrize("model", SHAPES)
+def test_plain_evaluation_is_the_empty_coalitions(model: Model) -> None:
+    model, schema, base, steps, examples = _setting(model)
     result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 4)
     loss, right = evaluate(model, schema, base, examples)
     assert round(Fraction(math.fsum([loss] * 60)) * 10**9) == pytest.approx(result.losses[0][0], abs=1)
@@ -94,14 +100,15 @@ def test_plain_evaluation_is_the_empty_coalitions(hidden: tuple[int, ...]) -> No
     )
 
 
-@pytest.mark.parametrize("hidden", SHAPES)
-def test_neither_chunk_nor_block_moves_a_bit(hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = _setting(hidden, players=5)
+@pytest.mark.parametrize("model", SHAPES)
+def test_neither_chunk_nor_block_moves_a_bit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = _setting(model, players=5)
     sizes = [(None, None), (1, 1), (3, 7), (8, 60), (64, 59), (None, 13)]
     results = [evaluate_round(*setting, [60], own_slice=[None] * 5, chunk=c, block=b) for c, b in sizes]
     for name, value in (
         ("PART_ELEMENTS", 6 * 9 * 11),
         ("NARROWEST", 1),
+        ("WINDOWED", 1),
         ("TILE_ELEMENTS", 64),
         ("LINEAR_ELEMENTS", 320),
         ("STACKED", 7),
@@ -122,9 +129,9 @@ def _walks(players: int, pairs: int, rng: np.random.Generator) -> list[int]:
     return masks
 
 
-@pytest.mark.parametrize("hidden", SHAPES)
-def test_a_coalition_has_the_same_bits_on_any_way_to_it(hidden: tuple[int, ...]) -> None:
-    setting = _setting(hidden, players=6)
+@pytest.mark.parametrize("model", SHAPES)
+def test_a_coalition_has_the_same_bits_on_any_way_to_it(model: Model) -> None:
+    setting = _setting(model, players=6)
     whole = evaluate_round(*setting, [25, 35], own_slice=[None] * 6)
     rng = np.random.default_rng(3)
     loop = _loop(*setting)
@@ -141,7 +148,7 @@ def test_a_coalition_has_the_same_bits_on_any_way_to_it(hidden: tuple[int, ...])
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_hundred_and_twenty_eight_players_in_a_mapped_file(tmp_path: Path, dtype: str) -> None:
-    model, schema, base, steps, examples = _setting((9, 6), players=128)
+    model, schema, base, steps, examples = _setting(a_model(9, 6), players=128)
     steps = steps.astype(dtype) / 16
     steps.tofile(tmp_path / "steps")
     mapped = np.memmap(tmp_path / "steps", dtype, "r", shape=steps.shape)
@@ -156,9 +163,9 @@ def test_a_hundred_and_twenty_eight_players_in_a_mapped_file(tmp_path: Path, dty
     assert backwards.losses == found.losses[::-1]
 
 
-@pytest.mark.parametrize("hidden", SHAPES)
-def test_equal_twins_are_worth_the_same_to_the_last_bit(hidden: tuple[int, ...]) -> None:
-    model, schema, base, steps, examples = _setting(hidden, players=5)
+@pytest.mark.parametrize("model", SHAPES)
+def test_equal_twins_are_worth_the_same_to_the_last_bit(model: Model) -> None:
+    model, schema, base, steps, examples = _setting(model, players=5)
     steps[3] = steps[1]
     result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 5)
     assert result.values[1].tobytes() == result.values[3].tobytes()
@@ -172,16 +179,16 @@ def test_equal_twins_are_worth_the_same_to_the_last_bit(hidden: tuple[int, ...])
 def test_of_any_equal_steps_no_bit_depends_on_whose_they_are() -> None:
     """A linear model's players are in two parts by their steps' digests: equal ones must not be in both."""
     for equal in ([0, 1], [0, 5], [1, 2, 3], [0, 2, 3, 5], [0, 1, 2, 3, 4, 5]):
-        model, schema, base, steps, examples = _setting((), players=6)
+        model, schema, base, steps, examples = _setting(a_model(), players=6)
         steps[equal] = steps[equal[0]]
         result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 6)
         assert len({result.values[player].tobytes() for player in equal}) == 1
         assert len({result.losses[1 << player] for player in equal}) == 1
 
 
-@pytest.mark.parametrize("hidden", [(), (33,)])
-def test_threads_move_no_bit(hidden: tuple[int, ...]) -> None:
-    setting = _setting(hidden, rows=301, features=200)
+@pytest.mark.parametrize("model", [a_model(), a_model(33), a_cnn(10, 20, (4, 3, 1), (5, 3, 2))])
+def test_threads_move_no_bit(model: Model) -> None:
+    setting = _setting(model, rows=301, features=200)
     results, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2):
@@ -210,12 +217,13 @@ def test_another_kernel_and_instruction_set_move_no_bit_of_a_product() -> None:
     assert len(digests.pop()) == 64
 
 
-def test_another_kernel_and_other_threads_move_no_bit_of_a_list() -> None:
+@pytest.mark.parametrize("model", ["a_model(33, 20)", "a_cnn(10, 20, (8, 3, 1), (9, 3, 2))"])
+def test_another_kernel_and_other_threads_move_no_bit_of_a_list(model: str) -> None:
     code = (
-        "import hashlib, numpy as np; from tests.unit.test_evaluate import _setting, _walks;"
+        "import hashlib, numpy as np; from tests.unit.test_evaluate import _setting, _walks, a_cnn, a_model;"
         "from fedpact_models.evaluate import evaluate_coalitions;"
         "masks = _walks(7, 2, np.random.default_rng(0));"
-        "found = evaluate_coalitions(*_setting((33, 20), players=7, rows=301, features=200), [301], masks);"
+        f"found = evaluate_coalitions(*_setting({model}, players=7, rows=301, features=200), [301], masks);"
         "print(hashlib.sha256(found.by_example.tobytes() + str(found.losses).encode()).hexdigest())"
     )
     digests = set()
@@ -230,8 +238,8 @@ def test_another_kernel_and_other_threads_move_no_bit_of_a_list() -> None:
 
 
 def test_a_null_player_is_worth_exactly_nothing_on_every_example() -> None:
-    for hidden in SHAPES:
-        model, schema, base, steps, examples = _setting(hidden)
+    for shape in SHAPES:
+        model, schema, base, steps, examples = _setting(*shape.values)
         steps[2] = 0
         result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 4)
         assert not result.values[2].any()
@@ -242,7 +250,7 @@ def test_a_null_player_is_worth_exactly_nothing_on_every_example() -> None:
 
 
 def test_a_givers_own_rows_are_left_out_and_the_others_rescaled() -> None:
-    setting = _setting((9,), players=3)
+    setting = _setting(a_model(9), players=3)
     slices_, own = [10, 20, 30], [1, None, 0]
     free = evaluate_round(*setting, slices_, own_slice=[None] * 3)
     bound = evaluate_round(*setting, slices_, own_slice=own)
@@ -330,14 +338,14 @@ BAD = [
 
 @pytest.mark.parametrize(("change", "code"), BAD)
 def test_what_does_not_fit_is_refused(change: dict, code: str) -> None:
-    model, schema, base, steps, examples = _setting(())
+    model, schema, base, steps, examples = _setting(a_model())
     arguments = {"base": base, "steps": steps, "examples": examples, "slices": [60], "own_slice": [None] * 4} | change
     with pytest.raises(InputError, match=code):
         evaluate_round(model, schema, **arguments)
 
 
 def test_evaluate_refuses_no_rows_and_a_loss_that_is_not_finite() -> None:
-    model, schema, base, steps, examples = _setting((9,))
+    model, schema, base, steps, examples = _setting(a_model(9))
     with pytest.raises(InputError, match="EVALUATION_INPUT"):
         evaluate(model, schema, base, Examples(x=np.zeros((0, 13)), y=np.zeros(0, dtype=np.int64)))
     huge = np.full_like(base, 1e200)
@@ -360,16 +368,16 @@ BAD_LISTS = [
 
 @pytest.mark.parametrize(("change", "words"), BAD_LISTS)
 def test_a_list_that_does_not_fit_is_refused(change: dict, words: str) -> None:
-    model, schema, base, steps, examples = _setting(())
+    model, schema, base, steps, examples = _setting(a_model())
     arguments = {"base": base, "steps": steps, "examples": examples, "slices": [60], "masks": [0, 5]} | change
     with pytest.raises(InputError, match=words) as caught:
         evaluate_coalitions(model, schema, **arguments)
     assert caught.value.code == "EVALUATION_INPUT"
 
 
-@pytest.mark.parametrize("hidden", SHAPES)
-def test_a_list_with_a_loss_that_is_not_a_number_is_refused(hidden: tuple[int, ...]) -> None:
-    model, schema, base, steps, examples = _setting(hidden)
+@pytest.mark.parametrize("model", SHAPES)
+def test_a_list_with_a_loss_that_is_not_a_number_is_refused(model: Model) -> None:
+    model, schema, base, steps, examples = _setting(model)
     steps[2] *= 1e16
     assert isinstance(evaluate_coalitions(model, schema, base, steps[:2], examples, [60], [3]), CoalitionLosses)
     with pytest.raises(FailedError, match="EVALUATION_NOT_FINITE"):

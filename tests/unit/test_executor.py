@@ -164,15 +164,30 @@ class TestHandle:
             FakeTask(order=b"x" * 1001),
             FakeTask(model=b"x" * 1001),
             FakeTask(order="\ud800".encode("utf-8", "surrogatepass")),
+            FakeTask(order=None),
         ],
-        ids=["no text", "long order", "long model", "surrogate"],
+        ids=["no text", "long order", "long model", "surrogate", "another form"],
     )
     def test_an_order_that_cannot_be_handed_over(self, ends, task):
+        """Nothing leaves before the guard, who enters it in the egress ledger, has said so."""
         guard, ours = ends
-        assert handle(ours, task) is True
+        result = in_background(handle, ours, task)
+        frame = guard.receive(PATIENCE)
+        assert (frame.kind, frame.header, frame.array) == ("malformed", {}, b"")
+        assert task.answered == []
+        guard.send("drop", {})
+        assert result() is True
         assert task.answered == ["E_ORDER_FORM"]
-        with pytest.raises(FrameError):
-            guard.receive(0.01)
+
+    def test_what_is_no_order_gets_no_reply(self, ends):
+        guard, ours = ends
+        task = FakeTask(order=None)
+        result = in_background(handle, ours, task)
+        guard.receive(PATIENCE)
+        guard.send("reply", {"reply": "{}"})
+        with pytest.raises(ProtocolError):
+            result()
+        assert task.answered == []
 
     @pytest.mark.parametrize("header", [{}, {"reply": 5}, {"reply": None}, {"answer": "x"}])
     def test_a_reply_without_text(self, ends, header):

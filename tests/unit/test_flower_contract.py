@@ -231,6 +231,9 @@ def test_a_run_that_is_asked_for_can_be_nothing_more_than_we_check():
         ("flwr.common.constant:SubStatus.FAILED", "failed"),
         ("flwr.common.constant:HEARTBEAT_DEFAULT_INTERVAL", 30),
         ("flwr.common.constant:HEARTBEAT_PATIENCE", 2),
+        ("flwr.common.constant:SYSTEM_TIME_TOLERANCE", 5),  # preflight_network.AHEAD_SECONDS
+        ("flwr.common.constant:TIMESTAMP_TOLERANCE", 300),  # preflight_network.BEHIND_SECONDS
+        ("flwr.common.constant:FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", 5 << 20),  # preflight_network.CHUNK_BYTES
         ("flwr.supercore.constant:NodeStatus.ONLINE", "online"),
         ("flwr.supercore.constant:NodeStatus.UNREGISTERED", "unregistered"),
         ("flwr.supercore.constant:TaskType.CLIENT_APP", "flwr-clientapp"),
@@ -301,6 +304,51 @@ def test_superexec_takes_what_we_give_it():
 def test_the_serverapp_dies_with_the_superexec():
     assert "parent_pid=os.getpid()" in source("flwr.supercore.superexec.plugin.base_exec_plugin:BaseExecPlugin")
     assert "start_parent_process_monitor(parent_pid)" in source("flwr.superlink.runtime.run_serverapp:run_serverapp")
+
+
+def test_a_run_is_told_its_contract_and_nothing_else_and_no_agent_reads_even_that():
+    """Overrides are not covered by the bundle's hash: Flower takes those of keys that the bundle lists: one.
+
+    Both SuperLink and SuperNode fuse them by this function. At an agent nothing reads what comes of it.
+    """
+    from fedpact_server import shell
+
+    fuse = get("flwr.common.config:get_fused_config_from_fab")
+    run = type("Run", (), {"override_config": {"contract-id": "c" * 64}})
+    assert fuse(shell.shell_bundle(), run) == {"contract-id": "c" * 64}
+    for key, value in {
+        "rounds": 9,
+        "epsilon": 1e9,
+        "noise_multiplier": 0.0,
+        "columns": "all",
+        "contract-id.x": 1,
+    }.items():
+        run.override_config = {key: value}
+        with pytest.raises(ValueError, match="not present"):
+            fuse(shell.shell_bundle(), run)
+    import fedpact_client
+
+    sources = [path.read_text("utf-8") for folder in fedpact_client.__path__ for path in Path(folder).glob("*.py")]
+    assert len(sources) > 20
+    assert not [text for text in sources if "run_config" in text or "override_config" in text]
+
+
+def test_flower_is_told_no_seconds_to_send():
+    """With each reply it sends what its state says of how long the task ran; this place alone, and our state says 0."""
+    from fedpact_client.supernode import tell_no_seconds
+
+    text = source("flwr.supernode.start_client_internal:_push_messages")
+    assert text.count("state.get_message_processing_duration(") == 1
+    assert "send(message, object_tree, clientapp_runtime)" in text
+    state = get("flwr.supernode.nodestate:NodeStateFactory")(
+        objectstore_factory=get("flwr.supercore.object_store:ObjectStoreFactory")()
+    ).state()
+    times = dataclasses.make_dataclass("Times", ["starting_at", "finished_at"])
+    state.time_store = {"m": times(10.0, 12.5)}
+    state._cleanup_old_message_times = lambda: None
+    assert state.get_message_processing_duration("m") == 2.5
+    tell_no_seconds(state)
+    assert state.get_message_processing_duration("m") == 0.0
 
 
 class TestPatched:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tests.support.models_kit import a_model, plain_schema, random_examples
+from tests.support.models_kit import a_cnn, a_model, plain_schema, random_examples
 from threadpoolctl import threadpool_limits
 
+from fedpact_contract.contract import Model
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_models.evaluate import evaluate_coalitions
 from fedpact_models.features import Examples
@@ -13,20 +14,25 @@ from fedpact_models.gradient import first_order_values, gradient
 from fedpact_models.registry import build, parameter_count
 from fedpact_models.weights import load_flat
 
-SHAPES = [(), (9,), (9, 6)]
+SHAPES = [
+    pytest.param(a_model(), id="softmax"),
+    *(pytest.param(a_model(*hidden), id=f"mlp-{len(hidden)}") for hidden in ((9,), (9, 6))),
+    pytest.param(a_cnn(3, 4, (5, 2, 1)), id="cnn-1"),
+    pytest.param(a_cnn(3, 2, (4, 2, 1), (3, 1, 1), channels=2, hidden=(6,)), id="cnn-2"),
+]
 
 
-def _setting(hidden: tuple[int, ...], rows: int = 60):
+def _setting(model: Model, rows: int = 60):
     rng = np.random.default_rng(11)
-    schema, model = plain_schema(12, 5), a_model(*hidden)
+    schema = plain_schema(12, 5)
     count = parameter_count(model, schema)
     base, steps = rng.normal(size=count) * 0.5, rng.normal(size=(4, count)) * 1e-4
     return model, schema, base, steps, random_examples(rng, rows, 12, 5)
 
 
-@pytest.mark.parametrize("hidden", SHAPES)
-def test_the_gradient_is_that_of_torch(hidden: tuple[int, ...]) -> None:
-    model, schema, base, _, examples = _setting(hidden)
+@pytest.mark.parametrize("model", SHAPES)
+def test_the_gradient_is_that_of_torch(model: Model) -> None:
+    model, schema, base, _, examples = _setting(model)
     module = build(model, schema)
     load_flat(module, base)
     torch.nn.functional.cross_entropy(module(torch.from_numpy(examples.x)), torch.from_numpy(examples.y)).backward()
@@ -36,9 +42,9 @@ def test_the_gradient_is_that_of_torch(hidden: tuple[int, ...]) -> None:
     assert np.abs(expected).max() > 1e-3
 
 
-@pytest.mark.parametrize("hidden", SHAPES)
-def test_small_steps_are_worth_what_the_gradient_says(hidden: tuple[int, ...]) -> None:
-    model, schema, base, steps, examples = _setting(hidden)
+@pytest.mark.parametrize("model", SHAPES)
+def test_small_steps_are_worth_what_the_gradient_says(model: Model) -> None:
+    model, schema, base, steps, examples = _setting(model)
     steps[2] = 0
     values = first_order_values(model, schema, base, steps, examples)
     losses = evaluate_coalitions(model, schema, base, steps, examples, [60], [0, 1, 2, 4, 8]).losses
@@ -49,7 +55,7 @@ def test_small_steps_are_worth_what_the_gradient_says(hidden: tuple[int, ...]) -
 
 
 def test_threads_move_no_bit_and_rows_may_be_float32() -> None:
-    model, schema, base, steps, examples = _setting((9, 6))
+    model, schema, base, steps, examples = _setting(a_model(9, 6))
     results = []
     for threads in (1, 2):
         with threadpool_limits(threads):
@@ -60,7 +66,7 @@ def test_threads_move_no_bit_and_rows_may_be_float32() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    model, schema, base, steps, examples = _setting((9,))
+    model, schema, base, steps, examples = _setting(a_model(9))
     with pytest.raises(InputError, match="WEIGHTS_SHAPE"):
         first_order_values(model, schema, base, steps[:, 1:], examples)
     with pytest.raises(InputError, match="WEIGHTS_NOT_FINITE"):

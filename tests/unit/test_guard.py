@@ -26,12 +26,14 @@ from tests.support.open_round import OpenRound, open_round, read
 
 from fedpact_client import cards, children, guard, views
 from fedpact_client.answer import TrainingFailedError
+from fedpact_client.api import AnsweredRefusedError
 from fedpact_client.children import CancelledError, TrainerChild
 from fedpact_client.config import AgentConfig
 from fedpact_client.facts import ROUNDS, Facts, cut_off
 from fedpact_client.frames import Frame, FrameError
 from fedpact_client.guard import Guard
 from fedpact_client.home import AgentHome, init
+from fedpact_client.policy import Hours
 from fedpact_client.review import review
 from fedpact_client.sandbox import Isolation, landlock_abi
 from fedpact_client.signing import commit, fetch_offer
@@ -39,7 +41,8 @@ from fedpact_client.store import EgressKind, HomeLock, Store
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.errors import FailedError, InputError, RefusedError, ServiceError
 from fedpact_contract.files import replace_file
-from fedpact_contract.messages import Refusal, Reply
+from fedpact_contract.keys import save_key
+from fedpact_contract.messages import Notice, Refusal, Reply
 from fedpact_contract.record import read_envelope, sign
 from fedpact_contract.request import utc_now
 
@@ -161,6 +164,84 @@ def enveloped(order: bytes, body: bytes) -> bytes:
     return read_envelope(order).model_copy(update={"payload": base64.b64encode(body).decode()}).to_bytes()
 
 
+class Hearing(Client):
+    """An operator that keeps what it is told, or fails with the next of these errors first."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self.errors, self.heard = list(errors), list[Notice]()
+        self.record: Callable[[], object] = lambda: None
+
+    def post(self, _path: str, body: dict[str, Any], kind: EgressKind, **_options: Any) -> dict[str, Any]:
+        assert kind is EgressKind.NOTICE
+        self.record()
+        if self.errors:
+            raise self.errors.pop(0)
+        self.heard.append(Notice.from_bytes(read_envelope(body["notice"]).body))
+        return {"index": len(self.heard)}
+
+
+class TestTelling:
+    """What a person decided, and the policy's hours, are said until they are heard, and once."""
+
+    def tell(self, world: World, client: Hearing) -> list[tuple[str, str, int]]:
+        """Look once; what the operator has heard so far."""
+        desk = world.agent.desk
+        path = world.guard.home.run_key_path(desk.contract_id)
+        if not path.exists():
+            save_key(path, desk.run_key)
+        client.record = lambda: desk.store.record_egress(EgressKind.NOTICE, desk.contract_id, None, 1, "a" * 64)
+        world.guard.next_tell = 0.0
+        world.guard._tell(client)  # type: ignore[arg-type]  # stands for the real one
+        return [(n.state, n.code, n.number) for n in client.heard]
+
+    def test_nothing_is_said_of_a_contract_that_simply_goes_on(self, world: World) -> None:
+        assert self.tell(world, Hearing()) == []
+
+    def test_a_pause_and_its_end(self, world: World) -> None:
+        client, desk = Hearing(), world.agent.desk
+        desk.store.set_state(desk.contract_id, "paused")
+        paused = [("paused", "PARTICIPANT_PAUSED", 1)]
+        assert self.tell(world, client) == self.tell(world, client) == paused
+        desk.store.set_state(desk.contract_id, "running")
+        assert self.tell(world, client) == [*paused, ("running", "PARTICIPANT_RESUMED", 2)]
+
+    def test_it_is_said_again_where_the_operator_was_away_with_a_number_of_its_own(self, world: World) -> None:
+        client, desk = Hearing(ServiceError("OPERATOR_AWAY", "nobody answers")), world.agent.desk
+        desk.store.set_state(desk.contract_id, "paused")
+        assert self.tell(world, client) == []
+        assert world.guard.next_tell > time.monotonic(), "not at once again"
+        assert self.tell(world, client) == [("paused", "PARTICIPANT_PAUSED", 2)]
+
+    @pytest.mark.parametrize(("code", "again"), [("RUN_CLOSED", False), ("NOTICE_OLD", True)])
+    def test_what_the_operator_refuses_for_good_is_not_repeated(self, world: World, code: str, again: bool) -> None:
+        client, desk = Hearing(AnsweredRefusedError(code, "no")), world.agent.desk
+        desk.store.set_state(desk.contract_id, "paused")
+        self.tell(world, client)
+        assert bool(self.tell(world, client)) is again
+
+    def test_the_end_of_the_policys_hours_and_their_beginning(self, world: World) -> None:
+        client, config = Hearing(), world.guard.config
+        hours = Hours(begin="20:00", end="06:00", zone="UTC")
+        policy = config.policy.model_copy(update={"hours": hours})
+        world.guard.config = config.model_copy(update={"policy": policy})
+        world.guard.now = lambda: NOW
+        assert self.tell(world, client) == [("paused", "POLICY_HOURS", 1)]
+        world.guard.now = lambda: NOW.replace(hour=20)
+        assert self.tell(world, client)[1:] == [("running", "PARTICIPANT_RESUMED", 2)]
+
+    def test_a_pause_ends_the_attempt_that_runs(self, world: World) -> None:
+        desk = world.agent.desk
+        assert world.guard.trainer.interrupt(desk.contract_id) is None  # type: ignore[func-returns-value]
+        desk.store.set_state(desk.contract_id, "paused")
+        with pytest.raises(RefusedError) as err:
+            world.guard.trainer.interrupt(desk.contract_id)
+        assert err.value.code == "PARTICIPANT_PAUSED"
+        world.guard.stopping = True
+        with pytest.raises(CancelledError):
+            world.guard.trainer.interrupt(desk.contract_id)
+
+
 class TestOrders:
     def test_an_order_is_answered(self, world: World) -> None:
         executor = world.play(order_frame(*world.order))
@@ -213,7 +294,28 @@ class TestOrders:
         }[what]
         executor = world.play(order_frame(data, model), order_frame(order, model))
         assert executor.kinds == ["drop", "reply"]
-        assert len(world.left()) == 1
+        assert [entry.kind for entry in world.left()] == [EgressKind.NO_REPLY, EgressKind.UPDATE]
+
+    @pytest.mark.parametrize(
+        ("frame", "text"),
+        [
+            (Frame(kind="malformed", header={}, array=b""), b"E_ORDER_FORM"),
+            (order_frame(b"rubbish", b""), b"E_NO_REPLY"),
+        ],
+        ids=["malformed", "rubbish"],
+    )
+    def test_the_text_in_place_of_a_reply_is_entered_before_it_leaves(
+        self, world: World, frame: Frame, text: bytes
+    ) -> None:
+        executor = FakeExecutor(world.guard, frame)
+        seen: list[list[Any]] = []
+        executor.before_send = lambda: seen.append(world.left())
+        world.guard.executor = executor  # type: ignore[assignment]  # stands for the real one
+        world.guard.loop(world.client)  # type: ignore[arg-type]  # stands for the real one
+        assert executor.sent == [("drop", {}, b"")]
+        ((entry,),) = seen
+        assert (entry.kind, entry.size, entry.sha256) == (EgressKind.NO_REPLY, len(text), sha256_hex(text))
+        assert (entry.contract_id, entry.round, entry.detail) == (None, None, text.decode())
 
     @pytest.mark.parametrize(
         "header",
@@ -260,9 +362,10 @@ class TestOrders:
 
         monkeypatch.setattr(Store, method, fail)
         executor = world.play(order_frame(*world.order))
-        assert executor.kinds == ["drop"]
+        entered = method != "record_egress"
+        assert (executor.kinds, executor.stops > 0) == ((["drop"], False) if entered else ([], True))
         monkeypatch.undo()
-        assert world.left() == []
+        assert [entry.kind for entry in world.left()] == ([EgressKind.NO_REPLY] if entered else [])
         executor = world.play(order_frame(*world.order))
         assert executor.kinds == ["reply"], "asked again, it answers"
         assert world.states().count("spent") == 1
@@ -275,7 +378,7 @@ class TestOrders:
         world.guard.desks[mine.contract_id] = mine
         assert world.play(order_frame(*world.order)).kinds == ["drop"]
         assert world.states() == ["reserved"]
-        assert world.left() == []
+        assert [entry.kind for entry in world.left()] == [EgressKind.NO_REPLY]
         world.guard.desks[mine.contract_id] = world.agent.desk
         (sent,) = world.play(order_frame(*world.order)).sent
         assert world.states() == ["reserved", "reserved", "spent"], "a spare attempt, charged in full"
@@ -451,6 +554,30 @@ class TestExecutor:
         executor.connected = True
         world.guard._publish()
         assert world.guard.refused == 0
+
+    def test_that_it_is_not_let_in_yet_is_said_once_and_stands_in_the_status(self, world: World) -> None:
+        """As after kill -9: the operator's SuperLink has the last connection for up to a minute."""
+        told: list[str] = []
+        executor = FakeExecutor(world.guard)
+        executor.alive = False
+        world.guard.executor, world.guard.waits = executor, told.append  # type: ignore[assignment]  # stands for the real one
+        for _ in range(3):
+            world.guard._restart_executor()
+            world.guard._publish()
+            world.guard.restart_at = 0.0
+            world.guard._restart_executor()
+            executor.alive = False
+        assert (len(told), world.guard.stopping) == (1, False)
+        assert "an earlier connection of it, for up to a minute" in told[0]
+        with HomeLock(world.guard.home.path):
+            values = views.status(world.guard.home, world.store, "approved")
+        assert (values["connected"], values["waiting"]) == (None, told[0])
+        executor.alive = executor.connected = True
+        world.guard._publish()
+        assert Facts.read(world.guard.home).waiting is None
+        executor.alive, executor.connected = False, False
+        world.guard._restart_executor()
+        assert len(told) == 2, "another time"
 
 
 ISOLATION = Isolation(
@@ -731,13 +858,13 @@ class TestContracts:
         at = Guard(home=made.home, config=made.home.config(), store=made.store)
         with made.client() as client:
             at._look(client)
-        at.desks.pop(contract.id).check_allowed()
+        at.desks.pop(contract.id).check_allowed(1)
         text = made.home.config_path.read_text().replace('"rows.csv"', '"own.csv"')
         replace_file(made.home.config_path, text.encode())
         for config in (made.home.config(), lost_set_9(made.home.config())):
             at.config = config
             with made.client() as client, pytest.raises(RefusedError) as caught:
-                at._desk(contract.id, client).check_allowed()
+                at._desk(contract.id, client).check_allowed(1)
             assert caught.value.code == "DATA_SET_KNOWN_ELSEWHERE"
             at.desks.clear()
 
@@ -745,11 +872,16 @@ class TestContracts:
         contract = self.signed(made)
         made.others_sign(contract)
         at, looked = Guard(home=made.home, config=made.home.config(), store=made.store), []
-        monkeypatch.setattr(TrainerChild, "check", lambda _self, agreed: looked.append(agreed.id))
+        monkeypatch.setattr(TrainerChild, "check", lambda _self, agreed, *, first: looked.append((agreed.id, first)))
         with made.client() as client:
             at._desk(contract.id, client).own_rows()
-        assert looked == [contract.id]
+        assert looked == [(contract.id, True)], "nothing was charged yet: its own rules are asked too"
         assert at.training > 0, "the trainer's time, not the guard's"
+        run_key = made.home.run_key(contract.id)
+        made.store.reserve(contract.id, 1, "ab" * 32, run_key)
+        with made.client() as client:
+            at._desk(contract.id, client).own_rows()
+        assert looked[1:] == [(contract.id, False)], "an attempt was charged: the rules are asked no more"
 
     def test_a_data_set_that_agent_toml_has_lost_keeps_no_contract_from_closing(self, made: Lab) -> None:
         contract = self.signed(made)
@@ -760,7 +892,7 @@ class TestContracts:
             at._look(client)
         assert at.desks[contract.id].entity is None
         with pytest.raises(InputError, match="CONFIG_DATA_SET"):
-            at.desks[contract.id].check_allowed()
+            at.desks[contract.id].check_allowed(1)
 
     def test_it_runs_when_everybody_has_signed(self, made: Lab) -> None:
         contract = self.signed(made)

@@ -144,6 +144,11 @@ class TestPublicSocket:
         for path in ("/fedpact/x", "/v1/fleet/push-object"):
             assert ask("POST", path, headers=[(b"transfer-encoding", b"chunked")]) == 411
 
+    def test_a_probe_may_be_as_large_as_an_update(self):
+        for size, verdict in {101: "api", MAX_FLEET_BODY: "api", MAX_FLEET_BODY + 1: 413}.items():
+            header = (b"content-length", str(size).encode())
+            assert ask("POST", "/fedpact/v1/probe", headers=[header], max_api_body=100) == verdict
+
     def test_fleet_bodies_are_capped(self):
         sizes = {MAX_FLEET_BODY: "flower", MAX_FLEET_BODY + 1: 413}
         for size, verdict in sizes.items():

@@ -1,6 +1,7 @@
 """The policy: every clause refuses what it should, by a code of its own, and an empty policy allows nothing."""
 
 import datetime
+import time
 from decimal import Decimal
 
 import pytest
@@ -12,6 +13,7 @@ from fedpact_client.policy import Policy, check, check_entities
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.keys import fingerprint, public_hex
+from fedpact_contract.privacy import filter_limit
 
 ME = fingerprint(public_hex(key("own")))
 ALLOW = {
@@ -95,7 +97,7 @@ def test_every_setting_is_read_by_some_clause() -> None:
     """A setting that no clause reads would be a promise that nothing keeps."""
     refusing = {"purposes", "operators", "sectors", "model_kinds", "columns", "max_epsilon"}
     refusing |= {"min_participants", "max_rounds", "not_after", "trust_models"}
-    refusing |= {"require_entity", "max_entity_epsilon"}  # below
+    refusing |= {"require_entity", "max_entity_epsilon", "hours", "max_data_set_epsilon", "max_data_set_uses"}  # below
     assert set(Policy.model_fields) == refusing
 
 
@@ -272,3 +274,88 @@ def test_no_setting_has_a_default(missing: str) -> None:
 def test_a_toml_date_is_a_moment() -> None:
     moment = datetime.datetime(2026, 12, 31, tzinfo=datetime.UTC)
     assert parsed(not_after=moment).not_after == "2026-12-31T00:00:00Z"
+
+
+class TestHours:
+    """NOW is 12:00 in UTC, 20:00 in Shanghai, 08:30 at -03:30."""
+
+    @pytest.mark.parametrize(
+        ("begin", "end", "zone", "inside"),
+        [
+            ("12:00", "12:01", "UTC", True),
+            ("11:00", "12:00", "UTC", False),
+            ("12:01", "11:59", "UTC", False),
+            ("12:01", "12:00", "UTC", False),
+            ("23:00", "12:01", "UTC", True),
+            ("20:00", "06:00", "Asia/Shanghai", True),
+            ("20:01", "06:00", "+08:00", False),
+            ("08:30", "08:31", "-03:30", True),
+            ("07:00", "08:00", "America/New_York", True),
+        ],
+    )
+    def test_a_window_of_the_day(self, begin: str, end: str, zone: str, inside: bool) -> None:
+        own = parsed(hours={"begin": begin, "end": end, "zone": zone})
+        if inside:
+            assert check(contract(), ME, own, NOW, policy.ORDER_CLAUSES) is None
+            return
+        with pytest.raises(RefusedError) as caught:
+            check(contract(), ME, own, NOW, policy.ORDER_CLAUSES)
+        assert (caught.value.code, caught.value.rule) == ("POLICY_HOURS", "policy.hours in agent.toml")
+
+    def test_it_is_no_question_when_a_contract_is_signed(self) -> None:
+        own = parsed(hours={"begin": "01:00", "end": "02:00", "zone": "UTC"})
+        assert check(contract(), ME, own, NOW) is None
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"end": "08:00"}, "leave `hours` out"),
+            ({"zone": "Mars/Olympus"}, "knows no time zone Mars/Olympus"),
+            ({"zone": "../etc/passwd"}, "knows no time zone"),
+            ({"begin": "8:00"}, "a time of day such as 20:00"),
+            ({"begin": "24:00"}, "a time of day such as 20:00"),
+        ],
+    )
+    def test_what_is_no_window(self, changes: dict[str, str], words: str) -> None:
+        with pytest.raises(InputError) as caught:
+            parsed(hours={"begin": "08:00", "end": "18:00", "zone": "UTC"} | changes)
+        assert words in caught.value.message
+        assert caught.value.field is not None
+        assert caught.value.field.startswith("hours")
+
+
+class TestDataSet:
+    """R at alpha 4 and delta 1e-5 is epsilon less 3.088."""
+
+    def use(self, **values: object) -> policy.DataSetUse:
+        base = {"data_set": "a", "uses": 10, "rdp": Decimal(1), "delta": Decimal("0.00001"), "alpha": Decimal(4)}
+        return policy.DataSetUse(**(base | values))  # type: ignore[arg-type]
+
+    def test_no_limit_of_its_own(self) -> None:
+        assert policy.check_data_set(parsed(), self.use(uses=10**9, rdp=Decimal(10**9))) is None
+
+    def test_limits_that_just_fit(self) -> None:
+        limit = filter_limit(Decimal(5), Decimal("0.00001"), Decimal(4))
+        own = parsed(max_data_set_epsilon="5", max_data_set_uses=10)
+        assert policy.check_data_set(own, self.use(rdp=limit)) is None
+        for changes, code in (
+            ({"rdp": limit + Decimal("1e-9")}, "POLICY_DATA_SET_EPSILON"),
+            ({"uses": 11}, "POLICY_DATA_SET_USES"),
+        ):
+            with pytest.raises(RefusedError) as caught:
+                policy.check_data_set(own, self.use(**changes))
+            assert caught.value.code == code
+
+    def test_an_epsilon_that_allows_nothing(self) -> None:
+        with pytest.raises(RefusedError, match="allows 0"):
+            policy.check_data_set(parsed(max_data_set_epsilon="1"), self.use(rdp=Decimal("0.001")))
+
+
+def test_a_decision_takes_less_than_five_milliseconds() -> None:
+    own, terms = parsed(hours={"begin": "00:00", "end": "23:59", "zone": "Asia/Shanghai"}), contract()
+    taken = []
+    for _ in range(50):
+        begun = time.perf_counter()
+        check(terms, ME, own, NOW, policy.ORDER_CLAUSES)
+        taken.append(time.perf_counter() - begun)
+    assert sorted(taken)[25] < 0.005

@@ -562,6 +562,9 @@ def test_what_the_operator_logs_as_an_answer_is_one(asked) -> None:
 
 def test_the_command_line_of_a_participant(asked) -> None:
     who, subject = asked
+    for told in (("--agree", "--dispute"), ("--dispute", "--reason", "x", "--agree"), ()):
+        assert who.agent(1, "answer", "RUN", "--subject", subject, *told).error == (2, "ANSWER_ONE")
+    assert who.agent(1, "questions", "RUN").json["questions"][0]["answered"] is None, "nothing was sent"
     assert who.agent(1, "answer", "RUN", "--subject", "ffff", "--agree").error == (2, "QUESTION_UNKNOWN")
     assert who.agent(1, "answer", "RUN", "--subject", subject, "--dispute").error == (2, "STATEMENT_REASON")
     told = ("--subject", subject, "--dispute", "--reason", "x" * 201)

@@ -29,7 +29,7 @@ from fedpact_contract.record import Envelope, sign
 from fedpact_contract.reevaluation import Difference, Reevaluation, drawn, read, tolerance
 from fedpact_contract.report import build
 from fedpact_contract.trust import Trust, write
-from fedpact_contract.verify import UTILITIES, Report, verify_folder
+from fedpact_contract.verify import OF_THE_RECORD, UTILITIES, Report, verify_folder
 from fedpact_models import aggregation
 from fedpact_models.dp import SystemNoise
 from fedpact_models.registry import initial_weights
@@ -75,14 +75,16 @@ def handed_over(federation: Federation, folder: Path) -> Audit:
     return Audit(federation.contract, folder)
 
 
-def audited(folder: Path, lie: Callable[[pytest.MonkeyPatch], None] | None = None, **changes: Any) -> Audit:
+def audited(
+    folder: Path, lie: Callable[[pytest.MonkeyPatch], None] | None = None, ends: str = "completed", **changes: Any
+) -> Audit:
     """A run of two rounds, handed over; while it ran the operator lied."""
     options = {"auditor": CLAUSE, "training__rounds": 2, "noise": lambda _: SystemNoise(), **EVERYBODY_IS_PAID}
     with pytest.MonkeyPatch.context() as patch:
         federation = make_federation(folder / "run", **(options | changes))
         if lie is not None:
             lie(patch)
-        assert federation.run(accept_test_noise=False) == "completed"
+        assert federation.run(accept_test_noise=False) == ends
     return handed_over(federation, folder / "handed")
 
 
@@ -192,7 +194,19 @@ def test_an_update_that_fits_no_model_ends_the_audit_with_a_difference(honest: A
     assert [(d.what, d.round, d.found) for d in record.differences] == [
         ("model", 1, "an update that does not fit the model")
     ]
-    assert honest.verified(honest.signed()).faults[0]["code"] == "REEVALUATION_DIFFERS"
+    assert record.compared == ()
+    report = honest.verified(honest.signed())
+    assert report.faults[0]["code"] == "REEVALUATION_DIFFERS"
+    assert "Evaluated again: nothing in every round." in report.notes
+
+
+def test_a_failure_of_the_auditors_own_machine_accuses_nobody(honest: Audit, monkeypatch) -> None:
+    def fails(*_: Any) -> None:
+        raise FailedError("SOMETHING_ELSE", "no memory")
+
+    monkeypatch.setattr(scoring, "score_round", fails)
+    with pytest.raises(FailedError, match="SOMETHING_ELSE"):
+        honest.look()
 
 
 def test_what_has_no_loss_is_a_difference_in_its_round(honest: Audit, monkeypatch) -> None:
@@ -204,6 +218,7 @@ def test_what_has_no_loss_is_a_difference_in_its_round(honest: Audit, monkeypatc
     assert [(d.what, d.round, d.found) for d in record.differences] == [
         ("loss", number, "EVALUATION_NOT_FINITE") for number in (1, 2)
     ]
+    assert record.compared == ("models",)
     (first, _) = honest.verified(honest.signed()).faults
     assert first["message"].startswith("Round 1, losses: ")
 
@@ -347,7 +362,7 @@ def test_second_moments_that_were_invented_are_found_by_all_coalitions_alone(tmp
     assert (difference.what, difference.round, difference.coalition) == ("moments", 0, (ids[1], ids[1]))
     assert audit.look(sample=14).differing == 0
     report = audit.verified(audit.signed(sample=14))
-    assert any("second moments behind the intervals, are the operator's" in note for note in report.notes)
+    assert any(note.startswith("Not evaluated again") and "the second moments" in note for note in report.notes)
 
 
 def test_a_deposit_of_other_rows_is_the_operators_fault(tmp_path: Path) -> None:
@@ -475,7 +490,19 @@ def test_verify_says_so_where_the_auditor_is_known(honest: Audit, record: Envelo
     assert (
         "re-evaluated by Audit House (91310000MA1AUDT001), which found the same: all coalitions in rounds 1-2" in note
     )
+    again = next(n for n in report.notes if n.startswith("Evaluated again: "))
+    assert again == (
+        "Evaluated again: every next model; the losses of all coalitions; right answers; first-order values, draws and "
+        "the errors that end them; the second moments, which decide intervals and whether values are reliable."
+    )
+    assert not any(n.startswith("Not evaluated") for n in report.notes)
     sampled = honest.verified(honest.signed(sample=3))
+    assert sampled.notes[-2:] == (
+        "Evaluated again: every next model; the losses of 3 drawn coalitions of each round, and all together; right "
+        "answers.",
+        "Not evaluated again, and the operator's statement: the losses that were not drawn; first-order values, draws "
+        "and the errors that end them; the second moments, which decide intervals and whether values are reliable.",
+    )
     assert sampled.utilities == "re-evaluated by Audit House (3 drawn coalitions of each round, and all together)"
 
 
@@ -518,7 +545,7 @@ def test_evidence_may_carry_it(copied: Audit, record: Envelope[Reevaluation]) ->
     (copied.evidence / "reevaluation.json").write_bytes(b"{}")
     report = verify_folder(copied.evidence, trust, privacy=False)
     assert [(f["code"], f["file"]) for f in report.faults] == [
-        ("ENVELOPE_FORM_MISSING_KEY", str(copied.evidence / "reevaluation.json"))
+        ("REEVALUATION_FORM", str(copied.evidence / "reevaluation.json"))
     ]
     (copied.evidence / "reevaluation.txt").write_bytes(b"")
     assert verify_folder(copied.evidence, trust).faults[0]["code"] == "EVIDENCE_FILE_EXTRA"
@@ -534,8 +561,13 @@ LIE = Difference(what="correct", round=1, stated="1, 2", found="1, 3")
 @pytest.mark.parametrize(
     ("changes", "code", "field"),
     [
-        ({"contract_id": "ab" * 32}, "REEVALUATION_MISMATCH", "contract_id"),
-        ({"auditor": "ab" * 32}, "REEVALUATION_MISMATCH", "auditor"),
+        ({"compared": ("models",)}, "REEVALUATION_MISMATCH", "compared"),
+        (
+            {"compared": ("models", "discarded", "losses", "correct", "draws", "moments")},
+            "REEVALUATION_MISMATCH",
+            "compared",
+        ),
+        ({"compared": ("moments", "draws", "correct", "losses", "models")}, "REEVALUATION_MISMATCH", "compared"),
         ({"root": "ab" * 32}, "REEVALUATION_MISMATCH", "root"),
         ({"size": 10**6}, "REEVALUATION_MISMATCH", "root"),
         ({"size": 3}, "REEVALUATION_EARLY", "size"),
@@ -554,7 +586,7 @@ def test_a_record_that_does_not_fit_is_a_fault(
 ) -> None:
     report = honest.verified(resigned(record, **changes))
     assert [(f["code"], f["field"], f["party"]) for f in report.faults] == [(code, field, "Audit House")]
-    assert report.exit_code == 1
+    assert (report.exit_code, report.verdict) == (1, OF_THE_RECORD), "the evidence itself is not called faulty"
     assert report.utilities == "the operator's statement"
 
 
@@ -565,23 +597,70 @@ def test_only_the_auditors_own_signature_counts(honest: Audit, record: Envelope[
         (sign(said, generate_key()), "SIGNATURE_MISSING"),
         (sign(said, SIGNING_KEY, generate_key()), "SIGNATURE_EXTRA"),
         (broken, "SIGNATURE_INVALID"),
-        (record.model_copy(update={"type": Contract.media_type()}), "ENVELOPE_TYPE"),
     ):
         report = honest.verified(envelope)
         assert [(f["code"], f["party"]) for f in report.faults] == [(code, "Audit House")]
+        assert report.verdict == OF_THE_RECORD
 
 
 def test_no_byte_of_a_record_can_change(honest: Audit, record: Envelope[Reevaluation]) -> None:
     data = record.to_bytes()
     for place in range(0, len(data), 37):
         changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
-        assert honest.verified(changed).exit_code == 1, place
+        assert verdict(honest, changed) in (OF_THE_RECORD, *WRONG), place
 
 
-def test_a_record_of_another_run_is_a_fault(honest: Audit, tmp_path: Path) -> None:
-    other = audited(tmp_path)
-    report = honest.verified(other.signed())
-    assert [f["field"] for f in report.faults] == ["contract_id"]
+WRONG = ("REEVALUATION_FORM", "REEVALUATION_OTHER_RUN", "REEVALUATION_OTHER_AUDITOR")
+
+
+def verdict(audit: Audit, data: bytes) -> str:
+    """What is said of a record: of one so damaged that it is another file, the code of that."""
+    try:
+        return audit.verified(data).verdict
+    except InputError as err:
+        return err.code
+
+
+def test_a_record_that_does_not_say_what_was_compared_is_taken_as_before(
+    honest: Audit, record: Envelope[Reevaluation]
+) -> None:
+    for options in ({}, {"sample": 3}):
+        old = resigned(honest.signed(**options), compared=None)
+        assert b"compared" not in old.body
+        assert (
+            honest.verified(old).notes[-len(options) - 1 :]
+            == honest.verified(
+                honest.signed(**options | ({"seed": Reevaluation.from_bytes(old.body).seed} if options else {}))
+            ).notes[-len(options) - 1 :]
+        )
+
+
+def test_the_wrong_file_is_named_and_makes_no_evidence_faulty(
+    honest: Audit, record: Envelope[Reevaluation], copied: Audit, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    other_run, other_auditor = (resigned(record, **{name: "ab" * 32}) for name in ("contract_id", "auditor"))
+    of_a_contract = record.model_copy(update={"type": Contract.media_type()})
+    wrong: dict[str, list[bytes]] = {
+        "REEVALUATION_OTHER_RUN": [other_run.to_bytes()],
+        "REEVALUATION_OTHER_AUDITOR": [other_auditor.to_bytes()],
+        "REEVALUATION_FORM": [b"{}", b"rubbish", of_a_contract.to_bytes()],
+    }
+    fedpact, file = runner(monkeypatch, capsys), tmp_path / "WRONG.json"
+    for code, data in ((code, data) for code, files in wrong.items() for data in files):
+        file.write_bytes(data)
+        with pytest.raises(InputError) as caught:
+            verify_folder(honest.evidence, Trust.of(honest.contract), privacy=False, record=file)
+        assert (caught.value.code, caught.value.file, caught.value.exit_code) == (code, str(file), 2)
+        assert caught.value.message.startswith("The wrong file")
+        assert "the evidence has no part in this" in caught.value.remedy
+        (copied.evidence / "reevaluation.json").write_bytes(data)
+        carried = verify_folder(copied.evidence, Trust.of(copied.contract), privacy=False)
+        assert [fault["code"] for fault in carried.faults] == [code]
+        assert carried.verdict == OF_THE_RECORD
+    file.write_bytes(other_run.to_bytes())
+    code, _, err = fedpact("verify", honest.evidence, "--reevaluation", file)
+    assert code == 2
+    assert err.startswith(f"REEVALUATION_OTHER_RUN: The wrong file: it is of the contract {'ab' * 32}")
 
 
 def test_where_no_auditor_is_named_no_record_is_due(tmp_path: Path, record: Envelope[Reevaluation]) -> None:
@@ -594,6 +673,9 @@ def test_where_no_auditor_is_named_no_record_is_due(tmp_path: Path, record: Enve
     (folder / "reevaluation.json").write_bytes(record.to_bytes())
     report = verify_folder(folder, None, privacy=False)
     assert [f["code"] for f in report.faults] == ["REEVALUATION_NO_AUDITOR"]
+    (folder / "reevaluation.json").rename(tmp_path / "given.json")
+    with pytest.raises(InputError, match="REEVALUATION_NO_AUDITOR"):
+        verify_folder(folder, None, privacy=False, record=tmp_path / "given.json")
 
 
 # The commands
@@ -647,6 +729,8 @@ def test_from_the_operator_to_the_reader_by_commands(tmp_path: Path, monkeypatch
         "coalitions": "all",
         "sample": None,
         "differing": 0,
+        "evaluated_again": ["models", "losses", "correct", "draws", "moments"],
+        "not_evaluated_again": [],
     }
     for lang, file, words in (
         ("en", "reevaluation.json", "Utilities were re-evaluated by Audit House (all coalitions)."),
@@ -678,6 +762,43 @@ def test_a_difference_ends_with_1_and_is_signed(tmp_path: Path, monkeypatch, cap
     assert "Audit House复评后发现1处不符" in render(report, "zh")
 
 
+# A round that was given up
+
+
+def no_number(patch: pytest.MonkeyPatch, at: int = 3) -> None:
+    """The losses of a round are no numbers."""
+    true = scoring.score_round
+
+    def score(contract: Contract, number: int, *rest: Any) -> Any:
+        if number == at:
+            raise FailedError("EVALUATION_NOT_FINITE", "A loss on the validation set is not a finite number.")
+        return true(contract, number, *rest)
+
+    patch.setattr(scoring, "score_round", score)
+
+
+@pytest.mark.parametrize("options", [{}, {"sample": 2, "seed": SEED}])
+def test_a_round_that_was_given_up_is_evaluated_again(tmp_path: Path, monkeypatch, options: dict[str, Any]) -> None:
+    """Else an operator could drop the last round where it dislikes what that is worth."""
+    audit = audited(tmp_path, no_number, ends="stopped", training__rounds=4)
+    report = verify_folder(audit.evidence, Trust.of(audit.contract), privacy=False)
+    assert report.faults == ()
+    assert any(note.startswith("Round 3 was given up") and "the operator's statement" in note for note in report.notes)
+    record = audit.look(**options)
+    assert [(d.what, d.round, d.stated, d.found) for d in record.differences] == [
+        ("discarded", 3, "EVALUATION_NOT_FINITE", "losses that are numbers")
+    ]
+    (fault,) = audit.verified(audit.signed(**options)).faults
+    assert (fault["code"], fault["party"]) == ("REEVALUATION_DIFFERS", "Operator")
+    assert fault["message"].startswith("Round 3, which was given up: the operator states EVALUATION_NOT_FINITE")
+    no_number(monkeypatch)  # now for the auditor too
+    good = audit.look(**options)
+    assert (good.differing, good.rounds) == (0, 2)
+    assert "discarded" in (good.compared or ())
+    notes = audit.verified(audit.signed(**options)).notes
+    assert any("that the round which was given up has no losses" in note for note in notes)
+
+
 DEFENCES: dict[str, Any] = {"clip": "median-signal", "wreckers": "reject", "negatives": "0.1", "dispute_hours": 72}
 EQUALLY: dict[str, Any] = {
     "settlement__contribution_weight": 0,
@@ -692,8 +813,10 @@ class TestDefences:
 
     def test_an_honest_operator_has_no_difference(self, tmp_path: Path) -> None:
         audit = audited(tmp_path, **EQUALLY, defences=DEFENCES, training__rounds=3)
-        assert audit.look().differing == 0
-        assert audit.look(sample=2).differing == 0, "a sample gives no values, and says nothing of findings"
+        whole, sampled = audit.look(), audit.look(sample=2)
+        assert (whole.differing, sampled.differing) == (0, 0)
+        assert whole.compared == ("models", "clips", "losses", "correct", "draws", "findings", "moments")
+        assert sampled.compared == ("models", "clips", "losses", "correct"), "a sample gives no values"
 
     def test_an_energy_that_is_not_the_updates_is_found(self, tmp_path: Path) -> None:
         def lie(patch: pytest.MonkeyPatch) -> None:

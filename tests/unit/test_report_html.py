@@ -13,11 +13,11 @@ from tests.support.closed_run import ClosedRun, closed_run
 from tests.support.federation import make_federation
 from tests.support.page import HOSTILE, Page, page, with_texts
 
-from fedpact_contract.report import NOT_STOPPED, build
+from fedpact_contract.report import NOT_STOPPED, NOT_STOPPED_ZH, build
 from fedpact_contract.request import parse_instant
 from fedpact_server.report.charts import COLOURS, HEIGHT, INK, WIDTH, Bar, Series, bars, lines, width
 from fedpact_server.report.html import render
-from fedpact_server.report.labels import LABELS, NOT_STOPPED_ZH, SAID, Lang, words
+from fedpact_server.report.labels import LABELS, SAID, Lang, words
 from fedpact_server.report.spelled import number_ranges
 
 
@@ -54,11 +54,19 @@ ENTITY = (
         "accuracy_alone",
     ),
     *("without_slices", "without", "without_slices_note", "buyer"),
+    *("common_control", "common_control_note", "floor_once"),
 )
 """Labels of clauses that this contract does not have, and of another trust model."""
 
 
 class TestContent:
+    def test_participants_under_common_control_are_named(self, report: dict[str, Any]) -> None:
+        group = {"name": "Holding", "members": [], "names": ["A", "B"], "floor_fen": 12_345}
+        text = page(report | {"settlement": report["settlement"] | {"common_control": [group]}}, "en").text
+        assert "Holding: A, B (floor CNY 123.45)" in text
+        text = page(report | {"settlement": report["settlement"] | {"common_control": [group]}}, "zh").text
+        assert "Holding: A、B (保底金额 ¥123.45)" in text
+
     @pytest.mark.parametrize(("lang", "heads"), [("en", "without Operator (50)"), ("zh", "去除 运营方 (50)")])
     def test_what_hangs_on_each_slice_is_a_table(self, report: dict[str, Any], lang: Lang, heads: str) -> None:
         first, *others = report["participants"]

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from tests.support.federation import NOW, Federation, make_federation
+from tests.support.federation import NOW, Federation, fixed_keys, make_federation
 from tests.support.noise import FixedNoise
 
 from fedpact_contract.arrays import update_digest
-from fedpact_contract.errors import FaultError, RefusedError
+from fedpact_contract.errors import FailedError, FaultError, InputError, RefusedError, ServiceError
 from fedpact_contract.evidence import unpack
 from fedpact_contract.keys import generate_key
 from fedpact_contract.ledger import GENESIS
@@ -26,7 +26,8 @@ from fedpact_contract.replay import replay
 from fedpact_contract.report import build
 from fedpact_contract.trust import Trust
 from fedpact_contract.verify import verify
-from fedpact_server import closing, db, driver, logbook, runs
+from fedpact_models.evaluate import evaluate_coalitions
+from fedpact_server import closing, db, driver, logbook, runs, scoring
 from fedpact_server.evidence import evidence_files
 from fedpact_server.run_state import SupersededError, run_row
 
@@ -320,6 +321,25 @@ def test_too_few_updates_stop_the_run_and_the_model_stays(tmp_path) -> None:
         assert "ROUND_TOO_FEW_UPDATES" in run_row(connection, federation.contract.id).detail
 
 
+GROUP = [{"name": "Holding", "members": [f"{i:018d}" for i in (1, 2)]}]
+
+
+def test_updates_of_one_group_count_once_towards_the_minimum(tmp_path) -> None:
+    federation = make_federation(tmp_path, policy={3: {"purposes": ["other"]}}, common_control=GROUP)
+    assert federation.contract.participation.minimum == 3
+    assert federation.run() == "stopped"
+    assert [kind for kind, _ in federation.outcomes(1).values()].count("admitted") == 3
+    assert federation.kinds()[-1] == "round-abandoned", "three updates, of two parties"
+
+
+def test_a_group_and_two_others_make_a_round(tmp_path) -> None:
+    federation = make_federation(
+        tmp_path, policy={1: {"purposes": ["other"]}}, common_control=GROUP, training__rounds=1
+    )
+    assert federation.run() == "completed"
+    assert [kind for kind, _ in federation.outcomes(1).values()].count("admitted") == 3, "three updates, of three"
+
+
 def test_with_fewer_participants_than_the_minimum_no_round_begins(federation) -> None:
     with federation.database.write() as connection:
         ids = [p.id for p in federation.contract.participants[:2]]
@@ -414,6 +434,71 @@ def test_a_crash_after_any_phase_loses_nothing_and_charges_nobody_twice(federati
     for agent in federation.agents.values():
         states = [row.state for row in agent.desk.store.rows(agent.desk.data_set)]
         assert states == ["reserved", "spent"] * 3
+
+
+FAILURES = [
+    FailedError("RAY_FAILED", "Coalitions could not be evaluated on Ray: it raised."),
+    ServiceError("RAY_UNREACHABLE", "The Ray cluster does not answer."),
+    InputError("EVALUATION_INPUT", "Sizes that do not fit."),
+    MemoryError("no room for a chunk"),
+    ZeroDivisionError("a library's own"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=[type(f).__name__ + getattr(f, "code", "") for f in FAILURES])
+def test_an_evaluation_that_fails_scores_nothing_and_is_made_again(tmp_path, failure) -> None:
+    """Whatever fails: no default value stands anywhere, and what is scored at last is what would have been."""
+    keys = fixed_keys(4)
+    federation, calm = (make_federation(tmp_path / name, keys=keys, training__rounds=2) for name in ("one", "two"))
+    honest, loop = evaluate_coalitions, federation.loop()
+    failed = []
+
+    def evaluate(*arguments):
+        if len(failed) < 2 and "scores-committed" in federation.kinds():
+            failed.append(failure)
+            raise failure
+        return honest(*arguments)
+
+    loop.evaluate = evaluate
+    for again in (loop, federation.loop()):
+        again.evaluate = evaluate
+        with pytest.raises(type(failure)):
+            again.run()
+        with federation.database.read() as connection:
+            assert [r.phase for r in connection.execute(sa.select(db.rounds))] == ["committed", "aggregated"]
+            assert [s.round for _, s in scoring.all_scores(connection, federation.contract.id)] == [1]
+        assert not scoring.values_path(loop.context.arrays, 2).exists()
+        assert federation.kinds()[-1] == "round-aggregated"
+        assert federation.kinds().count("scores-committed") == 1
+    assert len(failed) == 2
+    assert federation.run() == calm.run() == "completed"
+    found = []
+    for one in (federation, calm):
+        with one.database.read() as connection:
+            found.append([s for _, s in scoring.all_scores(connection, one.contract.id)])
+            found.append(scoring.opened_moments(connection, one.contract.id)[1])
+    assert found[:2] == found[2:], "the same integers as without a failure"
+
+
+@pytest.mark.parametrize("failure", [MemoryError("no room"), FailedError("RAY_FAILED", "It raised.")])
+def test_the_status_says_what_failed(tmp_path, monkeypatch, failure) -> None:
+    federation = make_federation(tmp_path, training__rounds=1)
+
+    def fails(*_arguments):
+        raise failure
+
+    home = SimpleNamespace(database=lambda: federation.database, settings=SimpleNamespace(ray=None))
+    monkeypatch.setattr(driver.OperatorHome, "open", lambda _home: home)
+    monkeypatch.setattr(driver.validation, "load", lambda *_: SimpleNamespace(examples=federation.validation))
+    monkeypatch.setattr(driver, "evaluator", lambda _address: fails)
+    with pytest.raises(type(failure)):
+        driver.drive(federation.home, federation.contract.id, federation.transport, 1, accept_test_noise=True)
+    with federation.database.read() as connection:
+        run = run_row(connection, federation.contract.id)
+    assert run.phase == "running"
+    assert run.detail.startswith(
+        "RUN_FAILED: MemoryError: no room" if isinstance(failure, MemoryError) else "RAY_FAILED"
+    )
 
 
 def before_its_end(federation, monkeypatch) -> None:

@@ -185,9 +185,17 @@ class TestSettle:
         money = ("--revenue", "1000000.00", "--fees", "0.01")
         preview = fedpact("settle", "preview", run.contract_id, *money, *at)
         assert (preview.code, preview.json["pool_fen"]) == (0, REVENUE - 1)
+        assert (preview.json["settled"], preview.err) == (False, "")
         assert run.phase() == "completed"
         held = fedpact("settle", "close", run.contract_id, *money, "--wait", "0.1", *at)
         assert (held.code, held.json["final"]) == (4, False)
+        again = fedpact("settle", "preview", run.contract_id, *money, *at)
+        told = "This period is settled already: revenue CNY 1,000,000.00, fees CNY 0.01."
+        assert (again.code, again.json["settled"], again.json["lines"]) == (0, True, preview.json["lines"])
+        assert again.err.startswith(told)
+        assert "other amounts" not in again.err
+        other = fedpact("settle", "preview", run.contract_id, "--revenue", "5", *at)
+        assert other.err.startswith(f"{told} These are other amounts: nothing of it will be paid.")
         everybody = ", ".join(p.name for p in run.federation.contract.participants)
         assert held.err.endswith(f"countersignatures of {everybody}.\n"), "in the contract's order"
         assert all(line["held"] and not line["objected"] for line in held.json["lines"])
@@ -453,7 +461,8 @@ class TestModel:
 
     def test_a_model_file_that_changed_is_not_delivered(self, fedpact: Fedpact, run: ClosedRun) -> None:
         path = run.home / "models" / f"{model_digest(run)}.f8"
-        path.write_bytes(b"\x01" + path.read_bytes()[1:])
+        first, *rest = path.read_bytes()
+        path.write_bytes(bytes([first ^ 1, *rest]))
         wrong = fedpact("model", run.contract_id, "--home", str(run.home), "--out", "m", "--json")
         assert (wrong.code, wrong.error) == (1, "MODEL_DIGEST")
         path.unlink()

@@ -19,6 +19,7 @@ from tests.support.operator_world import NOW, ROWS, TEMPLATE, enterprise
 from fedpact_contract.contract import Contract, load_toml
 from fedpact_contract.keys import show_fingerprint
 from fedpact_contract.messages import Invitation
+from fedpact_contract.quality import Facts
 from fedpact_contract.request import instant, utc_now
 from fedpact_server import cards, contracts, enrolment
 from fedpact_server.cli import GROUPS
@@ -296,9 +297,10 @@ class TestContracts:
         result = run("contract", "new", "template.toml", "--validation", "rows.csv", "--json")
         assert result.code == 2
         error = result.json["error"]
+        line = template.split("epsilon = 2")[0].count("\n") + 1
         assert (error["code"], error["file"], error["field"]) == (
             "CONTRACT_NOT_POSITIVE",
-            "template.toml",
+            f"template.toml:{line}",
             "privacy.epsilon",
         )
         shown = run("contract", "new", "template.toml", "--validation", "rows.csv")
@@ -372,6 +374,31 @@ class TestTemplate:
         result = run("contract", "new", "mine.toml", "--validation", "rows.csv", "--json")
         assert result.code == 0, result
         assert result.json["contract"]["term"]["not_before"] <= instant(today)
+
+    def test_a_card_is_shown_with_the_contracts_that_were_made_by_it(self, run: Run, admitted: Path) -> None:
+        contract_id = drafted(run)
+        who = enterprise(2)
+        shown = run("participant", "card", who.name)
+        assert shown.code == 0
+        assert f"Contract {contract_id[:12]} was made by this card" in shown.out
+        assert run("participant", "card", who.name, "--json").json["contracts"] == [
+            {"id": contract_id, "this_card": True}
+        ]
+        lacking = run("participant", "card", who.name, "--format", "croissant", "--json")
+        assert (lacking.code, lacking.json["error"]["code"]) == (2, "CARD_CROISSANT")
+        facts = dict.fromkeys(("title", "description", "license", "creator"), "x")
+        facts |= {"url": "https://x.example", "published": "2026-11-01"}
+        database = OperatorHome.open(admitted).database()
+        with database.write() as connection:
+            member = enrolment.find(connection, who.id)
+            cards.accept_card(connection, member, who.card(facts=Facts(**facts)), [])
+        database.dispose()
+        assert "was made by an EARLIER card" in run("participant", "card", who.name).out
+        assert run("participant", "list", "--json").json["alarms"][0]["code"] == "CARD_CHANGED"
+        assert run("participant", "card", who.name, "--format", "croissant", "--out", "c.jsonld").code == 0
+        assert json.loads(Path("c.jsonld").read_text())["conformsTo"] == "http://mlcommons.org/croissant/1.1"
+        none = run("participant", "card", who.name, "--data-set", "another", "--json")
+        assert (none.code, none.json["error"]["code"]) == (2, "CARD_UNKNOWN")
 
     def test_a_card_that_tells_entities_apart_is_said_where_the_template_protects_none(
         self, run: Run, admitted: Path

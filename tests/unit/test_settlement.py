@@ -21,6 +21,7 @@ from fedpact_contract.settlement import (
     largest_remainder,
     parse_yuan,
     settle_period,
+    settle_unopened,
     statement,
     water_fill,
     water_level,
@@ -237,6 +238,137 @@ def test_amounts_out_of_range_are_refused():
 def test_no_round_is_refused():
     contract = a_contract()
     refused("SHARES_NO_ROUNDS", settle_period, contract, [], steady_moments(contract, [Fraction(0)] * 3), 1, 0)
+
+
+# Common control
+
+
+def in_rounds(contract, presence, revenue=1_000_000):
+    """A period in which everybody gains alike: for each round the places of those admitted."""
+    rounds, start = [], None
+    for number, places in enumerate(presence, start=1):
+        scores = linear_round(contract, [[100]] * len(places), number=number, places=places, start=start)
+        rounds, start = [*rounds, scores], scores.losses[-1]
+    return settle_period(
+        contract, rounds, steady_moments(contract, list(period_values(rounds, contract).values())), revenue, 0
+    )
+
+
+def amounts(result):
+    return [line.exact for line in result.lines]
+
+
+EQUAL = {"weights": ("0", "0", "1"), "fallback": "equal"}
+
+
+def test_a_group_has_one_equal_part_which_it_splits_by_its_rounds():
+    alone = in_rounds(a_contract(**EQUAL), [(0, 1, 2)] * 2, 900)
+    assert fen(alone) == [300, 300, 300]
+    contract = a_contract(**EQUAL, control=((0, 1),))
+    assert fen(in_rounds(contract, [(0, 1, 2)] * 2, 900)) == [225, 225, 450]
+    # Of four rounds 0 was in four and 1 in two: the group has four, split 4 : 2.
+    uneven = in_rounds(contract, [(0, 1, 2), (0, 1, 2), (0, 2), (0, 2)], 1200)
+    assert amounts(uneven) == [400, 200, 600]
+    # By turns: the group was there in both rounds, and 2 was.
+    assert amounts(in_rounds(contract, [(0, 2), (1, 2)], 1000)) == [250, 250, 500]
+    assert fen(in_rounds(contract, [(0, 1)] * 2, 1000)) == [500, 500, 0]
+
+
+@pytest.mark.parametrize("weights", [("0", "1", "0"), ("1", "0", "0")])
+def test_contribution_and_data_are_paid_to_each_member(weights):
+    plain, grouped = (
+        in_rounds(a_contract(weights=weights, control=control), [(0, 1, 2)] * 2) for control in ((), ((0, 1),))
+    )
+    assert amounts(grouped) == amounts(plain)
+    assert [(x.share.low, x.share.high) for x in grouped.lines] == [(x.share.low, x.share.high) for x in plain.lines]
+
+
+@pytest.mark.parametrize("floors", [(0, 0, 0), (400_000, 700_000, 10), (600_000, 600_000, 600_000), (0, 900_000, 0)])
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_group_gets_what_one_participant_with_its_rows_would(floors, rounds):
+    """So nobody gains by taking part as two."""
+    terms = {"weights": ("0", "0.5", "0.5"), "fallback": "metered"}
+    two = in_rounds(a_contract(floors=floors, control=((0, 1),), **terms), [(0, 1, 2)] * rounds)
+    whole = a_contract((300, 300), floors=(max(floors[:2]), floors[2]), **terms)
+    one = in_rounds(whole, [(0, 1)] * rounds)
+    assert [amounts(two)[0] + amounts(two)[1], amounts(two)[2]] == amounts(one)
+    assert sum(fen(two)) == sum(fen(one)) == 1_000_000
+
+
+def test_a_groups_floor_is_its_largest_once_and_its_members_floors_come_from_the_group():
+    terms = {"weights": ("0", "1", "0")}
+    plain = in_rounds(a_contract((10, 10, 980), floors=(300, 200, 0), **terms), [(0, 1, 2)], 1000)
+    assert fen(plain) == [300, 200, 500]
+    grouped = in_rounds(a_contract((10, 10, 980), floors=(300, 200, 0), control=((0, 1),), **terms), [(0, 1, 2)], 1000)
+    assert fen(grouped) == [180, 120, 700], "floors beyond the group's are paid pro rata"
+    [line] = grouped.split.groups
+    assert (line.floor_fen, line.exact, line.level, grouped.split.floors_fen) == (300, 300, None, 300)
+    # A member that is above its floor pays the other's: the group is above its own.
+    rich = in_rounds(a_contract((900, 10, 90), floors=(0, 200, 0), control=((0, 1),), **terms), [(0, 1, 2)], 1000)
+    assert fen(rich) == [710, 200, 90]
+
+
+def test_a_groups_floor_is_due_by_the_rounds_in_which_one_of_it_was_there():
+    contract = a_contract(floors=(100, 300, 0), control=((0, 1),), weights=("0", "0", "1"), fallback="equal")
+    by_turns = in_rounds(contract, [(0, 2), (1, 2), (2,), (2,)], 400)
+    assert by_turns.split.groups[0].floor_fen == 100  # a quarter of 100, and a quarter of 300
+    assert [line.floor_fen for line in by_turns.lines] == [25, 75, 0]
+
+
+def test_a_union_inside_a_group_counts_once_and_not_less():
+    contract = a_contract(floors=(100, 100, 0), control=((0, 1),), **EQUAL)
+    ids = list(contract.by_id())
+
+    def split(revenue, *union):
+        return settle_unopened(contract, [ids] * 2, revenue, 0, [[[ids[i] for i in union]]] * 2)
+
+    found = split(1000, 0, 1)
+    assert amounts(found) == [250, 250, 500]
+    assert found.split.groups[0].floor_fen == 100
+    outside = split(900, 1, 2)
+    assert amounts(outside) == [400, 200, 300], "the group once, 2 for its half of the union"
+    assert outside.split.groups[0].floor_fen == 100
+
+
+def test_floors_of_groups_that_exceed_the_pool_are_paid_pro_rata():
+    contract = a_contract(floors=(600, 300, 600), control=((0, 1),), **EQUAL)
+    found = in_rounds(contract, [(0, 1, 2)], 600)
+    assert (found.level, fen(found)) == (None, [200, 100, 300])
+
+
+def test_a_contract_without_groups_is_paid_as_before():
+    """The clause is absent from the record, and a floor and a share go to each participant by itself."""
+    contract = a_contract(floors=(0, 0, 250))
+    assert b"common_control" not in contract.to_bytes()
+    assert contract.blocks() == tuple((p,) for p in contract.by_id())
+    result, _ = settled([8000, 2000, -1000], 1000, floors=(0, 0, 250))
+    assert (fen(result), result.split.groups) == ([600, 150, 250], ())
+
+
+def test_the_fallback_is_paid_once_to_a_group_too():
+    result, contract = settled([-5000, -3000, -2000], 600, fallback="equal", control=((0, 2),))
+    assert (result.basis, fen(result)) == ("fallback", [150, 300, 150])
+    shown = statement(result, contract, result.lines[0].participant)["common_control"]
+    assert [(g["name"], g["members"]) for g in shown] == [
+        ("holding 0", [result.lines[0].participant, result.lines[2].participant])
+    ]
+
+
+def test_amounts_inside_a_group_are_recomputed_by_hand_from_the_statement():
+    result, contract = settled(
+        [8000, 2345, 100], 1_234_567, weights=("0.7", "0.2", "0.1"), floors=(0, 400_000, 300_000), control=((1, 2),)
+    )
+    page = statement(result, contract, result.lines[1].participant)
+    [group], lines = page["common_control"], {x["participant"]: x for x in page["lines"]}
+    inside = [lines[p] for p in group["members"]]
+    level = Fraction(page["totals"]["level_fen"])
+    together = max(Fraction(group["floor_fen"]), level * sum(Fraction(x["share"]) for x in inside))
+    assert together == Fraction(group["exact_fen"]) == sum(Fraction(x["exact_fen"]) for x in inside)
+    if group["level_fen"] is None:
+        due = sum(x["floor_fen"] for x in inside)
+        assert all(Fraction(x["exact_fen"]) == together * x["floor_fen"] / due for x in inside)
+    assert page["totals"]["floors_fen"] == 400_000
+    assert sum(x["fen"] for x in page["lines"]) == page["pool"]["pool_fen"]
 
 
 # Statements

@@ -545,6 +545,24 @@ def test_the_trainer_leaves_out_what_the_card_released(tmp_path: Path) -> None:
         assert look(world, offered).refuse() is None
 
 
+def test_a_data_set_that_breaks_its_own_rules_is_not_signed_for(world: Lab) -> None:
+    """By the trainer's own process, closed in, which reads the last card's profile too: two cells, then a drift."""
+    text = world.home.config_path.read_text()
+    for rule in ('rule = "bounds"\ncolumn = "age"\nlow = 0\nhigh = 100', 'rule = "drift"'):
+        text = text.replace("[policy]\n", f"[[data_sets.rules]]\n{rule}\nat_most = 0.05\n[policy]\n", 1)
+    world.home.config_path.write_text(text)
+    world.declare()
+    offered, rows = world.offer(), (world.home.path / "rows.csv").read_text()
+    assert look(world, offered, read_data=True).refuse() is None
+    for old, new, field in ((",f,", ",m,", "sex"), ("2", "9.77123456789", "age")):
+        (world.home.path / "rows.csv").write_text(rows.replace(old, new))
+        with pytest.raises(RefusedError) as caught:
+            look(world, offered, read_data=True).refuse()
+        assert (caught.value.code, caught.value.field) == ("QUALITY_GATE", field)
+        assert "9.77123456789" not in str(caught.value) + (world.home.logs / "trainer.log").read_text()
+    assert world.store.rows("set-1") == ()
+
+
 def test_a_row_that_does_not_fit_is_found_before_it_costs_budget(world: Lab) -> None:
     offered = world.offer()
     rows = (world.home.path / "rows.csv").read_text()

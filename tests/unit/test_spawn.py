@@ -246,3 +246,41 @@ def test_what_cannot_be_started(tmp_path):
         spawn("none", log=tmp_path / "no" / "folder.log", command=[sys.executable])
     assert (caught.value.code, caught.value.file) == ("SPAWN_LOG", str(tmp_path / "no" / "folder.log"))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+BUSY = """
+    import os, time
+    from fedpact_client.spawn import child_main
+    pipe = child_main()
+    pipe.receive()
+    until = time.monotonic() + 1.0
+    children = []
+    for _ in range(4):
+        if not (pid := os.fork()):
+            while time.monotonic() < until:
+                pass
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+    pipe.send("used", {"seconds": str(sum(os.times()[:4]))})
+    pipe.receive()
+"""
+
+
+def test_a_cap_on_processors_holds_for_whatever_it_starts():
+    with start(BUSY, processors=1, nice=7) as child:
+        pid = child.process.pid
+        assert len(os.sched_getaffinity(pid)) == 1
+        assert os.sched_getaffinity(pid) <= os.sched_getaffinity(0)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 7)
+        before = time.monotonic()
+        child.pipe.send("go", {})
+        frame = child.pipe.receive(30)
+        assert frame is not None
+        assert float(frame.header["seconds"]) <= 1.25 * (time.monotonic() - before), "four that spin, on one processor"
+
+
+def test_more_processors_than_there_are_is_all_of_them():
+    with start(ECHO, processors=1024) as child:
+        assert os.sched_getaffinity(child.process.pid) == os.sched_getaffinity(0)

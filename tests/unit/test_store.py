@@ -290,17 +290,19 @@ def test_an_unknown_contract_and_a_malformed_request_charge_nothing(store: Store
 def test_only_a_running_contract_trains(store: Store, state: str):
     ready = complete(store, reserve(store))
     store.set_state(ONE, state)
-    assert code_of(RefusedError, lambda: store.reserve(ONE, 2, BASE, RUN)) == "CONTRACT_NOT_RUNNING"
+    code = {"paused": "PARTICIPANT_PAUSED", "withdrawn": "PARTICIPANT_WITHDRAWN"}.get(state, "CONTRACT_NOT_RUNNING")
+    assert code_of(RefusedError, lambda: store.check_running(ONE)) == code
+    assert code_of(RefusedError, lambda: store.reserve(ONE, 2, BASE, RUN)) == code
     if state == "paused":
         assert again(store) == ready
     else:
-        assert code_of(RefusedError, lambda: store.reserve(ONE, 1, BASE, RUN)) == "CONTRACT_NOT_RUNNING"
+        assert code_of(RefusedError, lambda: store.reserve(ONE, 1, BASE, RUN)) == code
 
 
 def test_a_contract_withdrawn_while_training_sends_nothing(store: Store):
     taken = reserve(store)
     store.set_state(ONE, "withdrawn")
-    assert code_of(RefusedError, lambda: complete(store, taken)) == "CONTRACT_NOT_RUNNING"
+    assert code_of(RefusedError, lambda: complete(store, taken)) == "PARTICIPANT_WITHDRAWN"
     assert states(store) == ["reserved"]
     assert store.answers(ONE) == []
 
@@ -310,6 +312,8 @@ def test_a_contract_only_signed_does_not_train(tmp_path: Path):
         store.declare(card(), Decimal(5))
         store.add_contract(signed_contract("one"), terms(), "run.pem", public_hex(RUN))
         assert code_of(RefusedError, lambda: store.reserve(ONE, 1, BASE, RUN)) == "CONTRACT_NOT_RUNNING"
+        store.set_state(ONE, "paused")
+        assert code_of(RefusedError, lambda: store.reserve(ONE, 1, BASE, RUN)) == "PARTICIPANT_PAUSED"
 
 
 def test_the_budget_wall_survives_a_restart(tmp_path: Path):
@@ -493,7 +497,7 @@ def test_what_leaves_is_entered_in_order_and_by_kind(store: Store):
 def test_every_kind_that_may_leave():
     assert {k.value for k in EgressKind} == {
         "enrolment", "card", "signature", "update", "refusal", "countersignature", "objection", "request",
-        "measurement", "statement",
+        "measurement", "statement", "no-reply", "notice", "revocation", "receipt",
     }  # fmt: skip
 
 
@@ -889,12 +893,15 @@ def test_a_page_overwritten_is_found_by_the_integrity_check(used: Path):
         store.check_integrity()
 
 
-@pytest.mark.parametrize("change", ["version = 1", "accounting = 'GDP'"])
-def test_another_schema_version_is_refused(used: Path, change: str):
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [("version = 1", "STORE_OLDER"), ("version = 99", "STORE_NEWER"), ("accounting = 'GDP'", "STORE_VERSION")],
+)
+def test_another_schema_version_is_refused(used: Path, change: str, code: str):
     with sqlite3.connect(used) as raw:
         raw.execute(f"UPDATE schema_version SET {change}")
     raw.close()
-    assert reopened_code(used, InputError) == "STORE_VERSION"
+    assert reopened_code(used, InputError) == code
 
 
 def test_an_update_larger_than_sqlite_takes_is_named(store: Store):

@@ -9,6 +9,7 @@ import pytest
 from tests.support.auditor_kit import CLAUSE
 from tests.support.settlement_kit import a_contract
 
+from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.contract import Contract
 from fedpact_contract.report import NOT_STOPPED
 from fedpact_contract.text import render
@@ -54,6 +55,7 @@ def rich_contract() -> Contract:
     }
     for party, order in zip(plain["participants"], ("4.7", "8.9", "24.6"), strict=True):
         party["gate_order"] = order
+        party["card"] = sha256_hex(order.encode())
     plain["contribution"]["validation"] = {
         "root": "2" * 64,
         "slices": [{"source": "operator", "count": 501}, {"source": ids[0], "count": 73}],

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import structlog
 from tests.support.models_kit import a_model, a_schema, category, number, training_contract
 from tests.support.noise import FixedNoise
 
@@ -69,7 +70,7 @@ def answer(frame: Frame) -> tuple[str, dict[str, Any], bytes]:
     canonical_bytes(header)  # it can travel
     assert kind in trainer.ANSWERS
     if kind == "failed":
-        assert header["code"].startswith(("DATA_", "TRAINING_"))
+        assert header["code"].startswith(("DATA_", "TRAINING_", "QUALITY_"))
     return kind, header, array
 
 
@@ -78,6 +79,50 @@ def test_rows_that_are_there_are_checked(contract, tmp_path):
     kind, header, array = answer(order(contract, tmp_path))
     assert (kind, array) == ("checked", b"")
     assert header["num_rows"] == 30
+
+
+def gate(folder: Path, **rule: Any) -> dict[str, Any]:
+    """What the guard says of a data set's rules."""
+    described = {
+        "id": "set-1",
+        "num_examples": COUNT,
+        "epsilon": "8",
+        "delta": "0.00001",
+        "columns": ["age", "sex"],
+        "label": "ill",
+        "source": {"path": "rows.csv", "kind": "csv"},
+        "rules": [rule],
+    }
+    return {"data_set": described, "profile": str(folder / "set-1.json")}
+
+
+def test_a_broken_rule_is_told_by_column_and_count(contract, tmp_path, capsys):
+    rows = table().with_columns(sex=pl.when(pl.int_range(30) < 3).then(None).otherwise(pl.col("sex")))
+    rows.write_csv(tmp_path / "rows.csv")
+    allowed = gate(tmp_path, rule="missing", columns=["age"], at_most="0")
+    assert answer(order(contract, tmp_path, gate=allowed))[0] == "failed", "the contract's own schema refuses it later"
+    kind, header, _ = answer(order(contract, tmp_path, gate=gate(tmp_path, rule="missing", at_most="0.05")))
+    assert (kind, header["code"], header["field"]) == ("failed", "QUALITY_GATE", "sex")
+    assert "column sex, 3 of 30" in header["message"]
+    assert header["rule"] == "missing, at_most 0.05 (agent.toml)"
+
+
+@pytest.mark.parametrize("fault", ["column", "source", "profile", "program"])
+def test_rules_that_cannot_be_checked_are_a_refusal(contract, tmp_path, monkeypatch, fault: str):
+    table().write_csv(tmp_path / "rows.csv")
+    wanted = gate(tmp_path, rule="drift", at_most="1")
+    assert answer(order(contract, tmp_path, gate=wanted))[0] == "checked"
+    if fault == "column":
+        wanted = gate(tmp_path, rule="missing", columns=["weight"], at_most="0")
+    elif fault == "source":
+        (tmp_path / "rows.csv").unlink()
+    elif fault == "profile":
+        (tmp_path / "set-1.json").write_text("{}")
+    else:
+        monkeypatch.setattr("fedpact_client.quality.profile", lambda *_: 1 / 0)
+    kind, header, _ = answer(order(contract, tmp_path, gate=wanted))
+    assert (kind, header["code"]) == ("failed", "QUALITY_GATE")
+    assert "could not be checked" in header["message"]
 
 
 def different(count: int) -> pl.DataFrame:
@@ -308,9 +353,16 @@ def test_every_failure_has_a_fixed_code(contract, tmp_path, monkeypatch, error: 
         raise error
 
     monkeypatch.setattr("fedpact_models.training.local_update", fail)
-    kind, header, _ = answer(order(contract, tmp_path, "train"))
+    with structlog.testing.capture_logs() as logged:
+        kind, header, _ = answer(order(contract, tmp_path, "train"))
     assert (kind, header["code"]) == ("failed", code)
     assert "61" not in str(header)
+    assert "patient" not in str(logged)
+    traces = [(each["kind"], each["trace"]) for each in logged if "trace" in each]
+    if code == "TRAINING_INTERNAL":
+        ((name, trace),) = traces
+        assert name == type(error).__name__
+        assert "in fail" in trace, "where it was"
 
 
 @pytest.mark.parametrize(

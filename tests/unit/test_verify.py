@@ -914,6 +914,36 @@ def test_fewer_updates_than_the_minimum() -> None:
     assert only_fault(result)["code"] == "ADMITTED_TOO_FEW"
 
 
+GROUP = [{"name": "Holding", "members": [f"{i:018d}" for i in (1, 2)]}]
+
+
+def test_a_group_counts_once_and_is_paid_once() -> None:
+    """Everything is recomputed, and whoever leaves the clause out of account is found."""
+    changes = {
+        "settlement__contribution_weight": "0",
+        "settlement__data_weight": "0",
+        "settlement__equal_weight": "1",
+    }
+    made = make_evidence(common_control=GROUP, **changes)
+    good = report(made, Trust.of(made.contract))
+    assert good.exit_code == 0, good.faults
+    assert sorted(p.share for p in good.participants) == ["0.25", "0.25", "0.5"]
+
+    def apart(stage: str, thing: Any) -> Any:
+        if stage != "period-settled":
+            return thing
+        alone = [SettledLine(participant=p, fen=thing.pool_fen // 3) for p in made.ids]
+        return thing.model_copy(update={"lines": tuple(alone)})
+
+    found = report(make_evidence(common_control=GROUP, tamper=apart, **changes))
+    assert {fault["code"] for fault in found.faults} == {"SETTLEMENT_FEN"}
+
+    places = [made.ids.index(p.id) for p in made.contract.participants]
+    two = {(1, places[2]): "refused"}
+    few = report(make_evidence(common_control=GROUP, outcomes=two, end="round"))
+    assert [fault["code"] for fault in few.faults] == ["ADMITTED_TOO_FEW"], "two updates, of one party"
+
+
 def test_a_round_abandoned_without_need_and_a_round_after_the_end() -> None:
     def stop(name: str, thing: Any) -> Any:
         if name == "round-aggregated:1":

@@ -12,13 +12,15 @@ from pydantic import Field, FiniteFloat
 from fedpact_contract.errors import InputError
 from fedpact_contract.metric import loss_unit
 from fedpact_contract.output import format_interval, format_share
+from fedpact_contract.page import STYLE
 from fedpact_contract.record import Hex32, Name, Part
+from fedpact_contract.report import not_stopped_zh
 from fedpact_contract.request import instant, parse_instant
 from fedpact_contract.settlement import format_fen
 from fedpact_server.report.charts import COLOURS, INK, Bar, Series, bars, lines
 from fedpact_server.report.defence_rows import defence_section, undetected_section
 from fedpact_server.report.label_rows import label_rows
-from fedpact_server.report.labels import CENTRAL, Lang, not_stopped_zh, said, words
+from fedpact_server.report.labels import CENTRAL, Lang, said, words
 from fedpact_server.report.spelled import number_ranges, time_text
 
 
@@ -75,13 +77,15 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
     environment.filters["time"] = time_text
     environment.filters["said"] = lambda text: said(text, lang)
     lift = None if lift is None else _in_order(lift, report)
+    central = report["privacy"]["trust_model"] == CENTRAL
     return environment.get_template("report.html.j2").render(
         r=report,
         w=words(lang, report["loss"]),
+        style=STYLE,
         lang=lang,
         lift=lift,
         less_is_better=report["loss"] == "squared-error",
-        central=report["privacy"]["trust_model"] == CENTRAL,
+        central=central,
         opened=_opened(report),
         outcomes=_outcomes(report),
         utilities=_utilities(report, lang),
@@ -89,7 +93,7 @@ def render(report: dict[str, Any], lang: Lang, lift: dict[str, Any] | None = Non
         label=label_rows(report["privacy"], lang),
         defences=defence_section(report, lang),
         undetected=undetected_section(report, lang),
-        not_stopped=not_stopped_zh(report) if lang == "zh" else report["not_stopped"],
+        not_stopped=not_stopped_zh(central=central) if lang == "zh" else report["not_stopped"],
     )
 
 

@@ -1,6 +1,6 @@
 """The words of the report, in English and Chinese."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from fedpact_contract.output import OUTWARD
 from fedpact_contract.privacy import ACCOUNTANT, CENTRAL_ACCOUNTANT
@@ -31,6 +31,17 @@ LABELS: dict[str, tuple[str, str]] = {
         "Times of rounds are by the operator's clock. The log proves the order in which things were done; it holds no "
         "time of the run's end, of the settlement or of the close.",
         "各轮时间以运营方时钟为准。日志证明各事项的先后次序，不记载运行结束、结算与关账的时间。",
+    ),
+    "left": ("Paused or withdrawn", "暂停或退出"),
+    "left_running": ("", ""),
+    "left_paused": ("paused by participant", "参与方已暂停"),
+    "left_withdrawn": ("withdrawn by participant", "参与方已退出"),
+    "left_revoked": ("its run key is revoked", "运行密钥已吊销"),
+    "affected": ("Models with its updates (SHA-256)", "含其更新的模型（SHA-256）"),
+    "left_note": (
+        "What a participant's updates changed stays in the models listed, and in every later one. What it earned is "
+        "paid.",
+        "参与方的更新所作的改变保留在所列模型及其后的各模型中；退出前应得的收益照常支付。",
     ),
     "purpose": ("Purpose", "使用目的"),
     "state": ("State", "状态"),
@@ -122,6 +133,13 @@ LABELS: dict[str, tuple[str, str]] = {
     "share": ("Share", "份额"),
     "without_slices": ("What hangs on each part of the validation set", "验证集各部分的影响"),
     "without": ("without", "去除"),
+    "common_control": ("Common control", "共同控制"),
+    "common_control_note": (
+        "Participants that one party controls, as they declare, have one equal part and one floor; contribution and "
+        "data are paid to each.",
+        "申报受同一方控制的参与方合计一份均分部分与一份保底金额；贡献与数据部分各自计付。",
+    ),
+    "floor_once": ("floor", "保底金额"),
     "without_slices_note": (
         "Shares if that part of the validation rows (their number in brackets) had never been there. Never paid by.",
         "若从无该部分验证样本（括号内为条数）时的份额；不用于分配。",
@@ -378,32 +396,6 @@ SAID: dict[str, tuple[str, str]] = {
     "fixed-at-signature": ("fixed by the contract, none chosen on private data", "由合约固定，不在私有数据上选择"),
 }
 """Words of the log and of the contract, as the report says them; a word that is not here stands as it is."""
-
-NOT_STOPPED_ZH = (
-    "运行被改动代码的参与方可以不加噪声，或自选噪声。",
-    "近似重复的数据行，以及未申报的关联方。",
-    "有偏的验证行选取，或验证行泄露给受偏袒方。",
-    "收入与费用：以运营方的陈述为准；运营方何时提前结束运行亦然。",
-    "运营方未入账的私下付款，或使用已声明不予验收的模型。",
-    "有人留存的更新：其后的攻击受全部发布的 ε 总和约束。",
-    "模型转售，以及验证集上看不出的后门。",
-    "运营方停止服务。",
-    "被投毒的数据行，以及把改动过的副本申报为新数据集：由数据卡签署方负责。",
-)
-"""`fedpact_contract.report.NOT_STOPPED`, line by line."""
-
-
-CENTRAL_NOT_STOPPED_ZH = (
-    "运营方：它看到每个未加噪声的更新，其由此获知数据行的程度不受任何限制。",
-    "少加或不加噪声的运营方：是否已加噪声，仅有其自己的签名陈述。",
-)
-"""`fedpact_contract.report.CENTRAL_NOT_STOPPED`, line by line."""
-
-
-def not_stopped_zh(report: dict[str, Any]) -> tuple[str, ...]:
-    """What a report says that nothing stops, in Chinese."""
-    central = report["privacy"]["trust_model"] == CENTRAL
-    return CENTRAL_NOT_STOPPED_ZH + NOT_STOPPED_ZH[1:] if central else NOT_STOPPED_ZH
 
 
 def words(lang: Lang, loss: str = "cross-entropy") -> dict[str, str]:
