@@ -12,6 +12,7 @@ The password travels in the frame, never in arguments or environment. Exit codes
 """
 
 import os
+import resource
 import socket
 import sys
 import traceback
@@ -32,6 +33,8 @@ from fedpact_contract.record import Part
 ORDERS = frozenset({"load"})
 ANSWERS = frozenset({"ready", "loaded", "failed"})
 ORDER_SECONDS = 60.0
+MEMORY = 2 << 30
+"""Bytes that it may take: it holds some rows at a time, however many there are."""
 
 log = structlog.get_logger()
 
@@ -71,6 +74,7 @@ def _serve(pipe: Pipe) -> int:
     account = Account(**{name: getattr(order, name) for name in Account.__dataclass_fields__})
     servers = [socket.socket(fileno=connection) for connection in order.connections]
     certificates = [] if order.ca_file is None else [Path(order.ca_file)]
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     isolation = close_in(certificates, loopback=order.kind == "postgresql")
     log.info("loader ready", isolation=isolation.sentence)
     pipe.send("ready", {"isolation": isolation.plain()})

@@ -37,8 +37,10 @@ SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")
 def rows_of(
     home: AgentHome,
     data_set: DataSet,
-    interrupt: Callable[[], object] = bool,
-    told: Callable[[Isolation], object] = bool,
+    interrupt: Callable[[], object] = lambda: None,
+    told: Callable[[Isolation], object] = lambda _isolation: None,
+    *,
+    traceless: bool = False,
 ) -> Iterator[Path | None]:
     """The file that a database's rows were loaded into, as long as it is needed; None where the source is files.
 
@@ -47,6 +49,7 @@ def rows_of(
         data_set: Whose rows.
         interrupt: Is called now and then, and raises where the rows are not wanted any more.
         told: Is given the isolation that the loader got.
+        traceless: No log is written.
 
     Raises:
         InputError, FailedError: DATA_*, as `databases.copy_rows`; DATA_SOURCE_PASSWORD; DATA_LOADER_LOST.
@@ -57,7 +60,8 @@ def rows_of(
     out, name = tempfile.mkstemp(".arrow", dir=home.loaded)
     try:
         try:
-            _load(home, data_set.source, out, interrupt, told)
+            log_file = None if traceless else home.logs / "loader.log"
+            _load(home, data_set.source, out, log_file, interrupt, told)
         finally:
             os.close(out)
         yield Path(name)
@@ -79,7 +83,12 @@ def sweep(home: AgentHome) -> None:
 
 
 def _load(
-    home: AgentHome, source: Source, out: int, interrupt: Callable[[], object], told: Callable[[Isolation], object]
+    home: AgentHome,
+    source: Source,
+    out: int,
+    log_file: Path | None,
+    interrupt: Callable[[], object],
+    told: Callable[[Isolation], object],
 ) -> None:
     began, place = time.monotonic(), sources.place(source, home.path)
     order = {
@@ -97,8 +106,9 @@ def _load(
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(_connected(source, place)) for _ in range(CONNECTIONS[source.kind])]
         connections = [server.fileno() for server in servers]
-        module, log_file = "fedpact_client.loader", home.logs / "loader.log"
-        with spawn(module, log=log_file, max_array=0, kinds=ANSWERS, descriptors=(*connections, out)) as child:
+        with spawn(
+            "fedpact_client.loader", log=log_file, max_array=0, kinds=ANSWERS, descriptors=(*connections, out)
+        ) as child:
             stack.close()  # the loader alone holds them now
             try:
                 child.pipe.send("load", {**order, "connections": connections})

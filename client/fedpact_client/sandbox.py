@@ -397,7 +397,11 @@ def _filter_program(architecture: int, numbers: Sequence[int]) -> bytes:
     return b"".join(struct.pack("<HBBI", *line) for line in lines)
 
 
-PROBED: dict[str, Callable[[], Isolation]] = {"trainer": lambda: close_in([]), "executor": lambda: fence([])}
+PROBED: dict[str, Callable[[], Isolation]] = {
+    "trainer": lambda: close_in([]),
+    "executor": lambda: fence([]),
+    "loader": lambda: close_in([], loopback=True),  # where a data set is a database
+}
 """The walls of each process beside the guard, as `python -m fedpact_client.sandbox NAME` tries them."""
 
 

@@ -42,7 +42,7 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract, *, tracel
             `loading.rows_of`.
     """
     data_set = config.data_set(contract.participant(home.participant_id).data_set)
-    with loading.rows_of(home, data_set) as file:
+    with loading.rows_of(home, data_set, traceless=traceless) as file:
         return _try_rows(home, config, contract, data_set, file, traceless=traceless)
 
 

@@ -22,7 +22,9 @@ from fedpact_models.features import (
     Encoder,
     Examples,
     Flags,
+    Floats,
     Integers,
+    Targets,
     entity_names,
     packed,
     target_type,
@@ -132,7 +134,8 @@ class _Whole:
     """The table, encoded batch by batch; kept in memory while it is small, else encoded again for each pass."""
 
     def __init__(self, table: Table, data: Data, cap: Cap | None, scratch: Scratch) -> None:
-        self._table, self._data, self._cap, self._scratch = table, data, cap, scratch
+        self._table, self._data, self._scratch = table, data, scratch
+        self._column = None if cap is None else cap.column
         self._kept: list[_Part] | None = []
         self._names = None
         if cap is not None:
@@ -142,7 +145,7 @@ class _Whole:
         """The first pass: a record of every row. A row's rank is that of the first of its copies."""
         records = Growing(self._scratch, RECORD)
         gone = Counter() if released is None else Counter(map(_sha256, _split(released)))
-        encoder = Encoder(self._data, entity=self._cap and self._cap.column, names=self._names)
+        encoder = Encoder(self._data, entity=self._column, names=self._names)
         size = 0
         for part, frame in self._encoded(encoder):
             rows = _split(part.examples)
@@ -186,7 +189,9 @@ class _Whole:
         """The chosen rows, in their order."""
         back = np.argsort(chosen, kind="stable")
         ordered = chosen[back]
-        x = y = entity = None
+        x: Floats | None = None
+        y: Targets | None = None
+        entity: Integers | None = None
         for part in self._again(records):
             low, high = np.searchsorted(ordered, (part.start, part.start + len(part.keep)))
             among = (np.cumsum(part.keep) - 1)[ordered[low:high] - part.start]
@@ -199,7 +204,7 @@ class _Whole:
             if (digests != records["row"][ordered[low:high]]).any():
                 raise _changed(self._table.file)
             x[target], y[target] = found.x, found.y
-            if entity is not None:
+            if entity is not None and found.entity is not None:
                 entity[target] = found.entity
         assert x is not None  # noqa: S101 - a table without rows was refused
         assert y is not None  # noqa: S101 - the same
@@ -214,7 +219,7 @@ class _Whole:
         if self._kept is not None:
             yield from self._kept
             return
-        encoder, seen = Encoder(self._data, entity=self._cap and self._cap.column, names=self._names), 0
+        encoder, seen = Encoder(self._data, entity=self._column, names=self._names), 0
         for part, _ in self._encoded(encoder):
             seen += len(part.keep)
             if seen > len(records) or ((records["state"][part.start : seen] != DROPPED) != part.keep).any():
