@@ -112,13 +112,11 @@ class TrainerChild:
         )
         self._ready = False
 
-    def stop(self, grace: float = 2.0) -> bool:
-        """End the process, after so many seconds of grace; whether there was one."""
-        found = self._child is not None
+    def stop(self, grace: float = 2.0) -> None:
+        """End the process, after so many seconds of grace."""
         if self._child is not None:
             self._child.stop(grace)
         self._child, self._ready = None, False
-        return found
 
     def train(self, contract: Contract, round_number: int, attempt: int, base: bytes) -> Trained:
         """One attempt (`answer.Train`).

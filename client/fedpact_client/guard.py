@@ -369,6 +369,11 @@ class Guard:
                 else:
                     self.told[agreement.contract_id] = said
 
+    def _end_trainer(self) -> bool:
+        """End the one trainer, which may hold encoded rows: that there is none now."""
+        self.trainer.stop(0.0)
+        return True
+
     def _say(self, agreement: Agreement, said: tuple[TakingPart, str], client: OperatorClient) -> None:
         """Say one thing; nothing of a contract that simply goes on and of which nothing else was said before."""
         contract_id = agreement.contract_id
@@ -377,7 +382,7 @@ class Guard:
             log.info("run key revoked", contract=contract_id, entry=index)
         elif said[0] == "withdrawn":
             key = self.home.run_key(contract_id)
-            receipt = leaving.destroy(self.home, self.store, contract_id, key, lambda: self.trainer.stop(0.0))
+            receipt = leaving.destroy(self.home, self.store, contract_id, key, self._end_trainer)
             leaving.withdraw(self.home, self.store, client, contract_id, key, receipt)
         elif said[0] == "paused" or self.store.count_egress(EgressKind.NOTICE, contract_id):
             participant = self.home.participant_id

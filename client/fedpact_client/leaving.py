@@ -117,7 +117,7 @@ def destroy(
         store: Loses the arrays of updates and measurements.
         contract_id: The contract.
         key: Signs.
-        end_trainer: Ends the process that holds encoded rows; whether there was one.
+        end_trainer: Ends the process that holds encoded rows; whether this agent has one.
 
     Raises:
         FailedError: the disk does not take it.

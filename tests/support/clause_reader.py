@@ -66,6 +66,14 @@ def renyi_limit(epsilon: Decimal, delta: Decimal, alpha: Decimal) -> float:
     return float(epsilon) - math.log1p(-1 / order) + math.log(float(delta) * order) / (order - 1)
 
 
+def clock(now: datetime, zone: str) -> datetime:
+    """What clocks show in a zone: its name, or an offset such as +08:00."""
+    if zone[0] not in "+-":
+        return now.astimezone(ZoneInfo(zone))
+    size = timedelta(hours=int(zone[1:3]), minutes=int(zone[4:6]))
+    return now.astimezone(timezone(size if zone[0] == "+" else -size))
+
+
 # The contract's document: each function says whether the clause holds.
 
 
@@ -166,13 +174,7 @@ def hours(a: Action) -> bool:
     window = a["policy"].get("hours")
     if window is None or a["past"].begun(a["id"], a["order"]["round"]):
         return True
-    zone = window["zone"]
-    if zone[0] in "+-":
-        size = timedelta(hours=int(zone[1:3]), minutes=int(zone[4:6]))
-        tz: Any = timezone(size if zone[0] == "+" else -size)
-    else:
-        tz = ZoneInfo(zone)
-    local = a["now"].astimezone(tz)
+    local = clock(a["now"], window["zone"])
     at = local.hour * 60 + local.minute
     begin, end = (int(window[k][:2]) * 60 + int(window[k][3:]) for k in ("begin", "end"))
     return bool(begin <= at < end) if begin < end else not end <= at < begin

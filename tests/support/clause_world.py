@@ -333,8 +333,10 @@ class Station:
         while True:
             begin, end = (f"{self.chance.randrange(24):02d}:{self.chance.randrange(60):02d}" for _ in "be")
             window = {"begin": begin, "end": end, "zone": self.chance.choice(ZONES)}
+            if self.chance.random() < 0.4:  # it begins, or ends, with this very minute
+                window[self.chance.choice(("begin", "end"))] = f"{clause_reader.clock(a['now'], window['zone']):%H:%M}"
             trial = a | {"policy": {"hours": window}, "past": Past()}
-            if begin != end and clause_reader.hours(trial) == inside:
+            if window["begin"] != window["end"] and clause_reader.hours(trial) == inside:
                 return window
 
     def _epsilon(self, rdp: Decimal) -> str:

@@ -520,7 +520,7 @@ time.sleep(600)
         with pytest.raises(RefusedError) as err:
             trainer.train(signed, 1, 1, BASE)
         assert err.value.code == "PARTICIPANT_PAUSED"
-        assert not trainer.stop(), "the process was ended"
+        assert trainers.spawner.children[0].stopped, "the process was ended"
 
     def test_a_data_set_that_the_configuration_lost(self, trainers: Trainers, signed) -> None:
         trainer = trainers.make(answering())
