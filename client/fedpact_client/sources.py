@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, cast
 from urllib.parse import unquote
@@ -172,17 +173,22 @@ def table_files(source: Source, base_dir: Path) -> "list[TableFile]":
     return [TableFile(path=path, partitions=_partitions(path.relative_to(folder))) for path in found]
 
 
-def batches(source: Source, base_dir: Path, rows: int, name: str | None = None) -> "Iterator[Batch]":
+def batches(
+    source: Source, base_dir: Path, rows: int, *, name: str | None = None, columns: Iterable[str] | None = None
+) -> "Iterator[Batch]":
     """The table in batches of at most about so many rows, with the contract's column names.
 
-    `name` is what errors call all of its files.
+    `name` is what errors call all of its files. Of a file whose kind allows it, columns beside `columns` are not read.
 
     Raises:
         InputError: as `read`.
     """
     from fedpact_models.tables import Batch, read_batches
 
-    for batch in read_batches(table_files(source, base_dir), form(source), rows):
+    how = form(source)
+    if columns is not None:
+        how = replace(how, columns=frozenset((*columns, *source.rename, *source.rename.values())))
+    for batch in read_batches(table_files(source, base_dir), how, rows):
         file = name or batch.file
         frame = _renamed(batch.frame, source.rename, file) if source.rename else batch.frame
         yield Batch(file=file, before=batch.before, frame=frame)

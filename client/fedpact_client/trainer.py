@@ -428,13 +428,16 @@ def _load(
         raise RowsWantedError
     place, where = sources.place(origin, folder), sources.loaded(origin, loaded.path)
     rows = max(1_000, min(MOST_ROWS, MOST_CELLS // feature_count(agreed.data)))
-    names = sources.comparable(next(sources.batches(where, folder, rows)).frame, columns)
+    label, whose = agreed.data.label_columns, [] if entity is None else [entity.column]
+    wanted = {*columns, *(column.name for column in agreed.data.columns), *label, *whose}
+    name = place if origin.is_database else None
+    names = sources.comparable(next(sources.batches(where, folder, rows, columns=wanted)).frame, columns)
     gone = None
     if released is not None and Path(released).exists():
         gone = encode(agreed.data, read_table(released, kind="ndjson"), file=released)
     chosen = choose(
         Table(
-            batches=lambda: sources.batches(where, folder, rows, place if origin.is_database else None),
+            batches=lambda: sources.batches(where, folder, rows, name=name, columns=wanted),
             first_line=first_line(where.kind, where.column_names),
             digests=lambda frame: sources.row_digests(frame, names),
             title=sources.table_title(names),

@@ -42,7 +42,7 @@ class TableFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """How a table's files are read; the names are those of `read_table`."""
+    """How a table's files are read; the names are those of `read_table`. `columns`: no others are read; None: all."""
 
     kind: Kind
     table: str | None = None
@@ -50,6 +50,7 @@ class Form:
     column_names: Sequence[str] | None = None
     delimiter: str = ","
     missing: Sequence[str] = ()
+    columns: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -236,7 +237,9 @@ def _lazy(file: TableFile, form: Form) -> Iterator[pl.LazyFrame]:
             names = lazy.collect_schema().names()
             if twice := sorted(file.partitions.keys() & set(names)):
                 raise _twice(path, twice[0], "The column stands in the file and in the name of its folder.")
-            yield lazy.with_columns(pl.lit(text, pl.String).alias(name) for name, text in file.partitions.items())
+            whole = lazy.with_columns(pl.lit(text, pl.String).alias(name) for name, text in file.partitions.items())
+            wanted = [n for n in (*names, *file.partitions) if form.columns is None or n in form.columns]
+            yield whole.select(wanted) if wanted else whole
     except pl.exceptions.NoDataError as err:
         raise InputError("DATA_EMPTY", "The file holds no table.", file=path) from err
     # PanicException is no Exception, and its text may quote cells: no polars text is passed on.

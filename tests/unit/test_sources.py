@@ -1,5 +1,7 @@
 """The source block of agent.toml: what it may say, which files it opens, under which names its columns come."""
 
+import hashlib
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -10,7 +12,17 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from fedpact_client.sources import Source, content_fingerprint, file_path, place_fingerprint, read, read_paths
+from fedpact_client.sources import (
+    Source,
+    batches,
+    content_fingerprint,
+    file_path,
+    overlap,
+    place_fingerprint,
+    read,
+    read_paths,
+    row_digests,
+)
 from fedpact_contract.errors import InputError
 
 TABLE = pl.DataFrame({"AGE": [61, 48, 55], "sex": ["m", "f", None], "ill": [1, 0, 1]})
@@ -266,3 +278,47 @@ def test_a_query_of_a_file(tmp_path):
     )
     assert read(where, tmp_path).rows() == [(61, 1), (48, 0)]
     assert _rows_inside(where, tmp_path) == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "ndjson", "arrow"])
+def test_columns_that_nobody_asks_for_are_not_read(tmp_path, kind: str):
+    where = write(tmp_path, kind)
+    (batch,) = batches(where, tmp_path, 10, columns={"ill", "gone"})
+    assert batch.frame.columns == ["age", "ill"], "what `rename` names is looked for in any case"
+    (batch,) = batches(where, tmp_path, 10)
+    assert batch.frame.columns == ["age", "sex", "ill"]
+
+
+def test_rows_are_digested_as_json_whatever_their_cells_hold():
+    """Text that JSON escapes, and text that it does not, by one definition: files that were known stay known."""
+    strange = pl.DataFrame(
+        {
+            "a": [0.0, -0.0, 1.5, float("nan"), float("inf"), None, 1e300, 1e-7],
+            "i": [0, 1, None, 2**53 + 1, -5, 7, 8, 9],
+            "s": ["x", " y ", "", None, "3", "03", 'é"', "a\\b"],
+            "f": pl.Series([0.1, -0.0, float("nan"), None, 1, 2, 3, 4], dtype=pl.Float32),
+            "b": [True, False, None, True] * 2,
+        }
+    )
+    spelled = {
+        "a": ["0.0", "0.0", "1.5", "NaN", "inf", None, "1e+300", "1e-7"],
+        "i": ["0.0", "1.0", None, "9007199254740992.0", "-5.0", "7.0", "8.0", "9.0"],
+        "s": ["x", "y", None, None, "3.0", "3.0", 'é"', "a\\b"],
+        "f": ["0.1", "0.0", "NaN", None, "1.0", "2.0", "3.0", "4.0"],
+        "b": ["true", "false", None, "true"] * 2,
+    }
+    for names in (list(spelled), ["a", "i"], ["s"], ["b"]):
+        rows = zip(*(spelled[name] for name in names), strict=True)
+        expected = [hashlib.sha256(json.dumps(list(row)).encode()).digest() for row in rows]
+        assert row_digests(strange, names) == expected
+
+
+def test_sources_that_have_a_file_in_common(tmp_path):
+    (tmp_path / "rows").mkdir()
+    for name in ("1.csv", "2.csv"):
+        (tmp_path / "rows" / name).write_text("a\n1\n")
+    whole, part, other = source(path="rows/*.csv"), source(path="rows/2.csv"), source(path="rows/gone.csv")
+    assert overlap(whole, part, tmp_path)
+    assert overlap(whole, source(path="rows"), tmp_path)
+    assert not overlap(other, whole, tmp_path)
+    assert overlap(other, other, tmp_path)
