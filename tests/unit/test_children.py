@@ -143,7 +143,9 @@ class TestTrainer:
         trainer.start()
         trainers.spawner.children[0].join()
         (setup,) = seen
-        assert setup["read_paths"] == [str(trainers.home.path / n) for n in ("rows.csv", "released", "profiles")]
+        assert setup["read_paths"] == [
+            str(trainers.home.path / n) for n in ("rows.csv", "released", "profiles", "loaded")
+        ]
         assert (setup["threads"], setup["memory"]) == (2, 4096)
         assert (setup["scratch"], trainers.home.scratch.is_dir()) == (str(trainers.home.path / "scratch"), True)
         module, options = trainers.spawner.asked[0]
@@ -299,7 +301,7 @@ class TestTrainer:
         files: list[Path] = []
 
         @contextlib.contextmanager
-        def rows_of(home: AgentHome, data_set: Any, cancelled: Any, told: Any) -> Iterator[Path]:
+        def rows_of(home: AgentHome, data_set: Any, interrupt: Any, told: Any) -> Iterator[Path]:
             assert data_set.id == "set-1"
             (path := home.loaded / "x.arrow").write_text("rows")
             told(Isolation.parse(ISOLATION, code="TEST"))
