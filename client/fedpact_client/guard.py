@@ -18,7 +18,7 @@ from types import FrameType
 
 import structlog
 
-from fedpact_client import leaving, sandbox, silence
+from fedpact_client import leaving, loading, sandbox, silence
 from fedpact_client.answer import Desk, Trained, answer, open_contract
 from fedpact_client.api import AnsweredInputError, AnsweredRefusedError, OperatorClient, egress_of, printable
 from fedpact_client.cards import check_own_file
@@ -144,6 +144,7 @@ class Guard:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         client = OperatorClient.of_home(self.home, egress_of(self.store))
+        loading.sweep(self.home)
         try:
             for child in (self.trainer, self.executor):
                 with contextlib.suppress(FrameError):  # it ended at once: it is started again where it is needed
@@ -185,6 +186,7 @@ class Guard:
             connection=self._connection(),
             trainer=self.trainer.isolation,
             executor=self.executor.isolation,
+            loader=self.trainer.loader,
             rounds=tuple(self.rounds),
         )
         if facts != self.facts:

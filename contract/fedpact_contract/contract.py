@@ -7,6 +7,7 @@ integers, never floats.
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_FLOOR, Context, Decimal
 from functools import cached_property
@@ -848,7 +849,7 @@ def check_data(contract: Contract) -> None:
     """Bounds are ordered, names unique, fill values allowed, the label rule complete."""
     data = contract.data
     names = [c.name for c in data.columns] + list(data.label_columns)
-    if twice := sorted({n for n in names if names.count(n) > 1}):
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
         raise InputError(
             "CONTRACT_COLUMN_TWICE",
             f"The column {twice[0]} stands twice.",

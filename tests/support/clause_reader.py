@@ -232,6 +232,11 @@ def forward(a: Action) -> bool:
     return bool(a["order"]["round"] >= a["past"].latest(a["id"]))
 
 
+def clock_right(a: Action) -> bool:
+    """This machine's clock is at most five minutes behind the moment at which the operator opened the round."""
+    return bool(a["order"]["ahead"] <= 300)
+
+
 def one_model(a: Action) -> bool:
     """A round has one base model."""
     begun = a["past"].bases.get(a["id"], {}).get(a["order"]["round"])
@@ -256,7 +261,7 @@ BEFORE = {
         *(purpose, operator, sectors, model_kinds, columns, trust_models, max_epsilon, max_entity_epsilon),
         *(require_entity, entity_declared, entity_column, min_participants, max_rounds, policy_ends, term, hours),
         *(not_paused, not_withdrawn, not_closed, code, bundle, opened, base, invited, rounds, forward, heads),
-        *(duplicates, one_model),
+        *(duplicates, one_model, clock_right),
     )
 }
 """What is asked before an attempt."""

@@ -26,9 +26,13 @@ def uncommented(text: str, *leave: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+DATABASE = ("host", "port", "database", "user", "password_file", "password_env", "tls", "ca_file")
+"""Keys of a source that is a database."""
+
+
 def whole() -> str:
     """A configuration with one data set and every key that goes with a headerless CSV file."""
-    return uncommented(template(), "release_file", "table")
+    return uncommented(template(), "release_file", "table", "query", *DATABASE)
 
 
 def changed(old: str, new: str) -> str:

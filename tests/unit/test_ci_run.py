@@ -15,11 +15,11 @@ NEEDED = ("bash", "dirname", "env", "grep", "mktemp", "rm", "tail", "tee")
 @pytest.mark.parametrize(
     ("there", "installed"),
     [
-        ((), "iproute2 nftables strace systemd"),
-        (("ip",), "nftables strace systemd"),
-        (("nft", "strace", "systemd-analyze"), "iproute2"),
-        (("ip", "nft", "systemd-analyze"), "strace"),
-        (("ip", "nft", "strace", "systemd-analyze"), None),
+        ((), "iproute2 nftables strace postgresql mariadb-server systemd"),
+        (("ip", "pg_ctlcluster"), "nftables strace mariadb-server systemd"),
+        (("nft", "strace", "mariadbd", "systemd-analyze"), "iproute2 postgresql"),
+        (("ip", "nft", "pg_ctlcluster", "mariadbd", "systemd-analyze"), "strace"),
+        (("ip", "nft", "strace", "pg_ctlcluster", "mariadbd", "systemd-analyze"), None),
     ],
 )
 def test_what_is_missing_is_installed_and_nothing_else(tmp_path, there, installed) -> None:

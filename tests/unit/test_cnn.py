@@ -24,8 +24,8 @@ from tests.support.models_kit import (
     plain_schema,
     training_contract,
 )
-from tests.support.noise import FixedNoise
-from tests.unit.test_dp_layers import LIMIT, ScriptedNoise, clipped_sum, moved
+from tests.support.noise import FixedNoise, ScriptedNoise
+from tests.unit.test_dp_layers import LIMIT, clipped_sum, moved
 from tests.unit.test_reevaluate import AUDITOR, handed_over
 
 from fedpact_contract import shape
@@ -118,19 +118,19 @@ def test_what_is_no_picture_or_does_not_fit_is_refused_by_name(parts: dict[str, 
 def test_each_channel_has_bounds_of_its_own() -> None:
     columns = [number(f"f{i}", 0, 16 if i < 32 else 255) for i in range(64)]
     values = a_contract().plain() | {"data": DIGITS.plain() | {"columns": columns}}
-    values["model"] |= {"image": {"height": 4, "width": 8, "channels": 2}}
+    values["model"] = a_cnn(4, 8, (4, 3, 1), channels=2).plain()
     assert Contract.parse(values).model.grids[0].channels == 2
     with pytest.raises(InputError, match="f32 is no number with the bounds of f0"):
         Contract.parse(values | {"model": a_contract().plain()["model"]})
 
 
 def test_windows_beyond_memory_are_refused() -> None:
-    many = plain_schema(40_000, 2)
+    many = plain_schema(64 * 64, 2)
     for layer in ((1024, 3, 1), (1, 31, 1)):
         with pytest.raises(InputError) as caught:
-            training_contract(many, a_cnn(200, 200, layer), (100, 200, 300))
+            training_contract(many, a_cnn(64, 64, layer), (100, 200, 300))
         assert (caught.value.code, caught.value.field) == ("CONTRACT_IMAGE", "model.convolutions.0")
-    training_contract(many, a_cnn(200, 200, (16, 5, 3)), (100, 200, 300))
+    training_contract(many, a_cnn(64, 64, (16, 5, 3)), (100, 200, 300))
 
 
 def test_the_text_says_how_a_row_is_a_picture_and_what_looks_at_it() -> None:
