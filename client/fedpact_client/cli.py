@@ -726,7 +726,9 @@ def withdraw(
             key = leaving.signing_key(at.home, contract_id, lambda: _passphrase(passphrase_file))
             receipt = leaving.destroy(at.home, at.store, contract_id, key, lambda: False)
             if not at.home.receipt_path(contract_id, "operator").exists():
-                leaving.try_to_withdraw(at.home, at.store, at.client, contract_id, key, receipt)
+                why = leaving.try_to_withdraw(at.home, at.store, at.client, contract_id, key, receipt)
+                if why is not None:
+                    typer.echo(f"The operator was not told ({why}): the next agent that runs here tells it.", err=True)
         values = {"contract": contract_id, "state": "withdrawn", "receipts": leaving.receipts(at.home, contract_id)}
     _show(values, as_json, show_withdrawn)
 

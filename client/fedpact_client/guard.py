@@ -355,7 +355,8 @@ class Guard:
             if said is None or self.told.get(agreement.contract_id) == said:
                 continue
             try:
-                self._say(agreement, said, client)
+                if self._say(agreement, said, client):
+                    log.info("operator told", contract=agreement.contract_id, state=said[0], code=said[1])
                 self.told[agreement.contract_id] = said
             except ServiceError as err:
                 log.warning("operator not told", code=err.code)
@@ -374,19 +375,21 @@ class Guard:
         self.trainer.stop(0.0)
         return True
 
-    def _say(self, agreement: Agreement, said: tuple[TakingPart, str], client: OperatorClient) -> None:
-        """Say one thing; nothing of a contract that simply goes on and of which nothing else was said before."""
+    def _say(self, agreement: Agreement, said: tuple[TakingPart, str], client: OperatorClient) -> bool:
+        """Say one thing; nothing, and False, of a contract that goes on and of which nothing else was said before."""
         contract_id = agreement.contract_id
         if said[1] == "KEY_REVOKED":
-            index = leaving.send_revocation(self.home, client, contract_id)
-            log.info("run key revoked", contract=contract_id, entry=index)
+            leaving.send_revocation(self.home, client, contract_id)
         elif said[0] == "withdrawn":
             key = self.home.run_key(contract_id)
             receipt = leaving.destroy(self.home, self.store, contract_id, key, self._end_trainer)
             leaving.withdraw(self.home, self.store, client, contract_id, key, receipt)
-        elif said[0] == "paused" or self.store.count_egress(EgressKind.NOTICE, contract_id):
+        elif said[0] == "running" and not self.store.count_egress(EgressKind.NOTICE, contract_id):
+            return False
+        else:
             participant = self.home.participant_id
             leaving.tell(self.store, client, agreement, participant, said, self.home.run_key(contract_id))
+        return True
 
     def _close(self, contract_id: str, client: OperatorClient) -> Found | None:
         """Close a contract's period, if it is closing; what was found instead, where there is nothing that holds.
