@@ -163,7 +163,8 @@ def test_a_misspelt_key_is_named_with_the_one_that_is_meant(tmp_path: Path, old:
         (
             'kind = "csv"',
             'kind = "xlsx"',
-            "data_sets.0.source.kind: must be 'csv', 'parquet', 'sqlite', 'ndjson', 'arrow', 'postgresql' or 'mariadb'.",
+            "data_sets.0.source.kind: must be 'csv', 'parquet', 'sqlite', 'ndjson', 'arrow', "
+            "'postgresql' or 'mariadb'.",
         ),
         ('label = "disease"', "label = 3", "data_sets.0.label: must be text."),
         ('label = "disease"', 'label = ""', "data_sets.0.label: must not be empty."),
