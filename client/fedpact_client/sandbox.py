@@ -290,7 +290,10 @@ def _raise_loopback() -> None:
 
     No other device may be there. struct ifreq: the device's name, its flags.
     """
-    if [name for _, name in socket.if_nameindex()] != ["lo"]:
+    devices = [
+        line.partition(":")[0].strip() for line in Path("/proc/self/net/dev").read_text("ascii").splitlines()[2:]
+    ]
+    if devices != ["lo"]:  # read from a file: a service unit may refuse the sockets that `if_nameindex` asks by
         raise OSError("the network namespace has other devices")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         fcntl.ioctl(handle, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))

@@ -56,7 +56,7 @@ def _user() -> list[str]:
     """Servers refuse to run as root."""
     if os.geteuid() != 0:
         return []
-    return [_tool("setpriv"), "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    return [_tool("setpriv"), "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--pdeathsig=KILL"]
 
 
 def _free_port() -> int:
