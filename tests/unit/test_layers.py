@@ -29,6 +29,7 @@ ONLY_IN = {
         "models/fedpact_models/registry.py",
         "models/fedpact_models/training.py",
         "models/fedpact_models/weights.py",
+        "models/fedpact_models/windows.py",
         "client/fedpact_client/trainer.py",
         "server/fedpact_server/demo/lift.py",
     },
@@ -46,6 +47,7 @@ AT_TOP_ONLY_IN = {
         "models/fedpact_models/audit.py",
         "models/fedpact_models/dp.py",
         "models/fedpact_models/training.py",
+        "models/fedpact_models/windows.py",
     }
 }
 """Where importing the module may load the library; elsewhere a function does, when it is called."""
