@@ -236,7 +236,8 @@ def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:
     try:
         desk.own_rows()
     except InputError as err:
-        return _refuse(desk, order, err, head=head, evidence=data, code=FAILED)
+        code = err.code if err.code in BEFORE_ROWS else FAILED
+        return _refuse(desk, order, err, head=head, evidence=data, code=code)
     except RefusedError as err:  # the gate, or a person who stopped it while the rows were read
         return _refuse(desk, order, err, head=head, evidence=data)
     return _train(desk, order, model, head)
@@ -331,6 +332,18 @@ def _complete(desk: Desk, order: Order, reserved: Reservation, trained: Trained,
     return desk.store.complete(reserved, build, digest, desk.run_key)
 
 
+BEFORE_ROWS = frozenset(
+    {
+        "DATA_SOURCE_AWAY",
+        "DATA_SOURCE_LOGIN",
+        "DATA_SOURCE_PASSWORD",
+        "DATA_DRIVER_MISSING",
+        "DATA_QUERY",
+        "DATA_QUERY_WRITES",
+    }
+)
+"""What keeps a database from answering a query: no row has anything to do with it, so it costs nothing and may be told.
+"""
 FAILED = "TRAINING_FAILED"
 """The one code with which a failed attempt is refused: which fault it was may rest on a single row, and stays here.
 

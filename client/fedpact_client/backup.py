@@ -18,7 +18,7 @@ from fedpact_contract.errors import InputError
 from fedpact_contract.files import make_home, refuse_existing, sync_folder
 from fedpact_contract.keys import write_private
 
-MADE_ANEW = ("logs", "flower", "state.json", "guard.lock")
+MADE_ANEW = ("logs", "flower", "loaded", "scratch", "state.json", "guard.lock")
 NEEDED = ("agent.toml", "agent.db", "keys/contract.key", "keys/contract.pub", "keys/node.key")
 MAX_BYTES = 1 << 34
 """Of one file in a backup."""

@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpact_client import quality, released, sources
+from fedpact_client import loading, quality, released, sources
 from fedpact_client.api import OperatorClient
 from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.home import AgentHome
@@ -56,7 +55,7 @@ class Draft:
     not_finite: dict[str, int]
     one_class: bool
     duplicates: int
-    source: Path
+    source: str
     fingerprints: tuple[str, ...]
     profile: quality.Profile
     superseded: tuple[str, ...] = ()
@@ -96,11 +95,13 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     """
     data_set = config.data_set(data_set_id)
     place = check_own_file(home, config, store, data_set_id)
-    content = sources.content_fingerprint(data_set.source, home.path)
-    check_known_elsewhere(home, store, data_set_id, content)
+    content = [] if data_set.source.is_database else [sources.content_fingerprint(data_set.source, home.path)]
+    for fingerprint in content:
+        check_known_elsewhere(home, store, data_set_id, fingerprint)
     alpha, limit = limits(home, data_set)
-    table = sources.read(data_set.source, home.path)
-    source = sources.file_path(data_set.source, home.path)
+    with loading.rows_of(home, data_set) as file:
+        table = sources.read(sources.loaded(data_set.source, file), home.path)
+    source = sources.place(data_set.source, home.path)
     _check_columns(data_set, table, source)
     _check_entities(data_set, table, source)
     whole = sources.table_fingerprint(table, data_set.names)
@@ -136,7 +137,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         one_class=left[data_set.label].drop_nulls().n_unique() == 1,
         duplicates=left.height - left.n_unique(list(data_set.names)),
         source=source,
-        fingerprints=(place, content, whole),
+        fingerprints=(place, *content, whole),
         profile=profile,
         superseded=_superseded(store, card),
     )
@@ -201,7 +202,7 @@ def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") 
     elif data_set.release_file is not None:
         source = data_set.source.model_copy(update={"path": data_set.release_file})
         slice_ = sources.read(source, home.path)
-        _check_columns(data_set, slice_, Path(data_set.release_file))
+        _check_columns(data_set, slice_, data_set.release_file)
     else:
         return []
     rows = released.cells(slice_, names)
@@ -223,7 +224,7 @@ def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") 
     return rows
 
 
-def _check_columns(data_set: DataSet, table: "pl.DataFrame", file: Path) -> None:
+def _check_columns(data_set: DataSet, table: "pl.DataFrame", file: str) -> None:
     for name in (*data_set.names, *([] if data_set.entity is None else [data_set.entity])):
         if name not in table.columns:
             raise InputError(
@@ -235,7 +236,7 @@ def _check_columns(data_set: DataSet, table: "pl.DataFrame", file: Path) -> None
             )
 
 
-def _check_entities(data_set: DataSet, table: "pl.DataFrame", file: Path) -> None:
+def _check_entities(data_set: DataSet, table: "pl.DataFrame", file: str) -> None:
     """Every row is somebody's, wherever the data set says whose a row is.
 
     Raises:
@@ -246,16 +247,16 @@ def _check_entities(data_set: DataSet, table: "pl.DataFrame", file: Path) -> Non
 
     if data_set.entity is not None:
         begins = first_line(data_set.source.kind, data_set.source.column_names)
-        entity_numbers(data_set.entity, table, file=str(file), first_line=begins)
+        entity_numbers(data_set.entity, table, file=file, first_line=begins)
 
 
-def _capped(data_set: DataSet, table: "pl.DataFrame", file: Path) -> dict[int, int]:
+def _capped(data_set: DataSet, table: "pl.DataFrame", file: str) -> dict[int, int]:
     """By cap, how many rows are left where at most so many of each entity are trained on."""
     from fedpact_models.features import entity_numbers
 
     if data_set.entity is None:
         return {}
-    each = Counter(entity_numbers(data_set.entity, table, file=str(file)).tolist()).values()
+    each = Counter(entity_numbers(data_set.entity, table, file=file).tolist()).values()
     return {cap: sum(min(count, cap) for count in each) for cap in CAPS}
 
 
@@ -298,12 +299,13 @@ def check_own_file(home: AgentHome, config: AgentConfig, store: Store, data_set_
         RefusedError: DATA_SET_KNOWN_ELSEWHERE.
     """
     source = config.data_set(data_set_id).source
-    path, place = sources.file_path(source, home.path), sources.place_fingerprint(source, home.path)
+    where, place = sources.place(source, home.path), sources.place_fingerprint(source, home.path)
+    what = "The query of" if source.is_database else "The file"
     declared = {d.data_set for d in store.data_sets()}
     for other in config.data_sets:
-        if other.id != data_set_id and other.id in declared and sources.file_path(other.source, home.path) == path:
-            raise _known_elsewhere(home, f"The file {path} is", data_set_id, other.id)
-    check_known_elsewhere(home, store, data_set_id, place, f"The file {path} is")
+        if other.id != data_set_id and other.id in declared and sources.overlap(other.source, source, home.path):
+            raise _known_elsewhere(home, f"{what} {where} is", data_set_id, other.id)
+    check_known_elsewhere(home, store, data_set_id, place, f"{what} {where} is")
     return place
 
 
@@ -347,7 +349,7 @@ def _check_fixed_budget(home: AgentHome, store: Store, card: DataSetCard) -> Non
         )
 
 
-def _too_few(found: int, wanted: int, file: Path) -> InputError:
+def _too_few(found: int, wanted: int, file: str) -> InputError:
     return InputError(
         "DATA_TOO_FEW_ROWS",
         f"For training {counted(wanted, 'row')} declared, {found} left beside the released ones.",

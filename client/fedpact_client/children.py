@@ -4,23 +4,24 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import structlog
 
-from fedpact_client import sources
-from fedpact_client.answer import Trained, TrainerLostError, TrainingFailedError
-from fedpact_client.config import AgentConfig
+from fedpact_client import loading, sources
+from fedpact_client.answer import BEFORE_ROWS, Trained, TrainerLostError, TrainingFailedError
+from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.frames import NODE_NUMBER, Frame, FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.quality import GATE
 from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import Child, spawn
 from fedpact_contract.contract import Contract, MeasurementKind
-from fedpact_contract.errors import FailedError, InputError, RefusedError
+from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError
 from fedpact_contract.keys import write_private
 
 log = structlog.get_logger()
@@ -31,9 +32,11 @@ POLL_SECONDS = 0.5
 TRAIN_SECONDS = 300.0
 """A trainer that works this long, and beyond the round's deadline, hangs: its answer would not count any more. Below
 that a slow first look at the data is no fault, and to start again would make it slower."""
+LARGE, LOOK_SECONDS = 1 << 30, 3600.0
+"""A source of so many bytes is looked at before an attempt, and the first look may take so long."""
 MAX_ARRAY = 1 << 29
 """Largest array on either pipe, in bytes: a model of 64 million parameters."""
-TRAINER_KINDS = frozenset({"ready", "update", "checked", "failed"})
+TRAINER_KINDS = frozenset({"ready", "update", "checked", "wanted", "failed"})
 EXECUTOR_KINDS = frozenset({"ready", "connected", "order", "malformed"})
 FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 DUPLICATES = "DATA_DUPLICATES"
@@ -43,6 +46,10 @@ Answer = TypeVar("Answer")
 
 
 LOST = "Its log, trainer.log, says why; a machine without enough memory is the usual cause."
+
+
+class NotLoadedError(TrainingFailedError):
+    """A database's rows could not be loaded."""
 
 
 class CancelledError(FailedError):
@@ -75,6 +82,7 @@ class TrainerChild:
     interrupt: Callable[[str], None] = lambda _contract_id: None  # raises where an attempt for it is to end now
     module: str = "fedpact_client.trainer"
     isolation: Isolation | None = None  # as the last one said
+    loader: Isolation | None = None  # as the last loader of a database's rows said
     _child: Child | None = None
     _ready: bool = False
 
@@ -95,21 +103,20 @@ class TrainerChild:
         self._child.pipe.send(
             "setup",
             {
-                "read_paths": [*paths, str(self.home.path / "released"), str(profiles)],
+                "read_paths": [*paths, str(self.home.path / "released"), str(profiles), str(self.home.loaded)],
                 "threads": self.config.limits.threads,
                 "memory": self.config.limits.memory,
+                "scratch": str(self.home.scratch),
                 "idle_seconds": IDLE_SECONDS,
             },
         )
         self._ready = False
 
-    def stop(self, grace: float = 2.0) -> bool:
-        """End the process, after so many seconds of grace; whether there was one."""
-        found = self._child is not None
+    def stop(self, grace: float = 2.0) -> None:
+        """End the process, after so many seconds of grace."""
         if self._child is not None:
             self._child.stop(grace)
         self._child, self._ready = None, False
-        return found
 
     def train(self, contract: Contract, round_number: int, attempt: int, base: bytes) -> Trained:
         """One attempt (`answer.Train`).
@@ -131,22 +138,25 @@ class TrainerChild:
         return self._ask(_trained, contract, "measure", {"kind": kind}, base)
 
     def check(self, contract: Contract, *, first: bool = False) -> None:
-        """The rows hold no more exact copies than the contract allows (`answer.Desk.own_rows`).
+        """A database answers, and the rows hold no more exact copies than the contract allows (`Desk.own_rows`).
 
         Before the contract's `first` attempt, the data set's own rules are kept too, where it has any. Whatever else
         keeps the trainer from its rows is left to the attempt, which is charged.
 
         Raises:
-            InputError: DATA_DUPLICATES.
+            InputError: DATA_DUPLICATES, and what is no row's fault (`answer.BEFORE_ROWS`).
             RefusedError: QUALITY_GATE: a rule is broken, or could not be checked; as `train`.
         """
         more = gate_header(self.home, self.config, contract) if first else {}
-        if not more and (contract.defences is None or contract.defences.max_duplicates is None):
+        limited = contract.defences is not None and contract.defences.max_duplicates is not None
+        source = self._data_set(contract).source
+        large = source.is_database or sources.size(source, self.home.path) >= LARGE
+        if not (more or limited or large):
             return
         try:
             self._ask(_checked, contract, "check", more, b"")
         except TrainingFailedError as err:
-            if err.code == DUPLICATES:
+            if err.code == DUPLICATES or (err.code in BEFORE_ROWS and isinstance(err, NotLoadedError)):
                 raise InputError(**err.as_dict()) from err
             if err.code == GATE:
                 raise RefusedError(**err.as_dict()) from err
@@ -167,7 +177,7 @@ class TrainerChild:
         base: bytes,
     ) -> Answer:
         """Send one order to the trainer, and wait for what it gives."""
-        data_set = self.config.data_set(contract.participant(self.home.participant_id).data_set)
+        data_set = self._data_set(contract)
         header = {
             "contract": contract.to_bytes().decode(),
             "participant": self.home.participant_id,
@@ -178,16 +188,12 @@ class TrainerChild:
             "selection_key": self.key.hex(),
             **more,
         }
-        limit = max(TRAIN_SECONDS, contract.participation.deadline_seconds)
+        limit = max(LOOK_SECONDS if what == "check" else TRAIN_SECONDS, contract.participation.deadline_seconds)
         try:
-            child = self._ready_child(contract.id)
-            child.pipe.send(what, header, base)
-            try:
-                frame = self._receive(child, limit, contract.id)
-            except FrameError as err:
-                if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
-                    raise
-                raise self._hung(limit) from err
+            frame = self._asked(what, header, base, limit, contract.id)
+            if frame is not None and frame.kind == "wanted":
+                with self._loaded(data_set, contract.id) as file:
+                    frame = self._asked(what, header | {"loaded": str(file)}, base, limit, contract.id)
             return read(frame)
         except (FrameError, TrainerLostError) as err:
             self.stop()  # nothing of this attempt may answer for the next one
@@ -195,6 +201,41 @@ class TrainerChild:
         except RefusedError:  # in the middle of a step, too
             self.stop(0.0)
             raise
+
+    def _asked(self, what: str, header: dict[str, Any], base: bytes, limit: float, contract_id: str) -> Frame | None:
+        child = self._ready_child(contract_id)
+        child.pipe.send(what, header, base)
+        try:
+            return self._receive(child, limit, contract_id)
+        except FrameError as err:
+            if err.code != "FRAME_TIMEOUT" or child.pipe.closed:
+                raise
+            raise self._hung(limit) from err
+
+    @contextlib.contextmanager
+    def _loaded(self, data_set: DataSet, contract_id: str) -> Iterator[Path]:
+        """A database's rows in a file, for as long as the trainer reads it.
+
+        Raises:
+            NotLoadedError: they cannot be had; nothing was trained.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                interrupt = partial(self.interrupt, contract_id)
+                file = stack.enter_context(loading.rows_of(self.home, data_set, interrupt, self._told))
+            except (CancelledError, RefusedError):
+                raise
+            except FedpactError as err:
+                raise NotLoadedError(**err.as_dict()) from err
+            assert file is not None  # noqa: S101 - the trainer wants rows of databases only
+            yield file
+
+    def _told(self, isolation: Isolation) -> None:
+        self.loader = isolation
+        log.info("loader ready", isolation=isolation.sentence)
+
+    def _data_set(self, contract: Contract) -> DataSet:
+        return self.config.data_set(contract.participant(self.home.participant_id).data_set)
 
     def look(self) -> None:
         """Take note that the trainer is ready, where it says so by now; waits for nothing."""

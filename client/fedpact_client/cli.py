@@ -184,7 +184,7 @@ def profile(
 
     Example: fedpact-agent profile heart-2026 --lang zh --html quality.html
     """
-    from fedpact_client import quality, quality_text
+    from fedpact_client import loading, quality, quality_text
     from fedpact_contract.contract_file import read_contract
     from fedpact_contract.files import refuse_existing, write_new
     from fedpact_contract.language import language
@@ -200,7 +200,8 @@ def profile(
             file = Path(contract)
             agreed = read_contract(file)[0] if file.exists() else at.store.contract(at.resolve(contract)).contract
         before = quality.Reference.read(at.home.profile_path(data_set))
-        found = quality.profile(at.config.data_set(data_set), at.home.path, before, today, agreed)
+        with loading.as_files(at.home, at.config.data_set(data_set)) as described:
+            found = quality.profile(described, at.home.path, before, today, agreed)
     if html is not None:
         write_new(html, quality_text.render(found, said, today.isoformat()).encode(), private=True, option="--html")
     _show(found.plain(), as_json, lambda _: quality_text.show(found, said, today.isoformat()))
@@ -725,7 +726,9 @@ def withdraw(
             key = leaving.signing_key(at.home, contract_id, lambda: _passphrase(passphrase_file))
             receipt = leaving.destroy(at.home, at.store, contract_id, key, lambda: False)
             if not at.home.receipt_path(contract_id, "operator").exists():
-                leaving.try_to_withdraw(at.home, at.store, at.client, contract_id, key, receipt)
+                why = leaving.try_to_withdraw(at.home, at.store, at.client, contract_id, key, receipt)
+                if why is not None:
+                    typer.echo(f"The operator was not told ({why}): the next agent that runs here tells it.", err=True)
         values = {"contract": contract_id, "state": "withdrawn", "receipts": leaving.receipts(at.home, contract_id)}
     _show(values, as_json, show_withdrawn)
 

@@ -95,6 +95,8 @@ class DataSet(Part):
             )
         if self.release_fraction is not None and self.release_file is not None:
             raise ValueError("give release_fraction or release_file, not both")
+        if self.release_file is not None and self.source.is_database:
+            raise ValueError("release_file goes with a source that is files; of a database give release_fraction")
         return self
 
 

@@ -52,6 +52,7 @@ class Facts(Part):
     connection: Connection | None = None
     trainer: Isolation | None = None
     executor: Isolation | None = None
+    loader: Isolation | None = None
     rounds: Annotated[tuple[RoundTime, ...], Field(max_length=ROUNDS)] = ()
 
     def write(self, home: AgentHome) -> None:

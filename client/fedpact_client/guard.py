@@ -18,7 +18,7 @@ from types import FrameType
 
 import structlog
 
-from fedpact_client import leaving, sandbox, silence
+from fedpact_client import leaving, loading, sandbox, silence
 from fedpact_client.answer import Desk, Trained, answer, open_contract
 from fedpact_client.api import AnsweredInputError, AnsweredRefusedError, OperatorClient, egress_of, printable
 from fedpact_client.cards import check_own_file
@@ -144,6 +144,7 @@ class Guard:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         client = OperatorClient.of_home(self.home, egress_of(self.store))
+        loading.sweep(self.home)
         try:
             for child in (self.trainer, self.executor):
                 with contextlib.suppress(FrameError):  # it ended at once: it is started again where it is needed
@@ -185,6 +186,7 @@ class Guard:
             connection=self._connection(),
             trainer=self.trainer.isolation,
             executor=self.executor.isolation,
+            loader=self.trainer.loader,
             rounds=tuple(self.rounds),
         )
         if facts != self.facts:
@@ -353,7 +355,8 @@ class Guard:
             if said is None or self.told.get(agreement.contract_id) == said:
                 continue
             try:
-                self._say(agreement, said, client)
+                if self._say(agreement, said, client):
+                    log.info("operator told", contract=agreement.contract_id, state=said[0], code=said[1])
                 self.told[agreement.contract_id] = said
             except ServiceError as err:
                 log.warning("operator not told", code=err.code)
@@ -367,19 +370,26 @@ class Guard:
                 else:
                     self.told[agreement.contract_id] = said
 
-    def _say(self, agreement: Agreement, said: tuple[TakingPart, str], client: OperatorClient) -> None:
-        """Say one thing; nothing of a contract that simply goes on and of which nothing else was said before."""
+    def _end_trainer(self) -> bool:
+        """End the one trainer, which may hold encoded rows: that there is none now."""
+        self.trainer.stop(0.0)
+        return True
+
+    def _say(self, agreement: Agreement, said: tuple[TakingPart, str], client: OperatorClient) -> bool:
+        """Say one thing; nothing, and False, of a contract that goes on and of which nothing else was said before."""
         contract_id = agreement.contract_id
         if said[1] == "KEY_REVOKED":
-            index = leaving.send_revocation(self.home, client, contract_id)
-            log.info("run key revoked", contract=contract_id, entry=index)
+            leaving.send_revocation(self.home, client, contract_id)
         elif said[0] == "withdrawn":
             key = self.home.run_key(contract_id)
-            receipt = leaving.destroy(self.home, self.store, contract_id, key, lambda: self.trainer.stop(0.0))
+            receipt = leaving.destroy(self.home, self.store, contract_id, key, self._end_trainer)
             leaving.withdraw(self.home, self.store, client, contract_id, key, receipt)
-        elif said[0] == "paused" or self.store.count_egress(EgressKind.NOTICE, contract_id):
+        elif said[0] == "running" and not self.store.count_egress(EgressKind.NOTICE, contract_id):
+            return False
+        else:
             participant = self.home.participant_id
             leaving.tell(self.store, client, agreement, participant, said, self.home.run_key(contract_id))
+        return True
 
     def _close(self, contract_id: str, client: OperatorClient) -> Found | None:
         """Close a contract's period, if it is closing; what was found instead, where there is nothing that holds.

@@ -11,6 +11,8 @@
     trust.toml          the fingerprints that this enterprise checked itself
     operator/           ca.crt and operator.json, written by `enrol`
     released/           the rows that left for validation, per data set: training leaves them out
+    scratch/            where the trainer's working files begin, which have no name afterwards
+    loaded/             a database's rows on their way from the loader to the trainer, gone when it has read them
     profiles/ID.json    the profile of the data set ID that its last signed card was made by: counts by bin
     silence/ID.json     our signed record that the operator did not close the contract ID in time
     withdrawn/ID.*.json the signed receipts of what was destroyed when we withdrew from the contract ID, ours and theirs
@@ -139,6 +141,20 @@ class AgentHome:
             InputError: CONTRACT_ID_FORM, the id is not 64 hexadecimal characters (it becomes a file name).
         """
         return self.path / "keys" / "run" / f"{contract_id_form(contract_id)}.key"
+
+    @property
+    def loaded(self) -> Path:
+        """The folder of a database's rows between loader and trainer; made where it is missing."""
+        path = self.path / "loaded"
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of the trainer's working files, which have no name in it; made where it is missing."""
+        path = self.path / "scratch"
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
 
     def revocation_path(self, contract_id: str) -> Path:
         """Where the revocation of a contract's run key is kept, once it is revoked.

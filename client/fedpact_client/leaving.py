@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedpact_client.answer import open_contract
@@ -25,8 +24,6 @@ from fedpact_contract.errors import RefusedError, ServiceError
 from fedpact_contract.files import replace_file
 from fedpact_contract.messages import DestructionReceipt, Held, KeyRevocation, Notice, RoundDigest, TakingPart
 from fedpact_contract.record import Envelope, open_signed, read_envelope, sign
-
-log = structlog.get_logger()
 
 GUARD_SECONDS = 10.0
 RESUMED = "PARTICIPANT_RESUMED"
@@ -69,7 +66,6 @@ def tell(
     )
     body = {"notice": sign(notice, key).plain()}
     client.post(_path(contract_id), body, EgressKind.NOTICE, contract_id=contract_id)
-    log.info("operator told", contract=contract_id, state=said[0], code=said[1])
 
 
 def revoke(home: AgentHome, store: Store, contract_id: str, passphrase: bytes) -> None:
@@ -117,7 +113,7 @@ def destroy(
         store: Loses the arrays of updates and measurements.
         contract_id: The contract.
         key: Signs.
-        end_trainer: Ends the process that holds encoded rows; whether there was one.
+        end_trainer: Ends the process that holds encoded rows; whether this agent has one.
 
     Raises:
         FailedError: the disk does not take it.
@@ -182,13 +178,14 @@ def try_to_withdraw(
     contract_id: str,
     key: Ed25519PrivateKey,
     receipt: Envelope[DestructionReceipt],
-) -> None:
-    """`withdraw`, where the operator answers; where it does not, it is told by the next agent that runs here."""
+) -> str | None:
+    """`withdraw`, where the operator answers; else why not: it is told by the next agent that runs here."""
     try:
         with connect() as client:
             withdraw(home, store, client, contract_id, key, receipt)
     except (ServiceError, AnsweredInputError, AnsweredRefusedError) as err:
-        log.warning("operator not told", contract=contract_id, code=err.code)
+        return err.code
+    return None
 
 
 def wait_for_guard(home: AgentHome, contract_id: str) -> None:

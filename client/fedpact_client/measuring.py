@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
-from fedpact_client.answer import Desk, Trained, TrainerLostError, TrainingFailedError
+from fedpact_client.answer import BEFORE_ROWS, Desk, Trained, TrainerLostError, TrainingFailedError
 from fedpact_client.api import OperatorClient, contract_path
 from fedpact_client.store import EgressKind, Ready
 from fedpact_contract.arrays import model_digest, update_digest
@@ -23,8 +23,8 @@ from fedpact_contract.record import read_envelope, sign
 
 log = structlog.get_logger()
 
-LATER = ("POLICY_TERM", "POLICY_HOURS", "PARTICIPANT_PAUSED")
-"""Refusals of what is only too early, or paused: it is tried again."""
+LATER = {"POLICY_TERM", "POLICY_HOURS", "PARTICIPANT_PAUSED", *BEFORE_ROWS}
+"""Refusals of what is only too early, or paused, and a database that does not answer: it is tried again."""
 
 Measure = Callable[[Contract, MeasurementKind, bytes], Trained]
 """Measures once: the contract, what, and the initial model (empty for statistics), little-endian float64."""

@@ -197,7 +197,8 @@ def machine(home: AgentHome, running: list[Agreement]) -> Iterator[Finding]:
         "disk", lambda: disk(home.path, needed(running)), "Give the home a local disk that this user may write to."
     )
     for name in sandbox.PROBED:
-        yield isolation(name)
+        if name != "loader":
+            yield isolation(name)
 
 
 def configured(home: AgentHome, config: AgentConfig) -> Iterator[Finding]:
@@ -426,7 +427,8 @@ def judged(title: str, probe: Probe) -> Finding:
     ]
     if not missing:
         walls = f"Landlock ABI {found.landlock_abi}, no new privileges, memory limited"
-        more = "; the network that it needs" if found.network_kept else "; own namespaces, TCP and sockets refused"
+        closed = "TCP and sockets refused" if found.sockets_denied else "no network but its own loopback"
+        more = "; the network that it needs" if found.network_kept else f"; own namespaces, {closed}"
         return Finding(name=title, state="pass", detail=walls + more)
     remedy = " ".join(dict.fromkeys(fix for word, fix in FIXES.items() if any(word in m for m in missing)))
     remedy = remedy or "Run the agent outside of what takes these rights from it."
@@ -446,6 +448,8 @@ def data(home: AgentHome, config: AgentConfig, store: Store | None, running: lis
     if not config.data_sets:
         detail, remedy = "agent.toml describes none", "Describe it in a [[data_sets]] block; see configs/agent.toml."
         yield Finding(name="data", state="warn", detail=detail, remedy=remedy)
+    if any(declared.source.is_database for declared in config.data_sets):
+        yield isolation("loader")
     for declared in config.data_sets:
         name = f"data set {declared.id}"
         if store is None:

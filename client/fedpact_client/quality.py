@@ -130,7 +130,7 @@ class Profile:
     """A data set's counts, and what became of each rule. It stays on the premises."""
 
     data_set: str
-    source: Path
+    source: str
     names: tuple[str, ...]
     label: str
     entity: str | None
@@ -165,7 +165,7 @@ class Profile:
         counts = self.counts
         return {
             "data_set": self.data_set,
-            "source": str(self.source),
+            "source": self.source,
             "rows": counts.rows,
             "duplicates": counts.duplicates,
             "label": {"column": self.label, "values": len(counts.labels) or None, "rows_each": list(counts.labels)},
@@ -204,7 +204,7 @@ def profile(
         InputError: DATA_*: the source cannot be read, or lacks a column that is declared or that a rule names;
             QUALITY_ENTITY: a rule about entities, and no column tells them apart.
     """
-    path = sources.file_path(data_set.source, base_dir)
+    path = sources.place(data_set.source, base_dir)
     rows = (sources.read(data_set.source, base_dir) if table is None else table).lazy()
     rules = (*data_set.rules, *demands(contract))
     _check_columns(data_set, rules, rows.collect_schema().names(), path)
@@ -307,7 +307,7 @@ def _vocabulary(name: str, values: tuple[str, ...]) -> Rule:
     return kinds.VocabularyRule(rule="vocabulary", column=name, values=values, at_most=Decimal(0))
 
 
-def _check_columns(data_set: DataSet, rules: Sequence[Rule], there: Sequence[str], file: Path) -> None:
+def _check_columns(data_set: DataSet, rules: Sequence[Rule], there: Sequence[str], file: str) -> None:
     """Every column that is declared, or that a rule names, is there.
 
     Raises:

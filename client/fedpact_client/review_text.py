@@ -40,6 +40,7 @@ CHECKS = {
     "noise covers the plan": "噪声足以覆盖整个计划",
     "budget": "隐私预算",
     "policy": "自有策略",
+    "policy for the data set": "自有策略对该数据集的限制",
     "not ended here": "未在本机结束",
     "rows fit the schema": "数据行符合约定的结构",
 }

@@ -10,6 +10,7 @@ polars or torch are imported, for these start threads of their own.
 """
 
 import ctypes
+import fcntl
 import json
 import os
 import platform
@@ -35,6 +36,7 @@ _EXECUTE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 2, 1 << 3
 _FILES_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 """Everything that each Landlock version can deny: what is handled and not allowed by a rule is refused."""
 _TCP_BIND_CONNECT, _SCOPE_ABSTRACT_SIGNAL = 3, 3
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _TCP_ABI, _SCOPE_ABI, _TRUNCATE_ABI = 4, 6, 3
 
 INSTALLATION = (
@@ -122,10 +124,14 @@ class Isolation(Part):
         return "isolated, but for the network that it needs" if self.network_kept else "isolated"
 
 
-def close_in(read_paths: Sequence[Path]) -> Isolation:
+def close_in(read_paths: Sequence[Path], *, loopback: bool = False) -> Isolation:
     """Close this process in for good. What it may read afterwards: the installation, and below `read_paths`.
 
     Descriptors that are open already stay usable. A path that does not exist gets no rule.
+
+    Args:
+        read_paths: Files and folders.
+        loopback: Leave it sockets and the loopback of its own network namespace, which reaches nobody else.
     """
     missing = _threads()
     _limit_resources()
@@ -133,13 +139,17 @@ def close_in(read_paths: Sequence[Path]) -> Isolation:
     namespaces = _attempt(
         missing, "an own user and network namespace", lambda: _unshare(_CLONE_NEWUSER | _CLONE_NEWNET, "user", "net")
     )
+    if loopback and namespaces:
+        _attempt(missing, "a loopback of its own", _raise_loopback)
     ipc = _attempt(missing, "an own IPC namespace", lambda: _unshare(_CLONE_NEWIPC, "ipc"))
     _attempt(missing, "a process without capabilities", _drop_capabilities)
-    abi = _enforce(missing, read_paths, (), tcp=False)
-    tcp_denied = abi >= _TCP_ABI and _tcp_is_denied()
-    if not tcp_denied:
+    abi = _enforce(missing, read_paths, (), tcp=loopback)
+    tcp_denied = not loopback and abi >= _TCP_ABI and _tcp_is_denied()
+    if loopback and not namespaces:
+        missing.append("it can reach every host: without an own network namespace nothing here denies that")
+    elif not loopback and not tcp_denied:
         missing.append("TCP is not denied by Landlock: ABI 4 (Linux 6.7) does that")
-    sockets_denied = _attempt(missing, "a filter of system calls", _filter_calls)
+    filtered = _attempt(missing, "a filter of system calls", lambda: _filter_calls(sockets=not loopback))
     return Isolation(
         no_new_privs=no_new_privs,
         user_and_network_namespace=namespaces,
@@ -147,7 +157,7 @@ def close_in(read_paths: Sequence[Path]) -> Isolation:
         network_kept=False,
         landlock_abi=abi,
         tcp_denied=tcp_denied,
-        sockets_denied=sockets_denied,
+        sockets_denied=filtered and not loopback,
         missing=tuple(missing),
     )
 
@@ -275,6 +285,20 @@ def _unshare(flags: int, *kinds: str) -> None:
         raise OSError("the kernel does not confirm it")
 
 
+def _raise_loopback() -> None:
+    """Switch on the loopback of an own network namespace, while the capability for that lasts.
+
+    No other device may be there. struct ifreq: the device's name, its flags.
+    """
+    devices = [
+        line.partition(":")[0].strip() for line in Path("/proc/self/net/dev").read_text("ascii").splitlines()[2:]
+    ]
+    if devices != ["lo"]:  # read from a file: a service unit may refuse the sockets that `if_nameindex` asks by
+        raise OSError("the network namespace has other devices")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+        fcntl.ioctl(handle, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+
+
 def _drop_capabilities() -> None:
     """Neither root's capabilities nor those that a fresh user namespace gives."""
     header = struct.pack("<Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
@@ -339,17 +363,22 @@ def _tcp_is_denied() -> bool:
     return False
 
 
-def _filter_calls() -> None:
-    """Refuse, with EACCES: sockets of any family, changes of files' rights and times, the kernel's key rings."""
+def _filter_calls(*, sockets: bool = True) -> None:
+    """Refuse, with EACCES: sockets of any family, where asked; changes of files' rights and times; key rings."""
     if platform.machine() not in DENIED:
         raise OSError(f"no list of calls for {platform.machine()}")
     architecture, *groups = DENIED[platform.machine()]
-    program = _filter_program(architecture, [n for group in groups for n in group])
+    denied = groups if sockets else [groups[0][-1:], *groups[1:]]  # io_uring in any case
+    program = _filter_program(architecture, [n for group in denied for n in group])
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))  # struct sock_fprog
     _call("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.c_char_p(header), 0, 0)
     with suppress(PermissionError):
-        socket.socket(socket.AF_UNIX).close()
+        if sockets:
+            socket.socket(socket.AF_UNIX).close()
+        else:
+            with suppress(FileNotFoundError):  # what a kernel says that looks at the path
+                os.chmod("", 0)  # noqa: PTH101 - refused before that
         raise OSError("the kernel does not confirm it")
 
 
@@ -371,7 +400,11 @@ def _filter_program(architecture: int, numbers: Sequence[int]) -> bytes:
     return b"".join(struct.pack("<HBBI", *line) for line in lines)
 
 
-PROBED: dict[str, Callable[[], Isolation]] = {"trainer": lambda: close_in([]), "executor": lambda: fence([])}
+PROBED: dict[str, Callable[[], Isolation]] = {
+    "trainer": lambda: close_in([]),
+    "executor": lambda: fence([]),
+    "loader": lambda: close_in([], loopback=True),  # where a data set is a database
+}
 """The walls of each process beside the guard, as `python -m fedpact_client.sandbox NAME` tries them."""
 
 

@@ -87,6 +87,7 @@ def spawn(
     extra_env: Mapping[str, str] | None = None,
     args: Sequence[str] = (),
     command: Sequence[str] | None = None,
+    descriptors: Sequence[int] = (),
     processors: int | None = None,
     nice: int = 0,
 ) -> Child:
@@ -103,6 +104,7 @@ def spawn(
         extra_env: Variables beyond PATH, LANG and HOME.
         args: Arguments of the module.
         command: What to start instead of Python and the module; the arguments are added to it. For tests.
+        descriptors: Open ones that the child inherits beside its pipe, under the same numbers.
         processors: On so many of this process's own at most it runs, with all threads and children that it has.
         nice: How far its priority is below this process's own; it cannot raise that again.
 
@@ -121,7 +123,9 @@ def spawn(
     own_in, child_out = os.pipe()
     try:
         with _open_log(log) as errors:
-            process = _starter.submit(_start, line, environment, child_in, child_out, errors).result()
+            process = _starter.submit(
+                _start, line, environment, child_in, child_out, errors, tuple(descriptors)
+            ).result()
             _restrain(process.pid, processors, nice)
     except BaseException:
         os.close(own_in)
@@ -181,7 +185,12 @@ def _open_log(log: Path | None) -> Iterator[int]:
 
 
 def _start(
-    line: Sequence[str], environment: Mapping[str, str], child_in: int, child_out: int, errors: int
+    line: Sequence[str],
+    environment: Mapping[str, str],
+    child_in: int,
+    child_out: int,
+    errors: int,
+    descriptors: tuple[int, ...],
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(  # noqa: S603 - a list of arguments that this package made
@@ -192,6 +201,7 @@ def _start(
             env=dict(environment),
             cwd="/",
             close_fds=True,
+            pass_fds=descriptors,
             start_new_session=True,  # its own group: the terminal's Ctrl-C reaches the guard alone
         )
     except OSError as err:

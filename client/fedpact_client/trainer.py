@@ -2,13 +2,14 @@
 
 First it closes itself in, then it imports torch. Frames from the guard and its answers:
 
-    setup  {read_paths, threads, idle_seconds, memory?, train?}                -> ready   {isolation}
+    setup  {read_paths, threads, idle_seconds, memory?, scratch?, train?}      -> ready   {isolation}
     train  {contract, participant, source, base_dir, columns, selection_key,   -> update  {noise, num_examples,
             released?, round, attempt}, array: base model, little-endian float64   fingerprints}, array: float32
     measure {contract, participant, source, base_dir, columns, selection_key,  -> update, as above
             released?, kind}, array: the initial model for a baseline
     check  {contract, participant, source, base_dir, columns, selection_key,   -> checked {num_rows, fingerprints}
             released?, gate?}
+    each of these three also has loaded?, the file with a database's rows      -> wanted  {}, where it is not there yet
     train, check                                                               -> failed  {code, message, file, ...}
 
 `code` is DATA_*, TRAINING_* or QUALITY_* and may leave the enterprise; everything else in `failed` stays there. Exit
@@ -21,11 +22,11 @@ import functools
 import os
 import resource
 import sys
+import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -38,54 +39,74 @@ from fedpact_client.frames import Frame, FrameError, Pipe
 from fedpact_client.sandbox import close_in
 from fedpact_client.sources import Source
 from fedpact_client.spawn import child_main
-from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256, sha256_hex
+from fedpact_contract.canonical import canonical_bytes, parse_canonical
 from fedpact_contract.contract import Contract, Count, MeasurementKind
 from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError
 from fedpact_contract.output import counted
 from fedpact_contract.record import Hex32, Name, Part, decimal_text
 from fedpact_contract.request import utc_now
+from fedpact_contract.shape import feature_count
 
 if TYPE_CHECKING:
     import numpy as np
-    import polars as pl
     from numpy.typing import NDArray
 
     from fedpact_models.dp import Noise
     from fedpact_models.features import Examples, Floats
+    from fedpact_models.scratch import Scratch
 
 ORDERS = frozenset({"setup", "train", "measure", "check"})
-ANSWERS = frozenset({"ready", "update", "checked", "failed"})
+ANSWERS = frozenset({"ready", "update", "checked", "wanted", "failed"})
 SETUP_SECONDS = 60.0
 WARM = 4
 """Data sets kept in memory, one for each contract."""
 
-_ROWS_TYPE = b"fedpact.rows.v1:"
+SCRATCH_FILES = 16
+"""Each data set that is beyond memory holds one, and four more while it is read."""
+MOST_ROWS, MOST_CELLS = 100_000, 1 << 22
+"""Of a batch of rows, and of its features."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 AbsolutePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
 
 log = structlog.get_logger()
+_scratch: "Scratch | None" = None
 
 
 class Setup(Part):
     """What the trainer may read and use.
 
-    `memory`: MiB for data, all that it allocates; None sets no limit. `train`: false where it will only check data,
-    which needs no torch.
+    `memory`: MiB for data, all that it allocates; None sets no limit. `scratch`: a folder for files without a name,
+    opened before it closes itself in, for rows that would take too much memory. `train`: false where it will only check
+    data, which needs no torch.
     """
 
     read_paths: Annotated[tuple[AbsolutePath, ...], Field(max_length=10_000)]
     threads: Annotated[int, Field(ge=1, le=1024)]
     idle_seconds: Annotated[int, Field(ge=1, le=86_400)]
     memory: Annotated[int, Field(ge=256, le=2**24)] | None = None
+    scratch: AbsolutePath | None = None
     train: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """Where a database's rows lie for the moment: no part of what is kept warm."""
+
+    path: str | None = field(compare=False)
+
+
+class RowsWantedError(Exception):
+    """A database's rows are not there: the guard lets them be loaded, and asks again."""
 
 
 class RowsOrder(Part):
     """Which rows, for which contract (its canonical text).
 
     `columns` are those of the data set's card; `released` is a file of rows that training leaves out; by
-    `selection_key` (hexadecimal) exactly the contracted rows are chosen.
+    `selection_key` (hexadecimal) exactly the contracted rows are chosen. `loaded` is where the rows of a database lie
+    while it is asked for.
     """
 
     contract: str
@@ -94,6 +115,7 @@ class RowsOrder(Part):
     base_dir: AbsolutePath
     columns: Annotated[tuple[Name, ...], Field(min_length=1)]
     released: AbsolutePath | None = None
+    loaded: AbsolutePath | None = None
     selection_key: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){16,64}$")]
 
 
@@ -155,17 +177,6 @@ def main(noise_factory: "Callable[[], Noise] | None" = None) -> NoReturn:
     os._exit(code)  # nothing is to be put away, and taking torch apart takes a second
 
 
-def rows_fingerprint(examples: "Examples") -> str:
-    """The version of the data (hexadecimal): SHA-256 over the sorted SHA-256 of the encoded rows.
-
-    The order of rows, the file's name and its format do not matter; the contract's columns and bounds do.
-    """
-    from fedpact_models.features import row_bytes
-
-    hashes = sorted(sha256(row_bytes(x, y)) for x, y in zip(examples.x, examples.y, strict=True))
-    return sha256_hex(_ROWS_TYPE + b"".join(hashes))
-
-
 def _serve(pipe: Pipe, noise_factory: "Callable[[], Noise] | None") -> int:
     frame = pipe.receive(SETUP_SECONDS)
     if frame is None:
@@ -201,16 +212,27 @@ def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> "tuple
     began = time.monotonic()
     if setup.memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (setup.memory << 20, setup.memory << 20))
+    files = [] if setup.scratch is None else [_nameless(setup.scratch) for _ in range(SCRATCH_FILES)]
     isolation = close_in([Path(path) for path in setup.read_paths])
     _keep_memory()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ[variable] = str(setup.threads)  # read when the libraries are loaded, below
-    import fedpact_models.tables  # noqa: F401 - loaded now, so that the first order does not wait
+    import fedpact_models.choosing  # noqa: F401 - loaded now, so that the first order does not wait
+    from fedpact_models.scratch import IN_MEMORY, Scratch
 
+    global _scratch  # set once, before the first order
+    _scratch = Scratch(files, IN_MEMORY if setup.memory is None else (setup.memory << 20) // 16)
     noise = _load_training(setup.threads, noise_factory) if setup.train else None
     label = "none" if noise is None else noise.label
     log.info("trainer ready", isolation=isolation.sentence, noise=label, seconds=time.monotonic() - began)
     return {"isolation": isolation.plain()}, noise
+
+
+def _nameless(folder: str) -> int:
+    """An open file of this folder that has no name in it and is gone with this process."""
+    file, name = tempfile.mkstemp(dir=folder)
+    os.unlink(name)  # noqa: PTH108 - as it was made
+    return file
 
 
 def _load_training(threads: int, noise_factory: "Callable[[], Noise] | None") -> "Noise":
@@ -267,8 +289,10 @@ def _answer(frame: Frame, noise: "Noise | None") -> tuple[str, dict[str, Any], b
         if isinstance(order, MeasureOrder) and noise is not None:
             return _measure(order, frame.array, noise)
         if isinstance(order, CheckOrder) and order.gate is not None:
-            _check_gate(order.gate, Path(order.base_dir))
+            _check_gate(order.gate, Path(order.base_dir), order.loaded)
         return _check(order)
+    except RowsWantedError:
+        return "wanted", {}, b""
     except FedpactError as err:
         return _failed(err.as_dict())
     except MemoryError:
@@ -305,7 +329,7 @@ def _check(order: RowsOrder) -> tuple[str, dict[str, Any], bytes]:
     return "checked", {"num_rows": rows.num_rows, "fingerprints": list(rows.fingerprints)}, b""
 
 
-def _check_gate(gate: Gate, base_dir: Path) -> None:
+def _check_gate(gate: Gate, base_dir: Path, loaded: str | None) -> None:
     """Hold the data set against its own rules; whatever keeps them from being checked is a refusal too.
 
     Raises:
@@ -313,8 +337,12 @@ def _check_gate(gate: Gate, base_dir: Path) -> None:
     """
     from fedpact_client import quality
 
+    source = gate.data_set.source
+    if source.is_database and loaded is None:
+        raise RowsWantedError
+    data_set = gate.data_set.model_copy(update={"source": sources.loaded(source, loaded)})
     try:
-        quality.check(gate.data_set, base_dir, Path(gate.profile), utc_now().date())
+        quality.check(data_set, base_dir, Path(gate.profile), utc_now().date())
     except RefusedError:
         raise
     except Exception as err:
@@ -357,7 +385,7 @@ def _weights(base: bytes) -> "Floats":
 
 def _rows(order: RowsOrder) -> Rows:
     where = (order.contract, _key(order.source), order.base_dir, order.columns, order.released)
-    return _load_warm(*where, order.participant, order.selection_key)
+    return _load_warm(*where, _Loaded(order.loaded), order.participant, order.selection_key)
 
 
 def _update(rows: Rows, update: "NDArray[np.floating]", noise: "Noise") -> tuple[str, dict[str, Any], bytes]:
@@ -380,87 +408,81 @@ def _load(
     base_dir: str,
     columns: tuple[str, ...],
     released: str | None,
+    loaded: _Loaded,
     participant: str,
     key: str,
 ) -> Rows:
-    """Read, encode, leave out what was released, choose the contracted number of rows, look for copies among them.
+    """Choose the contracted number of rows among those that were not released, look for copies among them.
 
     Raises:
         InputError: DATA_*.
     """
-    from fedpact_models.features import encode, select_rows
+    from fedpact_models.choosing import Cap, Table, choose
+    from fedpact_models.features import encode
     from fedpact_models.tables import first_line, read_table
 
-    me = _contract(contract).participant(participant)
-    data, entity = _contract(contract).data, _contract(contract).privacy.entity
-    where = Source.parse(parse_canonical(source), code="SOURCE")
-    path = sources.file_path(where, Path(base_dir))
-    begins = first_line(where.kind, where.column_names)
-    rows = sources.read(where, Path(base_dir))
-    whole = encode(
-        data,
-        rows,
-        file=str(path),
-        first_line=begins,
-        entity=None if entity is None else entity.column,
-    )
-    usable = whole
+    agreed = _contract(contract)
+    me, entity = agreed.participant(participant), agreed.privacy.entity
+    origin, folder = Source.parse(parse_canonical(source), code="SOURCE"), Path(base_dir)
+    if origin.is_database and loaded.path is None:
+        raise RowsWantedError
+    place, where = sources.place(origin, folder), sources.loaded(origin, loaded.path)
+    rows = max(1_000, min(MOST_ROWS, MOST_CELLS // feature_count(agreed.data)))
+    label, whose = agreed.data.label_columns, [] if entity is None else [entity.column]
+    wanted = {*columns, *(column.name for column in agreed.data.columns), *label, *whose}
+    name = place if origin.is_database else None
+    names = sources.comparable(next(sources.batches(where, folder, rows, columns=wanted)).frame, columns)
+    gone = None
     if released is not None and Path(released).exists():
-        table: pl.DataFrame = read_table(released, kind="ndjson")
-        usable = _without(whole, encode(data, table, file=released))
-    chosen = select_rows(usable, me.num_examples, bytes.fromhex(key), None if entity is None else entity.max_rows)
-    _check_duplicates(_contract(contract), me.data_set, chosen, path)
-    return Rows(
-        examples=chosen,
-        num_rows=len(usable),
-        fingerprints=(
-            sources.content_fingerprint(where, Path(base_dir)),
-            sources.table_fingerprint(rows, [name for name in columns if name in rows.columns]),
-            rows_fingerprint(whole),
+        gone = encode(agreed.data, read_table(released, kind="ndjson"), file=released)
+    chosen = choose(
+        Table(
+            batches=lambda: sources.batches(where, folder, rows, name=name, columns=wanted),
+            first_line=first_line(where.kind, where.column_names),
+            digests=lambda frame: sources.row_digests(frame, names),
+            title=sources.table_title(names),
+            file=place,
         ),
+        agreed.data,
+        n=me.num_examples,
+        key=bytes.fromhex(key),
+        cap=None if entity is None else Cap(column=entity.column, max_rows=entity.max_rows),
+        released=gone,
+        scratch=_scratch,
+    )
+    content = [] if origin.is_database else [sources.content_fingerprint(where, folder)]
+    _check_duplicates(agreed, me.data_set, chosen.copies, place)
+    return Rows(
+        examples=chosen.examples,
+        num_rows=chosen.num_rows,
+        fingerprints=(*content, chosen.table_fingerprint, chosen.rows_fingerprint),
     )
 
 
 _load_warm = functools.lru_cache(maxsize=WARM)(_load)
 
 
-def _check_duplicates(contract: Contract, data_set: str, chosen: "Examples", file: Path) -> None:
+def _check_duplicates(contract: Contract, data_set: str, copies: int, file: str) -> None:
     """No more of the rows that would be trained on are exact copies of each other than the contract allows.
 
     Raises:
         InputError: DATA_DUPLICATES: how many, never which.
     """
-    from fedpact_models.features import duplicate_count
-
     most = None if contract.defences is None else contract.defences.max_duplicates
-    if most is None or (copies := duplicate_count(chosen)) <= most * len(chosen):
+    count = next(p.num_examples for p in contract.participants if p.data_set == data_set)
+    if most is None or copies <= most * count:
         return
-    different, what = len(chosen) - copies, "is an exact copy" if copies == 1 else "are exact copies"
+    different, what = count - copies, "is an exact copy" if copies == 1 else "are exact copies"
     raise InputError(
         "DATA_DUPLICATES",
-        f"Of the {counted(len(chosen), 'row')} to train on {copies} {what} of another, features and label "
-        f"({copies / len(chosen):.1%}); {different} are different.",
+        f"Of the {counted(count, 'row')} to train on {copies} {what} of another, features and label "
+        f"({copies / count:.1%}); {different} are different.",
         file=file,
         field=f"data set {data_set}",
         rule=f"at most {decimal_text(most)} of the rows (defences.max_duplicates)",
         remedy="Drop the copies from the file. If too few rows are left, declare fewer examples on a new card "
         "(fedpact-agent card) and agree on a contract with that number.",
     )
-
-
-def _without(examples: "Examples", released: "Examples") -> "Examples":
-    """The rows that were not released; of several equal rows, as many fewer as were released."""
-    from fedpact_models.features import row_bytes
-
-    gone = Counter(row_bytes(x, y) for x, y in zip(released.x, released.y, strict=True))
-    kept = []
-    for index, (x, y) in enumerate(zip(examples.x, examples.y, strict=True)):
-        row = row_bytes(x, y)
-        if gone[row] > 0:
-            gone[row] -= 1
-        else:
-            kept.append(index)
-    return examples.take(kept)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ What the trainer cannot read or encode here it could not in round 1 either, wher
 
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 
-from fedpact_client import sources
+from fedpact_client import loading, sources
 from fedpact_client.children import gate_header, selection_key
-from fedpact_client.config import AgentConfig
+from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.frames import FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.quality import GATE
@@ -16,7 +17,7 @@ from fedpact_client.spawn import spawn
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError, RefusedError
 
-READY_SECONDS, CHECK_SECONDS = 120.0, 900.0
+READY_SECONDS, CHECK_SECONDS = 120.0, 3600.0
 KINDS = frozenset({"ready", "checked", "failed"})
 TRAINER = "fedpact_client.trainer"
 
@@ -37,19 +38,29 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract, *, tracel
     Raises:
         InputError: DATA_*, naming file, column and rule, never a value; CONFIG_DATA_SET.
         RefusedError: QUALITY_GATE, the data set breaks a rule of agent.toml.
-        FailedError: TRAINER_LOST, it did not start or ended; its log says why.
+        FailedError: TRAINER_LOST, it did not start or ended; its log says why; DATA_SOURCE_AWAY and others of
+            `loading.rows_of`.
     """
     data_set = config.data_set(contract.participant(home.participant_id).data_set)
+    with loading.rows_of(home, data_set, traceless=traceless) as file:
+        return _try_rows(home, config, contract, data_set, file, traceless=traceless)
+
+
+def _try_rows(
+    home: AgentHome, config: AgentConfig, contract: Contract, data_set: DataSet, file: Path | None, *, traceless: bool
+) -> Trial:
     released = str(home.released_path(data_set.id))
     setup = {
         "read_paths": [
             *(str(p) for p in sources.read_paths(data_set.source, home.path)),
             released,
             str(home.profile_path(data_set.id)),
+            str(home.loaded),
         ],
         "threads": config.limits.threads,
         "idle_seconds": int(CHECK_SECONDS),
         "memory": config.limits.memory,
+        "scratch": str(home.scratch),
         "train": False,
     }
     order = {
@@ -62,6 +73,8 @@ def try_rows(home: AgentHome, config: AgentConfig, contract: Contract, *, tracel
         "selection_key": (secrets.token_bytes(32) if traceless else selection_key(home)).hex(),
         **gate_header(home, config, contract),
     }
+    if file is not None:
+        order["loaded"] = str(file)
     log = None if traceless else home.logs / "trainer.log"
     try:
         limits = config.limits

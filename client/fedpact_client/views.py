@@ -104,6 +104,7 @@ def _facts(facts: Facts | None) -> dict[str, Any]:
         "isolation": {
             "trainer": _isolation(facts.trainer if facts else None),
             "executor": _isolation(facts.executor if facts else None),
+            **({"loader": _isolation(facts.loader)} if facts and facts.loader else {}),
         },
         "round_times": [time.plain() for time in facts.rounds] if facts else [],
     }

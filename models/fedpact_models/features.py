@@ -8,7 +8,7 @@ import hmac
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -91,21 +91,74 @@ def encode(
             DATA_NOT_A_NUMBER, DATA_NOT_FINITE, DATA_UNKNOWN_CATEGORY, DATA_UNKNOWN_CLASS, DATA_UNKNOWN_EVENT,
             DATA_LABEL_BOUNDS, DATA_MISSING_VALUE.
     """
-    columns = _parse_columns(data, table, file)
-    label, *more = _parse_label(data.label, table, file)
-    whose = [] if entity is None else [_parse_entity(entity, table, file)]
-    keep = _kept((*columns, label, *more))
-    for cells in (*columns, label, *more, *whose):
-        _refuse_faults(cells, keep, file, first_line)
-    if not keep.any():
-        raise InputError(
-            "DATA_EMPTY", "No row is left: a value that the contract's schema needs is missing in every row.", file=file
+    encoder = Encoder(data, entity=entity)
+    examples, _ = encoder.add(table, file=file, first_line=first_line)
+    encoder.finish(file)
+    return examples
+
+
+class Encoder:
+    """The schema applied to a table that comes in parts, in their order; faults are told once all parts were seen.
+
+    Args:
+        data: The schema.
+        entity: The column that says whose a row is, where rows are to be told apart by that.
+        names: All texts of that column, sorted, where there is more than one part (`entity_names`).
+    """
+
+    def __init__(self, data: Data, *, entity: str | None = None, names: pl.Series | None = None) -> None:
+        self._data, self._entity, self._names = data, entity, names
+        self._faults: dict[tuple[int, str], _Found] = {}
+        self._rows = self._kept = 0
+
+    def add(self, table: pl.DataFrame, *, file: str, first_line: int | None, before: int = 0) -> tuple[Examples, Flags]:
+        """Examples of one part, and which of its rows they are, bool [rows]. They hold anything where a fault is.
+
+        Args:
+            table: The part.
+            file: The file that it stands in.
+            first_line: The line of the file in which its first row stands (`tables.first_line`).
+            before: Rows of the file that come before this part.
+
+        Raises:
+            InputError: DATA_EMPTY, DATA_COLUMN_MISSING, DATA_LABEL_MISSING.
+        """
+        columns = _parse_columns(self._data, table, file)
+        label, *more = _parse_label(self._data.label, table, file)
+        whose = [] if self._entity is None else [_parse_entity(self._entity, table, file, self._names)]
+        keep = _kept((*columns, label, *more))
+        for index, cells in enumerate((*columns, label, *more, *whose)):
+            for code, what, rows in _faults_in(cells, keep):
+                known = self._faults.get((index, code))
+                first = int(np.argmax(rows)) + before
+                place = f"row {first + 1} (without header)" if first_line is None else f"line {first + first_line}"
+                count = int(rows.sum()) + (known.count if known else 0)
+                where = (known.file, known.place) if known else (file, place)
+                self._faults[index, code] = _Found(cells=cells, what=what, count=count, file=where[0], place=where[1])
+        self._rows, self._kept = self._rows + len(keep), self._kept + int(keep.sum())
+        examples = Examples(
+            x=_features(self._data, columns)[keep],
+            y=label.values[keep].astype(target_type(self._data.label)),
+            entity=whose[0].values[keep].astype(np.int64) if whose else None,
         )
-    return Examples(
-        x=_features(data, columns)[keep],
-        y=label.values[keep].astype(target_type(data.label)),
-        entity=whose[0].values[keep].astype(np.int64) if whose else None,
-    )
+        return examples, keep
+
+    def finish(self, file: str) -> None:
+        """Raise the first column's first fault, if there is one.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        for (_, code), found in sorted(
+            self._faults.items(), key=lambda item: item[0][0]
+        ):  # stable: in a column's order
+            raise _fault(code, found, self._rows)
+        if not self._kept:
+            raise InputError(
+                "DATA_EMPTY",
+                "No row is left: a value that the contract's schema needs is missing in every row.",
+                file=file,
+            )
 
 
 def encode_features(
@@ -154,16 +207,21 @@ def select_rows(examples: Examples, n: int, key: bytes, max_rows: int | None = N
     if max_rows is not None:
         order = _capped(order, examples, max_rows)
     if len(order) < n:
-        capped = "" if max_rows is None else f", at most {max_rows} of each entity,"
-        raise InputError(
-            "DATA_TOO_FEW_ROWS",
-            f"The contract needs {counted(n, 'row')}{capped} and the data has {len(order)}.",
-            rule="train on exactly the contracted number of rows",
-            remedy="Restore the rows, or agree on an amendment of the contract."
-            if max_rows is None
-            else "Declare fewer examples on the data set's card, or agree on a contract with more rows an entity.",
-        )
+        raise too_few_rows(len(order), n, max_rows)
     return examples.take(order[:n])
+
+
+def too_few_rows(found: int, n: int, max_rows: int | None) -> InputError:
+    """Fewer rows are there than the contract needs; `max_rows` is its cap for each entity."""
+    capped = "" if max_rows is None else f", at most {max_rows} of each entity,"
+    return InputError(
+        "DATA_TOO_FEW_ROWS",
+        f"The contract needs {counted(n, 'row')}{capped} and the data has {found}.",
+        rule="train on exactly the contracted number of rows",
+        remedy="Restore the rows, or agree on an amendment of the contract."
+        if max_rows is None
+        else "Declare fewer examples on the data set's card, or agree on a contract with more rows an entity.",
+    )
 
 
 def _capped(order: Sequence[int], examples: Examples, max_rows: int) -> list[int]:
@@ -237,8 +295,22 @@ def unpack_rows(
     return examples, salts
 
 
+def packed(examples: Examples) -> tuple[bytes, int]:
+    """All rows' canonical bytes (`row_bytes`) one after another, and the length of each."""
+    floats = np.issubdtype(examples.y.dtype, np.floating)
+    kind = np.dtype(
+        [("type", f"V{len(ROW_TYPE)}"), ("x", "<f8", (examples.x.shape[1],)), ("y", "<f8" if floats else "<i8")]
+    )
+    rows = np.empty(len(examples), kind)
+    rows["type"] = np.void(ROW_TYPE)
+    rows["x"] = examples.x + 0.0  # no negative zero: one value has one spelling
+    rows["y"] = examples.y + 0.0 if floats else examples.y
+    return rows.tobytes(), kind.itemsize
+
+
 def _rows(examples: Examples) -> list[bytes]:
-    return [row_bytes(x, y) for x, y in zip(examples.x, examples.y, strict=True)]
+    data, size = packed(examples)
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def _parse_columns(data: Data, table: pl.DataFrame, file: str) -> list[_Cells]:
@@ -360,8 +432,40 @@ def _parse_durations(label: SurvivalLabel, durations: pl.Series, events: pl.Seri
     ]
 
 
-def _parse_entity(name: str, table: pl.DataFrame, file: str) -> _Cells:
-    """Whose each row is, as numbers: cells of one text are of one entity."""
+def _parse_entity(name: str, table: pl.DataFrame, file: str, names: pl.Series | None = None) -> _Cells:
+    """Whose each row is, as numbers: cells of one text are of one entity.
+
+    The numbers are the texts' places among the sorted `names` of all parts, from 1; None: this is the only part.
+    """
+    text, strange = _entity_texts(name, table, file)
+    if names is None:
+        values = text.rank("dense").fill_null(0).to_numpy()
+    else:
+        values = np.where(text.is_null().to_numpy(), 0, names.search_sorted(text.fill_null("")).to_numpy() + 1)
+    return _Cells(
+        name=name,
+        rule="whose a row is",
+        on_missing="refuse",
+        values=values.astype(np.float64),
+        missing=text.is_null().to_numpy(),
+        faults=(("DATA_ENTITY_MISSING", "something that names nobody", strange),),
+    )
+
+
+def entity_names(name: str, tables: Iterable[tuple[pl.DataFrame, str]]) -> pl.Series:
+    """All texts of the column that says whose a row is, in a table that comes in parts (each with its file), sorted.
+
+    Raises:
+        InputError: DATA_COLUMN_MISSING.
+    """
+    names = pl.Series(name, [], dtype=pl.String)
+    for table, file in tables:
+        names = pl.concat([names, _entity_texts(name, table, file)[0].drop_nulls().unique()]).unique()
+    return names.sort()
+
+
+def _entity_texts(name: str, table: pl.DataFrame, file: str) -> tuple[pl.Series, Flags]:
+    """The column's cells as text, and which of them name nobody (then no text is made)."""
     if name not in table.columns:
         raise InputError(
             "DATA_COLUMN_MISSING",
@@ -375,15 +479,7 @@ def _parse_entity(name: str, table: pl.DataFrame, file: str) -> _Cells:
     strange = np.full(len(series), series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object))
     if series.dtype.is_float():
         strange |= series.is_nan().fill_null(value=False).to_numpy()
-    text = series.cast(pl.String, strict=False) if not strange.any() else pl.Series(name, [""] * len(series))
-    return _Cells(
-        name=name,
-        rule="whose a row is",
-        on_missing="refuse",
-        values=text.rank("dense").fill_null(0).to_numpy().astype(np.float64),
-        missing=text.is_null().to_numpy(),
-        faults=(("DATA_ENTITY_MISSING", "something that names nobody", strange),),
-    )
+    return series.cast(pl.String, strict=False) if not strange.any() else pl.Series(name, [""] * len(series)), strange
 
 
 def _parse_numbers(series: pl.Series) -> tuple[Floats, Flags, tuple[Fault, ...]]:
@@ -463,24 +559,44 @@ def _kept(columns: Sequence[_Cells]) -> Flags:
     return keep
 
 
-def _refuse_faults(cells: _Cells, keep: Flags, file: str, first_line: int | None) -> None:
-    """Raise at the first fault in a row that is kept."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Found:
+    """One kind of fault in one column: in how many rows that are kept, and where the first is."""
+
+    cells: _Cells
+    what: str
+    count: int
+    file: str
+    place: str
+
+
+def _faults_in(cells: _Cells, keep: Flags) -> list[Fault]:
+    """The faults that there are in rows that are kept."""
     faults = cells.faults
     if cells.on_missing == "refuse":
         faults = (*faults, ("DATA_MISSING_VALUE", "no value", cells.missing))
-    for code, what, rows in faults:
-        wrong = np.flatnonzero(rows & keep)
-        if len(wrong):
-            first = f"row {wrong[0] + 1} (without header)" if first_line is None else f"line {wrong[0] + first_line}"
-            raise InputError(
-                code,
-                f"The column {cells.name} holds {what} in {len(wrong)} of {counted(len(rows), 'row')}; "
-                f"the first is {first}.",
-                file=file,
-                field=cells.name,
-                rule=cells.rule,
-                remedy="Correct these rows, or name the marker for a missing value in the source's `missing`.",
-            )
+    return [(code, what, wrong) for code, what, rows in faults if (wrong := rows & keep).any()]
+
+
+def _refuse_faults(cells: _Cells, keep: Flags, file: str, first_line: int | None) -> None:
+    """Raise at the first fault in a row that is kept."""
+    for code, what, rows in _faults_in(cells, keep):
+        first = int(np.argmax(rows))
+        place = f"row {first + 1} (without header)" if first_line is None else f"line {first + first_line}"
+        found = _Found(cells=cells, what=what, count=int(rows.sum()), file=file, place=place)
+        raise _fault(code, found, len(rows))
+
+
+def _fault(code: str, found: _Found, rows: int) -> InputError:
+    return InputError(
+        code,
+        f"The column {found.cells.name} holds {found.what} in {found.count} of {counted(rows, 'row')}; "
+        f"the first is {found.place}.",
+        file=found.file,
+        field=found.cells.name,
+        rule=found.cells.rule,
+        remedy="Correct these rows, or name the marker for a missing value in the source's `missing`.",
+    )
 
 
 def _features(data: Data, columns: Sequence[_Cells]) -> Floats:

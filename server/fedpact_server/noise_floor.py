@@ -9,7 +9,7 @@ factor of 1 - c_j along the j-th eigenvector of lr times the curvature. Of the e
 and for a linear model c <= lr k feature_scale^2 / d: one example's curvature has at most the trace k ||x||^2 (softmax:
 (1 - sum_k p_k^2) ||x||^2, so k = 1 - 1/K; half the squared error: k = 1; K intervals' hazards: k = K/4), which
 clipping only lowers. For an mlp this is no theorem; tests/benchmarks/test_bench_noise_floor.py measures both. Nor is
-it for a cnn (measured: docs/adr/0012).
+it for a cnn (measured: docs/adr/0014).
 (A pull towards an anchor, which no contract names yet, would add its strength to lr times the curvature.)
 
 The ratio ||D||^2 / (d T (lr sigma C / B)^2), a mean over k updates, v = k d, must not fall below

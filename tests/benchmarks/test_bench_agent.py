@@ -63,7 +63,7 @@ def rows_of(folder: Path) -> Contract:
     (folder / "rows.csv").write_text(",".join(names) + ",ill\n" + "\n".join(lines) + "\n")
     label = {"name": "ill", "classes": ["no", "yes"], "rule": "value"}
     data = a_schema(*(number(name, 0, 100) for name in names), label=label)
-    made = training_contract(data, a_model(2490, 2490), (40, 50, 60), training={"local_steps": 10})
+    made = training_contract(data, a_model(2500, 2500), (40, 50, 60), training={"local_steps": 10})
     assert 4 * parameter_count(made.model, made.data) > MODEL_BYTES
     return made
 
@@ -187,7 +187,10 @@ def mebibytes(process: int) -> float:
     """Proportional set size of a process and all below it."""
     total = 0
     for pid in (process, *descendants(process)):
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
+        try:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
+        except (FileNotFoundError, ProcessLookupError):  # it ended just now, and uses nothing
+            continue
         found = re.search(r"^Pss: +([0-9]+) kB$", text, re.MULTILINE)
         assert found is not None
         total += int(found[1])

@@ -10,7 +10,6 @@ headers. They are no part of the ledger; their kinds, forms and volume are held 
 
 import base64
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -698,7 +697,6 @@ def test_a_hostile_bundle_trains_no_batch_and_is_refused_on_both_sides(world: Wo
     world.fedpact("run", "start", contract_id)
     refused = {"outcome": "refused", "code": "CODE_BUNDLE_MISMATCH"}
     world.wait(lambda: list(world.outcomes(contract_id).values()).count(refused) == ENTERPRISES, 180)
-    world.fedpact("run", "stop", contract_id)
     for index in range(ENTERPRISES):
         assert "CODE_BUNDLE_MISMATCH" in alarms(world, index, contract_id)
         assert trainings(world, index) == trained[index]
@@ -709,8 +707,7 @@ def test_a_hostile_bundle_trains_no_batch_and_is_refused_on_both_sides(world: Wo
         texts.append(world.folder / f"agent{index}.log")
         assert [str(path) for path in texts if RAN.encode() in path.read_bytes()] == []
         assert not [path for path in texts if "fedpact_shell" in str(path) or "hostile" in str(path)]
-    digest = hashlib.sha256(hostile_bundle()).hexdigest()
-    assert any(digest[:8] in str(path) for path in (world.operator / "flower").rglob("*")), "the operator unpacked it"
+    assert list((world.operator / "flower").rglob("sitecustomize.py")), "the operator did unpack it"
 
 
 def trainings(world: World, index: int) -> int:

@@ -26,7 +26,7 @@ SECONDS = 10.0
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("leaving")
-    made = World(folder, enterprises=4, rounds=4, steps=1500, minimum=2)
+    made = World(folder, enterprises=4, rounds=4, steps=1500, minimum=2, deadline=900)
     try:
         made.begin()
         yield made
@@ -35,14 +35,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     assert mentioning(str(folder)) == {}, "no orphan"
 
 
-def training(world: World, index: int, number: int) -> int:
-    """The trainer's process, held in the middle of the round's attempt: no step of it ends, however slow we are."""
+def hold(world: World, index: int, number: int) -> int:
+    """The trainer's process, held in the middle of the round's attempt: neither we nor this machine can be too slow."""
     world.wait(lambda: world.rows(index, number) == [("reserved", 1)], 240, every=0.02)
     pid = world.child(index, TRAINER)
     assert pid
     os.kill(pid, signal.SIGSTOP)
     assert world.rows(index, number) == [("reserved", 1)]
     return pid
+
+
+def go_on(world: World) -> None:
+    """Let the one that stays finish its round."""
+    pid = world.child(STAYS, TRAINER)
+    assert pid
+    os.kill(pid, signal.SIGCONT)
 
 
 def ended(pid: int, begun: float) -> float:
@@ -63,7 +70,8 @@ def standing(world: World, index: int) -> str:
 
 
 def test_a_pause_ends_training_while_the_operator_is_away(world: World, record_property: Record) -> None:
-    pid = training(world, PAUSES, 1)
+    pid = hold(world, PAUSES, 1)
+    hold(world, STAYS, 1)
     operator = world.running["operator"].pid
     os.kill(operator, signal.SIGSTOP)
     try:
@@ -76,18 +84,21 @@ def test_a_pause_ends_training_while_the_operator_is_away(world: World, record_p
     world.wait(lambda: standing(world, PAUSES) == "paused by participant", 60)
     record_property("seconds until training had ended", round(seconds, 2))
     record_property("seconds until the run said so", round(time.monotonic() - back, 2))
+    go_on(world)
 
 
 def test_the_run_goes_on_and_so_does_who_resumes(world: World) -> None:
-    world.wait(lambda: world.fedpact("run", "status", world.contract_id)["round"] == 2, 240, every=2)
-    outcomes = world.fedpact("run", "status", world.contract_id)["outcomes"]
-    assert who(world, PAUSES) not in outcomes, "it is not invited while it pauses"
+    hold(world, STAYS, 2)
+    hold(world, WITHDRAWS, 2)
+    assert world.rows(PAUSES, 2) == [], "it is not invited while it pauses"
+    assert world.fedpact("run", "status", world.contract_id)["round"] == 2
     assert world.agent(PAUSES, "resume", world.contract_id)["state"] == "running"
     world.wait(lambda: standing(world, PAUSES) == "", 60)
 
 
 def test_a_withdrawal_ends_training_and_gives_receipts(world: World, record_property: Record) -> None:
-    pid = training(world, WITHDRAWS, 2)
+    pid = world.child(WITHDRAWS, TRAINER)
+    assert pid
     begun = time.monotonic()
     told = world.agent(WITHDRAWS, "withdraw", world.contract_id, "--yes")
     assert not alive(pid), "the receipt says that it was ended"
@@ -97,16 +108,19 @@ def test_a_withdrawal_ends_training_and_gives_receipts(world: World, record_prop
     assert [u["digest"] for u in own["updates"]] == [u["digest"] for u in operators["updates"]]
     assert [model["round"] for model in operators["models"]] == [1]
     assert standing(world, WITHDRAWS) == "withdrawn by participant"
+    go_on(world)
 
 
 def test_a_revoked_key_counts_no_more_from_the_entry_on(world: World, record_property: Record) -> None:
-    pid = training(world, REVOKES, 3)
+    hold(world, STAYS, 3)
+    pid = hold(world, REVOKES, 3)
     begun = time.monotonic()
     world.agent(REVOKES, "revoke-key", world.contract_id, "--yes", "--passphrase-file", str(world.passphrase))
     record_property("seconds until the log had it", round(time.monotonic() - begun, 2))
     record_property("seconds until training had ended", round(ended(pid, time.monotonic()), 2))
     assert standing(world, REVOKES) == "run key revoked"
     assert world.agent(REVOKES, "resume", world.contract_id, ok=(5,))["error"]["code"] == "KEY_REVOKED"
+    go_on(world)
 
 
 def test_the_run_is_completed_and_everybody_is_paid(world: World) -> None:

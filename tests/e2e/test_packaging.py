@@ -184,7 +184,7 @@ class TestTheWheelhouse:
         env = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "YES": "1"}
         env |= {k: v for k, v in os.environ.items() if k == "HOME" or k.startswith("PIP_")}
         line = [*prefix, str(ROOT / "scripts" / "wheelhouse.sh"), *map(str, arguments)]
-        return subprocess.run(line, capture_output=True, text=True, env=env, timeout=400, check=False)
+        return subprocess.run(line, capture_output=True, text=True, env=env, timeout=900, check=False)
 
     @pytest.mark.root
     def test_it_installs_without_a_network_what_was_built(self, house, evidence, tmp_path) -> None:

@@ -66,6 +66,14 @@ def renyi_limit(epsilon: Decimal, delta: Decimal, alpha: Decimal) -> float:
     return float(epsilon) - math.log1p(-1 / order) + math.log(float(delta) * order) / (order - 1)
 
 
+def clock(now: datetime, zone: str) -> datetime:
+    """What clocks show in a zone: its name, or an offset such as +08:00."""
+    if zone[0] not in "+-":
+        return now.astimezone(ZoneInfo(zone))
+    size = timedelta(hours=int(zone[1:3]), minutes=int(zone[4:6]))
+    return now.astimezone(timezone(size if zone[0] == "+" else -size))
+
+
 # The contract's document: each function says whether the clause holds.
 
 
@@ -166,13 +174,7 @@ def hours(a: Action) -> bool:
     window = a["policy"].get("hours")
     if window is None or a["past"].begun(a["id"], a["order"]["round"]):
         return True
-    zone = window["zone"]
-    if zone[0] in "+-":
-        size = timedelta(hours=int(zone[1:3]), minutes=int(zone[4:6]))
-        tz: Any = timezone(size if zone[0] == "+" else -size)
-    else:
-        tz = ZoneInfo(zone)
-    local = a["now"].astimezone(tz)
+    local = clock(a["now"], window["zone"])
     at = local.hour * 60 + local.minute
     begin, end = (int(window[k][:2]) * 60 + int(window[k][3:]) for k in ("begin", "end"))
     return bool(begin <= at < end) if begin < end else not end <= at < begin
@@ -230,6 +232,11 @@ def forward(a: Action) -> bool:
     return bool(a["order"]["round"] >= a["past"].latest(a["id"]))
 
 
+def clock_right(a: Action) -> bool:
+    """This machine's clock is at most five minutes behind the moment at which the operator opened the round."""
+    return bool(a["order"]["ahead"] <= 300)
+
+
 def one_model(a: Action) -> bool:
     """A round has one base model."""
     begun = a["past"].bases.get(a["id"], {}).get(a["order"]["round"])
@@ -254,7 +261,7 @@ BEFORE = {
         *(purpose, operator, sectors, model_kinds, columns, trust_models, max_epsilon, max_entity_epsilon),
         *(require_entity, entity_declared, entity_column, min_participants, max_rounds, policy_ends, term, hours),
         *(not_paused, not_withdrawn, not_closed, code, bundle, opened, base, invited, rounds, forward, heads),
-        *(duplicates, one_model),
+        *(duplicates, one_model, clock_right),
     )
 }
 """What is asked before an attempt."""

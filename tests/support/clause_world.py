@@ -77,6 +77,7 @@ CODES = {
     "heads": "HEAD_FEW_WITNESSES",
     "duplicates": "TRAINING_FAILED",
     "one_model": "BASE_MODEL_CHANGED",
+    "clock_right": "CLOCK_SET_BACK",
     "card_budget": "BUDGET_EXCEEDED",
     "max_data_set_epsilon": "POLICY_DATA_SET_EPSILON",
     "max_data_set_uses": "POLICY_DATA_SET_USES",
@@ -279,6 +280,7 @@ class Station:
                 "round": self.past.latest(contract_id) + 1,
                 "bundle": SHELL,
                 "proved": True,
+                "ahead": pick.choice((-3600, 0, 300)),
                 "invited": sorted(contract.by_id()),
                 "countersigned": plain["participation"]["head_threshold"],
             },
@@ -333,8 +335,10 @@ class Station:
         while True:
             begin, end = (f"{self.chance.randrange(24):02d}:{self.chance.randrange(60):02d}" for _ in "be")
             window = {"begin": begin, "end": end, "zone": self.chance.choice(ZONES)}
+            if self.chance.random() < 0.4:  # it begins, or ends, with this very minute
+                window[self.chance.choice(("begin", "end"))] = f"{clause_reader.clock(a['now'], window['zone']):%H:%M}"
             trial = a | {"policy": {"hours": window}, "past": Past()}
-            if begin != end and clause_reader.hours(trial) == inside:
+            if window["begin"] != window["end"] and clause_reader.hours(trial) == inside:
                 return window
 
     def _epsilon(self, rdp: Decimal) -> str:
@@ -400,11 +404,12 @@ class Station:
     def _order(self, a: Action) -> Order:
         """The order, its round's entry last in a log of one more entry."""
         order, log_ = a["order"], self.logs[a["id"]]
+        patience = a["contract"]["participation"]["deadline_seconds"]
         log_.size += 1
         body = RoundOpened(
             round=order["opened_round"],
             base_digest=order["opened_base"],
-            deadline="2026-11-24T12:00:00Z",
+            deadline=stamp(a["now"] + timedelta(seconds=order["ahead"] + patience)),
             invited=tuple(order["invited"]),
         )
         entry = Entry.of(body, b"s" * 32)
@@ -646,6 +651,7 @@ CHANGES: dict[str, Changer] = {
     "opened": _order_has(proved=False),
     "base": _base,
     "invited": _order_has(invited=[]),
+    "clock_right": _order_has(ahead=301),
     "forward": _forward,
     "one_model": _one_model,
     "heads": _heads,

@@ -28,10 +28,12 @@ TRAINER, EXECUTOR = "fedpact_client.trainer", "fedpact_client.executor"
 class World:
     """An operator and enterprises; `minimum` of them make a round."""
 
-    def __init__(self, folder: Path, *, enterprises: int, rounds: int, steps: int, minimum: int = 3) -> None:
+    def __init__(
+        self, folder: Path, *, enterprises: int, rounds: int, steps: int, minimum: int = 3, deadline: int = 180
+    ) -> None:
         self.folder, self.port, self.enterprises = folder, free_port(), enterprises
         self.minimum = minimum
-        self.template = _template(enterprises, rounds, steps, minimum)
+        self.template = _template(enterprises, rounds, steps, minimum, deadline)
         self.operator = folder / "operator"
         self.shares, self.validation = digits.write(folder / "data", self.enterprises + 1)
         self.passphrase = folder / "passphrase"
@@ -166,7 +168,7 @@ def code(index: int) -> str:
     return f"91310000MA1GUARD{index:02d}"
 
 
-def _template(enterprises: int, rounds: int, steps: int, minimum: int) -> str:
+def _template(enterprises: int, rounds: int, steps: int, minimum: int, deadline: int) -> str:
     columns = "\n".join(
         f'[[data.columns]]\nname = "{n}"\nkind = "number"\nlow = 0\nhigh = 16\nmissing = "refuse"'
         for n in digits.PIXELS
@@ -207,7 +209,7 @@ sample_rate = 0.2
 spare_attempts = 1
 [participation]
 minimum = {minimum}
-deadline_seconds = 180
+deadline_seconds = {deadline}
 head_threshold = {minimum - 1}
 strict_heads = true
 missed_rounds_limit = 2

@@ -26,9 +26,13 @@ def uncommented(text: str, *leave: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+DATABASE = ("host", "port", "database", "user", "password_file", "password_env", "tls", "ca_file")
+"""Keys of a source that is a database."""
+
+
 def whole() -> str:
     """A configuration with one data set and every key that goes with a headerless CSV file."""
-    return uncommented(template(), "release_file", "table")
+    return uncommented(template(), "release_file", "table", "query", *DATABASE)
 
 
 def changed(old: str, new: str) -> str:
@@ -77,7 +81,7 @@ def test_the_template_switched_on_is_valid(tmp_path: Path) -> None:
     assert data_set.release_fraction == Decimal("0.05")
     assert data_set.source.rename == {"chest_pain": "cp"}
     assert read.paths.witness == "/var/lib/fedpact-witness/head"
-    files = uncommented(template(), "release_fraction", "table")
+    files = uncommented(template(), "release_fraction", "table", "query", *DATABASE)
     assert parse(files, tmp_path / "agent.toml").data_set("heart-2026").release_file == str(
         tmp_path / "data/released.csv"
     )
@@ -159,7 +163,8 @@ def test_a_misspelt_key_is_named_with_the_one_that_is_meant(tmp_path: Path, old:
         (
             'kind = "csv"',
             'kind = "xlsx"',
-            "data_sets.0.source.kind: must be 'csv', 'parquet', 'sqlite', 'ndjson' or 'arrow'.",
+            "data_sets.0.source.kind: must be 'csv', 'parquet', 'sqlite', 'ndjson', 'arrow', "
+            "'postgresql' or 'mariadb'.",
         ),
         ('label = "disease"', "label = 3", "data_sets.0.label: must be text."),
         ('label = "disease"', 'label = ""', "data_sets.0.label: must not be empty."),
@@ -251,3 +256,12 @@ def test_locate(field: str, line: int | None) -> None:
 
 def test_the_url_of_an_ipv6_host_is_read() -> None:
     assert config.OperatorPart.parse({"url": "https://[::1]:8443"}, code="URL").url == "https://[::1]:8443"
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_the_template_can_name_a_database(tmp_path: Path, kind: str) -> None:
+    files = ("path", "table", "column_names", "delimiter", "release_file", "password_env")
+    text = uncommented(template(), *files).replace('kind = "csv"', f'kind = "{kind}"')
+    source = parse(text, tmp_path / "agent.toml").data_set("heart-2026").source
+    assert (source.is_database, source.tcp_port, source.tls) == (True, 5432, True)
+    assert source.password_file == "secrets/clinic.password"

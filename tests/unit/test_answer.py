@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.support.federation import BUNDLE, Federation, declare_another, make_federation
 
-from fedpact_client.answer import TrainingFailedError, answer, open_contract
+from fedpact_client.answer import BEFORE_ROWS, TrainingFailedError, answer, open_contract
 from fedpact_client.order import check_order, check_results, count_witnesses, open_order
 from fedpact_client.store import Store
 from fedpact_contract import merkle
@@ -495,6 +495,21 @@ def test_a_participant_with_copies_gets_through_no_round_and_costs_nothing(tmp_p
     assert federation.outcomes(1)["Enterprise 2"] == ("refused", "TRAINING_FAILED")
     assert federation.outcomes(1)["Enterprise 1"][0] == "admitted"
     assert agent.desk.store.rows(agent.desk.data_set) == ()
+
+
+@pytest.mark.parametrize("code", sorted(BEFORE_ROWS))
+def test_a_database_that_does_not_answer_is_told_and_costs_nothing(world, code: str) -> None:
+    """No row has anything to do with it: the code itself leaves, the details stay."""
+    _, _, agent, order, model = world
+
+    def gone() -> None:
+        raise InputError(code, "Nothing answers at db.clinic.", file="postgresql://db.clinic:5432/secret")
+
+    ready = answer(dataclasses.replace(agent.desk, own_rows=gone), order, model, BUNDLE)
+    assert (refusal(ready).code, refusal(ready).attempts, countersigned(ready)) == (code, 0, True)
+    assert charged(agent) == 1
+    assert b"clinic" not in ready.reply
+    assert [a.detail for a in agent.desk.store.alarms() if a.code == code]
 
 
 @pytest.mark.parametrize(

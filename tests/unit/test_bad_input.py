@@ -31,7 +31,7 @@ from fedpact_server.runs import want
 ROOT = Path(__file__).resolve().parents[2]
 
 ITEMS = {
-    "a contract before or after its term": (
+    "an expired contract, and one before its term": (
         "unit/test_bad_input.py::test_an_order_that_the_policy_does_not_allow_now",
         "unit/test_runs.py::test_only_in_the_contracts_term",
         "unit/test_signing.py::test_a_term_still_to_come_can_be_signed_and_a_past_one_not",
@@ -102,11 +102,11 @@ def untouched(agent: Agent) -> bool:
     ("clock", "policy", "code"),
     [
         (datetime.datetime(2028, 1, 1, tzinfo=datetime.UTC), {}, "POLICY_TERM"),
-        (datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC), {}, "POLICY_TERM"),
+        (datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC), {}, "CLOCK_SET_BACK"),
         (NOW, {"purposes": ["digit-recognition-2"]}, "POLICY_PURPOSE_MISMATCH"),
         (NOW, {"not_after": "2026-11-24T00:00:00Z"}, "POLICY_EXPIRED"),
     ],
-    ids=["expired", "not begun", "wrong purpose", "policy ended"],
+    ids=["expired", "clock set back", "wrong purpose", "policy ended"],
 )
 def test_an_order_that_the_policy_does_not_allow_now(
     tmp_path: Path, clock: datetime.datetime, policy: dict[str, Any], code: str

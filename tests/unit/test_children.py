@@ -1,11 +1,13 @@
 """The guard's two children as the guard sees them: what they are told, what they may answer, how they end."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,8 +143,11 @@ class TestTrainer:
         trainer.start()
         trainers.spawner.children[0].join()
         (setup,) = seen
-        assert setup["read_paths"] == [str(trainers.home.path / n) for n in ("rows.csv", "released", "profiles")]
+        assert setup["read_paths"] == [
+            str(trainers.home.path / n) for n in ("rows.csv", "released", "profiles", "loaded")
+        ]
         assert (setup["threads"], setup["memory"]) == (2, 4096)
+        assert (setup["scratch"], trainers.home.scratch.is_dir()) == (str(trainers.home.path / "scratch"), True)
         module, options = trainers.spawner.asked[0]
         assert (module, options["kinds"]) == ("fedpact_client.trainer", TRAINER_KINDS)
         assert (options["processors"], options["nice"]) == (None, 0)
@@ -290,6 +295,61 @@ class TestTrainer:
         """The attempt is charged: nothing else that rests on the data is answered for nothing."""
         trainer = trainers.make(answering((kind, {"code": "DATA_TOO_FEW_ROWS", "message": "Too few."}, b"")))
         trainer.check(limited(signed))
+
+    def test_rows_of_a_database_are_loaded_when_it_wants_them(self, trainers: Trainers, signed, monkeypatch) -> None:
+        """The second order names the file; it is there as long as the trainer reads it, and told by nobody else."""
+        files: list[Path] = []
+
+        @contextlib.contextmanager
+        def rows_of(home: AgentHome, data_set: Any, interrupt: Any, told: Any) -> Iterator[Path]:
+            assert data_set.id == "set-1"
+            (path := home.loaded / "x.arrow").write_text("rows")
+            told(Isolation.parse(ISOLATION, code="TEST"))
+            yield path
+            path.unlink()
+
+        def behave(pipe) -> None:
+            ready(pipe)
+            assert "loaded" not in pipe.receive(5.0).header
+            pipe.send("wanted", {})
+            files.append(Path(pipe.receive(5.0).header["loaded"]))
+            assert files[0].read_text() == "rows"
+            pipe.send("update", GOOD, UPDATE)
+            pipe.receive(5.0)
+
+        monkeypatch.setattr(children.loading, "rows_of", rows_of)
+        trainer = trainers.make(behave)
+        assert trainer.train(signed, 1, 1, BASE).update == UPDATE
+        assert not files[0].exists()
+        assert trainer.loader == Isolation.parse(ISOLATION, code="TEST")
+
+    @pytest.mark.parametrize("code", ["DATA_SOURCE_AWAY", "DATA_QUERY_FAILED"])
+    def test_rows_that_cannot_be_loaded(self, trainers: Trainers, signed, monkeypatch, code: str) -> None:
+        """Before an attempt what is no row's fault is told; in an attempt all of it is a failure, and charged."""
+
+        @contextlib.contextmanager
+        def rows_of(*_: Any) -> Iterator[Path]:
+            raise FailedError(code, "Not to be had.", file="postgresql://h:1/d")
+            yield
+
+        monkeypatch.setattr(children.loading, "rows_of", rows_of)
+        trainer = trainers.make(answering(*[("wanted", {}, b"")] * 2))
+        if code == "DATA_SOURCE_AWAY":
+            with pytest.raises(InputError) as err:
+                trainer.check(limited(signed))
+            assert (err.value.code, err.value.file) == (code, "postgresql://h:1/d")
+        else:
+            trainer.check(limited(signed))
+        with pytest.raises(TrainingFailedError) as failed:
+            trainer.train(signed, 1, 1, BASE)
+        assert failed.value.code == code
+        assert len(trainers.spawner.children) == 1, "the trainer goes on"
+
+    def test_a_large_source_is_looked_at_before_an_attempt(self, trainers: Trainers, signed, monkeypatch) -> None:
+        monkeypatch.setattr(children.sources, "size", lambda *_: children.LARGE)
+        trainer = trainers.make(answering(("checked", {"num_rows": 40, "fingerprints": ["a" * 64]}, b"")))
+        trainer.check(signed)
+        assert len(trainers.spawner.children) == 1
 
     def test_a_kind_that_it_may_not_send_closes_the_pipe(self, trainers: Trainers, signed) -> None:
         lost(trainers.make(answering(("order", {}, b""))), signed, "FRAME_KIND")
@@ -462,7 +522,7 @@ time.sleep(600)
         with pytest.raises(RefusedError) as err:
             trainer.train(signed, 1, 1, BASE)
         assert err.value.code == "PARTICIPANT_PAUSED"
-        assert not trainer.stop(), "the process was ended"
+        assert trainers.spawner.children[0].stopped, "the process was ended"
 
     def test_a_data_set_that_the_configuration_lost(self, trainers: Trainers, signed) -> None:
         trainer = trainers.make(answering())

@@ -60,6 +60,7 @@ def test_without_any_network_and_without_a_trace(ready: tuple[Lab, Contract, Pat
     assert (code, found["accepted"]) == (0, True), found["checks"]
     assert tree(world.home.path) == before
     calls = [line for line in seen.read_text().splitlines() if re.search(r"AF_(INET|INET6|UNIX|NETLINK)|send", line)]
+    calls = [line for line in calls if "/nscd/socket" not in line]  # who this user is, asked on this machine
     walls = [line for line in calls if "EACCES" in line or "ENETUNREACH" in line]
     assert all("sin_port=htons(1)" in line and "127.0.0.1" in line for line in walls)
     assert calls == walls, "the trainer alone tries its own walls, and is refused"

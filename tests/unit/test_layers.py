@@ -29,6 +29,7 @@ ONLY_IN = {
         "models/fedpact_models/registry.py",
         "models/fedpact_models/training.py",
         "models/fedpact_models/weights.py",
+        "models/fedpact_models/windows.py",
         "client/fedpact_client/trainer.py",
         "server/fedpact_server/demo/lift.py",
     },

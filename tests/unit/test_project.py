@@ -102,7 +102,7 @@ class TestDependencies:
         [
             ("contract/fedpact_contract", ()),
             ("models/fedpact_models", ("server",)),
-            ("client/fedpact_client", ("agent",)),
+            ("client/fedpact_client", ("agent", "databases")),
             ("server/fedpact_server", ("server", "ray")),
             ("server/fedpact_server/demo", ("demo",)),
             ("tests", ("dev", "ray")),

@@ -168,9 +168,10 @@ class TestContent:
             "round",
             "close_day",
             "renormalised_note",
+            "affected",
             *ENTITY,
         }
-        elsewhere |= {key for key in LABELS if key.startswith("reevaluated_")}
+        elsewhere |= {key for key in LABELS if key.startswith(("reevaluated_", "left"))}
         for key in LABELS.keys() - elsewhere:
             assert shown[key].replace("{}", str(report["close_days"])) in found.text, key
         english = words("en")

@@ -329,7 +329,8 @@ def test_a_source_moved_to_another_data_sets_file_is_refused(world: Lab) -> None
     with world.client() as client:
         draft = cards.prepare(world.home, world.home.config(), world.store, "set-9")
         cards.declare(world.home, world.store, client, draft, PASSPHRASE)
-    other = changed(offered, f"participants.{own_place(world, offered)}.data_set", "set-9")
+    own = f"participants.{own_place(world, offered)}"
+    other = changed(changed(offered, f"{own}.data_set", "set-9"), f"{own}.card", draft.card.digest())
     assert look(world, other).refuse() is None
     (world.home.path / "rows.csv").write_text(ROWS + "99,m,no\n")
     text = world.home.config_path.read_text()

@@ -1,5 +1,7 @@
 """The source block of agent.toml: what it may say, which files it opens, under which names its columns come."""
 
+import hashlib
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -10,7 +12,17 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from fedpact_client.sources import Source, content_fingerprint, file_path, read, read_paths
+from fedpact_client.sources import (
+    Source,
+    batches,
+    content_fingerprint,
+    file_path,
+    overlap,
+    place_fingerprint,
+    read,
+    read_paths,
+    row_digests,
+)
 from fedpact_contract.errors import InputError
 
 TABLE = pl.DataFrame({"AGE": [61, 48, 55], "sex": ["m", "f", None], "ill": [1, 0, 1]})
@@ -66,7 +78,9 @@ def test_a_source_as_it_stands_in_agent_toml():
         ({"path": "a\0b"}, "path"),
         ({"kind": "excel"}, "kind"),
         ({"kind": "sqlite"}, "(whole)"),
+        ({"kind": "sqlite", "table": "t", "query": "SELECT 1"}, "(whole)"),
         ({"table": "t"}, "(whole)"),
+        ({"query": "SELECT 1"}, "(whole)"),
         ({"kind": "parquet", "column_names": ["a"]}, "(whole)"),
         ({"kind": "parquet", "delimiter": ";"}, "(whole)"),
         ({"delimiter": ";;"}, "delimiter"),
@@ -199,3 +213,112 @@ print(read(where, folder).height)
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
+
+
+def _partitioned(folder: Path, kind: str) -> None:
+    """The table's rows in folders by sex, as hive lays them out, and files that are none of it."""
+    for sex, name in (("m", "sex=m"), ("f", "sex=f"), (None, "sex=__HIVE_DEFAULT_PARTITION__")):
+        (folder / name).mkdir(parents=True)
+        rows = TABLE.filter(pl.col("sex").eq_missing(sex)).drop("sex")
+        getattr(rows, {"csv": "write_csv", "parquet": "write_parquet"}[kind])(folder / name / f"part-0.{kind}")
+    (folder / "_SUCCESS").touch()
+    (folder / ".crc").touch()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("path", ["rows", "rows/*/part-*", "rows/sex=?/*.*", "rows/**/*.{kind}"])
+def test_files_by_folder_and_pattern(tmp_path, kind: str, path: str):
+    _partitioned(tmp_path / "rows", kind)
+    where = source(path=path.format(kind=kind), kind=kind, rename={"age": "AGE"})
+    table = read(where, tmp_path)
+    whole = 2 if "?" in path else 3
+    assert table.select(pl.col("age").cast(pl.Int64), "sex").rows() == [(55, None), (48, "f"), (61, "m")][-whole:]
+    assert read_paths(where, tmp_path) == (tmp_path / "rows",)
+    assert _rows_inside(where, tmp_path) == whole
+    before = content_fingerprint(where, tmp_path), place_fingerprint(where, tmp_path)
+    shutil.copytree(tmp_path / "rows" / "sex=m", tmp_path / "rows" / "sex=o")
+    after = content_fingerprint(where, tmp_path), place_fingerprint(where, tmp_path)
+    assert (after[0] != before[0], after[1]) == (True, before[1])
+
+
+def test_a_pattern_that_nothing_matches(tmp_path):
+    (tmp_path / "rows").mkdir()
+    for path in ("rows/*.csv", "rows", "none/*.csv"):
+        with pytest.raises(InputError) as caught:
+            read(source(path=path), tmp_path)
+        assert (caught.value.code, caught.value.file) == ("DATA_FILE_MISSING", str(tmp_path / path))
+
+
+def test_what_is_no_table_in_a_folder_is_named(tmp_path):
+    (tmp_path / "rows").mkdir()
+    TABLE.write_parquet(tmp_path / "rows" / "1.parquet")
+    (tmp_path / "rows" / "README").write_text("patients of 2025")
+    with pytest.raises(InputError) as caught:
+        read(source(path="rows", kind="parquet"), tmp_path)
+    assert (caught.value.code, caught.value.file) == ("DATA_WRONG_KIND", str(tmp_path / "rows" / "README"))
+
+
+@pytest.mark.parametrize("path", ["*.csv", ".", "../*.csv", "/**/*.csv"])
+def test_a_folder_that_holds_the_home_is_refused(tmp_path, path: str):
+    with pytest.raises(InputError) as caught:
+        read_paths(source(path=path), tmp_path)
+    assert (caught.value.code, caught.value.field) == ("SOURCE_FOLDER", "source.path")
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
+    (tmp_path / "rows[1].csv").write_text("a\n1\n")
+    (tmp_path / "rows1.csv").write_text("a\n2\n")
+    assert read(source(path="rows[1].csv"), tmp_path).rows() == [("1",)]
+
+
+def test_a_query_of_a_file(tmp_path):
+    write(tmp_path, "sqlite")
+    where = source(
+        path="rows.sqlite", kind="sqlite", query="SELECT AGE AS age, ill FROM patients WHERE sex IS NOT NULL"
+    )
+    assert read(where, tmp_path).rows() == [(61, 1), (48, 0)]
+    assert _rows_inside(where, tmp_path) == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "ndjson", "arrow"])
+def test_columns_that_nobody_asks_for_are_not_read(tmp_path, kind: str):
+    where = write(tmp_path, kind)
+    (batch,) = batches(where, tmp_path, 10, columns={"ill", "gone"})
+    assert batch.frame.columns == ["age", "ill"], "what `rename` names is looked for in any case"
+    (batch,) = batches(where, tmp_path, 10)
+    assert batch.frame.columns == ["age", "sex", "ill"]
+
+
+def test_rows_are_digested_as_json_whatever_their_cells_hold():
+    """Text that JSON escapes, and text that it does not, by one definition: files that were known stay known."""
+    strange = pl.DataFrame(
+        {
+            "a": [0.0, -0.0, 1.5, float("nan"), float("inf"), None, 1e300, 1e-7],
+            "i": [0, 1, None, 2**53 + 1, -5, 7, 8, 9],
+            "s": ["x", " y ", "", None, "3", "03", 'é"', "a\\b"],
+            "f": pl.Series([0.1, -0.0, float("nan"), None, 1, 2, 3, 4], dtype=pl.Float32),
+            "b": [True, False, None, True] * 2,
+        }
+    )
+    spelled = {
+        "a": ["0.0", "0.0", "1.5", "NaN", "inf", None, "1e+300", "1e-7"],
+        "i": ["0.0", "1.0", None, "9007199254740992.0", "-5.0", "7.0", "8.0", "9.0"],
+        "s": ["x", "y", None, None, "3.0", "3.0", 'é"', "a\\b"],
+        "f": ["0.1", "0.0", "NaN", None, "1.0", "2.0", "3.0", "4.0"],
+        "b": ["true", "false", None, "true"] * 2,
+    }
+    for names in (list(spelled), ["a", "i"], ["s"], ["b"]):
+        rows = zip(*(spelled[name] for name in names), strict=True)
+        expected = [hashlib.sha256(json.dumps(list(row)).encode()).digest() for row in rows]
+        assert row_digests(strange, names) == expected
+
+
+def test_sources_that_have_a_file_in_common(tmp_path):
+    (tmp_path / "rows").mkdir()
+    for name in ("1.csv", "2.csv"):
+        (tmp_path / "rows" / name).write_text("a\n1\n")
+    whole, part, other = source(path="rows/*.csv"), source(path="rows/2.csv"), source(path="rows/gone.csv")
+    assert overlap(whole, part, tmp_path)
+    assert overlap(whole, source(path="rows"), tmp_path)
+    assert not overlap(other, whole, tmp_path)
+    assert overlap(other, other, tmp_path)

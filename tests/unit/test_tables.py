@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 
 from fedpact_contract.errors import InputError
-from fedpact_models.tables import read_table
+from fedpact_models.tables import Form, TableFile, read_batches, read_files, read_table
 
 FRAME = pl.DataFrame({"age": [31, None, 55], "city": ["Wuhan", "", " Xi'an "], "score": [0.5, -9.0, None]})
 
@@ -193,3 +194,77 @@ def test_a_public_headerless_file_with_question_marks(data_dir: Path) -> None:
     frame = read_table(path, kind="csv", column_names=[f"c{i}" for i in range(14)], missing=["?"])
     assert frame.shape == (294, 14)
     assert frame["c11"].null_count() == 291
+
+
+def test_a_query_reads_and_keeps_one_type_for_a_column_over_all_batches(tmp_path: Path) -> None:
+    path = _sqlite(tmp_path / "t.db", "CREATE TABLE t (a, b)", "INSERT INTO t VALUES (1, 1), (2, 2.5), (3, 'x')")
+    form = Form(kind="sqlite", query="SELECT a, b AS c FROM t WHERE a > 0 -- all;\n;")
+    batches = list(read_batches([TableFile(path=path)], form, 1))
+    assert [(b.before, b.frame.rows()) for b in batches] == [(0, [(1, "1")]), (1, [(2, "2.5")]), (2, [(3, "x")])]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("DELETE FROM t", "DATA_QUERY_WRITES"),
+        ("CREATE TABLE u (a)", "DATA_QUERY_WRITES"),
+        ("ATTACH DATABASE 'other.db' AS o", "DATA_QUERY_WRITES"),
+        ("PRAGMA journal_mode = WAL", "DATA_QUERY_WRITES"),
+        ("COMMIT", "DATA_QUERY_WRITES"),
+        ("SELECT a FROM t; DELETE FROM t", "DATA_QUERY"),
+        ("SELECT gone FROM t", "DATA_QUERY"),
+        ("SELECT a FROM gone", "DATA_QUERY"),
+        ("SELEC a FROM t", "DATA_QUERY"),
+        ("SELECT a, a FROM t", "DATA_COLUMN_TWICE"),
+        ("SELECT a FROM t WHERE a > 9", "DATA_EMPTY"),
+    ],
+)
+def test_a_query_that_is_none_or_does_more_than_read(tmp_path: Path, query: str, code: str) -> None:
+    path = _sqlite(tmp_path / "t.db", "CREATE TABLE t (a)", "INSERT INTO t VALUES (1)")
+    before = path.read_bytes()
+    assert _code(path, kind="sqlite", query=query) == code
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["t.db"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "sqlite", "ndjson", "arrow"])
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_batches_are_the_table(tmp_path: Path, kind: Any, rows: int) -> None:
+    options = _write(path := tmp_path / "t", kind)
+    batches = list(read_batches([TableFile(path=path)], Form(kind=kind, **options), rows))
+    assert [b.before for b in batches] == list(accumulate([0, *(b.frame.height for b in batches[:-1])]))
+    assert max(b.frame.height for b in batches) <= rows
+    assert pl.concat(b.frame for b in batches).equals(read_table(path, kind=kind, **options))
+
+
+def test_files_of_one_table(tmp_path: Path) -> None:
+    pl.DataFrame({"a": [1, 2], "b": ["x", None]}).write_parquet(tmp_path / "1")
+    pl.DataFrame({"b": [None], "a": [2.5]}, schema_overrides={"b": pl.Null}).write_parquet(tmp_path / "2")
+    pl.DataFrame({"a": [], "b": []}, schema={"a": pl.Int8, "b": pl.String}).write_parquet(tmp_path / "3")
+    form = Form(kind="parquet")
+    files = [TableFile(path=tmp_path / n, partitions={"year": n, "none": None}) for n in "123"]
+    frame = read_files(files, form)
+    assert frame.rows() == [(1.0, "x", "1", None), (2.0, None, "1", None), (2.5, None, "2", None)]
+    with pytest.raises(InputError) as caught:
+        read_files(files[2:], form)
+    assert caught.value.code == "DATA_EMPTY"
+
+
+@pytest.mark.parametrize(
+    ("other", "column"),
+    [({"a": ["1"], "b": ["y"]}, "a"), ({"a": [1]}, "b"), ({"a": [1], "b": ["y"], "c": [0]}, "c")],
+)
+def test_files_that_are_no_one_table(tmp_path: Path, other: dict[str, Any], column: str) -> None:
+    pl.DataFrame({"a": [1, 2], "b": ["x", None]}).write_parquet(tmp_path / "1")
+    pl.DataFrame(other).write_parquet(tmp_path / "2")
+    with pytest.raises(InputError) as caught:
+        read_files([TableFile(path=tmp_path / n) for n in "12"], Form(kind="parquet"))
+    error = caught.value
+    assert (error.code, error.field, error.file) == ("DATA_FILES_DIFFER", column, str(tmp_path / "2"))
+
+
+def test_a_folder_cannot_give_a_column_that_the_file_has(tmp_path: Path) -> None:
+    (path := tmp_path / "t").write_text("a\n1\n")
+    with pytest.raises(InputError) as caught:
+        read_files([TableFile(path=path, partitions={"a": "2"})], Form(kind="csv"))
+    assert (caught.value.code, caught.value.field) == ("DATA_COLUMN_TWICE", "a")

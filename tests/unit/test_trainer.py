@@ -15,12 +15,11 @@ from tests.support.noise import FixedNoise
 from fedpact_client import sources, trainer
 from fedpact_client.frames import Frame
 from fedpact_client.sources import Source
-from fedpact_client.trainer import rows_fingerprint
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_contract.record import decimal_text
-from fedpact_models.features import Examples, duplicate_count
+from fedpact_models.features import duplicate_count
 from fedpact_models.registry import parameter_count
 
 LABEL = {"name": "ill", "classes": ["no", "yes"], "rule": "value"}
@@ -252,21 +251,6 @@ def test_bytes_and_table_are_known_again_as_the_card_knew_them(contract, tmp_pat
     assert lost[1] == whole  # a column that no contract reads may have gone since
 
 
-def test_the_fingerprint_counts_rows_and_tells_features_from_classes():
-    one = Examples(x=np.array([[0.5, 1.0]]), y=np.array([1]))
-    variants = [
-        one,
-        Examples(x=np.array([[0.5, 1.0]] * 2), y=np.array([1, 1])),
-        Examples(x=np.array([[0.5, 1.0]]), y=np.array([0])),
-        Examples(x=np.array([[1.0, 0.5]]), y=np.array([1])),
-    ]
-    assert len({rows_fingerprint(v) for v in variants}) == len(variants)
-    two = Examples(x=np.array([[0.0, 1.0], [2.0, 3.0]]), y=np.array([0, 1]))
-    turned = Examples(x=two.x[::-1].copy(), y=two.y[::-1].copy())
-    assert rows_fingerprint(two) == rows_fingerprint(turned)
-    assert rows_fingerprint(one) == rows_fingerprint(Examples(x=one.x.copy(), y=one.y.copy()))
-
-
 def test_released_rows_are_not_trained_on(contract, tmp_path):
     table().write_csv(tmp_path / "rows.csv")
     whole = answer(order(contract, tmp_path))[1]
@@ -298,13 +282,6 @@ def test_of_each_entity_only_its_capped_rows_are_trained_on(tmp_path, monkeypatc
     table().write_csv(tmp_path / "rows.csv")
     trainer._load_warm.cache_clear()
     assert answer(order(agreed, tmp_path, "train"))[1]["code"] == "DATA_COLUMN_MISSING"
-
-
-def test_of_equal_rows_as_many_stay_as_were_not_released():
-    rows = Examples(x=np.array([[0.0]] * 3 + [[1.0]]), y=np.array([0, 0, 0, 1]))
-    released = Examples(x=np.array([[0.0], [0.0], [5.0]]), y=np.array([0, 0, 1]))
-    left = trainer._without(rows, released)
-    assert (left.x.tolist(), left.y.tolist()) == ([[0.0], [1.0]], [0, 1])
 
 
 def test_data_is_read_once_and_kept(contract, tmp_path):

@@ -33,7 +33,6 @@ LABELS: dict[str, tuple[str, str]] = {
         "各轮时间以运营方时钟为准。日志证明各事项的先后次序，不记载运行结束、结算与关账的时间。",
     ),
     "left": ("Paused or withdrawn", "暂停或退出"),
-    "left_running": ("", ""),
     "left_paused": ("paused by participant", "参与方已暂停"),
     "left_withdrawn": ("withdrawn by participant", "参与方已退出"),
     "left_revoked": ("its run key is revoked", "运行密钥已吊销"),

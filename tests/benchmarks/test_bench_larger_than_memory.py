@@ -1,0 +1,99 @@
+"""A source of 5 GB under a cap of 2 GB: the trainer itself, closed in, chooses, encodes and trains (issue 6).
+
+    FEDPACT_LARGE_GB=5 python -m pytest tests/benchmarks/test_bench_larger_than_memory.py -s
+
+Without the variable a tenth of it. Nearly half of the rows are contracted; they lie in a file without a name.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.models_kit import a_model, a_schema, number, training_contract
+
+from fedpact_client.spawn import spawn
+from fedpact_client.trainer import ANSWERS
+from fedpact_contract.contract import Contract, Data
+from fedpact_models.registry import parameter_count
+
+GIGABYTES = float(os.environ.get("FEDPACT_LARGE_GB", "0.5"))
+MEMORY = 2048
+COLUMNS, FEATURES, GROUP = 100, 10, 50_000
+"""Columns of the file beside the label, and those of them that card and contract name: the others are not read."""
+COUNT = int(GIGABYTES * 1e9 / (8 * COLUMNS + 8)) // GROUP * GROUP
+CONTRACTED = COUNT * 9 // 10 // 2
+
+
+def make(path: Path) -> None:
+    """Rows of uniform numbers, which no compression makes smaller."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng, names = np.random.default_rng(1), [f"f{i}" for i in range(COLUMNS)]
+    schema = pa.schema([*((name, pa.float64()) for name in names), ("y", pa.int64())])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for _ in range(COUNT // GROUP):
+            columns = [*(rng.random(GROUP) for _ in names), rng.integers(0, 2, GROUP)]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _contract(data: Data) -> Contract:
+    """The kit's contract, for as many rows as this takes."""
+    values = training_contract(data, a_model(), (20, 30, 40), training={"rounds": 2, "local_steps": 5}).plain()
+    values["participants"][0]["num_examples"] = CONTRACTED
+    values["privacy"] |= {"sample_rate": "0.001", "delta": "0.00000001"}
+    return Contract.parse(values)
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Train one attempt, twice: seconds of each, and what the trainer's process took at most, in MiB."""
+    make(folder / "rows.parquet")
+    label = {"name": "y", "classes": ["0", "1"], "rule": "value"}
+    data = a_schema(*(number(f"f{i}", 0, 1) for i in range(FEATURES)), label=label)
+    agreed = _contract(data)
+    (folder / "scratch").mkdir()
+    source = {"path": "rows.parquet", "kind": "parquet"}
+    order = {
+        "contract": agreed.to_bytes().decode(),
+        "participant": agreed.participants[0].id,
+        "source": source,
+        "base_dir": str(folder),
+        "columns": [*(f"f{i}" for i in range(FEATURES)), "y"],
+        "selection_key": "07" * 32,
+    }
+    setup = {
+        "read_paths": [str(folder / "rows.parquet")],
+        "threads": 2,
+        "idle_seconds": 3600,
+        "memory": MEMORY,
+        "scratch": str(folder / "scratch"),
+    }
+    base = np.zeros(parameter_count(agreed.model, agreed.data)).tobytes()
+    found: dict[str, float] = {"file_gb": (folder / "rows.parquet").stat().st_size / 1e9, "cap_mib": MEMORY}
+    found |= {"rows": COUNT, "contracted": CONTRACTED, "encoded_gb": CONTRACTED * (FEATURES + 1) * 8 / 1e9}
+    with spawn("fedpact_client.trainer", log=folder / "log", kinds=ANSWERS) as child:
+        child.pipe.send("setup", setup)
+        assert child.pipe.receive(300) is not None
+        for number_ in (1, 2):
+            began = time.monotonic()
+            child.pipe.send("train", order | {"round": number_, "attempt": 1}, base)
+            frame = child.pipe.receive(7200)
+            assert frame is not None, (folder / "log").read_text()
+            assert frame.kind == "update", frame.header
+            assert frame.header["num_examples"] == CONTRACTED
+            found[f"round_{number_}_seconds"] = time.monotonic() - began
+        lines = Path(f"/proc/{child.process.pid}/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        for name in ("VmHWM", "VmData", "RssAnon", "RssFile"):
+            found[f"{name}_mib"] = int(status[name].split()[0]) / 1024
+    assert list((folder / "scratch").iterdir()) == []
+    return found
+
+
+@pytest.mark.slow
+def test_a_source_beyond_memory_trains(tmp_path: Path) -> None:
+    found = measure(tmp_path)
+    print(" ".join(f"{name}={value:.4g}" for name, value in found.items()))  # noqa: T201 - the figures
+    assert found["VmData_mib"] <= MEMORY
