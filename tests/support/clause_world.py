@@ -7,6 +7,7 @@ tests here.
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -106,7 +107,10 @@ class Log:
 class Station:
     """One agent; `next` makes an action, `enforce` has the guard answer it."""
 
-    def __init__(self, folder: Path, number: int, actions: int, patch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, folder: Path, number: int, actions: int, patch: pytest.MonkeyPatch, tried: Counter[str] | None = None
+    ) -> None:
+        self.tried = Counter[str]() if tried is None else tried
         self.chance, self.number, self.actions = random.Random(number), number, actions
         self.store = Store(folder / f"station{number}.db", create=True)
         self.past, self.codes = Past(), dict[tuple[str, int, str], str]()
@@ -138,7 +142,7 @@ class Station:
             signed = SignedContract(contract=sign(contract, OWN), delegations=())
             self.store.add_contract(canonical_bytes(signed.plain()), terms, "run", public_hex(RUN))
             self.store.set_state(contract.id, "running")
-        if number % 5 == 4:  # an old copy of the ledger was restored, whose lost charges leave little
+        if number % 10 == 4:  # an old copy of the ledger was restored, whose lost charges leave little
             self._lose(limit - self.cost * self.chance.randint(20, 60))
         self.installed, self.order, self.head = CODE, None, None
         patch.setattr("fedpact_models.code.models_digest", lambda: self.installed)
@@ -156,7 +160,7 @@ class Station:
     def _entities(self) -> tuple[str | None, str | None]:
         """Whose a row is, by the card and by the contract."""
         kinds = [(None, None), ("pid", "pid"), ("pid", None), (None, None), ("pid", "pid"), ("pid", None)]
-        return ("firm", "pid") if self.number % 10 == 7 else kinds[self.number % 6]
+        return ("firm", "pid") if self.number % 20 == 7 else kinds[self.number % 6]
 
     def _contract(self, title: str) -> Contract:
         pick, central = self.chance, self.number % 10 == 3
@@ -251,7 +255,7 @@ class Station:
                 a["order"] |= {"round": number, "opened_round": number} | dict.fromkeys(
                     ("base", "opened_base", "model"), base
                 )
-            for _ in range(pick.choices((0, 1, 2), (34, 58, 8))[0]):
+            for _ in range(pick.choices((0, 1, 2), (41, 56, 3))[0]):
                 self._change(a)
         return a
 
@@ -348,9 +352,12 @@ class Station:
         return f"{value:.9f}".rstrip("0")
 
     def _change(self, a: Action) -> None:
-        """Change one thing so that some clause is broken, where this station has what it is about."""
-        while not CHANGES[self.chance.choice(tuple(CHANGES))](self, a):
-            pass
+        """Change one thing so that some clause is broken: of three the one that was tried least, if it is to be had."""
+        while True:
+            for name in sorted(self.chance.sample(tuple(CHANGES), 3), key=self.tried.__getitem__):
+                if CHANGES[name](self, a):
+                    self.tried[name] += 1
+                    return
 
     # The guard
 
