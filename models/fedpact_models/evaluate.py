@@ -355,8 +355,12 @@ def estimated_by_example(
         float64 [N, V].
     """
     _check_own(slices, own_slice, len(factors))
-    matrix = np.array([[float(of.get(mask, 0)) for mask in masks] for of in factors])
-    return _without_own(-(matrix @ found.by_example), np.cumsum([0, *slices]), own_slice)
+    values = np.zeros((len(factors), found.by_example.shape[1]))
+    for mask, losses in zip(
+        masks, found.by_example, strict=True
+    ):  # in this order: a matrix product has none of its own
+        values -= np.array([float(of.get(mask, 0)) for of in factors])[:, None] * losses
+    return _without_own(values, np.cumsum([0, *slices]), own_slice)
 
 
 def _without_own(values: Floats, edges: NDArray[np.int64], own_slice: Sequence[int | None]) -> Floats:

@@ -349,7 +349,7 @@ class Station:
         """The epsilon whose limit is this Rényi sum."""
         order = float(self.alpha)
         value = float(rdp) + log1p(-1 / order) - log(float(DELTA) * order) / (order - 1)
-        return f"{value:.9f}".rstrip("0")
+        return f"{value:.9f}".rstrip("0").rstrip(".")
 
     def _change(self, a: Action) -> None:
         """Change one thing so that some clause is broken: of three the one that was tried least, if it is to be had."""

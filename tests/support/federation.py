@@ -6,7 +6,7 @@ the noise that the test gives). Everything else is the product's own.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from hashlib import sha256
@@ -186,6 +186,12 @@ class DirectTransport:
             else:
                 found.append(Incoming(message_id=message_id, node=node, reply=reply[0], array=reply[1], error=None))
         return found
+
+
+def set_clocks(agents: Mapping[str, Agent], now: Callable[[], datetime]) -> None:
+    """What the agents' machines take for the time, from now on."""
+    for agent in agents.values():
+        agent.desk = replace(agent.desk, now=now)
 
 
 @dataclass

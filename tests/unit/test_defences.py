@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.federation import Federation, make_federation
+from tests.support.federation import Federation, make_federation, set_clocks
 from tests.support.findings import alarm, say
 
 from fedpact_contract.clipping import contract_factors
@@ -291,6 +291,7 @@ def run_with_union(fed: Federation, monkeypatch, members: tuple[str, ...]) -> No
         if int(current.round) == 1:
             unite(fed, members)
             self.now = lambda: utc_now() + timedelta(hours=74)
+            set_clocks(fed.agents, self.now)
         whole(self, current)
 
     monkeypatch.setattr("fedpact_server.rounds.Loop._commit", commit)

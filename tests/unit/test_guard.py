@@ -58,6 +58,10 @@ class Client:
         self.asked.append(path)
         return self.answer()
 
+    def post(self, path: str, *_body: Any, **_options: Any) -> dict[str, Any]:
+        self.asked.append(path)
+        return self.answer()
+
     def contract(self, contract_id: str) -> dict[str, Any]:
         raise ServiceError("OPERATOR_AWAY", f"nobody answers for {contract_id}")
 

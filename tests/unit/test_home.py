@@ -95,7 +95,11 @@ def test_a_missing_or_damaged_home_is_named(tmp_path: Path) -> None:
     settings.write_text(text + "colour = 1\n")
     with pytest.raises(InputError) as err:
         OperatorHome.open(home.path)
-    assert (err.value.code, err.value.field, err.value.file) == ("SETTINGS_UNKNOWN_KEY", "colour", str(settings))
+    assert (err.value.code, err.value.field, err.value.file) == (
+        "SETTINGS_UNKNOWN_KEY",
+        "colour",
+        f"{settings}:{text.count(chr(10)) + 1}",
+    )
     settings.write_text("name = ")
     assert code_of(OperatorHome.open, home.path) == "TOML_SYNTAX"
     settings.write_text(text)

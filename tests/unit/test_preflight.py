@@ -337,7 +337,7 @@ def test_a_library_of_another_version_and_one_that_is_missing(
     monkeypatch.syspath_prepend(tmp_path / "shadow")
     found = checks(world.home, offline=True)
     assert failures(found) == {"software": "SOFTWARE"}
-    assert "polars 0.1 (it wants <3,>=1.20)" in found["software"].detail
+    assert "polars 0.1 (it wants <3,>=2.1)" in found["software"].detail
     (tmp_path / "shadow" / "fedpact-9.dist-info").mkdir()
     (tmp_path / "shadow" / "fedpact-9.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: fedpact\nVersion: 9\nRequires-Python: >=3.99\nRequires-Dist: no-such-library>=1\n"

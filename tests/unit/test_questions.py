@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.support.command import runner
-from tests.support.federation import digits, make_federation
+from tests.support.federation import digits, make_federation, set_clocks
 from tests.support.findings import alarm, say
 from tests.support.noise import FixedNoise
 from tests.support.readme import Script, commands, filled
@@ -162,7 +162,8 @@ def between(monkeypatch: pytest.MonkeyPatch, what: Callable[[int], None]) -> Non
     def commit(self: Loop, current: Any) -> None:
         whole(self, current)
         what(int(current.round))
-        self.now = lambda: request.utc_now()  # the operator's clock, which `later` sets
+        self.now = lambda: request.utc_now()  # everybody's clock, which `later` sets
+        set_clocks(self.transport.agents, self.now)
 
     monkeypatch.setattr(Loop, "_commit", commit)
 

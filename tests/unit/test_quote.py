@@ -493,6 +493,12 @@ def test_the_agent_names_what_left(ended: ClosedRun) -> None:
     """The kinds that a quote counts are those that the ledger has, but for what is no part of one contract's run."""
     other = {EgressKind.ENROLMENT, EgressKind.CARD, EgressKind.REQUEST, EgressKind.REFUSAL, EgressKind.OBJECTION}
     other |= {EgressKind.STATEMENT}  # a person's answer, where an entry asks for one
+    other |= {
+        EgressKind.NOTICE,
+        EgressKind.REVOCATION,
+        EgressKind.RECEIPT,
+        EgressKind.NO_REPLY,
+    }  # pauses, leaving, faults
     counted = {EgressKind.UPDATE, EgressKind.MEASUREMENT, EgressKind.SIGNATURE, EgressKind.COUNTERSIGNATURE}
     assert set(EgressKind) == other | counted
 

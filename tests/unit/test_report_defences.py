@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.support import findings
 from tests.support.central import CENTRAL
-from tests.support.federation import Federation, contract_values, digits, fixed_keys, make_federation
+from tests.support.federation import Federation, contract_values, digits, fixed_keys, make_federation, set_clocks
 from tests.support.page import HOSTILE, page, with_texts
 
 from fedpact_contract.canonical import canonical_bytes
@@ -118,6 +118,7 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Federation:
         def commit(self: Any, current: Any) -> None:
             after(made, int(current.round), keys)
             self.now = lambda: utc_now() + timedelta(hours=73)
+            set_clocks(made.agents, self.now)
             whole(self, current)
 
         patch.setattr("fedpact_server.rounds.Loop._commit", commit)
