@@ -770,8 +770,10 @@ def countersign(
     Exit codes: 0 countersigned, or nothing to close yet; 1 it does not hold, and the operator is told.
     """
     from fedpact_client import closing
+    from fedpact_client.logs import log_to_stderr
     from fedpact_contract.errors import FaultError
 
+    log_to_stderr()
     with desk(home) as at, at.client() as client:
         contract_id = at.resolve(contract)
         key = at.home.load_contract_key(_passphrase(passphrase_file))
