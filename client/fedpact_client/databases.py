@@ -22,8 +22,6 @@ CONNECTIONS = {"postgresql": 2, "mariadb": 1}
 """How many a driver needs: ADBC asks for the types on one of its own."""
 _CHUNK = 1 << 18
 _ROWS = 20_000
-_LOGIN = {1044, 1045, 1049, 1130, 1251, 1698, 2059, 2061}
-"""MariaDB's errors of users, passwords, databases and ways to log in."""
 _GONE = {1053, 1077, 1079, 1184, 1927, 2003, 2006, 2013, 2055}
 _TEXT = {1054, 1064, 1142, 1143, 1146, 1248, 1305, 1370}
 """Unknown names, syntax, rights."""
@@ -222,6 +220,8 @@ def _mariadb_batches(cursor: Any) -> "Iterator[pa.RecordBatch]":  # noqa: ANN401
 def _write(account: Account, batches: "Iterable[pa.RecordBatch]", out: int) -> int:
     import pyarrow as pa
 
+    from fedpact_models.scratch import disk_full
+
     count, writer = 0, None
     with contextlib.ExitStack() as stack:
         for batch in batches:
@@ -232,11 +232,11 @@ def _write(account: Account, batches: "Iterable[pa.RecordBatch]", out: int) -> i
                 try:
                     writer = stack.enter_context(pa.ipc.new_file(pa.PythonFile(_Out(out), "w"), batch.schema))
                 except OSError as err:
-                    raise _full(err) from err
+                    raise disk_full(err) from err
             try:
                 writer.write_batch(batch)
             except OSError as err:
-                raise _full(err) from err
+                raise disk_full(err) from err
             count += batch.num_rows
     if not count:
         raise InputError(
@@ -377,12 +377,4 @@ def _failed(account: Account) -> InputError:
         file=account.place,
         field="source.query",
         remedy="Run the query with the database's own command: it says where it fails.",
-    )
-
-
-def _full(err: OSError) -> FailedError:
-    return FailedError(
-        "DATA_SCRATCH",
-        f"The query's rows cannot be written: {err.strerror}.",
-        remedy="Make room on the disk of the agent's home.",
     )

@@ -1,5 +1,6 @@
 """The way to the operator, as `preflight` walks it: name, TCP, TLS, key, clock, and a post as large as an update."""
 
+import contextlib
 import datetime
 import os
 import socket
@@ -244,9 +245,8 @@ def _post(client: OperatorClient, size: int) -> str:
 def _passes(client: OperatorClient) -> str:
     """Whether a small post passes where a large one did not: then it is the size."""
     try:
-        client.probe(MEBIBYTE // 2)
-    except ANSWERED:
-        return " A post of half a MiB passes: something on the way limits the size of a body."
+        with contextlib.suppress(*ANSWERED):  # an answer is one too
+            client.probe(MEBIBYTE // 2)
     except FedpactError:
         return " Neither does one of half a MiB."
     return " A post of half a MiB passes: something on the way limits the size of a body."

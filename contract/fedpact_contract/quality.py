@@ -46,11 +46,7 @@ DIMENSIONS: dict[Dimension, str] = {
 }
 
 Right = Literal["hold", "process", "operate"]
-RIGHTS: dict[Right, tuple[str, str]] = {
-    "hold": ("right to hold the data", "持有权"),
-    "process": ("right to process and use it", "加工使用权"),
-    "operate": ("right to operate its products", "产品经营权"),
-}
+"""持有权, 加工使用权, 产品经营权: to hold the data, to process and use it, to operate its products."""
 
 
 def _day(value: object) -> object:

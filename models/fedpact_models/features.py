@@ -238,11 +238,6 @@ def _capped(order: Sequence[int], examples: Examples, max_rows: int) -> list[int
     return kept
 
 
-def duplicate_count(examples: Examples) -> int:
-    """How many rows are exact copies (features and label) of another row that is counted once."""
-    return len(examples) - len(set(_rows(examples)))
-
-
 def unknown_choices(series: pl.Series, choices: Sequence[str]) -> pl.Series:
     """Which cells hold something that is none of the choices, as `encode` compares them; booleans."""
     return pl.Series(series.name, _parse_choices(series, choices)[2])

@@ -39,7 +39,7 @@ class Compare(ctypes.Structure):
 
 def unit(path: Path) -> dict[str, str]:
     parser = configparser.ConfigParser(interpolation=None, strict=False)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.optionxform = str
     parser.read(path)
     return dict(parser["Service"])
 
@@ -103,7 +103,7 @@ def rights(service: dict[str, str], number: int) -> None:
     assert "NoNewPrivs:\t1\n" in status
 
 
-def filter_calls(service: dict[str, str]) -> None:
+def filter_calls(service: dict[str, str], names: set[str]) -> None:
     """SystemCallFilter, RestrictNamespaces, RestrictAddressFamilies."""
     seccomp = ctypes.CDLL("libseccomp.so.2")
     seccomp.seccomp_init.restype = ctypes.c_void_p
@@ -132,7 +132,6 @@ def filter_calls(service: dict[str, str]) -> None:
     families = [f for f in range(46) if f not in allowed]
     equal = 4
     load(SCMP_ACT_ALLOW, [(refuse(errno.EAFNOSUPPORT), "socket", Compare(0, equal, family, 0)) for family in families])
-    names = {call for word in service["SystemCallFilter"].split() for call in calls(word)}
     load(refuse(errno.EPERM), [(SCMP_ACT_ALLOW, name, None) for name in sorted(names)])
 
 
@@ -142,8 +141,8 @@ if __name__ == "__main__":
     described = unit(Path(wanted))
     names = dict.fromkeys(rest[:place])
     files(described, Path(folder), [Path(name) for name in names])
-    sets = {word: calls(word) for word in described["SystemCallFilter"].split()}  # while programs can still be started
-    calls = lambda word: sets[word]  # type: ignore[assignment]  # noqa: E731
+    words = described["SystemCallFilter"].split()
+    allowed = {call for word in words for call in calls(word)}  # while programs can still be started
     rights(described, int(user))
-    filter_calls(described)
+    filter_calls(described, allowed)
     os.execv(rest[place + 1], rest[place + 1 :])

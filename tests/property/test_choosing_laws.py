@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.models_kit import a_schema, category, number
+from tests.support.models_kit import a_schema, category, duplicate_count, number
 
 from fedpact_contract.canonical import sha256, sha256_hex
 from fedpact_contract.errors import FedpactError
 from fedpact_models.choosing import ROWS_TYPE, Cap, Chosen, Table, choose
-from fedpact_models.features import Examples, duplicate_count, encode, row_bytes, select_rows
+from fedpact_models.features import Examples, encode, row_bytes, select_rows
 from fedpact_models.scratch import Scratch
 from fedpact_models.tables import Batch
 

@@ -5,12 +5,12 @@ import polars as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.models_kit import a_model, a_schema, category, number, plain_schema, random_examples
+from tests.support.models_kit import a_model, a_schema, category, duplicate_count, number, plain_schema, random_examples
 
 from fedpact_models.dp import dp_sgd
 from fedpact_models.evaluate import evaluate_round
 from fedpact_models.exact import product, rounded_halves
-from fedpact_models.features import Examples, Floats, duplicate_count, encode, row_bytes, select_rows, validation_root
+from fedpact_models.features import Examples, Floats, encode, row_bytes, select_rows, validation_root
 from fedpact_models.registry import build, parameter_count
 from fedpact_models.weights import flatten, load_flat
 

@@ -7,7 +7,7 @@ import numpy as np
 from tests.support.settlement_kit import a_contract
 
 from fedpact_contract.contract import Contract, Data, Model
-from fedpact_models.features import Examples, Floats
+from fedpact_models.features import Examples, Floats, row_bytes
 
 
 def number(name: str, low: Any = 0, high: Any = 16, missing: str = "refuse", **more: Any) -> dict[str, Any]:
@@ -87,3 +87,8 @@ def mean_step(updates: Sequence[Floats], counts: Sequence[int]) -> Floats:
     """Each participant's weighted step, float64 [N, P]: w_i D_i."""
     weights = np.array(counts) / sum(counts)
     return np.array([w * np.asarray(u, dtype=np.float64) for w, u in zip(weights, updates, strict=True)])
+
+
+def duplicate_count(examples: Examples) -> int:
+    """How many rows are exact copies (features and label) of another row that is counted once."""
+    return len(examples) - len({row_bytes(x, y) for x, y in zip(examples.x, examples.y, strict=True)})

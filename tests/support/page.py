@@ -4,8 +4,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+from fedpact_contract.language import Lang
 from fedpact_server.report.html import render
-from fedpact_server.report.labels import Lang
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<!--"
 VOID = {"meta", "rect", "circle", "path", "polyline", "br"}

@@ -67,7 +67,7 @@ class Proxy(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         size = int(self.headers.get("content-length", 0))
-        if size > self.server.limit:  # type: ignore[attr-defined]
+        if size > self.server.limit:
             self.send_response(413)
             self.end_headers()
             self.wfile.write(b"<html><body>413 Request Entity Too Large</body></html>")
@@ -75,7 +75,7 @@ class Proxy(BaseHTTPRequestHandler):
             return
         body = self.rfile.read(size)
         context = ssl._create_unverified_context()
-        onward = http.client.HTTPSConnection("127.0.0.1", self.server.onward, context=context, timeout=20)  # type: ignore[attr-defined]
+        onward = http.client.HTTPSConnection("127.0.0.1", self.server.onward, context=context, timeout=20)
         onward.request(self.command, self.path, body=body, headers=dict(self.headers))
         answer = onward.getresponse()
         content = answer.read()
@@ -99,8 +99,8 @@ def proxy(certificate: Path, key: Path, onward: int, limit: int) -> Iterator[int
     context.load_cert_chain(certificate, key)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.limit, server.onward = limit, onward  # type: ignore[attr-defined]
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    server.limit, server.onward = limit, onward
+    server.handle_error = lambda *_: None
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -64,7 +64,7 @@ def test_a_home_comes_back_whole_and_its_contracts_count_as_spent(
             save(home, store, out)
         spoilt = tmp_path / "old.db"
         with tarfile.open(out) as archive:
-            spoilt.write_bytes(archive.extractfile("agent.db").read())  # type: ignore[union-attr]
+            spoilt.write_bytes(archive.extractfile("agent.db").read())
         as_version_1(spoilt)
         rewrite(out, "agent.db", spoilt.read_bytes())
     else:
@@ -87,7 +87,7 @@ def test_a_home_comes_back_whole_and_its_contracts_count_as_spent(
 def rewrite(out: Path, name: str, data: bytes, kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
     """The archive with another member in the place of this one, or one more."""
     with tarfile.open(out) as archive:
-        kept = [(m, archive.extractfile(m).read()) for m in archive if m.name != name]  # type: ignore[union-attr]
+        kept = [(m, archive.extractfile(m).read()) for m in archive if m.name != name]
     with tarfile.open(out, "w") as archive:
         other = tarfile.TarInfo(name)
         other.size, other.type, other.linkname = len(data), kind, link

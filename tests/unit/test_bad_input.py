@@ -309,7 +309,7 @@ def test_a_reply_in_another_participants_name(tmp_path: Path, monkeypatch: pytes
         mine = sign(Update.from_bytes(theirs.body), two.desk.run_key)
         return reply.model_copy(update={"update": mine}).to_bytes(), signed[0][1]
 
-    one.tamper, two.tamper = keep, forge  # type: ignore[assignment]  # no answer is one too
+    one.tamper, two.tamper = keep, forge  # no answer is one too
     monkeypatch.setattr("fedpact_server.rounds.RESEND_SECONDS", 0.0)
     assert federation.run() == "completed"
     assert tries == [0, 1]

@@ -10,12 +10,13 @@ from tests.support.federation import Federation, make_federation
 
 from fedpact_contract.errors import FailedError, FaultError, InputError, RejectedError
 from fedpact_contract.keys import generate_key
+from fedpact_contract.language import Lang
 from fedpact_contract.log import Checkpoint, Countersignature, PeriodClosing, PeriodSettled, RevenueRecorded
 from fedpact_contract.record import open_signed, sign
 from fedpact_contract.report import build
 from fedpact_server import closing, db, logbook
 from fedpact_server.report.html import render
-from fedpact_server.report.labels import Lang, words
+from fedpact_server.report.labels import words
 
 
 @pytest.fixture

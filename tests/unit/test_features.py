@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from tests.support.models_kit import a_schema, category, number, random_examples
+from tests.support.models_kit import a_schema, category, duplicate_count, number, random_examples
 
 from fedpact_contract import merkle
 from fedpact_contract.errors import InputError
@@ -15,7 +15,6 @@ from fedpact_contract.log import validation_leaf
 from fedpact_contract.shape import feature_count
 from fedpact_models.features import (
     Examples,
-    duplicate_count,
     encode,
     encode_features,
     row_bytes,

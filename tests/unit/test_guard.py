@@ -236,7 +236,7 @@ class TestTelling:
 
     def test_a_pause_ends_the_attempt_that_runs(self, world: World) -> None:
         desk = world.agent.desk
-        assert world.guard.trainer.interrupt(desk.contract_id) is None  # type: ignore[func-returns-value]
+        assert world.guard.trainer.interrupt(desk.contract_id) is None
         desk.store.set_state(desk.contract_id, "paused")
         with pytest.raises(RefusedError) as err:
             world.guard.trainer.interrupt(desk.contract_id)

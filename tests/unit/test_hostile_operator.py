@@ -273,7 +273,7 @@ class Wire(ExecutorChild):
     def hand(self, guard: Guard, order: bytes, model: bytes) -> tuple[bytes, bytes] | None:
         self.guard, self.frames, self.sent = guard, [(order, model)], []
         guard.stopping = False
-        guard.loop(Nobody())  # type: ignore[arg-type]  # stands for the operator's API
+        guard.loop(Nobody())  # stands for the operator's API
         ((kind, header, array),) = self.sent
         return (header["reply"].encode(), array) if kind == "reply" else None
 
@@ -339,7 +339,7 @@ def guarded(federation: Federation, home: AgentHome) -> Guarded:
     made.guard.executor = Wire(home=home, config=home.config())
     for node, agent in federation.transport.agents.items():
         if agent is plain:
-            federation.transport.agents[node] = made  # type: ignore[index]  # a dict
+            federation.transport.agents[node] = made  # a dict
             return made
     raise AssertionError
 

@@ -329,7 +329,7 @@ class TestDataSet:
 
     def use(self, **values: object) -> policy.DataSetUse:
         base = {"data_set": "a", "uses": 10, "rdp": Decimal(1), "delta": Decimal("0.00001"), "alpha": Decimal(4)}
-        return policy.DataSetUse(**(base | values))  # type: ignore[arg-type]
+        return policy.DataSetUse(**(base | values))
 
     def test_no_limit_of_its_own(self) -> None:
         assert policy.check_data_set(parsed(), self.use(uses=10**9, rdp=Decimal(10**9))) is None

@@ -55,7 +55,7 @@ def joined(world: Lab, port: int) -> None:
 
 
 def checks(home: AgentHome, **options: object) -> dict[str, Finding]:
-    return {f.name: f for f in preflight.run(home.path, **options)}  # type: ignore[arg-type]
+    return {f.name: f for f in preflight.run(home.path, **options)}
 
 
 def failures(found: dict[str, Finding]) -> dict[str, str | None]:
@@ -275,7 +275,7 @@ def test_a_configuration_with_a_fault_names_its_line_and_the_machine_is_checked_
 )
 def test_ledgers_that_cannot_be_used_are_named_and_nothing_leaves(world: Lab, spoil: object, code: str) -> None:
     world.store.close()
-    spoil(world.home.db_path)  # type: ignore[operator]
+    spoil(world.home.db_path)
     with served(world.world, limits=FREE) as port:
         found = way_of(world, f"https://127.0.0.1:{port}")
     assert failures(found) == {"ledgers": code}

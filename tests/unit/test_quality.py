@@ -221,7 +221,7 @@ class TestCounts:
             data = schema
 
         (tmp_path / "rows.csv").write_text(spoilt("ill", {0: "perhaps"}))
-        found = quality.profile(data_set(), tmp_path, None, TODAY, Asked())  # type: ignore[arg-type]
+        found = quality.profile(data_set(), tmp_path, None, TODAY, Asked())
         by_rule = {(f.rule.rule, f.column): f for f in found.findings}
         assert by_rule["bounds", "age"].passed, "a contract clips what lies outside its bounds"
         assert by_rule["bounds", "age"].count == 14

@@ -18,6 +18,7 @@ from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract
 from fedpact_contract.defended import DETECTORS
 from fedpact_contract.keys import generate_key
+from fedpact_contract.language import Lang
 from fedpact_contract.log import (
     Body,
     Entry,
@@ -41,7 +42,6 @@ from fedpact_contract.undetected import ATTACKS, RUNS, unlike_measured
 from fedpact_server import closing, detectors, logbook
 from fedpact_server.report.defence_rows import AGAINST, DETECTORS_ZH, EVIDENCE, POWER_ZH, WORDS
 from fedpact_server.report.html import render
-from fedpact_server.report.labels import Lang
 
 CLAUSE: dict[str, Any] = {
     "clip": "median-signal",

@@ -13,11 +13,12 @@ from tests.support.closed_run import ClosedRun, closed_run
 from tests.support.federation import make_federation
 from tests.support.page import HOSTILE, Page, page, with_texts
 
+from fedpact_contract.language import Lang
 from fedpact_contract.report import NOT_STOPPED, NOT_STOPPED_ZH, build
 from fedpact_contract.request import parse_instant
 from fedpact_server.report.charts import COLOURS, HEIGHT, INK, WIDTH, Bar, Series, bars, lines, width
 from fedpact_server.report.html import render
-from fedpact_server.report.labels import LABELS, SAID, Lang, words
+from fedpact_server.report.labels import LABELS, SAID, words
 from fedpact_server.report.spelled import number_ranges
 
 

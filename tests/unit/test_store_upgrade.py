@@ -161,7 +161,7 @@ def killed_at(point: int, path: Path) -> bool:
             connection.set_trace_callback(points)
             return connection
 
-        sqlite3.connect = watched  # type: ignore[assignment]
+        sqlite3.connect = watched
         os.fsync = points.before(os.fsync)
         os.rename = points.before(os.rename)
         os.replace = points.before(os.replace)

@@ -16,6 +16,7 @@ from tests.unit.test_reevaluate import AUDITOR, handed_over
 
 from fedpact_contract.contribution import check_scores, period_values, total_value
 from fedpact_contract.errors import FaultError
+from fedpact_contract.language import Lang
 from fedpact_contract.log import RoundScores, ScoresOpened
 from fedpact_contract.report import build
 from fedpact_contract.trust import Trust
@@ -25,7 +26,6 @@ from fedpact_models.tasks import survival
 from fedpact_server import rounds
 from fedpact_server.reevaluate import reevaluate
 from fedpact_server.report.html import render
-from fedpact_server.report.labels import Lang
 from fedpact_server.run_state import load_model
 
 OTHERS = {name: case for name, case in TASKS.items() if name != "classification"}

@@ -6,9 +6,10 @@ from decimal import ROUND_FLOOR, Decimal
 from typing import Any
 
 from fedpact_contract.defended import DETECTORS
+from fedpact_contract.language import Lang
 from fedpact_contract.record import decimal_text
 from fedpact_contract.undetected import ATTACKS, HERE, MEASURED
-from fedpact_server.report.labels import CENTRAL, Lang
+from fedpact_server.report.labels import CENTRAL
 from fedpact_server.report.spelled import number_ranges, time_text
 
 WORDS: dict[str, tuple[str, str]] = {

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, FiniteFloat
 
 from fedpact_contract.errors import InputError
+from fedpact_contract.language import Lang
 from fedpact_contract.metric import loss_unit
 from fedpact_contract.output import format_interval, format_share
 from fedpact_contract.page import STYLE
@@ -20,7 +21,7 @@ from fedpact_contract.settlement import format_fen
 from fedpact_server.report.charts import COLOURS, INK, Bar, Series, bars, lines
 from fedpact_server.report.defence_rows import defence_section, undetected_section
 from fedpact_server.report.label_rows import label_rows
-from fedpact_server.report.labels import CENTRAL, Lang, said, words
+from fedpact_server.report.labels import CENTRAL, said, words
 from fedpact_server.report.spelled import number_ranges, time_text
 
 

@@ -4,7 +4,8 @@ from decimal import Decimal
 from itertools import groupby, pairwise
 from typing import Any
 
-from fedpact_server.report.labels import Lang, said, words
+from fedpact_contract.language import Lang
+from fedpact_server.report.labels import said, words
 
 AS_IT_IS = frozenset({"column", "value", "library"})
 """What parties chose, or a name: never translated."""

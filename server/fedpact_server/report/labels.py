@@ -1,11 +1,8 @@
 """The words of the report, in English and Chinese."""
 
-from typing import Literal
-
+from fedpact_contract.language import Lang
 from fedpact_contract.output import OUTWARD
 from fedpact_contract.privacy import ACCOUNTANT, CENTRAL_ACCOUNTANT
-
-Lang = Literal["en", "zh"]
 
 CENTRAL = "client-level-at-the-operator"
 """The trust model in which the operator adds the noise."""
