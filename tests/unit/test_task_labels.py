@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from tests.support.central import CENTRAL
 from tests.support.contract_kit import change
-from tests.support.models_kit import a_schema, number, training_contract
+from tests.support.models_kit import a_schema, duplicate_count, number, training_contract
 from tests.support.noise import FixedNoise
 from tests.support.task_kit import TASKS, TaskCase
 
@@ -25,7 +25,6 @@ from fedpact_models.audit import audit
 from fedpact_models.evaluate import evaluate
 from fedpact_models.features import (
     Examples,
-    duplicate_count,
     encode,
     pack_rows,
     row_bytes,

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import structlog
-from tests.support.models_kit import a_model, a_schema, category, number, training_contract
+from tests.support.models_kit import a_model, a_schema, category, duplicate_count, number, training_contract
 from tests.support.noise import FixedNoise
 
 from fedpact_client import sources, trainer
@@ -19,7 +19,6 @@ from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_contract.record import decimal_text
-from fedpact_models.features import duplicate_count
 from fedpact_models.registry import parameter_count
 
 LABEL = {"name": "ill", "classes": ["no", "yes"], "rule": "value"}
