@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import click
 import typer
-from typer.core import TyperGroup
 
 from fedpact_contract import __version__, output
+from fedpact_contract.group import Group
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ SERVER_COMMANDS: Mapping[str, tuple[str, ...]] = {
 _SHOWN = 20  # faults that the text shows
 
 
-class FedpactGroup(TyperGroup):
+class FedpactGroup(Group):
     """A group that names the missing extra when it is asked for a server command that is not installed."""
 
     def resolve_command(

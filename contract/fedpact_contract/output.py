@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import typer
     from rich.console import Console
     from rich.table import Table
-    from typer.core import TyperGroup
+
+    from fedpact_contract.group import Group
 
 INTERRUPTED = 130
 
@@ -70,17 +71,19 @@ def run(main: "Callable[[], object] | typer.Typer", *, extra: str = "server") ->
     raise SystemExit(code)
 
 
-def command_line(help_text: str, cls: "type[TyperGroup] | None" = None) -> "typer.Typer":
+def command_line(help_text: str, cls: "type[Group] | None" = None) -> "typer.Typer":
     """A typer app as all of ours are; `cls` is its group, if it is a special one."""
     import typer
 
+    from fedpact_contract.group import Group
+
     return typer.Typer(
-        cls=cls,
+        cls=cls or Group,
         help=help_text,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
@@ -310,9 +313,10 @@ def _call(main: "Callable[[], object] | typer.Typer") -> int:
         return int(err.exit_code)
     except click.Abort as err:
         raise KeyboardInterrupt from err
+    except click.exceptions.NoArgsIsHelpError as err:
+        err.show()
+        return InputError.exit_code
     except click.UsageError as err:
-        if type(err).__name__ == "NoArgsIsHelpError":  # click from 8.2 on; the help has been shown
-            return InputError.exit_code
         hint = err.ctx.command_path if err.ctx else ""
         remedy = f"Run: {hint} --help" if hint else ""
         param = err.param if isinstance(err, click.BadParameter) else None

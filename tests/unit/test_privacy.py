@@ -106,23 +106,25 @@ def test_quantities_that_make_no_sense_are_refused(noise, rate, steps, delta) ->
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "delta", "rate", "steps"),
+    ("epsilon", "delta", "rate", "steps", "most"),
     [
-        ("2", "0.00001", "0.2", 36),
-        ("8", "0.00001", "0.1", 36),
-        ("1", "0.000001", "0.2", 36),
-        ("0.1", "0.000001", "0.2", 60),
-        ("3", "0.00001", "0.05", 400),
+        ("2", "0.00001", "0.2", 36, 40),
+        ("8", "0.00001", "0.1", 36, 30),
+        ("1", "0.000001", "0.2", 36, 50),
+        ("0.1", "0.000001", "0.2", 60, 130),
+        ("3", "0.00001", "0.05", 400, 40),
     ],
 )
-def test_the_solved_noise_is_the_smallest_that_fits(epsilon, delta, rate, steps) -> None:
-    began = time.process_time()
+def test_the_solved_noise_is_the_smallest_that_fits(monkeypatch, epsilon, delta, rate, steps, most) -> None:
+    real, looks = privacy._epsilon, []
+    monkeypatch.setattr(privacy, "_epsilon", lambda *args: looks.append(args[2]) or real(*args))
     noise = solve_noise_multiplier(D(epsilon), D(delta), D(rate), steps)
-    took = time.process_time() - began
+    monkeypatch.undo()
     assert noise == noise.quantize(D("0.001"))
     assert epsilon_pld([(noise, D(rate), steps)], D(delta)) <= D(epsilon)
     assert epsilon_pld([(noise - D("0.001"), D(rate), steps)], D(delta)) > D(epsilon)
-    assert took < 4  # 0.4 to 1.3 s
+    assert len(looks) <= most, "0.4 to 1.3 s on a quiet machine: what is counted is what it works out"
+    assert looks.count(privacy._FINE) <= most // 6
 
 
 def test_no_noise_multiplier_is_large_enough() -> None:
