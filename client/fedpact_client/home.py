@@ -16,6 +16,7 @@
     profiles/ID.json    the profile of the data set ID that its last signed card was made by: counts by bin
     silence/ID.json     our signed record that the operator did not close the contract ID in time
     withdrawn/ID.*.json the signed receipts of what was destroyed when we withdrew from the contract ID, ours and theirs
+    silence/, withdrawn/ID.contract.json  the contract, with which anybody verifies these
     flower/             what Flower's side writes; it can write nowhere else
     logs/               the logs of trainer and executor
     state.json          what the running agent knows of itself, for `status`
