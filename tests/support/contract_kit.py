@@ -1,12 +1,19 @@
 """The one contract that the tests' contracts are variations of. No tests here."""
 
+import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedpact_contract.privacy import ACCOUNTANT
+from fedpact_contract.request import instant, utc_now
 
 DROP = object()
 """In the place of a value: the key is left out."""
+
+
+def a_year_from_now() -> str:
+    """The end of a term, for processes that go by the real clock; a fresh agent's policy allows two years."""
+    return instant(utc_now() + datetime.timedelta(days=365))
 
 
 def party(name: str, entity_code: str, key: str, data_set: str, num_examples: int, **values: Any) -> dict[str, Any]:
