@@ -85,7 +85,7 @@ def plain_contract(participants: Iterable[Mapping[str, Any]], operator_key: str,
             "close_days": 7,
         },
         "code": {"release": "0.1.0", "models_digest": "2" * 64, "shell_digest": "3" * 64},
-        "term": {"not_before": "2026-01-01T00:00:00Z", "not_after": "2026-12-31T00:00:00Z"},
+        "term": {"not_before": "2026-01-01T00:00:00Z", "not_after": "2099-12-31T00:00:00Z"},
     }
     return change(values, changes, "__")
 
