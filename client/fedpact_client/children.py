@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import Child, spawn
 from fedpact_contract.contract import Contract, MeasurementKind
 from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError
-from fedpact_contract.keys import write_private
 
 log = structlog.get_logger()
 
@@ -54,14 +52,6 @@ class NotLoadedError(TrainingFailedError):
 
 class CancelledError(FailedError):
     """The agent stops while an attempt is running."""
-
-
-def selection_key(home: AgentHome) -> bytes:
-    """The key by which this enterprise picks exactly the contracted rows; made once, never leaves."""
-    path = home.path / "keys" / "selection.key"
-    if not path.exists():
-        write_private(path, secrets.token_bytes(32))
-    return path.read_bytes()
 
 
 def gate_header(home: AgentHome, config: AgentConfig, contract: Contract) -> dict[str, Any]:

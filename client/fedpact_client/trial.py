@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpact_client import loading, sources
-from fedpact_client.children import gate_header, selection_key
+from fedpact_client.children import gate_header
 from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.frames import FrameError
 from fedpact_client.home import AgentHome
@@ -70,7 +70,7 @@ def _try_rows(
         "base_dir": str(home.path),
         "released": released,
         "columns": list(data_set.names),
-        "selection_key": (secrets.token_bytes(32) if traceless else selection_key(home)).hex(),
+        "selection_key": (secrets.token_bytes(32) if traceless else home.selection_key()).hex(),
         **gate_header(home, config, contract),
     }
     if file is not None:

@@ -24,7 +24,6 @@ from fedpact_client.children import (
     CancelledError,
     ExecutorChild,
     TrainerChild,
-    selection_key,
 )
 from fedpact_client.frames import FrameError
 from fedpact_client.home import AgentHome, init
@@ -708,11 +707,3 @@ class TestExecutor:
         with pytest.raises(FailedError) as err:
             ExecutorChild(home=home, config=home.config()).start()
         assert err.value.code == "SPAWN_LOG"
-
-
-def test_the_selection_key_is_made_once_and_closed(home: AgentHome) -> None:
-    first = selection_key(home)
-    assert selection_key(home) == first
-    assert len(first) == 32
-    path = home.path / "keys" / "selection.key"
-    assert path.stat().st_mode & 0o077 == 0
