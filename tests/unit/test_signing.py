@@ -1,6 +1,7 @@
 """Signing: whatever the operator serves is checked against what is known here, and refused by a code of its own."""
 
 import base64
+import datetime
 import json
 from collections.abc import Iterator
 from decimal import Decimal
@@ -30,7 +31,7 @@ from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.messages import DataSetCard
 from fedpact_contract.privacy import epsilon_pld, rdp
 from fedpact_contract.record import sign
-from fedpact_contract.request import utc_now
+from fedpact_contract.request import instant, utc_now
 from fedpact_contract.trust import Trust
 
 STRANGER = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
@@ -211,7 +212,7 @@ def test_a_contract_without_this_enterprise_is_no_offer(world: Lab) -> None:
         ("purpose", "advertising", "POLICY_PURPOSE_MISMATCH"),
         ("privacy.epsilon", "3.1", "POLICY_EPSILON"),
         ("participation.minimum", 2, "POLICY_MIN_PARTICIPANTS"),
-        ("term.not_after", "2029-01-01T00:00:00Z", "POLICY_EXPIRED"),
+        ("term.not_after", "2999-01-01T00:00:00Z", "POLICY_EXPIRED"),
         ("participants.OTHER.key", STRANGER, None),
     ],
 )
@@ -340,8 +341,9 @@ def test_a_source_moved_to_another_data_sets_file_is_refused(world: Lab) -> None
 
 def test_a_term_still_to_come_can_be_signed_and_a_past_one_not(world: Lab) -> None:
     offered = world.offer()
-    later = changed(offered, "term.not_after", "2027-07-01T00:00:00Z")
-    later = changed(later, "term.not_before", "2027-06-01T00:00:00Z")
+    month = datetime.timedelta(days=30)
+    later = changed(offered, "term.not_after", instant(utc_now() + 2 * month))
+    later = changed(later, "term.not_before", instant(utc_now() + month))
     assert look(world, later).refuse() is None
     past = changed(offered, "term.not_before", "2025-01-01T00:00:00Z")
     assert refusal(world, changed(past, "term.not_after", "2025-02-01T00:00:00Z")).code == "POLICY_TERM"
