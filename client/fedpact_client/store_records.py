@@ -412,7 +412,10 @@ class Records:
                 remedy="Declare it first: its card is signed with the contract key.",
             )
         card = self._db.one("SELECT card FROM cards WHERE data_set = ? ORDER BY seq DESC", (data_set,))
-        epsilon, delta, alpha, limit = (Decimal(value) for value in row[2:])
+        try:
+            epsilon, delta, alpha, limit = (Decimal(value) for value in row[2:])
+        except (ArithmeticError, TypeError, ValueError) as err:
+            raise self._db.damaged(f"the budget of the data set {data_set} is no number") from err
         return DataSet(
             data_set=data_set,
             participant=row[1],

@@ -29,6 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentHome:
 
     made = init(tmp_path / "agent", name="A", entity_code="9" * 18, sector="medical", passphrase=b"long enough")
     monkeypatch.setattr(AgentHome, "participant_id", fingerprint(public_hex(key("contract"))))  # the kit's card
+    monkeypatch.setattr(Store, "_check_signed", lambda *_: None)  # nor has this key signed the kit's contract
     made.db_path.unlink()
     with new_store(made.path) as store:
         complete(store, reserve(store, 1))
