@@ -151,7 +151,8 @@ def overlap(one: Source, other: Source, base_dir: Path) -> bool:
 
 def _there(source: Source, base_dir: Path) -> set[Path]:
     try:
-        return {file.path.resolve() for file in table_files(source, base_dir)}
+        with _reaching(base_dir):
+            return {file.path.resolve() for file in table_files(source, base_dir)}
     except InputError:
         return set()
 
@@ -370,6 +371,18 @@ def place_fingerprint(source: Source, base_dir: Path) -> str:
         where = [source.kind, str(source.host).lower(), source.tcp_port, source.database, query]
         return hashlib.sha256(kind + canonical_bytes(where)).hexdigest()
     return hashlib.sha256(kind + os.fsencode(file_path(source, base_dir))).hexdigest()
+
+
+def place_fingerprints(source: Source, base_dir: Path) -> tuple[str, ...]:
+    """That of the place, and of each file of a pattern or folder that of its own place: it may be a source by itself.
+
+    Raises:
+        InputError: DATA_SOURCE_AWAY.
+    """
+    place = place_fingerprint(source, base_dir)
+    files = [] if source.is_database else _there(source, base_dir)
+    each = {place_fingerprint(Source(path=str(path), kind="arrow"), base_dir) for path in files}
+    return place, *sorted(each - {place})
 
 
 def table_fingerprint(table: "pl.DataFrame", names: Sequence[str]) -> str:
