@@ -56,6 +56,11 @@ NOT_LET_IN = (
     "the operator does not let this agent in yet: it holds an earlier connection of it, for up to a minute, or has not "
     "approved it"
 )
+HEARD_FOR_GOOD = {
+    *("RUN_CLOSED", "PARTICIPANT_GONE"),
+    *("NOTICE_WITHDRAWN", "NOTICE_MISMATCH", "RECEIPT_MISMATCH", "REVOCATION_MISMATCH"),
+}
+"""With these the operator takes what it is told neither now nor later; everything else is said again."""
 OBJECTED_SECONDS = 60.0
 """Before evidence that was objected to is fetched and verified again."""
 
@@ -252,9 +257,10 @@ class Guard:
             if ready is not None:
                 number = record_reply(self.store, ready, contract_id, data)
                 self._time(contract_id, number, time.perf_counter() - began)
-        except FedpactError as err:
+        except (FedpactError, OSError) as err:
             # No contract of this agent, the ledger or the disk failed, or the agent stops: the operator asks again.
-            log.warning("order not answered", code=err.code, reason=printable(str(err)))
+            code = err.code if isinstance(err, FedpactError) else "SYSTEM"
+            log.warning("order not answered", code=code, reason=printable(str(err)))
             return None
         return ready
 
@@ -362,13 +368,14 @@ class Guard:
                 log.warning("operator not told", code=err.code)
                 self.next_tell = time.monotonic() + self.config.network.poll_seconds
                 return
-            except FedpactError as err:
+            except (FedpactError, OSError) as err:  # our own disk, a limit on requests, a log that is not open yet
+                code = err.code if isinstance(err, FedpactError) else "SYSTEM"
                 why = printable(str(err))
-                log.warning("operator not told", contract=agreement.contract_id, code=err.code, reason=why)
-                if err.code in ("CONTRACT_NOT_SIGNED", "NOTICE_OLD"):  # these two are tried again
-                    self.next_tell = time.monotonic() + self.config.network.poll_seconds
-                else:
+                log.warning("operator not told", contract=agreement.contract_id, code=code, reason=why)
+                if code in HEARD_FOR_GOOD:
                     self.told[agreement.contract_id] = said
+                else:
+                    self.next_tell = time.monotonic() + self.config.network.poll_seconds
 
     def _end_trainer(self) -> bool:
         """End the one trainer, which may hold encoded rows: that there is none now."""

@@ -217,9 +217,22 @@ class TestTelling:
         assert world.guard.next_tell > time.monotonic(), "not at once again"
         assert self.tell(world, client) == [("paused", "PARTICIPANT_PAUSED", 2)]
 
-    @pytest.mark.parametrize(("code", "again"), [("RUN_CLOSED", False), ("NOTICE_OLD", True)])
-    def test_what_the_operator_refuses_for_good_is_not_repeated(self, world: World, code: str, again: bool) -> None:
-        client, desk = Hearing(AnsweredRefusedError(code, "no")), world.agent.desk
+    @pytest.mark.parametrize(
+        ("error", "again"),
+        [
+            (AnsweredRefusedError("RUN_CLOSED", "no"), False),
+            (AnsweredRefusedError("NOTICE_OLD", "no"), True),
+            (AnsweredRefusedError("RATE_LIMITED", "too many"), True),
+            (FailedError("STORE_FULL", "the disk is full"), True),
+            (OSError(28, "No space left on device"), True),
+        ],
+        ids=lambda value: str(value).partition(":")[0],
+    )
+    def test_what_the_operator_refuses_for_good_is_not_repeated(
+        self, world: World, error: Exception, again: bool
+    ) -> None:
+        """A disk that is full for a moment, or a limit on requests, must not leave a pause unsaid until a restart."""
+        client, desk = Hearing(error), world.agent.desk
         desk.store.set_state(desk.contract_id, "paused")
         self.tell(world, client)
         assert bool(self.tell(world, client)) is again
