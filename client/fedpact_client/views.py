@@ -116,11 +116,17 @@ def _isolation(found: Isolation | None) -> dict[str, Any] | None:
 
 
 def running_process(home: AgentHome) -> int | None:
-    """The process id of the guard that runs on this home, as far as its lock file tells."""
+    """The process id of the guard that runs on this home: the one that its lock file names, if it has that file open.
+
+    After `kill -9` the number stays there, and another process may have it by now.
+    """
+    path = home.path / "guard.lock"
     with suppress(OSError, ValueError):
-        number = int((home.path / "guard.lock").read_text("ascii"))
-        os.kill(number, 0)
-        return number
+        number, lock = int(path.read_text("ascii")), path.stat()
+        for handle in Path(f"/proc/{number}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                if os.path.samestat(handle.stat(), lock):
+                    return number
     return None
 
 
