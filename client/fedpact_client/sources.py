@@ -365,12 +365,15 @@ def place_fingerprint(source: Source, base_dir: Path) -> str:
 
     Of a database: host, port, database and query, however its blanks are set; not the user.
     """
-    kind = b"fedpact.source-place.v1:"
     if source.is_database:
         query = " ".join(str(source.query).split()).rstrip("; ")
         where = [source.kind, str(source.host).lower(), source.tcp_port, source.database, query]
-        return hashlib.sha256(kind + canonical_bytes(where)).hexdigest()
-    return hashlib.sha256(kind + os.fsencode(file_path(source, base_dir))).hexdigest()
+        return _place_digest(canonical_bytes(where))
+    return _place_digest(os.fsencode(file_path(source, base_dir)))
+
+
+def _place_digest(where: bytes) -> str:
+    return hashlib.sha256(b"fedpact.source-place.v1:" + where).hexdigest()
 
 
 def place_fingerprints(source: Source, base_dir: Path) -> tuple[str, ...]:
@@ -381,7 +384,7 @@ def place_fingerprints(source: Source, base_dir: Path) -> tuple[str, ...]:
     """
     place = place_fingerprint(source, base_dir)
     files = [] if source.is_database else _there(source, base_dir)
-    each = {place_fingerprint(Source(path=str(path), kind="arrow"), base_dir) for path in files}
+    each = {_place_digest(os.fsencode(path)) for path in files}
     return place, *sorted(each - {place})
 
 

@@ -1,6 +1,7 @@
 """Cards and released rows: what leaves is what was shown, budgets are declared once, released rows never train."""
 
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -237,7 +238,7 @@ def test_a_file_among_others_is_known_again_without_its_old_block(world: Lab, fi
     """With one file more, neither bytes nor table nor the pattern are those of the data set that was declared."""
     (world.home.path / "in").mkdir()
     (world.home.path / "in" / "rows.csv").write_text(ROWS)
-    (world.home.path / "in" / "other.csv").write_text("age,sex,ill\n30,f,no\n")
+    (world.home.path / "in" / os.fsdecode(b"\xff[1].csv")).write_text("age,sex,ill\n30,f,no\n")
     before = world.home.config_path.read_text()
     world.configure(data_set=DATA_SET.replace("rows.csv", first))
     world.declare()
