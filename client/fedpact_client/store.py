@@ -472,6 +472,7 @@ class Store(Records):
                     partial(_contract_says, a, participant, self._chains.get(a.terms.data_set).rows),
                 )
                 for a in self._agreements()
+                if a.state not in OVER
             ),
         ]
         for what, says in checks:

@@ -36,6 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentHome:
     save_key(made.run_key_path(contract_id()), key("run"))
     (made.path / "logs" / "trainer.log").write_text("noise")
     (made.path / "state.json").write_text("{}")
+    (made.path / ".state.json.0a1b2c3d").write_text("{}")
     (made.path / "operator" / "ca.crt").write_text("pem")
     return made
 
@@ -75,7 +76,7 @@ def test_a_home_comes_back_whole_and_its_contracts_count_as_spent(
     code, found = run("restore", "--from", out, "--home", again.path, "--yes")
     assert (code, [w["contract"] for w in found["written_off"]]) == (0, [contract_id()])
     before, after = files(home), files(again)
-    assert {n for n in before if n not in after} == {"logs/trainer.log", "state.json"}
+    assert {n for n in before if n not in after} == {"logs/trainer.log", "state.json", ".state.json.0a1b2c3d"}
     own = {n for n in after if not n.startswith("agent.db") and n != "guard.lock"}
     assert {n: after[n] for n in own} == {n: before[n] for n in own}
     assert {"keys/contract.key", "keys/node.key", f"keys/run/{contract_id()}.key", "operator/ca.crt"} <= own
