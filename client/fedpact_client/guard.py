@@ -61,6 +61,8 @@ HEARD_FOR_GOOD = {
     *("NOTICE_WITHDRAWN", "NOTICE_MISMATCH", "RECEIPT_MISMATCH", "REVOCATION_MISMATCH"),
 }
 """With these the operator takes what it is told neither now nor later; everything else is said again."""
+LONG_SECONDS, SELDOM_SECONDS = 3600.0, 60.0
+"""So long after the last order the operator is asked about a contract so seldom: each question is in the ledger."""
 OBJECTED_SECONDS = 60.0
 """Before evidence that was objected to is fetched and verified again."""
 
@@ -126,6 +128,7 @@ class Guard:
     desks: dict[str, Desk] = field(default_factory=dict)
     closings: dict[str, Closing | None] = field(default_factory=dict)  # by contract: what was verified
     quiet: dict[str, float] = field(default_factory=dict)  # by contract: when to look at its close again
+    last_order: float = field(default_factory=time.monotonic)
     measured: set[str] = field(default_factory=set)  # contracts whose measurements are done with
     restart_at: float | None = None  # when the executor, which has ended, starts again
     refused: int = 0  # how often in a row the operator did not let the node in
@@ -249,7 +252,7 @@ class Guard:
 
     def _answer(self, client: OperatorClient, order: OrderFrame, model: bytes) -> Ready | None:
         """What may leave as the answer to an order, entered in the egress ledger; None where nothing may."""
-        data = order.order.encode()
+        data, self.last_order = order.order.encode(), time.monotonic()
         began, self.training = time.perf_counter(), 0.0
         try:
             contract_id = _contract_id(data)
@@ -331,6 +334,8 @@ class Guard:
                 continue
             found: Found | None = "away" if away else self._close(agreement.contract_id, client)
             away = found == "away"
+            if found != "objected" and time.monotonic() - self.last_order > LONG_SECONDS:
+                self.quiet[agreement.contract_id] = time.monotonic() + SELDOM_SECONDS
             if found == "open" and agreement.contract_id not in self.measured:
                 self._measure(agreement.contract_id, client)
             if found is not None:

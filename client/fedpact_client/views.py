@@ -19,7 +19,7 @@ from fedpact_client.home import AgentHome
 from fedpact_client.policy import Policy
 from fedpact_client.sandbox import Isolation
 from fedpact_client.store import Agreement, SeenHead, Store
-from fedpact_client.store_records import OVER, EgressKind, egress_kind
+from fedpact_client.store_records import OVER, egress_kind
 from fedpact_contract import ledger, merkle
 from fedpact_contract.contract import Contract, MeasurementKind
 from fedpact_contract.errors import FaultError, InputError
@@ -234,9 +234,6 @@ def egress(
     Raises:
         InputError: EGRESS_KIND.
     """
-    wanted = {egress_kind(kind) for kind in kinds} or set(EgressKind)
-    entries = [e for e in store.egress() if contract_id in (None, e.contract_id) and e.kind in wanted]
-    shown = entries if last is None else entries[len(entries) - min(last, len(entries)) :]
     return [
         {
             "seq": e.seq,
@@ -248,7 +245,7 @@ def egress(
             "sha256": e.sha256,
             "detail": e.detail,
         }
-        for e in shown
+        for e in store.egress(contract_id, {egress_kind(kind) for kind in kinds}, last)
     ]
 
 

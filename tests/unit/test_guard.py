@@ -749,6 +749,25 @@ class TestLook:
         world.play()
         assert world.client.asked == [f"/fedpact/v1/contracts/{world.agent.desk.contract_id}/closing"]
 
+    @pytest.mark.parametrize("answers", [True, False], ids=["open", "away"])
+    def test_it_is_asked_seldom_where_no_order_comes(self, world: World, answers: bool) -> None:
+        """A contract that waits for a year would fill the egress ledger with questions."""
+
+        def away() -> dict[str, Any]:
+            raise ServiceError("OPERATOR_AWAY", "nobody answers")
+
+        world.client.answer = world.client.answer if answers else away
+        for _ in range(3):
+            world.guard._look(world.client)
+        assert len(world.client.asked) == 3
+        world.guard.last_order -= guard.LONG_SECONDS
+        for _ in range(3):
+            world.guard._look(world.client)
+        assert len(world.client.asked) == 4
+        world.guard.quiet = {contract: at - guard.SELDOM_SECONDS for contract, at in world.guard.quiet.items()}
+        world.guard._look(world.client)
+        assert len(world.client.asked) == 5
+
     def test_an_operator_that_is_away_is_survived(self, world: World) -> None:
         def away() -> dict[str, Any]:
             raise ServiceError("OPERATOR_AWAY", "nobody answers")
