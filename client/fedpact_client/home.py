@@ -17,6 +17,7 @@
     profiles/ID.json    the profile of the data set ID that its last signed card was made by: counts by bin
     silence/ID.json     our signed record that the operator did not close the contract ID in time
     withdrawn/ID.*.json the signed receipts of what was destroyed when we withdrew from the contract ID, ours and theirs
+    silence/, withdrawn/ID.contract.json  the contract, with which anybody verifies these
     flower/             what Flower's side writes; it can write nowhere else
     logs/               the logs of trainer and executor
     state.json          what the running agent knows of itself, for `status`
@@ -50,6 +51,7 @@ from fedpact_contract.keys import (
     write_private,
 )
 from fedpact_contract.record import Hex32, Name, Part
+from fedpact_contract.request import utc_now
 from fedpact_contract.trust import Trust, TrustedParty
 
 if TYPE_CHECKING:
@@ -384,7 +386,7 @@ def _fill(home: AgentHome, agent: dict[str, str], passphrase: bytes) -> None:
     from fedpact_client.config import fill_template
     from fedpact_client.store import Store
 
-    config = fill_template(agent)
+    config = fill_template(agent, utc_now().date())
     for folder in FOLDERS:
         (home.path / folder).mkdir(mode=0o700)
     contract_key, node_key = generate_key(), ec.generate_private_key(ec.SECP384R1())

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from fedpact_contract.record import form as form_of
 if TYPE_CHECKING:
     import polars as pl
 
+    from fedpact_client.config import Limits
+    from fedpact_models.scratch import Scratch
     from fedpact_models.tables import Batch, Form, Kind, TableFile
 
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
@@ -29,6 +32,10 @@ PORTS = {"postgresql": 5432, "mariadb": 3306}
 """The kinds that are databases, with their usual ports."""
 AWAY = "DATA_SOURCE_AWAY"
 """The code where rows cannot be reached now, whatever is in them."""
+SCRATCH_FILES = 16
+"""Each data set that is trained on and beyond memory holds one, and four more while it is read; a card takes eight."""
+MOST_ROWS, MOST_CELLS = 100_000, 1 << 22
+"""Of a batch of rows, and of its cells or features."""
 _SQLITE_SIBLINGS = ("-wal", "-shm")
 _CHUNK = 1 << 20
 _PLAIN = r"^[ !#-\[\]-~]*$"
@@ -202,10 +209,12 @@ def batches(
 ) -> "Iterator[Batch]":
     """The table in batches of at most about so many rows, with the contract's column names.
 
-    `name` is what errors call all of its files. Of a file whose kind allows it, columns beside `columns` are not read.
+    A column that a renamed one displaces is left out. `name` is what errors call all of its files. Of a file whose kind
+    allows it, columns beside `columns` are not read.
 
     Raises:
-        InputError: as `read`.
+        InputError: DATA_*, from `fedpact_models.tables.read_batches`; DATA_COLUMN_MISSING where `rename` names a column
+            that the file lacks.
     """
     from fedpact_models.tables import Batch, read_batches
 
@@ -218,17 +227,45 @@ def batches(
         yield Batch(file=file, before=batch.before, frame=frame)
 
 
-def read(source: Source, base_dir: Path) -> "pl.DataFrame":
-    """The table, with the contract's column names. A column that a renamed one displaces is left out.
+def rows_at_once(cells: int) -> int:
+    """Rows of one batch, where a row has so many cells, or features."""
+    return max(1_000, min(MOST_ROWS, MOST_CELLS // max(cells, 1)))
+
+
+def nameless(folder: str | Path) -> list[int]:
+    """Open, empty files of this folder, `SCRATCH_FILES` of them, without a name: gone when they are closed."""
+    made = []
+    for _ in range(SCRATCH_FILES):
+        file, name = tempfile.mkstemp(dir=folder)
+        os.unlink(name)  # noqa: PTH108 - as it was made
+        made.append(file)
+    return made
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, limits: "Limits") -> "Iterator[Scratch]":
+    """Room for what is noted of a table's rows, for as long as it is read: in memory while it is small, else in files.
+
+    Args:
+        folder: Where the files begin.
+        limits: Of whose memory a small part is used. Their threads are those that read, too: each takes memory.
 
     Raises:
-        InputError: DATA_*, from `fedpact_models.tables.read_batches`; DATA_COLUMN_MISSING where `rename` names a column
-            that the file lacks.
+        FailedError: DATA_SCRATCH, no file can be made there.
     """
-    from fedpact_models.tables import read_files
+    os.environ.setdefault("POLARS_MAX_THREADS", str(limits.threads))  # read when polars is loaded
 
-    table = read_files(table_files(source, base_dir), form(source))
-    return _renamed(table, source.rename, place(source, base_dir)) if source.rename else table
+    from fedpact_models.scratch import Scratch, disk_full
+
+    try:
+        files = nameless(folder)
+    except OSError as err:
+        raise disk_full(err) from err
+    room = Scratch(files, (limits.memory << 20) // 64)
+    try:
+        yield room
+    finally:
+        room.close()
 
 
 def form(source: Source) -> "Form":
@@ -334,7 +371,7 @@ def content_fingerprint(source: Source, base_dir: Path) -> str:
     """SHA-256 (hexadecimal) over the bytes of the source's files: renaming keeps it.
 
     It answers "was this file touched?" without reading its meaning. Converting the file or sorting its rows changes
-    it; `table_fingerprint` survives both, and so does the trainer's `rows_fingerprint` under one contract's schema.
+    it; `TableFingerprint` survives both, and so does the trainer's `rows_fingerprint` under one contract's schema.
 
     Raises:
         InputError: DATA_UNREADABLE.
@@ -388,14 +425,31 @@ def place_fingerprints(source: Source, base_dir: Path) -> tuple[str, ...]:
     return place, *sorted(each - {place})
 
 
-def table_fingerprint(table: "pl.DataFrame", names: Sequence[str]) -> str:
+class TableFingerprint:
     """SHA-256 (hexadecimal) over the sorted rows of these columns, cells in one spelling: converting keeps it.
 
     Neither the order of rows or columns nor the file's kind matters. Columns that hold neither text nor numbers, which
-    no contract can use, are left out.
+    no contract can use, are left out. The rows come in batches; of each 32 bytes are kept.
     """
-    texts = comparable(table, names)
-    return hashlib.sha256(table_title(texts) + b"".join(sorted(row_digests(table, texts)))).hexdigest()
+
+    def __init__(self, names: Sequence[str], scratch: "Scratch") -> None:
+        from fedpact_models.scratch import Growing
+
+        self._names, self._scratch, self._digests = names, scratch, Growing(scratch, "S32")
+        self._texts: list[str] = []
+
+    def add(self, frame: "pl.DataFrame") -> None:
+        """Note one batch."""
+        import numpy as np
+
+        self._texts = comparable(frame, self._names)
+        self._digests.append(np.array(row_digests(frame, self._texts), "S32"))
+
+    def hexdigest(self) -> str:
+        """The fingerprint, once all batches were added."""
+        from fedpact_models.choosing import fingerprint
+
+        return fingerprint(self._digests.whole(), table_title(self._texts), self._scratch)[0]
 
 
 def comparable(table: "pl.DataFrame", names: Sequence[str]) -> list[str]:

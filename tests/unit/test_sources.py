@@ -20,7 +20,6 @@ from fedpact_client.sources import (
     file_path,
     overlap,
     place_fingerprint,
-    read,
     read_paths,
     row_digests,
 )
@@ -31,6 +30,11 @@ TABLE = pl.DataFrame({"AGE": [61, 48, 55], "sex": ["m", "f", None], "ill": [1, 0
 
 def source(**values) -> Source:
     return Source.parse({"path": "rows.csv", "kind": "csv"} | values, code="SOURCE")
+
+
+def read(where: Source, folder: Path) -> pl.DataFrame:
+    """All rows at once."""
+    return pl.concat(batch.frame for batch in batches(where, folder, 1000))
 
 
 def write(folder: Path, kind: str) -> Source:
@@ -205,10 +209,10 @@ def _rows_inside(where: Source, folder: Path) -> int:
 import sys
 from pathlib import Path
 from fedpact_client.sandbox import close_in
-from fedpact_client.sources import Source, read, read_paths
+from fedpact_client.sources import Source, batches, read_paths
 where, folder = Source.model_validate_json(sys.argv[1], strict=False), Path(sys.argv[2])
 close_in(read_paths(where, folder))
-print(read(where, folder).height)
+print(sum(batch.frame.height for batch in batches(where, folder, 1000)))
 """
     line = [sys.executable, "-I", "-c", code, where.model_dump_json(), str(folder)]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
