@@ -131,7 +131,7 @@ def enrol(
         passphrase = _passphrase(passphrase_file)
         done = join(at.home, invitation, passphrase, egress_of(at.store))
     result = {
-        "operator": {"name": done.operator.name, "id": done.operator.id, "url": done.url},
+        "operator": {"name": done.operator.name, "id": done.operator.id, "url": done.url, "ca": list(done.ca)},
         "participant": done.own_fingerprint,
         "state": done.state,
     }

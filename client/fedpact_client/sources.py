@@ -158,7 +158,8 @@ def overlap(one: Source, other: Source, base_dir: Path) -> bool:
 
 def _there(source: Source, base_dir: Path) -> set[Path]:
     try:
-        return {file.path.resolve() for file in table_files(source, base_dir)}
+        with _reaching(base_dir):
+            return {file.path.resolve() for file in table_files(source, base_dir)}
     except InputError:
         return set()
 
@@ -401,12 +402,27 @@ def place_fingerprint(source: Source, base_dir: Path) -> str:
 
     Of a database: host, port, database and query, however its blanks are set; not the user.
     """
-    kind = b"fedpact.source-place.v1:"
     if source.is_database:
         query = " ".join(str(source.query).split()).rstrip("; ")
         where = [source.kind, str(source.host).lower(), source.tcp_port, source.database, query]
-        return hashlib.sha256(kind + canonical_bytes(where)).hexdigest()
-    return hashlib.sha256(kind + os.fsencode(file_path(source, base_dir))).hexdigest()
+        return _place_digest(canonical_bytes(where))
+    return _place_digest(os.fsencode(file_path(source, base_dir)))
+
+
+def _place_digest(where: bytes) -> str:
+    return hashlib.sha256(b"fedpact.source-place.v1:" + where).hexdigest()
+
+
+def place_fingerprints(source: Source, base_dir: Path) -> tuple[str, ...]:
+    """That of the place, and of each file of a pattern or folder that of its own place: it may be a source by itself.
+
+    Raises:
+        InputError: DATA_SOURCE_AWAY.
+    """
+    place = place_fingerprint(source, base_dir)
+    files = [] if source.is_database else _there(source, base_dir)
+    each = {_place_digest(os.fsencode(path)) for path in files}
+    return place, *sorted(each - {place})
 
 
 class TableFingerprint:

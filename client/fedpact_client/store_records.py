@@ -366,11 +366,17 @@ class Records:
             )
         return int(row[0]) if row else 0
 
-    def egress(self) -> list[EgressEntry]:
-        """Everything that left or was about to, oldest first."""
+    def egress(
+        self, contract_id: str | None = None, kinds: Iterable[EgressKind] = (), last: int | None = None
+    ) -> list[EgressEntry]:
+        """Everything that left or was about to, oldest first: one contract's, of these kinds, the last so many."""
+        wanted = [kind.value for kind in kinds] or [kind.value for kind in EgressKind]
         with self._db.reading():
             rows = self._db.all(
-                "SELECT seq, at, kind, contract_id, round, size, sha256, detail FROM egress ORDER BY seq"
+                "SELECT * FROM (SELECT seq, at, kind, contract_id, round, size, sha256, detail FROM egress "  # noqa: S608 - marks alone
+                f"WHERE kind IN ({', '.join('?' * len(wanted))}) AND (? IS NULL OR contract_id = ?) "
+                "ORDER BY seq DESC LIMIT ?) ORDER BY seq",
+                (*wanted, contract_id, contract_id, -1 if last is None else last),
             )
         return [
             EgressEntry(
@@ -412,7 +418,10 @@ class Records:
                 remedy="Declare it first: its card is signed with the contract key.",
             )
         card = self._db.one("SELECT card FROM cards WHERE data_set = ? ORDER BY seq DESC", (data_set,))
-        epsilon, delta, alpha, limit = (Decimal(value) for value in row[2:])
+        try:
+            epsilon, delta, alpha, limit = (Decimal(value) for value in row[2:])
+        except (ArithmeticError, TypeError, ValueError) as err:
+            raise self._db.damaged(f"the budget of the data set {data_set} is no number") from err
         return DataSet(
             data_set=data_set,
             participant=row[1],

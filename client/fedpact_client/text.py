@@ -42,11 +42,13 @@ def show_init(values: dict[str, Any]) -> None:
 
 
 def show_enrolled(values: dict[str, Any]) -> None:
-    """What `enrol` did, and the two fingerprints to read out."""
+    """What `enrol` did, and the fingerprints to read out."""
     operator = values["operator"]
     line(f"Enrolled with {operator['name']} at {operator['url']}: {values['state']}.")
-    line("Compare both fingerprints by telephone, on a number that you know:")
+    line("Compare the fingerprints by telephone, on a number that you know:")
     line(f"  the operator's  {show_fingerprint(operator['id'])}")
+    for certificate in operator["ca"]:
+        line(f"  its authority's {show_fingerprint(certificate)}")
     line(f"  ours            {show_fingerprint(values['participant'])}")
     line("The operator approves after that call. Its fingerprint is pinned in trust.toml.")
 

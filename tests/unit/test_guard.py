@@ -217,9 +217,22 @@ class TestTelling:
         assert world.guard.next_tell > time.monotonic(), "not at once again"
         assert self.tell(world, client) == [("paused", "PARTICIPANT_PAUSED", 2)]
 
-    @pytest.mark.parametrize(("code", "again"), [("RUN_CLOSED", False), ("NOTICE_OLD", True)])
-    def test_what_the_operator_refuses_for_good_is_not_repeated(self, world: World, code: str, again: bool) -> None:
-        client, desk = Hearing(AnsweredRefusedError(code, "no")), world.agent.desk
+    @pytest.mark.parametrize(
+        ("error", "again"),
+        [
+            (AnsweredRefusedError("RUN_CLOSED", "no"), False),
+            (AnsweredRefusedError("NOTICE_OLD", "no"), True),
+            (AnsweredRefusedError("RATE_LIMITED", "too many"), True),
+            (FailedError("STORE_FULL", "the disk is full"), True),
+            (OSError(28, "No space left on device"), True),
+        ],
+        ids=lambda value: str(value).partition(":")[0],
+    )
+    def test_what_the_operator_refuses_for_good_is_not_repeated(
+        self, world: World, error: Exception, again: bool
+    ) -> None:
+        """A disk that is full for a moment, or a limit on requests, must not leave a pause unsaid until a restart."""
+        client, desk = Hearing(error), world.agent.desk
         desk.store.set_state(desk.contract_id, "paused")
         self.tell(world, client)
         assert bool(self.tell(world, client)) is again
@@ -735,6 +748,25 @@ class TestLook:
     def test_each_contract_is_asked_for_its_close(self, world: World) -> None:
         world.play()
         assert world.client.asked == [f"/fedpact/v1/contracts/{world.agent.desk.contract_id}/closing"]
+
+    @pytest.mark.parametrize("answers", [True, False], ids=["open", "away"])
+    def test_it_is_asked_seldom_where_no_order_comes(self, world: World, answers: bool) -> None:
+        """A contract that waits for a year would fill the egress ledger with questions."""
+
+        def away() -> dict[str, Any]:
+            raise ServiceError("OPERATOR_AWAY", "nobody answers")
+
+        world.client.answer = world.client.answer if answers else away
+        for _ in range(3):
+            world.guard._look(world.client)
+        assert len(world.client.asked) == 3
+        world.guard.last_order -= guard.LONG_SECONDS
+        for _ in range(3):
+            world.guard._look(world.client)
+        assert len(world.client.asked) == 4
+        world.guard.quiet = {contract: at - guard.SELDOM_SECONDS for contract, at in world.guard.quiet.items()}
+        world.guard._look(world.client)
+        assert len(world.client.asked) == 5
 
     def test_an_operator_that_is_away_is_survived(self, world: World) -> None:
         def away() -> dict[str, Any]:

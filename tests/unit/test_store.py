@@ -626,8 +626,6 @@ def test_a_ledger_from_another_data_set_is_refused(two: Path, sql: str):
 
 
 def test_a_store_from_another_home_is_refused(used: Path):
-    with Store(used, participant=fingerprint(public_hex(key("contract")))) as store:
-        assert len(store.rows(DATA_SET)) == 4
     refused = code_of(RefusedError, lambda: Store(used, participant=fingerprint(public_hex(key("somebody else")))))
     assert refused == "STORE_OF_ANOTHER"
 
