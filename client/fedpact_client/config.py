@@ -1,5 +1,6 @@
 """agent.toml: parsed once, into a frozen record; unknown keys are refused, faults are named by file, line and key."""
 
+import datetime
 import json
 import re
 from decimal import Decimal
@@ -18,6 +19,8 @@ from fedpact_contract.record import Code, Dec, Name, Part, form
 from fedpact_contract.toml_lines import naming_lines
 
 TEMPLATE = "agent.toml"
+POLICY_DAYS = 730
+"""How long a fresh home's policy allows contracts: twice the term that the template of a contract has."""
 
 
 class AgentPart(Part):
@@ -203,14 +206,15 @@ def template() -> str:
     return (resources.files("fedpact_client") / "templates" / TEMPLATE).read_text("utf-8")
 
 
-def fill_template(agent: dict[str, str]) -> str:
-    """The documented configuration with the [agent] values filled in.
+def fill_template(agent: dict[str, str], today: datetime.date) -> str:
+    """The documented configuration with the [agent] values filled in, and a policy that ends `POLICY_DAYS` from today.
 
     Raises:
         InputError: a value of the wrong form.
     """
     AgentPart.parse(agent, code="AGENT")
-    text = template()
+    end = today + datetime.timedelta(days=POLICY_DAYS)
+    text = re.sub("(?m)^not_after = .{10}", f"not_after = {end:%Y-%m-%d}", template())
     for key, value in agent.items():
         text = set_value(text, "agent", key, value)
     return text

@@ -48,6 +48,7 @@ from fedpact_contract.keys import (
     write_private,
 )
 from fedpact_contract.record import Hex32, Name, Part
+from fedpact_contract.request import utc_now
 from fedpact_contract.trust import Trust, TrustedParty
 
 if TYPE_CHECKING:
@@ -352,7 +353,7 @@ def _fill(home: AgentHome, agent: dict[str, str], passphrase: bytes) -> None:
     from fedpact_client.config import fill_template
     from fedpact_client.store import Store
 
-    config = fill_template(agent)
+    config = fill_template(agent, utc_now().date())
     for folder in FOLDERS:
         (home.path / folder).mkdir(mode=0o700)
     contract_key, node_key = generate_key(), ec.generate_private_key(ec.SECP384R1())

@@ -54,7 +54,6 @@ from fedpact_contract.reevaluation import (
     drawn,
     tolerance,
 )
-from fedpact_contract.replay_rounds import NOT_FINITE
 from fedpact_contract.unions import Unions, by_round
 from fedpact_contract.verify import verify
 from fedpact_models import aggregation
@@ -70,8 +69,6 @@ FINDING_ERROR = 1e-3
 """What a detector's numbers may differ by; they are told in six digits."""
 ROW_ERROR = 1e-5
 """What another processor may move a row's loss by, in 1e-9 nat: 100,000 rows make the one unit of `tolerance`."""
-NO_LOSS = (NOT_FINITE, "WEIGHTS_NOT_FINITE")
-"""Codes of what has no loss, whoever evaluates it; any other failure is this machine's."""
 
 _Made = tuple[
     dict[str, str],
@@ -266,7 +263,7 @@ class _Task:
                 found = scoring.round_game(contract, base, steps, examples, unions)(named)
                 previous = None
             except (FailedError, InputError) as err:
-                if err.code not in NO_LOSS:
+                if err.code not in scoring.NO_LOSS:
                     raise  # of this machine, and nobody's fault that is signed
                 self.skip("loss", said.round, "losses", err.code)
                 self.left |= {"losses", "correct", "draws"}
@@ -318,7 +315,7 @@ class _Task:
         try:
             scoring.score_round(self.contract, number, admitted, base, steps, examples, None, standing.get(number, ()))
         except (FailedError, InputError) as err:
-            if err.code not in NO_LOSS:
+            if err.code not in scoring.NO_LOSS:
                 raise
             return
         found = "losses that are numbers"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.contract import ClientPrivacy
-from fedpact_contract.errors import FailedError
+from fedpact_contract.errors import FailedError, InputError
 from fedpact_contract.log import (
     BaselinesScored,
     Body,
@@ -431,10 +431,10 @@ class Loop:
             scores, values = self._scored(
                 number, str(current.base_digest), led_to, admitted, None if previous is None else previous[1]
             )
-        except FailedError as err:
-            if err.code != NOT_FINITE:
+        except (FailedError, InputError) as err:
+            if err.code not in scoring.NO_LOSS:
                 raise
-            self._discard(number, err.code)
+            self._discard(number, NOT_FINITE)
             return
         evaluated = time.perf_counter()
         scoring.store_values(context.arrays, number, values)

@@ -19,6 +19,7 @@ from fedpact_contract.errors import FailedError
 from fedpact_contract.estimators import Plan, coalitions, coefficients, estimate
 from fedpact_contract.log import Findings, Moments, RoundScores, Sampling, commitment
 from fedpact_contract.record import Part
+from fedpact_contract.replay_rounds import NOT_FINITE
 from fedpact_contract.sampling import round_seed
 from fedpact_contract.unions import among, places
 from fedpact_models import aggregation
@@ -43,6 +44,8 @@ FloatArray = NDArray[np.float64]
 P = TypeVar("P", bound=Part)
 Game = Callable[[Sequence[int]], CoalitionLosses]
 """The losses of a list of coalitions, by their masks."""
+NO_LOSS = (NOT_FINITE, "WEIGHTS_NOT_FINITE")
+"""Codes of what has no loss, whoever evaluates it; any other failure is this machine's."""
 
 
 def score_round(

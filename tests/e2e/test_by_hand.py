@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from tests.support.contract_kit import a_year_from_now
 from tests.support.netns import Hosts, hosts
 from tests.support.proc import descendants, mentioning
 from tests.support.readme import Script, commands, filled
@@ -256,7 +257,7 @@ def terms(template: str, title: str, rounds: int) -> str:
     values |= {"statistics": {"noise_multiplier": 20, "queries": queries}, "baseline": {"steps": 6}}
     values["participation"] |= {"strict_heads": True}
     values["settlement"] |= {"contribution_weight": 0.8, "data_weight": 0.1, "equal_weight": 0.1}
-    values["term"] = {"not_before": "2026-01-01T00:00:00Z", "not_after": "2027-12-01T00:00:00Z"}
+    values["term"] = {"not_before": "2026-01-01T00:00:00Z", "not_after": a_year_from_now()}
     values["participants"] = [
         {"entity_code": code_of(i), "data_set": f"digits-{i}", "floor_fen": 0} for i in range(ENTERPRISES)
     ]

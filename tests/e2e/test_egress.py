@@ -35,6 +35,7 @@ from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from tests.support.contract_kit import a_year_from_now
 from tests.support.netns import Hosts, hosts
 from tests.support.proc import mentioning
 
@@ -292,7 +293,7 @@ def rows(index: int) -> str:
     return "\n".join(["patient,age,dose,sex,ill", *lines, ""])
 
 
-TEMPLATE = """
+TEMPLATE = f"""
 title = "Heart"
 purpose = "disease-prediction"
 [data]
@@ -356,7 +357,7 @@ fallback = "metered"
 close_days = 7
 [term]
 not_before = "2026-01-01T00:00:00Z"
-not_after = "2027-12-01T00:00:00Z"
+not_after = "{a_year_from_now()}"
 """ + "".join(
     f'[[participants]]\nentity_code = "{code(i)}"\ndata_set = "set-{i}"\nfloor_fen = 0\n' for i in range(ENTERPRISES)
 )

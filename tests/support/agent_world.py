@@ -200,7 +200,7 @@ class Lab:
         path.write_text(ROWS)
         now = utc_now()
         template = TEMPLATE.replace("2026-11-01T00:00:00Z", instant(now - datetime.timedelta(days=1)))
-        template = template.replace("2027-11-01T00:00:00Z", instant(now + datetime.timedelta(days=30)))
+        template = template.replace("2099-11-01T00:00:00Z", instant(now + datetime.timedelta(days=30)))
         assert not old or template.count(old) == 1
         template = template.replace(old, new) if old else template
         contract = draft_contract(

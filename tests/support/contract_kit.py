@@ -1,12 +1,19 @@
 """The one contract that the tests' contracts are variations of. No tests here."""
 
+import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedpact_contract.privacy import ACCOUNTANT
+from fedpact_contract.request import instant, utc_now
 
 DROP = object()
 """In the place of a value: the key is left out."""
+
+
+def a_year_from_now() -> str:
+    """The end of a term, for processes that go by the real clock; a fresh agent's policy allows two years."""
+    return instant(utc_now() + datetime.timedelta(days=365))
 
 
 def party(name: str, entity_code: str, key: str, data_set: str, num_examples: int, **values: Any) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def plain_contract(participants: Iterable[Mapping[str, Any]], operator_key: str,
             "close_days": 7,
         },
         "code": {"release": "0.1.0", "models_digest": "2" * 64, "shell_digest": "3" * 64},
-        "term": {"not_before": "2026-01-01T00:00:00Z", "not_after": "2026-12-31T00:00:00Z"},
+        "term": {"not_before": "2026-01-01T00:00:00Z", "not_after": "2099-12-31T00:00:00Z"},
     }
     return change(values, changes, "__")
 

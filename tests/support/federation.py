@@ -107,7 +107,7 @@ def contract_values(
         "settlement__equal_weight": Decimal(0),
         "code__models_digest": models_digest(),
         "code__shell_digest": BUNDLE,
-        "term__not_after": "2027-12-31T00:00:00Z",
+        "term__not_after": "2099-12-31T00:00:00Z",
     }
     entries = [
         party(f"Enterprise {i + 1}", f"{i + 1:018d}", public_hex(key), f"digits-{i + 1}", counts[i], sector="finance")
@@ -126,7 +126,7 @@ POLICY = {
     "max_epsilon": Decimal(3),
     "min_participants": 2,
     "max_rounds": 100,
-    "not_after": "2030-01-01T00:00:00Z",
+    "not_after": "2100-01-01T00:00:00Z",
     "trust_models": ["record-level-at-each-participant", "client-level-at-the-operator"],
 }
 

@@ -108,7 +108,7 @@ close_days = 14
 
 [term]
 not_before = "2026-11-01T00:00:00Z"
-not_after = "2027-11-01T00:00:00Z"
+not_after = "2099-11-01T00:00:00Z"
 """
 
 ROWS = "age,sex,ill\n" + "".join(f"{20 + i},{'fm'[i % 2]},{('no', 'yes')[i % 3 == 0]}\n" for i in range(30))

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tests.support.contract_kit import a_year_from_now
 from tests.support.proc import command_lines, descendants
 
 from fedpact_client.store import Store
@@ -226,6 +227,6 @@ fallback = "metered"
 close_days = 7
 [term]
 not_before = "2026-01-01T00:00:00Z"
-not_after = "2027-12-01T00:00:00Z"
+not_after = "{a_year_from_now()}"
 {people}
 """

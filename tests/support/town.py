@@ -86,7 +86,7 @@ def town(folder: Path, counts: list[int], **changes: Any) -> Town:
             operator=party.id,
             entity_code=home.config().agent.entity_code,
             token="0" * 64,
-            expires="2027-01-01T00:00:00Z",
+            expires="2099-01-01T00:00:00Z",
         )
         remember(home, invitation, OperatorData(name=party.name, entity_code=party.entity_code, key=party.key))
         pem = node_public_pem(home.load_node_key())

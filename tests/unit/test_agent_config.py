@@ -1,5 +1,6 @@
 """agent.toml: the documented template covers every key, and every fault names file, line and key."""
 
+import datetime
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -46,12 +47,13 @@ def test_the_copy_in_the_package_is_the_documented_one() -> None:
 
 
 def test_a_fresh_configuration_is_read_and_allows_nothing(tmp_path: Path) -> None:
-    text = fill_template(AGENT)
+    text = fill_template(AGENT, datetime.date(2031, 3, 1))
     fresh = parse(text, tmp_path / "agent.toml")
     assert fresh.agent.plain() == AGENT
     assert fresh.operator.url == ""
     assert fresh.data_sets == ()
     assert fresh.policy.purposes == ()
+    assert fresh.policy.not_after == "2033-02-28T23:59:59Z", "two years, whenever it is installed"
     assert fresh.paths.witness is None
 
 

@@ -336,7 +336,7 @@ class TestLanguages:
         contract = contract_of("full")
         assert "Payment floor: 1234567 fen (CNY 12,345.67)" in render(contract, "en")
         assert "保底金额：¥12,345.67（1234567分）" in render(contract, "zh")
-        assert "from 2026-01-01T00:00:00Z to 2026-12-31T00:00:00Z (UTC)" in render(contract, "en")
+        assert "from 2026-01-01T00:00:00Z to 2099-12-31T00:00:00Z (UTC)" in render(contract, "en")
         assert "自2026年1月1日08:00:00起至2026年12月31日08:00:00止（北京时间，UTC+8）" in render(contract, "zh")
 
     @pytest.mark.parametrize("last", ["9999-12-31T23:00:00Z", "2026-13-45T99:00:00Z"])

@@ -157,7 +157,7 @@ class TestNew:
             ('fallback = "metered"\n', "", "CONTRACT_MISSING_KEY", "settlement.fallback"),
             ('aggregation = "weighted-mean"', 'aggregation = "trimmed-mean"', "CONTRACT", "training.aggregation"),
             ('unit = "example"', 'unit = "person"', "CONTRACT", "privacy.unit"),
-            ('not_after = "2027-11-01T00:00:00Z"', 'not_after = "2026-11-24T12:00:00Z"', "CONTRACT_EXPIRED", None),
+            ('not_after = "2099-11-01T00:00:00Z"', 'not_after = "2026-11-24T12:00:00Z"', "CONTRACT_EXPIRED", None),
             ("spare_attempts = 1", "spare_attempts = 1\nnoise_multiplier = 1", "TEMPLATE_DERIVED_KEY", None),
             (
                 "floor_fen = 100",

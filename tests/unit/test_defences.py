@@ -436,15 +436,19 @@ def test_kept_findings_that_changed_are_not_opened(tmp_path) -> None:
         settle(fed)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_round_whose_losses_are_no_numbers_has_an_entry_and_no_scores(tmp_path, monkeypatch, at) -> None:
+NO_LOSS = FailedError("EVALUATION_NOT_FINITE", "A loss on the validation set is not a finite number.")
+NO_WEIGHT = InputError("WEIGHTS_NOT_FINITE", "A weight is not a finite number.")
+
+
+@pytest.mark.parametrize(("at", "error"), [(1, NO_LOSS), (2, NO_LOSS), (3, NO_LOSS), (2, NO_WEIGHT)])
+def test_a_round_whose_losses_are_no_numbers_has_an_entry_and_no_scores(tmp_path, monkeypatch, at, error) -> None:
     """Never a default value: the run ends at the model before, and what was scored is settled."""
     fed = federation(tmp_path)
     honest = scoring.score_round
 
     def failing(contract: Any, number: int, *rest: Any) -> Any:
         if number == at:
-            raise FailedError("EVALUATION_NOT_FINITE", "A loss on the validation set is not a finite number.")
+            raise error
         return honest(contract, number, *rest)
 
     monkeypatch.setattr(scoring, "score_round", failing)
