@@ -30,11 +30,12 @@ from fedpact_client.store import STATE_CODES, Ready, Reservation, SeenHead, Stor
 from fedpact_contract import ledger
 from fedpact_contract.arrays import update_digest, update_salt
 from fedpact_contract.canonical import parse_canonical
-from fedpact_contract.contract import Contract, Delegation, MeasurementKind, SignedContract
+from fedpact_contract.contract import Contract, MeasurementKind, SignedContract
 from fedpact_contract.errors import FaultError, FedpactError, InputError, RefusedError
 from fedpact_contract.log import Countersignature
 from fedpact_contract.messages import Head, Metering, Order, Refusal, Reply, Update, update_event
-from fedpact_contract.record import Envelope, open_signed, sign, signers
+from fedpact_contract.parties import NOT_YET, parties_of
+from fedpact_contract.record import Envelope, sign
 
 log = structlog.get_logger()
 
@@ -177,7 +178,7 @@ def open_contract(signed: SignedContract, participant: str) -> tuple[Contract, d
 
     Raises:
         RefusedError: CONTRACT_NOT_SIGNED, naming the party; CONTRACT_NOT_A_PARTY.
-        FaultError: a signature that does not verify.
+        FaultError: a signature or delegation that is there and does not hold.
     """
     contract = Contract.from_bytes(signed.contract.body)
     if participant not in contract.by_id():
@@ -186,25 +187,18 @@ def open_contract(signed: SignedContract, participant: str) -> tuple[Contract, d
             "This enterprise is not a participant of the contract.",
             remedy="Do not take part: only a participant that the contract names does.",
         )
-    parties, keys = contract.parties(), signers(signed.contract, Contract)
-    run_keys: dict[str, str] = {}
-    for envelope in signed.delegations:
-        party = parties.get(Delegation.from_bytes(envelope.body).party)
-        if party is None:
-            raise FaultError("DELEGATION_PARTY", "A delegation is from somebody who is no party.")
-        delegation = open_signed(envelope, Delegation, party.key)
-        if delegation.contract_id != contract.id or delegation.party in run_keys:
-            raise FaultError("DELEGATION_TWICE", "A delegation is for another contract, or a second one.")
-        run_keys[delegation.party] = delegation.run_key
-    for party_id, party in parties.items():
-        if party.key not in keys or party_id not in run_keys:
-            raise RefusedError(
-                "CONTRACT_NOT_SIGNED",
-                "A party has not signed the contract yet.",
-                party=party.name,
-                remedy="Wait until every party has signed; `fedpact-agent contract list` shows who has.",
-            )
-    return contract, run_keys
+    parties, faults = parties_of(signed)
+    for fault in faults:
+        if fault.code not in NOT_YET:
+            raise fault
+    if parties is None or faults:
+        raise RefusedError(
+            "CONTRACT_NOT_SIGNED",
+            "A party has not signed the contract yet.",
+            party=faults[0].party,
+            remedy="Wait until every party has signed; `fedpact-agent contract list` shows who has.",
+        )
+    return contract, parties.run_keys
 
 
 def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:

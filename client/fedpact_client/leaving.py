@@ -18,8 +18,9 @@ from fedpact_client.api import (
     reply_error,
 )
 from fedpact_client.home import AgentHome
-from fedpact_client.signing import fetch_signed
+from fedpact_client.signing import fetch_signed, keep_beside
 from fedpact_client.store import STATE_CODES, Agreement, EgressKind, Store
+from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.errors import RefusedError, ServiceError
 from fedpact_contract.files import replace_file
 from fedpact_contract.messages import DestructionReceipt, Held, KeyRevocation, Notice, RoundDigest, TakingPart
@@ -141,6 +142,7 @@ def destroy(
     envelope = sign(receipt, key)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     replace_file(path, envelope.to_bytes())
+    keep_beside(path, contract_id, store.contract(contract_id).signed)
     return envelope
 
 
@@ -166,9 +168,12 @@ def withdraw(
         envelope = read_envelope(plain)
         record = DestructionReceipt.from_bytes(envelope.body)
         if (record.contract_id, record.participant, record.by) == (contract_id, home.participant_id, "operator"):
-            contract, run_keys = open_contract(fetch_signed(client, contract_id), home.participant_id)
+            signed = fetch_signed(client, contract_id)
+            contract, run_keys = open_contract(signed, home.participant_id)
             open_signed(envelope, DestructionReceipt, run_keys[contract.operator.id])
-            replace_file(home.receipt_path(contract_id, "operator"), envelope.to_bytes())
+            path = home.receipt_path(contract_id, "operator")
+            replace_file(path, envelope.to_bytes())
+            keep_beside(path, contract_id, canonical_bytes(signed.plain()))
 
 
 def try_to_withdraw(

@@ -5,21 +5,20 @@ Nothing that the operator says about a contract is believed: its id is recompute
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fedpact_client.api import OperatorClient, printable, reply_error
 from fedpact_client.home import AgentHome
 from fedpact_client.review import Review, agreement, plan_exceeded
 from fedpact_client.store import Store
-from fedpact_contract.canonical import canonical_bytes, sha256_hex
+from fedpact_contract.canonical import canonical_bytes, parse_canonical, sha256_hex
 from fedpact_contract.contract import Contract, Delegation, SignedContract
 from fedpact_contract.errors import FaultError, InputError, RefusedError
+from fedpact_contract.files import replace_file
 from fedpact_contract.keys import public_hex
-from fedpact_contract.log import ContractSigned, Entry
-from fedpact_contract.parties import open_parties
+from fedpact_contract.parties import NOT_YET, parties_of
 from fedpact_contract.record import sign
-
-_NOT_YET = {"CONTRACT_UNSIGNED", "DELEGATION_MISSING"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +83,9 @@ def verify_signatures(contract: Contract, travelling: SignedContract) -> frozens
     Raises:
         FaultError: a signature or delegation that is there and does not hold.
     """
-    _, faults = open_parties(Entry.of(ContractSigned(signed=travelling)))
+    _, faults = parties_of(travelling)
     for fault in faults:
-        if fault.code not in _NOT_YET:
+        if fault.code not in NOT_YET:
             raise fault
     keys = {s.key for s in travelling.contract.signatures}
     delegated = {Delegation.from_bytes(d.body).party for d in travelling.delegations}
@@ -121,6 +120,30 @@ def commit(home: AgentHome, store: Store, client: OperatorClient, review: Review
             remedy="Restore the key from a backup.",
         )
     client.sign(contract.id, envelope.plain(), delegation.plain())
+
+
+def keep_beside(record: Path, contract_id: str, signed: bytes) -> None:
+    """Lay the contract beside a record that is verified with it, once; not before everybody has signed it.
+
+    Args:
+        record: The record's file.
+        contract_id: The contract.
+        signed: It as it travels (`SignedContract`, canonical bytes).
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    path = contract_beside(record, contract_id)
+    if path.exists():
+        return
+    travelling = SignedContract.parse(parse_canonical(signed, what="signed contract"), code="SIGNED_CONTRACT")
+    if not parties_of(travelling)[1]:
+        replace_file(path, signed)
+
+
+def contract_beside(record: Path, contract_id: str) -> Path:
+    """Where the contract stands that a record is verified with."""
+    return record.with_name(f"{contract_id}.contract.json")
 
 
 def _travelling(answer: dict[str, Any], payload: bytes) -> SignedContract | None:

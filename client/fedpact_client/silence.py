@@ -10,34 +10,33 @@ import functools
 
 from fedpact_client.home import AgentHome
 from fedpact_client.order import EMPTY
+from fedpact_client.signing import keep_beside
 from fedpact_client.store import Agreement, Store
 from fedpact_contract.files import replace_file
 from fedpact_contract.log import Checkpoint, Entry, UpdateDecided
 from fedpact_contract.messages import Found, Head, OperatorSilent, Receipt
 from fedpact_contract.record import Envelope, read_envelope, sign
-from fedpact_contract.request import instant, parse_instant
+from fedpact_contract.request import instant
+from fedpact_contract.standalone import close_due
 
 ALARM = "OPERATOR_SILENT"
 
 
 @functools.lru_cache(maxsize=256)
 def due(agreement: Agreement) -> datetime.datetime:
-    """When the contract must be closed: the end of its term, and `close_days` more.
+    """When the contract must be closed (`standalone.close_due`).
 
     Raises:
         InputError: the term names no moment.
     """
-    contract = agreement.contract
-    try:
-        return parse_instant(contract.term.not_after) + datetime.timedelta(days=contract.settlement.close_days)
-    except OverflowError:  # a contract of millions of years is never overdue
-        return datetime.datetime.max.replace(tzinfo=datetime.UTC)
+    return close_due(agreement.contract)
 
 
 def note(home: AgentHome, store: Store, agreement: Agreement, found: Found, now: datetime.datetime) -> bool:
     """Record that the operator is silent, if a close is overdue and this agent took part; whether it is new.
 
-    The alarm is kept first, with the signed record; the file is written from it, so that a crash loses neither.
+    The alarm is kept first, with the signed record; the file is written from it, so that a crash loses neither. Beside
+    it stands the contract, with which somebody else verifies it (`fedpact verify RECORD --contract FILE`).
 
     Args:
         home: Has the run key; gets the record as a file.
@@ -64,6 +63,7 @@ def note(home: AgentHome, store: Store, agreement: Agreement, found: Found, now:
     if not path.exists():
         path.parent.mkdir(mode=0o700, exist_ok=True)
         replace_file(path, data)
+    keep_beside(path, contract_id, store.contract(contract_id).signed)
     return new
 
 

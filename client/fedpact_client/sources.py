@@ -30,6 +30,8 @@ Text = Annotated[str, StringConstraints(max_length=200)]
 Query = Annotated[str, StringConstraints(min_length=1, max_length=100_000, pattern=r"^[^\x00]+$")]
 PORTS = {"postgresql": 5432, "mariadb": 3306}
 """The kinds that are databases, with their usual ports."""
+AWAY = "DATA_SOURCE_AWAY"
+"""The code where rows cannot be reached now, whatever is in them."""
 SCRATCH_FILES = 16
 """Each data set that is trained on and beyond memory holds one, and four more while it is read; a card takes eight."""
 MEMORY_PART = 16
@@ -96,6 +98,8 @@ class Source(Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_place()
+        if self.path is not None and any("**" in part and part != "**" for part in self.path.split("/")):
+            raise ValueError("in a pattern `**` stands alone between two slashes: folders at any depth")
         if (self.kind == "sqlite") != (self.table is not None or (self.query is not None and not self.is_database)):
             raise ValueError("`table` or `query`, one of them, goes with the kind sqlite, and only with it")
         if self.table is not None and self.query is not None:
@@ -165,14 +169,15 @@ def table_files(source: Source, base_dir: Path) -> "list[TableFile]":
     """The files of the source's table, in the order of their paths.
 
     Raises:
-        InputError: DATA_FILE_MISSING, a pattern or folder that holds none.
+        InputError: DATA_FILE_MISSING, a pattern or folder that holds none; DATA_SOURCE_AWAY.
     """
     from fedpact_models.tables import TableFile
 
     folder, pattern = _folder(source, base_dir)
-    if pattern is None and not (folder.is_dir() and source.kind != "sqlite"):
-        return [TableFile(path=folder)]
-    found = sorted(p for p in folder.glob(pattern or "**/*") if not _hidden(p, folder) and not p.is_dir())
+    with _reaching(folder):
+        if pattern is None and not (folder.is_dir() and source.kind != "sqlite"):
+            return [TableFile(path=folder)]
+        found = sorted(p for p in folder.glob(pattern or "**/*") if not _hidden(p, folder) and not p.is_dir())
     if not found:
         raise InputError(
             "DATA_FILE_MISSING",
@@ -181,6 +186,23 @@ def table_files(source: Source, base_dir: Path) -> "list[TableFile]":
             remedy="Correct the source's path; names that begin with . or _ are left out.",
         )
     return [TableFile(path=path, partitions=_partitions(path.relative_to(folder))) for path in found]
+
+
+def check_there(source: Source, base_dir: Path) -> None:
+    """The source's files are there and may be read; nothing of what is in them is. Databases are for the loader.
+
+    Raises:
+        InputError: DATA_SOURCE_AWAY.
+    """
+    try:
+        files = [] if source.is_database else table_files(source, base_dir)
+    except InputError as err:
+        raise _away(err.file, err.message.rstrip(".")) from err
+    for file in files:
+        with _reaching(file.path):
+            file.path.stat()
+        if not os.access(file.path, os.R_OK):
+            raise _away(file.path, "this user may not read it")
 
 
 def batches(
@@ -275,19 +297,22 @@ def read_paths(source: Source, base_dir: Path) -> tuple[Path, ...]:
     Of a database nothing: its rows come through the home's folder `loaded`.
 
     Raises:
-        InputError: SOURCE_FOLDER, that folder holds the agent's home.
+        InputError: SOURCE_FOLDER, that folder holds the agent's keys; DATA_SOURCE_AWAY.
     """
     if source.is_database:
         return ()
     folder, pattern = _folder(source, base_dir)
-    if (pattern is not None or folder.is_dir()) and base_dir.resolve().is_relative_to(folder):
+    keys = (base_dir / "keys").resolve()
+    with _reaching(folder):
+        whole = pattern is not None or folder.is_dir()
+    if folder.is_relative_to(keys) or (whole and keys.is_relative_to(folder)):
         raise InputError(
             "SOURCE_FOLDER",
-            "The source's files lie beside the agent's home: its keys would be open to training.",
+            "The source's files lie beside the agent's keys, which would be open to training.",
             file=folder,
             field="source.path",
             rule="a pattern's folder is readable for training as a whole",
-            remedy="Put the files into a folder of their own.",
+            remedy="Put the files into a folder of their own, outside of the home's `keys`.",
         )
     if source.kind != "sqlite":
         return (folder,)
@@ -296,13 +321,41 @@ def read_paths(source: Source, base_dir: Path) -> tuple[Path, ...]:
 
 
 def _folder(source: Source, base_dir: Path) -> tuple[Path, str | None]:
-    """The file, or the folder where a pattern begins and the pattern."""
+    """The file, or the folder where a pattern begins and the pattern.
+
+    Raises:
+        InputError: DATA_SOURCE_AWAY.
+    """
     whole = base_dir / str(source.path)
     parts = whole.parts
     wild = next((i for i, part in enumerate(parts) if _WILD & set(part)), None)
-    if wild is None or source.kind == "sqlite" or whole.exists():
-        return whole.resolve(), None
-    return Path(*parts[:wild]).resolve(), "/".join(parts[wild:])
+    with _reaching(whole):
+        if wild is None or source.kind == "sqlite" or whole.exists():
+            return whole.resolve(), None
+        return Path(*parts[:wild]).resolve(), "/".join(parts[wild:])
+
+
+@contextlib.contextmanager
+def _reaching(path: Path) -> Iterator[None]:
+    """Whatever keeps the system from looking at a path (rights, a disk that is away, links in a circle) is named.
+
+    Raises:
+        InputError: DATA_SOURCE_AWAY.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as err:  # pathlib has no OSError for links in a circle
+        raise _away(path, str(getattr(err, "strerror", None) or "its links lead in a circle")) from err
+
+
+def _away(file: object, why: str) -> InputError:
+    return InputError(
+        AWAY,
+        f"The source's files cannot be reached: {why}.",
+        file=file,
+        field="source.path",
+        remedy="Mount the disk, or correct path or rights. Nothing is charged for it: the next round tries again.",
+    )
 
 
 def _hidden(path: Path, folder: Path) -> bool:

@@ -199,7 +199,8 @@ def show_status(values: dict[str, Any], lang: "Lang" = "en") -> None:
         if silence := contract["silence"]:
             later = "it closed later" if silence["closed_since"] else "it has not closed it yet"
             line(f"SILENT {silence['at']} contract {contract['id'][:SHORT]}: the operator did not close it by")
-            line(f"  {silence['due']}; {later}. Our signed record: {silence['file']}")
+            line(f"  {silence['due']}; {later}. Our signed record, for anybody to verify with the contract beside it:")
+            line(f"  fedpact verify {silence['file']} --contract {silence['contract_file']}")
     for alarm in values["alarms"]:
         said = chinese(alarm["code"]) if lang == "zh" else None
         line(f"ALARM {alarm['at']} {alarm['code']}: {alarm['detail']}" + ("" if said is None else f"\n  {said}"))

@@ -20,7 +20,6 @@ values.
 import ctypes
 import functools
 import os
-import resource
 import sys
 import time
 import traceback
@@ -35,7 +34,7 @@ from pydantic import Field, StringConstraints
 from fedpact_client import sources
 from fedpact_client.config import DataSet
 from fedpact_client.frames import Frame, FrameError, Pipe
-from fedpact_client.sandbox import close_in
+from fedpact_client.sandbox import close_in, limit_memory
 from fedpact_client.sources import Source
 from fedpact_client.spawn import child_main
 from fedpact_contract.canonical import canonical_bytes, parse_canonical
@@ -206,7 +205,7 @@ def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> "tuple
     """
     began = time.monotonic()
     if setup.memory is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (setup.memory << 20, setup.memory << 20))
+        limit_memory(setup.memory << 20)
     files = [] if setup.scratch is None else sources.nameless(setup.scratch)
     isolation = close_in([Path(path) for path in setup.read_paths])
     _keep_memory()

@@ -18,6 +18,7 @@ from fedpact_client.facts import Facts
 from fedpact_client.home import AgentHome
 from fedpact_client.policy import Policy
 from fedpact_client.sandbox import Isolation
+from fedpact_client.signing import contract_beside
 from fedpact_client.store import Agreement, SeenHead, Store
 from fedpact_client.store_records import OVER, EgressKind, egress_kind
 from fedpact_contract import ledger, merkle
@@ -433,11 +434,13 @@ def _silence(home: AgentHome, store: Store, agreement: Agreement) -> dict[str, A
     if data is None:
         return None
     record = OperatorSilent.from_bytes(read_envelope(data).body)
+    path = home.silence_path(agreement.contract_id)
     return {
         "due": record.due,
         "at": record.at,
         "found": record.found,
-        "file": str(home.silence_path(agreement.contract_id)),
+        "file": str(path),
+        "contract_file": str(contract_beside(path, agreement.contract_id)),
         "closed_since": agreement.state == "closed",
     }
 

@@ -16,6 +16,7 @@ import click
 import typer
 
 from fedpact_contract import __version__, output
+from fedpact_contract.errors import InputError
 from fedpact_contract.group import Group
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from fedpact_contract.contract import Contract
     from fedpact_contract.language import Lang
+    from fedpact_contract.standalone import Word
     from fedpact_contract.verify import Report
 
 ENTRY_POINTS = "fedpact.commands"
@@ -176,18 +178,47 @@ def verify_command(
     reevaluation: Annotated[
         Path | None, typer.Option("--reevaluation", help="The auditor's, where it does not lie in EVIDENCE.")
     ] = None,
+    contract: Annotated[
+        Path | None, typer.Option("--contract", help="The signed contract, where EVIDENCE is one record outside a log.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Recompute everything in the folder EVIDENCE, offline, and say on whose word the rest stands.
 
+    With --contract, EVIDENCE is the file of one signed record, which an agent keeps: that the operator was silent, or
+    what was destroyed at a withdrawal.
+
     Exit codes: 0 verified and authenticated; 1 a fault; 3 not authenticated (no --trust); 4 partly authenticated.
     """
+    from fedpact_contract.standalone import Word, verify_record
     from fedpact_contract.trust import Trust
     from fedpact_contract.verify import verify_folder
 
-    report = verify_folder(evidence, None if trust is None else Trust.read(trust), record=reevaluation)
+    known = None if trust is None else Trust.read(trust)
+    if contract is None and evidence.is_file():
+        raise InputError(
+            "RECORD_CONTRACT",
+            "One record alone is verified with the contract that everybody signed.",
+            file=evidence,
+            field="--contract",
+            remedy="Give its file, which an agent keeps beside the record, or the folder of evidence in place of both.",
+        )
+    report: Report | Word
+    if contract is None:
+        report = verify_folder(evidence, known, record=reevaluation)
+    elif reevaluation is None:
+        report = verify_record(evidence, contract, known)
+    else:
+        raise InputError(
+            "RECORD_REEVALUATION",
+            "A re-evaluation is of a whole run, not of one record.",
+            field="--reevaluation",
+            remedy="Give it with the folder of evidence, without --contract.",
+        )
     if as_json:
         output.emit_json(report.as_dict())
+    elif isinstance(report, Word):
+        _show_word(report)
     else:
         _show_report(report)
     raise typer.Exit(report.exit_code)
@@ -351,15 +382,9 @@ def _fields(value: Any, path: str = "") -> list[tuple[str, str]]:  # noqa: ANN40
 
 
 def _show_report(report: "Report") -> None:
-    from rich.text import Text
-
     from fedpact_contract.settlement import format_fen
 
-    console = output.console()
-
-    def line(text: str, style: str = "") -> None:
-        console.print(Text(output.visible(text), style), soft_wrap=True)
-
+    line = _lines()
     line(f"contract {report.contract_id or 'unreadable'}")
     if report.title:
         line(report.title)
@@ -372,9 +397,42 @@ def _show_report(report: "Report") -> None:
     if report.pool_fen is not None:
         line(f"pool {format_fen(report.pool_fen, 'en')}, split by {report.basis}")
     if report.participants:
-        _show_participants(console, report)
+        _show_participants(output.console(), report)
     for note in report.notes:
         line(f"- {note}")
+    _show_verdict(line, report)
+
+
+def _show_word(word: "Word") -> None:
+    line = _lines()
+    line(f"{word.type}, contract {word.contract_id or 'unreadable'}")
+    if word.title:
+        line(word.title)
+    if word.by:
+        line(f"signed by {word.by}")
+    for title, sentences in (("It proves:", word.proves), ("It does not prove:", word.leaves_open)):
+        if sentences:
+            line(title)
+        for sentence in sentences:
+            line(f"- {sentence}")
+    for note in word.notes:
+        line(f"- {note}")
+    _show_verdict(line, word)
+
+
+def _lines() -> Callable[..., None]:
+    """Writes lines whose text comes from elsewhere, in a style."""
+    from rich.text import Text
+
+    console = output.console()
+
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(output.visible(text), style), soft_wrap=True)
+
+    return line
+
+
+def _show_verdict(line: Callable[..., None], report: "Report | Word") -> None:
     for fault in report.faults[:_SHOWN]:
         places = ", ".join(f"{name} {fault[name]}" for name in ("file", "field", "party") if name in fault)
         line(f"{fault['code']}: {fault['message']} ({places})", "red")

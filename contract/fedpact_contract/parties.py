@@ -1,16 +1,19 @@
-"""Entry 0 opened: the contract that everybody signed, and the run key that each party delegated."""
+"""The contract that everybody signed, opened, and the run key that each party delegated; entry 0 of a log is one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from fedpact_contract.contract import Contract, Delegation
+from fedpact_contract.contract import Contract, Delegation, SignedContract
 from fedpact_contract.errors import FaultError, FedpactError
 from fedpact_contract.keys import fingerprint
 from fedpact_contract.log import ContractSigned, Entry
 from fedpact_contract.record import Envelope, Record, open_signed, signers
 
 R = TypeVar("R", bound=Record)
+
+NOT_YET = frozenset({"CONTRACT_UNSIGNED", "DELEGATION_MISSING"})
+"""Codes of what is no forgery: a party has not signed yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,62 +82,66 @@ def open_parties(entry: Entry) -> tuple[Parties | None, list[FaultError]]:
     if not isinstance(body, ContractSigned):
         message = "The log must begin with the signed contract."
         return None, [place.fault("LOG_NO_CONTRACT", message, field="type")]
+    parties, faults = parties_of(body.signed)
+    return parties, [place.within(fault, field="signed") for fault in faults]
+
+
+def parties_of(signed: SignedContract) -> tuple[Parties | None, list[FaultError]]:
+    """The parties of a contract as it travels, or None where not everybody delegated one run key; and every fault."""
     try:
-        contract = Contract.from_bytes(body.signed.contract.body)
+        contract = Contract.from_bytes(signed.contract.body)
     except FedpactError as err:
-        return None, [place.within(err, field="signed.contract")]
-    faults = list(_signature_faults(body, contract, place))
-    run_keys, broken = _delegated(body, contract, place)
+        return None, [inside(err, "contract")]
+    faults = list(_signature_faults(signed.contract, contract))
+    run_keys, broken = _delegated(signed, contract)
     faults += broken
     everybody = contract.parties()
     if not broken:
         missing = [party for party_id, party in everybody.items() if party_id not in run_keys]
-        faults += [
-            place.fault(
-                "DELEGATION_MISSING",
-                "A party has delegated no run key.",
-                field="signed.delegations",
-                party=party.name,
-            )
-            for party in missing
-        ]
+        message = "A party has delegated no run key."
+        faults += [FaultError("DELEGATION_MISSING", message, field="delegations", party=p.name) for p in missing]
     if run_keys.keys() != everybody.keys():
         return None, faults
     return Parties(contract=contract, run_keys=run_keys), faults
 
 
-def _delegated(body: ContractSigned, contract: Contract, place: Place) -> tuple[dict[str, str], list[FaultError]]:
+def inside(err: FedpactError, field: str, party: str | None = None) -> FaultError:
+    """An error found in this field of a record, as a fault; of this party, if one is named."""
+    path = ".".join(part for part in (field, err.field) if part)
+    return FaultError(err.code, err.message, field=path, party=party or err.party, rule=err.rule)
+
+
+def _delegated(signed: SignedContract, contract: Contract) -> tuple[dict[str, str], list[FaultError]]:
     """Party id -> run key, of the delegations that hold; and the faults of the others."""
     run_keys: dict[str, str] = {}
     faults = []
-    for number, envelope in enumerate(body.signed.delegations):
+    for number, envelope in enumerate(signed.delegations):
         try:
             delegation = _delegation(envelope, contract, run_keys)
         except FedpactError as err:
-            faults.append(place.within(err, field=f"signed.delegations.{number}"))
+            faults.append(inside(err, f"delegations.{number}"))
         else:
             run_keys[delegation.party] = delegation.run_key
     return run_keys, faults
 
 
-def _signature_faults(body: ContractSigned, contract: Contract, place: Place) -> Iterator[FaultError]:
-    envelope: Envelope[Any] = body.signed.contract
-    field = "signed.contract.signatures"
+def _signature_faults(envelope: Envelope[Contract], contract: Contract) -> Iterator[FaultError]:
+    field = "contract.signatures"
     try:
         keys = signers(envelope, Contract)
     except FedpactError as err:
-        yield place.within(err, field="signed.contract")
+        yield inside(err, "contract")
         return
     due = {party.key: party for party in contract.parties().values()}
     for key, party in due.items():
         if key not in keys:
             message = "A party has not signed the contract."
-            yield place.fault("CONTRACT_UNSIGNED", message, field=field, party=party.name, rule="every party signs")
+            yield FaultError("CONTRACT_UNSIGNED", message, field=field, party=party.name, rule="every party signs")
     for key in sorted(keys - due.keys()):
         message = "Somebody who is no party signed the contract."
-        yield place.fault("CONTRACT_SIGNED_BY_STRANGER", message, field=field, party=fingerprint(key))
+        yield FaultError("CONTRACT_SIGNED_BY_STRANGER", message, field=field, party=fingerprint(key))
     if len(envelope.signatures) > len(keys):
-        yield place.fault("SIGNATURE_EXTRA", "A signature stands twice.", field=field)
+        yield FaultError("SIGNATURE_EXTRA", "A signature stands twice.", field=field)
 
 
 def _delegation(envelope: Envelope[Delegation], contract: Contract, run_keys: dict[str, str]) -> Delegation:

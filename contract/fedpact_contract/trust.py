@@ -10,13 +10,14 @@ TOML, one table a party:
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
 from fedpact_contract.contract import Contract, EntityCode, Party, load_toml
-from fedpact_contract.errors import FedpactError, InputError
+from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.files import only_writer, replace_file
 from fedpact_contract.keys import parse_fingerprint, show_fingerprint
 from fedpact_contract.record import Hex32, Name, Part
@@ -96,6 +97,41 @@ class Trust(Part):
     def entries(self, entity_code: str) -> tuple[TrustedParty, ...]:
         """What is known of a legal entity."""
         return tuple(p for p in self.party if p.entity_code == entity_code)
+
+    def knows(self, role: Role, party: Party) -> bool:
+        """Whether this party of a contract is here in this role, with its key."""
+        return any(entry.role == role and entry.fingerprint == party.id for entry in self.entries(party.entity_code))
+
+    def contradictions(self, contract: Contract, *, file: object, field: str) -> Iterator[FaultError]:
+        """Where the contract names a legal entity, or a key, that is known here with another key, or entity.
+
+        Args:
+            contract: Its parties, and its auditor.
+            file: What faults call the file that it stands in.
+            field: And where in it.
+        """
+        for party in contract.named().values():
+            entries = self.entries(party.entity_code)
+            if party is contract.auditor:  # who audits has keys of its own for it, whatever else it is elsewhere
+                entries = tuple(entry for entry in entries if entry.role == "auditor")
+            other = next(
+                (e for e in self.party if e.fingerprint == party.id and e.entity_code != party.entity_code), None
+            )
+            if other is not None:
+                message = f"The contract gives the key of {other.name} ({other.entity_code}) to {party.entity_code}."
+            elif entries and all(entry.fingerprint != party.id for entry in entries):
+                message = f"The contract has another key for {party.entity_code} than the trust file."
+            else:
+                continue
+            yield FaultError(
+                "TRUST_CONTRADICTION",
+                message,
+                file=file,
+                field=field,
+                party=party.name,
+                rule="entity code and fingerprint of the contract are those of the trust file",
+                remedy="Ask that party for its fingerprint by another way than the operator.",
+            )
 
 
 def write(path: Path, trust: Trust) -> None:

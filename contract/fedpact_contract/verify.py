@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpact_contract import reevaluation
-from fedpact_contract.contract import Contract, Party
+from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.evidence import REEVALUATION, Evidence, read_evidence
 from fedpact_contract.log import (
@@ -30,7 +30,7 @@ from fedpact_contract.reevaluation import Reevaluation
 from fedpact_contract.replay import replay
 from fedpact_contract.replay_state import Run
 from fedpact_contract.settlement import format_fen
-from fedpact_contract.trust import Role, Trust
+from fedpact_contract.trust import Trust
 
 __all__ = ["ParticipantResult", "Report", "Run", "replay", "verify", "verify_folder", "verify_log"]
 
@@ -158,7 +158,7 @@ def verify(
             run.faults += () if run.faults else _checkpoints(run, log)
         faults += [fault for fault in run.faults if fault.as_dict() not in [known.as_dict() for known in log.faults]]
     if trust is not None and log.parties is not None:
-        faults += _contradictions(log, trust)
+        faults += trust.contradictions(log.parties.contract, file="log.jsonl", field="entries.0.signed.contract")
     record, sound = None, not faults
     if run is not None and sound and evidence.reevaluation is not None:
         try:
@@ -263,7 +263,7 @@ def _utilities(
     if contract is None or record is None or auditor is None:
         return STATED, (UTILITIES,)
     who = f"{auditor.name} ({auditor.entity_code})"
-    if trust is None or not _known(trust, "auditor", auditor):
+    if trust is None or not trust.knows("auditor", auditor):
         why = "no trust file names" if trust is None else "the trust file does not name"
         return STATED, (
             f"A re-evaluation by {who} rests on the keys {auditor.id}, which {why} as an auditor's; without it "
@@ -326,7 +326,7 @@ def _participants(run: Run, held: tuple[Countersignature, ...], trust: Trust | N
             fen=sum(fen for fen, _ in paid) if paid else None,
             held_fen=sum(fen for fen, countersigned in paid if not countersigned),
             countersigned=any(done for _, done in paid) and all(done for fen, done in paid if fen),
-            authenticated=trust is not None and _known(trust, "participant", party),
+            authenticated=trust is not None and trust.knows("participant", party),
         )
 
 
@@ -334,7 +334,7 @@ def _missing(run: Run, participants: tuple[ParticipantResult, ...], trust: Trust
     """What keeps the evidence from being wholly authenticated, in sentences."""
     contract = run.parties.contract
     operator = contract.operator
-    if not _known(trust, "operator", operator):
+    if not trust.knows("operator", operator):
         yield (
             f"The log, its decisions and the settlement rest on the operator's key {operator.id} ({operator.name}, "
             f"{operator.entity_code}), which the trust file does not name as an operator's."
@@ -398,36 +398,6 @@ def _unfinished(run: Run, participants: tuple[ParticipantResult, ...]) -> Iterat
 
 def _held(line: ParticipantResult) -> str:
     return f"{line.name} has not countersigned the closing checkpoint: {format_fen(line.held_fen, 'en')} is held."
-
-
-def _known(trust: Trust, role: Role, party: Party) -> bool:
-    return any(entry.role == role and entry.fingerprint == party.id for entry in trust.entries(party.entity_code))
-
-
-def _contradictions(log: Log, trust: Trust) -> Iterator[FaultError]:
-    """The trust file and the contract name the same legal entity, or the same key, and differ in the other."""
-    assert log.parties is not None  # noqa: S101 - the caller looked
-    contract = log.parties.contract
-    for party in contract.named().values():
-        entries = trust.entries(party.entity_code)
-        if party is contract.auditor:  # who audits has keys of its own for it, whatever else it is elsewhere
-            entries = tuple(entry for entry in entries if entry.role == "auditor")
-        other = next((e for e in trust.party if e.fingerprint == party.id and e.entity_code != party.entity_code), None)
-        if other is not None:
-            message = f"The contract gives the key of {other.name} ({other.entity_code}) to {party.entity_code}."
-        elif entries and all(entry.fingerprint != party.id for entry in entries):
-            message = f"The contract has another key for {party.entity_code} than the trust file."
-        else:
-            continue
-        yield FaultError(
-            "TRUST_CONTRADICTION",
-            message,
-            file="log.jsonl",
-            field="entries.0.signed.contract",
-            party=party.name,
-            rule="entity code and fingerprint of the contract are those of the trust file",
-            remedy="Ask that party for its fingerprint by another way than the operator.",
-        )
 
 
 def _rounds(numbers: list[int]) -> str:

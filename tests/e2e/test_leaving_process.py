@@ -107,6 +107,10 @@ def test_a_withdrawal_ends_training_and_gives_receipts(world: World, record_prop
     assert {held["kind"]: held["count"] for held in own["destroyed"]}["arrays-in-the-outbox"] == 1
     assert [u["digest"] for u in own["updates"]] == [u["digest"] for u in operators["updates"]]
     assert [model["round"] for model in operators["models"]] == [1]
+    contract = world.home(WITHDRAWS) / "withdrawn" / f"{world.contract_id}.contract.json"
+    for receipt in (own, operators):
+        word = world.run("fedpact", "verify", receipt["file"], "--contract", str(contract), ok=(3,))
+        assert (word["faults"], word["record"]["by"]) == ([], receipt["by"])
     assert standing(world, WITHDRAWS) == "withdrawn by participant"
     go_on(world)
 

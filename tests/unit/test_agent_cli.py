@@ -36,6 +36,7 @@ from fedpact_contract.messages import DestructionReceipt
 from fedpact_contract.privacy import attempt_rdp, epsilon_plan, rdp
 from fedpact_contract.record import open_signed, read_envelope
 from fedpact_contract.refusals import chinese
+from fedpact_contract.standalone import verify_record
 from fedpact_server import logbook
 
 HEAVY = {
@@ -853,16 +854,26 @@ def test_pause_resume_withdraw_need_no_operator(call: Call, world: Lab, signed: 
     }
     receipt = read_envelope(Path(said["receipts"]["participant"]["file"]).read_bytes())
     open_signed(receipt, DestructionReceipt, public_hex(world.home.run_key(signed)))
+    assert not beside(said).exists(), "not everybody has signed the contract"
     assert "Nothing is said yet of what was destroyed at the operator" in call("withdraw", signed, "--yes").out
     assert call("status", "--offline", "--json").json["contracts"][0]["withdrawal"] == said["receipts"]
     result = call("resume", signed, "--json")
     assert (result.code, result.error) == (2, "CONTRACT_STATE")
 
 
+def beside(said: Any) -> Path:
+    """The contract that receipts are verified with."""
+    path = Path(said["receipts"]["participant"]["file"])
+    return path.with_name(f"{path.name.partition('.')[0]}.contract.json")
+
+
 def test_a_withdrawal_that_the_operator_hears_has_its_receipt(call: Call, world: Lab, signed: str) -> None:
     world.others_sign(world.store.contract(signed).contract)
     said = call("withdraw", signed, "--yes", "--json").json["receipts"]
     assert (said["operator"]["by"], said["operator"]["models"]) == ("operator", [])
+    for by in ("participant", "operator"):
+        word = verify_record(Path(said[by]["file"]), beside({"receipts": said}), None)
+        assert (word.exit_code, word.faults) == (3, ())
     with world.world.database.read() as connection:
         kinds = [entry.type for entry in logbook.read_entries(connection, signed)]
     assert kinds == ["contract-signed", "notice-taken", "destruction-stated", "destruction-stated"]
@@ -901,8 +912,9 @@ def test_a_run_key_is_revoked_here_first(call: Call, world: Lab, signed: str, pa
     assert said == {"contract": signed, "revoked": True, "entry": 1}
     assert call("status", "--offline", "--json").json["contracts"][0]["key_revoked"]
     assert call("countersign", signed, "--json", *own).json["done"] == "none"
-    receipts = call("withdraw", signed, "--yes", "--json", *own).json["receipts"]
-    assert receipts["operator"]["by"] == "operator", "signed by the contract key"
+    said = call("withdraw", signed, "--yes", "--json", *own).json
+    assert said["receipts"]["operator"]["by"] == "operator", "signed by the contract key"
+    assert verify_record(Path(said["receipts"]["participant"]["file"]), beside(said), None).exit_code == 3
 
 
 def test_a_restored_copy_counts_running_contracts_as_fully_spent(

@@ -677,7 +677,7 @@ def test_a_contract_without_every_signature_is_not_opened(world) -> None:
     theirs = sign(record.model_copy(update={"party": "0" * 64}), stranger)
     with pytest.raises(FaultError) as fault:
         open_contract(signed.model_copy(update={"delegations": (*signed.delegations, theirs)}), participant)
-    assert fault.value.code == "DELEGATION_PARTY"
+    assert fault.value.code == "DELEGATION_STRANGER"
     for again in (signed.delegations[0], second_delegation(federation)):
         with pytest.raises(FaultError) as fault:
             open_contract(signed.model_copy(update={"delegations": (*signed.delegations, again)}), participant)

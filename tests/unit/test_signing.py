@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -707,6 +708,8 @@ def test_a_first_look_without_an_end_is_refused_as_one(
     ready = [Frame(kind="ready", header={}, array=b"")] * answers
 
     class Silent:
+        process = SimpleNamespace(returncode=0)
+
         @contextmanager
         def __call__(self, *_: object, **__: object) -> Iterator["Silent"]:
             self.pipe = self

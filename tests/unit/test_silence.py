@@ -19,11 +19,12 @@ from fedpact_client.guard import Guard
 from fedpact_client.home import init
 from fedpact_client.text import show_status
 from fedpact_contract.errors import FailedError, FaultError, FedpactError, InputError, ServiceError
-from fedpact_contract.keys import generate_key, public_hex, save_key
-from fedpact_contract.log import Checkpoint
-from fedpact_contract.messages import Objection, OperatorSilent, Receipt
+from fedpact_contract.keys import public_hex, save_key
+from fedpact_contract.messages import OperatorSilent, Receipt
 from fedpact_contract.record import open_signed, read_envelope
 from fedpact_contract.request import instant, parse_instant
+from fedpact_contract.standalone import verify_record
+from fedpact_contract.trust import Trust
 
 DAY = datetime.timedelta(days=1)
 
@@ -43,6 +44,11 @@ class World:
     @property
     def path(self) -> Path:
         return self.guard.home.silence_path(self.run.contract_id)
+
+    @property
+    def beside(self) -> Path:
+        """The contract, for whoever verifies the record."""
+        return self.path.with_name(f"{self.run.contract_id}.contract.json")
 
     @property
     def due(self) -> datetime.datetime:
@@ -107,6 +113,7 @@ def test_afterwards_there_is_a_signed_record_and_an_alarm(world: World, capsys: 
         "at": instant(world.now),
         "found": "open",
         "file": str(world.path),
+        "contract_file": str(world.beside),
         "closed_since": False,
     }
     json.dumps(views.status(world.guard.home, world.guard.store, "x"))
@@ -116,29 +123,26 @@ def test_afterwards_there_is_a_signed_record_and_an_alarm(world: World, capsys: 
     assert "ALARM" in shown
 
 
-def test_a_third_party_can_check_it(world: World) -> None:
-    """By the contract's keys alone: who complains, and what the operator itself had signed."""
+def test_anybody_can_verify_it(world: World) -> None:
+    """By the two files alone: who complains, and what the operator itself had signed."""
     world.now = world.due + DAY
     world.look()
-    contract, keys = world.desk.contract, world.desk.run_keys
-    envelope = read_envelope(world.path.read_bytes())
-    record: OperatorSilent = open_signed(envelope, OperatorSilent, keys[world.desk.participant])
-    checkpoint = open_signed(record.checkpoint, Checkpoint, keys[contract.operator.id])
-    assert (checkpoint.origin, checkpoint.size, checkpoint.root) == (contract.id, record.head.size, record.head.root)
+    contract, record = world.desk.contract, world.record()
+    word = verify_record(world.path, world.beside, Trust.of(contract))
+    assert (word.exit_code, word.faults, word.record) == (0, (), record.plain())
     assert record.head.size == world.desk.store.heads(contract.id)[-1].size > 0
-    receipt = open_signed(record.receipt, Receipt, keys[contract.operator.id])
+    assert record.receipt is not None
+    receipt = Receipt.from_bytes(record.receipt.body)
     assert receipt.update_digest == world.desk.store.sent_updates(contract.id)[receipt.round]
-    assert (receipt.contract_id, receipt.participant) == (contract.id, world.desk.participant)
-    with pytest.raises(FaultError, match="SIGNATURE_MISSING"):
-        open_signed(envelope, OperatorSilent, public_hex(generate_key()))
-    with pytest.raises(FaultError, match="ENVELOPE_TYPE"):
-        open_signed(envelope, Objection, keys[world.desk.participant])
-    forged = record.model_copy(update={"at": "2020-01-01T00:00:00Z"})
-    import base64
+    assert world.beside.stat().st_mode & 0o777 == 0o600
 
-    other = envelope.model_copy(update={"payload": base64.b64encode(forged.to_bytes()).decode()})
-    with pytest.raises(FaultError, match="SIGNATURE_INVALID"):
-        open_signed(other, OperatorSilent, keys[world.desk.participant])
+
+def test_the_contract_comes_beside_a_record_of_before(world: World) -> None:
+    world.now = world.due + DAY
+    world.look()
+    world.beside.unlink()
+    world.look()
+    assert verify_record(world.path, world.beside, None).exit_code == 3
 
 
 def test_it_is_said_once(world: World) -> None:

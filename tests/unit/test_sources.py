@@ -15,6 +15,7 @@ import pytest
 from fedpact_client.sources import (
     Source,
     batches,
+    check_there,
     content_fingerprint,
     file_path,
     overlap,
@@ -262,11 +263,30 @@ def test_what_is_no_table_in_a_folder_is_named(tmp_path):
     assert (caught.value.code, caught.value.file) == ("DATA_WRONG_KIND", str(tmp_path / "rows" / "README"))
 
 
-@pytest.mark.parametrize("path", ["*.csv", ".", "../*.csv", "/**/*.csv"])
-def test_a_folder_that_holds_the_home_is_refused(tmp_path, path: str):
+@pytest.mark.parametrize("path", ["*.csv", ".", "../*.csv", "/**/*.csv", "keys", "keys/*.key", "keys/node.key", "link"])
+def test_what_would_open_the_agents_keys_is_refused(tmp_path, path: str):
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "link").symlink_to("keys/node.key")
     with pytest.raises(InputError) as caught:
         read_paths(source(path=path), tmp_path)
     assert (caught.value.code, caught.value.field) == ("SOURCE_FOLDER", "source.path")
+
+
+@pytest.mark.parametrize("path", ["circle.csv", "x" * 300 + "*.csv", "x" * 300 + ".csv", "none/*.csv", "none.csv"])
+def test_files_that_cannot_be_reached_are_named(tmp_path, path: str):
+    """Whatever the system says of a path: it must not end the agent."""
+    (tmp_path / "circle.csv").symlink_to("circle.csv")
+    with pytest.raises(InputError) as caught:
+        check_there(source(path=path), tmp_path)
+    assert (caught.value.code, caught.value.field) == ("DATA_SOURCE_AWAY", "source.path")
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    check_there(source(), tmp_path)
+
+
+@pytest.mark.parametrize("path", ["data/**.csv", "a**b/rows.csv", "***/rows.csv"])
+def test_a_pattern_that_python_does_not_know_is_refused_in_the_configuration(path: str):
+    with pytest.raises(InputError, match="stands alone"):
+        source(path=path)
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
