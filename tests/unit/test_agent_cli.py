@@ -810,6 +810,17 @@ def test_a_template_is_planned_before_the_operator_has_made_a_contract_of_it(
     assert (stranger.code, stranger.error, stranger.json["error"]["file"]) == (2, "PLAN_NOT_NAMED", str(path))
 
 
+def test_a_template_that_this_machine_cannot_train_by_is_refused(call: Call, ready: Lab, tmp_path: Path) -> None:
+    ready.declare()
+    path = tmp_path / "heart.toml"
+    path.write_text(TEMPLATE)
+    assert "memory and disk" not in refusals(call("plan", path, "--json"))
+    text = ready.home.config_path.read_text()
+    ready.home.config_path.write_text(text.replace("memory = 4096", "memory = 300"))
+    refused = call("plan", path, "--json")
+    assert (refused.code, refusals(refused)["memory and disk"]) == (5, "SIGN_MEMORY")
+
+
 def test_a_template_at_client_level_is_refused_by_the_policy_and_priced(call: Call, ready: Lab, tmp_path: Path) -> None:
     path = tmp_path / "heart.toml"
     path.write_text(central_template())
