@@ -242,6 +242,8 @@ def egress(
             "bytes": e.size,
             "sha256": e.sha256,
             "detail": e.detail,
+            "times": e.times,
+            "last": e.last,
         }
         for e in shown
     ]
