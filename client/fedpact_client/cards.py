@@ -6,7 +6,6 @@ but the number of released rows, which leave as they are, and counts that a pers
 the privacy guarantee. A data set that breaks a rule of its quality gate gets no card.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -28,6 +27,10 @@ from fedpact_contract.request import utc_now
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from fedpact_models.profile import Counts
+    from fedpact_models.scratch import Scratch
+    from fedpact_models.tables import Batch
 
 MAX_RELEASE_BYTES = 900_000
 """The operator takes requests of at most 2**20 bytes: the card and its envelope need the rest."""
@@ -99,20 +102,26 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
     for fingerprint in content:
         check_known_elsewhere(home, store, data_set_id, fingerprint)
     alpha, limit = limits(home, data_set)
-    with loading.rows_of(home, data_set) as file:
-        table = sources.read(sources.loaded(data_set.source, file), home.path)
-    source = sources.place(data_set.source, home.path)
-    _check_columns(data_set, table, source)
-    _check_entities(data_set, table, source)
-    whole = sources.table_fingerprint(table, data_set.names)
-    check_known_elsewhere(home, store, data_set_id, whole)
     last = quality.Reference.read(home.profile_path(data_set_id))
-    profile = quality.profile(data_set, home.path, last, utc_now().date(), table=table, keep=True)
+    with loading.rows_of(home, data_set) as loaded, sources.scratch(home.scratch, config.limits) as room:
+        reading = _Reading(home, data_set, room)
+        profile = quality.profile(
+            data_set,
+            home.path,
+            last,
+            utc_now().date(),
+            loaded=loaded,
+            scratch=room,
+            keep=True,
+            also=reading.add,
+            columns=reading.columns,
+        )
+        whole, left = reading.finish()
+    check_known_elsewhere(home, store, data_set_id, whole)
     quality.refuse(profile)
-    rows = _rows_to_release(home, data_set, table)
-    left = released.exclude(table, [*released.read(home.released_path(data_set_id)), *rows])
-    if left.height < data_set.num_examples:
-        raise _too_few(left.height, data_set.num_examples, source)
+    rows, left, source = reading.release.checked(), left or profile.counts, profile.source
+    if left.rows < data_set.num_examples:
+        raise _too_few(left.rows, data_set.num_examples, source)
     card = DataSetCard(
         data_set=data_set_id,
         participant=home.participant_id,
@@ -131,11 +140,11 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         card=card,
         limit=limit,
         rows=tuple(rows),
-        available=left.height,
-        capped=_capped(data_set, left, source),
-        not_finite=_not_finite(left, (*data_set.columns, data_set.label)),
-        one_class=left[data_set.label].drop_nulls().n_unique() == 1,
-        duplicates=left.height - left.n_unique(list(data_set.names)),
+        available=left.rows,
+        capped={} if data_set.entity is None else {cap: left.entities.capped(cap) for cap in CAPS},
+        not_finite={c.name: c.not_finite for c in left.columns if c.name in data_set.names and c.not_finite},
+        one_class=left.labels.number == 1,
+        duplicates=left.duplicates,
         source=source,
         fingerprints=(place, *content, whole),
         profile=profile,
@@ -195,33 +204,109 @@ def _superseded(store: Store, card: DataSetCard) -> tuple[str, ...]:
     return tuple(i for i, digest in named.items() if digest is not None and digest != card.digest())
 
 
-def _rows_to_release(home: AgentHome, data_set: DataSet, table: "pl.DataFrame") -> list[released.Row]:
-    names = list(data_set.names)
-    if data_set.release_fraction is not None:
-        slice_ = released.choose(table, names, data_set.release_fraction, home.release_key())
-    elif data_set.release_file is not None:
-        source = data_set.source.model_copy(update={"path": data_set.release_file})
-        slice_ = sources.read(source, home.path)
-        _check_columns(data_set, slice_, data_set.release_file)
-    else:
-        return []
-    rows = released.cells(slice_, names)
-    if not rows:
-        raise InputError(
-            "RELEASE_EMPTY",
-            "No row would be released.",
-            field="release_fraction",
-            remedy="Raise release_fraction, or remove it.",
-        )
-    if (size := len(canonical_bytes(rows))) > MAX_RELEASE_BYTES:
-        raise InputError(
-            "RELEASE_TOO_LARGE",
-            f"{counted(len(rows), 'row')} of {size} bytes would be released; "
-            f"one request carries {MAX_RELEASE_BYTES} bytes.",
-            field="release_fraction",
-            remedy="Release fewer rows.",
-        )
-    return rows
+class _Release:
+    """The rows that a card would release, and how large a request they make: no more are kept than one request takes.
+
+    `rows` are those so far; `count` and `size` go on where they are too many.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.rows: list[released.Row] = []
+        self._names, self._count, self._size, self._asked = list(names), 0, 1, False
+
+    def add(self, table: "pl.DataFrame") -> list[released.Row]:
+        """Release these rows too; they themselves.
+
+        Raises:
+            InputError: RELEASE_CELL.
+        """
+        self._asked, made = True, released.cells(table, self._names)
+        for row in made:
+            self._count, self._size = self._count + 1, self._size + len(canonical_bytes(row)) + 1
+            if self._size <= MAX_RELEASE_BYTES:
+                self.rows.append(row)
+        return made
+
+    def checked(self) -> list[released.Row]:
+        """All of them.
+
+        Raises:
+            InputError: RELEASE_EMPTY, RELEASE_TOO_LARGE.
+        """
+        if self._asked and not self._count:
+            raise InputError(
+                "RELEASE_EMPTY",
+                "No row would be released.",
+                field="release_fraction",
+                remedy="Raise release_fraction, or remove it.",
+            )
+        if self._size > MAX_RELEASE_BYTES:
+            raise InputError(
+                "RELEASE_TOO_LARGE",
+                f"{counted(self._count, 'row')} of {self._size} bytes would be released; "
+                f"one request carries {MAX_RELEASE_BYTES} bytes.",
+                field="release_fraction",
+                remedy="Release fewer rows.",
+            )
+        return self.rows
+
+
+class _Reading:
+    """What a card needs to know of the rows beside their profile, noted batch by batch.
+
+    `release` are the rows that would be released; `columns` those of rows that were released before.
+    """
+
+    def __init__(self, home: AgentHome, data_set: DataSet, room: "Scratch") -> None:
+        from fedpact_models.features import Entities
+        from fedpact_models.profile import Counting
+        from fedpact_models.tables import first_line
+
+        self._data_set, self._place = data_set, sources.place(data_set.source, home.path)
+        self._first_line = first_line(data_set.source.kind, data_set.source.column_names)
+        self._entities = None if data_set.entity is None else Entities(data_set.entity)
+        self._fingerprint = sources.TableFingerprint(data_set.names, room)
+        self._gone, self.release = released.read(home.released_path(data_set.id)), _Release(data_set.names)
+        self.columns = {name for row in self._gone for name in row}
+        self._key = None if data_set.release_fraction is None else home.release_key()
+        if data_set.release_file is not None:
+            source = data_set.source.model_copy(update={"path": data_set.release_file})
+            for batch in sources.batches(source, home.path, sources.rows_at_once(len(data_set.names))):
+                _check_columns(data_set, batch.frame, data_set.release_file)
+                self.release.add(batch.frame)
+            self._gone += self.release.rows
+        self._left: Counting | None = None
+        if self._gone or self._key is not None:
+            self._left = Counting(data_set.names, data_set.label, data_set.entity, scratch=room)
+
+    def add(self, batch: "Batch") -> None:
+        """Note one batch.
+
+        Raises:
+            InputError: DATA_COLUMN_MISSING, RELEASE_CELL, RELEASED_COLUMNS.
+        """
+        data_set, frame = self._data_set, batch.frame
+        _check_columns(data_set, frame, self._place)
+        if self._entities is not None:
+            self._entities.add(frame, file=batch.file, first_line=self._first_line, before=batch.before)
+        self._fingerprint.add(frame)
+        if self._left is None:
+            return
+        now: list[released.Row] = []
+        if self._key is not None and data_set.release_fraction is not None:
+            names = list(data_set.names)
+            now = self.release.add(released.choose(frame, names, data_set.release_fraction, self._key))
+        self._left.add(released.exclude(frame, [*self._gone, *now]))
+
+    def finish(self) -> "tuple[str, Counts | None]":
+        """The table's fingerprint, and the counts of the rows that are left for training; None: of all.
+
+        Raises:
+            InputError: DATA_MISSING_VALUE, DATA_ENTITY_MISSING: of rows that are nobody's: column and count.
+        """
+        if self._entities is not None:
+            self._entities.finish()
+        return self._fingerprint.hexdigest(), None if self._left is None else self._left.counts()
 
 
 def _check_columns(data_set: DataSet, table: "pl.DataFrame", file: str) -> None:
@@ -234,39 +319,6 @@ def _check_columns(data_set: DataSet, table: "pl.DataFrame", file: str) -> None:
                 field=name,
                 remedy="Correct `columns`, `label`, `entity` or the source's `rename` in agent.toml.",
             )
-
-
-def _check_entities(data_set: DataSet, table: "pl.DataFrame", file: str) -> None:
-    """Every row is somebody's, wherever the data set says whose a row is.
-
-    Raises:
-        InputError: DATA_MISSING_VALUE, DATA_ENTITY_MISSING: column and count, never a value.
-    """
-    from fedpact_models.features import entity_numbers
-    from fedpact_models.tables import first_line
-
-    if data_set.entity is not None:
-        begins = first_line(data_set.source.kind, data_set.source.column_names)
-        entity_numbers(data_set.entity, table, file=file, first_line=begins)
-
-
-def _capped(data_set: DataSet, table: "pl.DataFrame", file: str) -> dict[int, int]:
-    """By cap, how many rows are left where at most so many of each entity are trained on."""
-    from fedpact_models.features import entity_numbers
-
-    if data_set.entity is None:
-        return {}
-    each = Counter(entity_numbers(data_set.entity, table, file=file).tolist()).values()
-    return {cap: sum(min(count, cap) for count in each) for cap in CAPS}
-
-
-def _not_finite(table: "pl.DataFrame", names: Sequence[str]) -> dict[str, int]:
-    """By column, how many cells are NaN or infinite, or read as such where a file has text only."""
-    import polars as pl
-
-    numbers = {n: table[n] for n in names if table[n].dtype.is_float() or table[n].dtype == pl.String}
-    found = {n: int((~cells.cast(pl.Float64, strict=False).is_finite()).sum()) for n, cells in numbers.items()}
-    return {name: count for name, count in found.items() if count}
 
 
 def limits(home: AgentHome, data_set: DataSet) -> tuple[Decimal, Decimal]:

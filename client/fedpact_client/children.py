@@ -1,8 +1,9 @@
 """The guard's two children: the trainer, with the data, and the executor, with Flower. One pipe each."""
 
 import contextlib
+import os
 import re
-import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import Child, spawn
 from fedpact_contract.contract import Contract, MeasurementKind
 from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError
-from fedpact_contract.keys import write_private
 
 log = structlog.get_logger()
 
@@ -45,6 +45,14 @@ FAILURE = re.compile(r"(DATA|TRAINING|QUALITY)_[A-Z0-9_]{1,60}", re.ASCII)
 Answer = TypeVar("Answer")
 
 
+ABORTED = {
+    -signal.SIGABRT: {
+        "code": "TRAINING_MEMORY",
+        "message": "A library ended the trainer, as it does where it gets no more memory.",
+        "remedy": "Raise limits.memory in agent.toml, or use a larger machine; trainer.log has the library's words.",
+    }
+}
+"""What an exit code says of rows or memory: no crash, which a spare attempt would follow."""
 LOST = "Its log, trainer.log, says why; a machine without enough memory is the usual cause."
 
 
@@ -54,14 +62,6 @@ class NotLoadedError(TrainingFailedError):
 
 class CancelledError(FailedError):
     """The agent stops while an attempt is running."""
-
-
-def selection_key(home: AgentHome) -> bytes:
-    """The key by which this enterprise picks exactly the contracted rows; made once, never leaves."""
-    path = home.path / "keys" / "selection.key"
-    if not path.exists():
-        write_private(path, secrets.token_bytes(32))
-    return path.read_bytes()
 
 
 def gate_header(home: AgentHome, config: AgentConfig, contract: Contract) -> dict[str, Any]:
@@ -85,10 +85,12 @@ class TrainerChild:
     loader: Isolation | None = None  # as the last loader of a database's rows said
     _child: Child | None = None
     _ready: bool = False
+    _opened: tuple[object, ...] = ()
 
     def start(self) -> None:
         """Start the process and say what it may read; it answers when it has closed itself in."""
         self.stop()
+        paths, self._opened = self._read_paths(), self._places()
         self._child = spawn(
             self.module,
             log=self.home.logs / "trainer.log",
@@ -99,7 +101,6 @@ class TrainerChild:
         )
         profiles = self.home.path / "profiles"
         profiles.mkdir(mode=0o700, exist_ok=True)  # homes of earlier releases have none; it must be there to be read
-        paths = [str(p) for d in self.config.data_sets for p in sources.read_paths(d.source, self.home.path)]
         self._child.pipe.send(
             "setup",
             {
@@ -112,11 +113,35 @@ class TrainerChild:
         )
         self._ready = False
 
-    def stop(self, grace: float = 2.0) -> None:
-        """End the process, after so many seconds of grace."""
-        if self._child is not None:
-            self._child.stop(grace)
+    def stop(self, grace: float = 2.0) -> int | None:
+        """End the process, after so many seconds of grace; how it ended."""
+        code = None if self._child is None else self._child.stop(grace)
         self._child, self._ready = None, False
+        return code
+
+    def _read_paths(self) -> list[str]:
+        """What the sources' rows are read from, as far as it can be reached now.
+
+        Raises:
+            InputError: SOURCE_FOLDER.
+        """
+        found: list[str] = []
+        for data_set in self.config.data_sets:
+            try:
+                found += map(str, sources.read_paths(data_set.source, self.home.path))
+            except InputError as err:
+                if err.code != sources.AWAY:
+                    raise
+        return found
+
+    def _places(self) -> tuple[object, ...]:
+        """Which files and folders these are now: a trainer may read those alone that stood there when it began."""
+        found: list[object] = []
+        for path in self._read_paths():
+            with contextlib.suppress(OSError):
+                state = os.stat(path)  # noqa: PTH116 - a text
+                found.append((path, state.st_dev, state.st_ino))
+        return tuple(found)
 
     def train(self, contract: Contract, round_number: int, attempt: int, base: bytes) -> Trained:
         """One attempt (`answer.Train`).
@@ -144,12 +169,13 @@ class TrainerChild:
         keeps the trainer from its rows is left to the attempt, which is charged.
 
         Raises:
-            InputError: DATA_DUPLICATES, and what is no row's fault (`answer.BEFORE_ROWS`).
+            InputError: DATA_DUPLICATES, SOURCE_FOLDER, and what is no row's fault (`answer.BEFORE_ROWS`).
             RefusedError: QUALITY_GATE: a rule is broken, or could not be checked; as `train`.
         """
         more = gate_header(self.home, self.config, contract) if first else {}
         limited = contract.defences is not None and contract.defences.max_duplicates is not None
         source = self._data_set(contract).source
+        sources.check_there(source, self.home.path)
         large = source.is_database or sources.size(source, self.home.path) >= LARGE
         if not (more or limited or large):
             return
@@ -196,7 +222,9 @@ class TrainerChild:
                     frame = self._asked(what, header | {"loaded": str(file)}, base, limit, contract.id)
             return read(frame)
         except (FrameError, TrainerLostError) as err:
-            self.stop()  # nothing of this attempt may answer for the next one
+            code = self.stop()  # nothing of this attempt may answer for the next one
+            if code in ABORTED:
+                raise TrainingFailedError(**ABORTED[code]) from err
             raise TrainerLostError(err.code, err.message) from err
         except RefusedError:  # in the middle of a step, too
             self.stop(0.0)
@@ -274,9 +302,9 @@ class TrainerChild:
             self.interrupt(contract_id)
 
     def _ready_child(self, contract_id: str) -> Child:
-        """A trainer that is closed in; a new one where the last has ended."""
+        """A trainer that is closed in; a new one where the last has ended, or may not read what stands there now."""
         for _ in range(2):
-            if self._child is None or not self._child.running:
+            if self._child is None or not self._child.running or self._opened != self._places():
                 self.start()
             assert self._child is not None  # noqa: S101 - just started
             if self._ready:

@@ -188,7 +188,7 @@ def profile(
 
     Example: fedpact-agent profile heart-2026 --lang zh --html quality.html
     """
-    from fedpact_client import loading, quality, quality_text
+    from fedpact_client import loading, quality, quality_text, sources
     from fedpact_contract.contract_file import read_contract
     from fedpact_contract.files import refuse_existing, write_new
     from fedpact_contract.language import language
@@ -204,8 +204,9 @@ def profile(
             file = Path(contract)
             agreed = read_contract(file)[0] if file.exists() else at.store.contract(at.resolve(contract)).contract
         before = quality.Reference.read(at.home.profile_path(data_set))
-        with loading.as_files(at.home, at.config.data_set(data_set)) as described:
-            found = quality.profile(described, at.home.path, before, today, agreed)
+        described, limits = at.config.data_set(data_set), at.config.limits
+        with loading.rows_of(at.home, described) as rows, sources.scratch(at.home.scratch, limits) as scratch:
+            found = quality.profile(described, at.home.path, before, today, agreed, loaded=rows, scratch=scratch)
     if html is not None:
         write_new(html, quality_text.render(found, said, today.isoformat()).encode(), private=True, option="--html")
     _show(found.plain(), as_json, lambda _: quality_text.show(found, said, today.isoformat()))

@@ -22,7 +22,7 @@ from fedpact_client import leaving, loading, sandbox, silence
 from fedpact_client.answer import Desk, Trained, answer, open_contract
 from fedpact_client.api import AnsweredInputError, AnsweredRefusedError, OperatorClient, egress_of, printable
 from fedpact_client.cards import check_own_file
-from fedpact_client.children import CancelledError, ExecutorChild, TrainerChild, selection_key
+from fedpact_client.children import CancelledError, ExecutorChild, TrainerChild
 from fedpact_client.closing import Closing, close, note_waiting
 from fedpact_client.config import AgentConfig
 from fedpact_client.executor import EXIT_REFUSED, EXIT_RETRY, EXIT_UNAVAILABLE, NO_REPLY, ORDER_FORM
@@ -135,7 +135,7 @@ class Guard:
     def __post_init__(self) -> None:
         self.place = place_of(self.home)
         self.trainer = TrainerChild(
-            home=self.home, config=self.config, key=selection_key(self.home), interrupt=self._interrupt
+            home=self.home, config=self.config, key=self.home.selection_key(), interrupt=self._interrupt
         )
         self.executor = ExecutorChild(home=self.home, config=self.config, node=cut_off(self.home))
 

@@ -4,6 +4,7 @@
     keys/contract.pub   its public half in hexadecimal (the participant's id is its fingerprint)
     keys/node.key       ECDSA P-384, OpenSSH private key without passphrase, as Flower's SuperNode loads it
     keys/release.key    32 bytes that choose which rows are released, once `card` needed them
+    keys/selection.key  32 bytes that choose which rows are trained on, once `sign` or `start` needed them
     keys/run/ID.key     Ed25519, PKCS#8: signs updates of the contract ID, delegated by the contract key
     keys/run/ID.revoked.json  the signed revocation of that key, where there is one
     agent.toml          configuration (configs/agent.toml documents each key)
@@ -27,6 +28,7 @@ Folders are 0700, files 0600.
 
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,6 +63,7 @@ TRUST_HEAD = """\
 # `sign` compares every party of a contract with this file, and `statement` and `fedpact verify` rest on it.
 
 """
+SECRET_BYTES = 32
 FOLDERS = ("keys", "keys/run", "operator", "released", "profiles", "logs")
 
 
@@ -268,16 +271,34 @@ class AgentHome:
     def make_run_key(self, contract_id: str) -> Ed25519PrivateKey:
         """The run key of a contract, made where there is none yet: signing again delegates the same key."""
         path = self.run_key_path(contract_id)
-        if not path.exists():
-            save_key(path, generate_key())
+        _once(path, lambda: save_key(path, generate_key()))
         return load_key(path)
 
     def release_key(self) -> bytes:
         """The key by which rows are chosen for release; made once, never leaves."""
-        path = self.path / "keys" / "release.key"
-        if not path.exists():
-            write_private(path, secrets.token_bytes(32))
-        return path.read_bytes()
+        return self._secret("release.key")
+
+    def selection_key(self) -> bytes:
+        """The key by which this enterprise picks exactly the contracted rows; made once, never leaves."""
+        return self._secret("selection.key")
+
+    def _secret(self, name: str) -> bytes:
+        """32 random bytes, made once.
+
+        Raises:
+            InputError: KEY_FORM, the file holds something else.
+        """
+        path = self.path / "keys" / name
+        _once(path, lambda: write_private(path, secrets.token_bytes(SECRET_BYTES)))
+        key = path.read_bytes()
+        if len(key) != SECRET_BYTES:
+            raise InputError(
+                "KEY_FORM",
+                f"The key has {len(key)} bytes and not {SECRET_BYTES}.",
+                file=path,
+                remedy="Restore it from a backup; where there is none, remove it: other rows are chosen then.",
+            )
+        return key
 
     def operator(self) -> OperatorData:
         """The operator that this home is enrolled with.
@@ -331,6 +352,17 @@ class AgentHome:
         from fedpact_client.config import load
 
         return load(self.config_path)
+
+
+def _once(path: Path, make: Callable[[], None]) -> None:
+    """Make a key file where there is none; of two commands that do so at once, one's stands."""
+    if path.exists():
+        return
+    try:
+        make()
+    except InputError as err:
+        if err.code != "KEY_EXISTS":
+            raise
 
 
 def init(path: Path, *, name: str, entity_code: str, sector: str, passphrase: bytes) -> AgentHome:

@@ -12,7 +12,6 @@ The password travels in the frame, never in arguments or environment. Exit codes
 """
 
 import os
-import resource
 import socket
 import sys
 import traceback
@@ -25,7 +24,7 @@ from pydantic import Field
 
 from fedpact_client.databases import Account, copy_rows
 from fedpact_client.frames import Pipe
-from fedpact_client.sandbox import close_in
+from fedpact_client.sandbox import close_in, limit_memory
 from fedpact_client.spawn import child_main
 from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.record import Part
@@ -74,7 +73,7 @@ def _serve(pipe: Pipe) -> int:
     account = Account(**{name: getattr(order, name) for name in Account.__dataclass_fields__})
     servers = [socket.socket(fileno=connection) for connection in order.connections]
     certificates = [] if order.ca_file is None else [Path(order.ca_file)]
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    limit_memory(MEMORY)
     isolation = close_in(certificates, loopback=order.kind == "postgresql")
     log.info("loader ready", isolation=isolation.sentence)
     pipe.send("ready", {"isolation": isolation.plain()})

@@ -69,13 +69,6 @@ def rows_of(
         Path(name).unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def as_files(home: AgentHome, data_set: DataSet) -> Iterator[DataSet]:
-    """The data set with a source that is files, as long as it is needed; as `rows_of`."""
-    with rows_of(home, data_set) as file:
-        yield data_set.model_copy(update={"source": sources.loaded(data_set.source, file)})
-
-
 def sweep(home: AgentHome) -> None:
     """Remove rows that an agent left which was killed."""
     for path in home.loaded.iterdir():

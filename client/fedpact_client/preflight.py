@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import secrets
 import shutil
 import subprocess  # this very Python, a list of arguments
@@ -306,10 +307,12 @@ def memory(mebibytes: int) -> Finding | str:
     total, free = kibibytes["MemTotal"] >> 10, kibibytes["MemAvailable"] >> 10
     if (limit := _cgroup("memory.max")) is not None and limit[0] != "max":
         total = min(total, int(limit[0]) >> 20)
-        free = min(free, total)
+    if (hard := resource.getrlimit(resource.RLIMIT_DATA)[1]) != resource.RLIM_INFINITY:
+        total = min(total, hard >> 20)
+    free = min(free, total)
     if mebibytes > total:
         detail = f"limits.memory is {mebibytes} MiB; this machine, or the unit, gives {total} MiB"
-        remedy = "Lower limits.memory in agent.toml, or give the agent more memory (MemoryMax= of its unit)."
+        remedy = "Lower limits.memory in agent.toml, or give the agent more (MemoryMax=, LimitDATA= of its unit)."
         return Finding(name="memory", state="fail", detail=detail, remedy=remedy, code="MEMORY")
     if mebibytes > free:
         detail = f"limits.memory is {mebibytes} MiB, and {free} MiB of {total} are free now"

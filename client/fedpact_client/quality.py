@@ -6,7 +6,7 @@ has something to be held against.
 """
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
@@ -28,9 +28,9 @@ from fedpact_contract.quality import Item
 from fedpact_contract.record import Dec, Name, Part, decimal_text
 
 if TYPE_CHECKING:
-    import polars as pl
-
-    from fedpact_models.profile import ColumnCounts, Counts
+    from fedpact_models.profile import ColumnCounts, Counting, Counts
+    from fedpact_models.scratch import Scratch
+    from fedpact_models.tables import Batch
 
 GATE = "QUALITY_GATE"
 """The code of a refusal by the gate: all that may leave of it."""
@@ -154,10 +154,10 @@ class Profile:
             "not-finite-cells": sum(c.not_finite for c in columns),
             "duplicates": counts.duplicates,
         }
-        if counts.labels:
-            found["smallest-class"] = counts.labels[0]
-        if counts.entities:
-            found["entities"] = len(counts.entities)
+        if counts.labels.number:
+            found["smallest-class"] = counts.labels.smallest
+        if counts.entities.number:
+            found["entities"] = counts.entities.number
         return found
 
     def plain(self) -> dict[str, Any]:
@@ -168,10 +168,10 @@ class Profile:
             "source": self.source,
             "rows": counts.rows,
             "duplicates": counts.duplicates,
-            "label": {"column": self.label, "values": len(counts.labels) or None, "rows_each": list(counts.labels)},
+            "label": {"column": self.label, "values": counts.labels.number or None, "rows_each": counts.labels.each()},
             "entities": None
             if self.entity is None
-            else {"column": self.entity, "count": len(counts.entities), "most_rows": max(counts.entities, default=0)},
+            else {"column": self.entity, "count": counts.entities.number, "most_rows": counts.entities.largest},
             "columns": [asdict(column) for column in counts.columns],
             "rules": [finding.plain() for finding in self.findings],
             "compared_with_last_card": self.compared,
@@ -186,10 +186,13 @@ def profile(
     today: datetime.date,
     contract: Contract | None = None,
     *,
-    table: "pl.DataFrame | None" = None,
+    loaded: Path | None = None,
+    scratch: "Scratch | None" = None,
     keep: bool = False,
+    also: "Callable[[Batch], object] | None" = None,
+    columns: Iterable[str] = (),
 ) -> Profile:
-    """Read a data set and count; nothing is written, and nothing leaves.
+    """Read a data set in batches and count; nothing is kept, and nothing leaves.
 
     Args:
         data_set: What agent.toml says of it: its rules are the gate.
@@ -197,18 +200,29 @@ def profile(
         reference: The profile of the last signed card.
         today: The day that `recent` counts back from.
         contract: Its schema's demands are rules too.
-        table: The source's rows, where they have been read.
+        loaded: The file that a database's rows are in (`loading.rows_of`).
+        scratch: Where lies what is noted of rows; None: in memory.
         keep: Whether it is to be a reference itself; else histograms are made for `drift` alone.
+        also: Is given each batch too, first.
+        columns: What `also` needs beside the data set's own columns, where it is there.
 
     Raises:
         InputError: DATA_*: the source cannot be read, or lacks a column that is declared or that a rule names;
             QUALITY_ENTITY: a rule about entities, and no column tells them apart.
+        FailedError: DATA_SCRATCH.
     """
-    path = sources.place(data_set.source, base_dir)
-    rows = (sources.read(data_set.source, base_dir) if table is None else table).lazy()
+    path, own = sources.place(data_set.source, base_dir), len(data_set.rules)
     rules = (*data_set.rules, *demands(contract))
-    _check_columns(data_set, rules, rows.collect_schema().names(), path)
-    seen, own = _see(data_set, rows, rules, reference, today, keep=keep), len(data_set.rules)
+    wanted = {*data_set.names, *(name for rule in rules for name in named_columns(rule)), *columns}
+    wanted |= set() if data_set.entity is None else {data_set.entity}
+    where, name = sources.loaded(data_set.source, loaded), path if data_set.source.is_database else None
+    counted = _counting(data_set, rules, today, scratch, keep=keep)
+    for batch in sources.batches(where, base_dir, sources.rows_at_once(len(wanted)), name=name, columns=wanted):
+        if also is not None:
+            also(batch)
+        _check_columns(data_set, rules, batch.frame.columns, path)
+        counted.add(batch.frame)
+    seen = _see(data_set, counted, reference)
     whose: list[Whose] = ["agent.toml" if place < own else "contract" for place in range(len(rules))]
     return Profile(
         data_set=data_set.id,
@@ -223,8 +237,18 @@ def profile(
     )
 
 
-def check(data_set: DataSet, base_dir: Path, reference: Path, today: datetime.date) -> None:
+def check(
+    data_set: DataSet,
+    base_dir: Path,
+    reference: Path,
+    today: datetime.date,
+    *,
+    loaded: Path | None = None,
+    scratch: "Scratch | None" = None,
+) -> None:
     """Raise unless the data set keeps every rule of agent.toml. Without rules nothing is read.
+
+    `loaded` and `scratch` as in `profile`.
 
     Raises:
         RefusedError: QUALITY_GATE: a rule is broken, by column and count; or the rules could not be checked.
@@ -232,7 +256,7 @@ def check(data_set: DataSet, base_dir: Path, reference: Path, today: datetime.da
     if not data_set.rules:
         return
     try:
-        found = profile(data_set, base_dir, Reference.read(reference), today)
+        found = profile(data_set, base_dir, Reference.read(reference), today, loaded=loaded, scratch=scratch)
     except InputError as err:
         raise RefusedError(
             GATE,
@@ -356,41 +380,42 @@ class _Seen:
     before: Reference | None
 
 
-def _see(
-    data_set: DataSet,
-    rows: "pl.LazyFrame",
-    rules: Sequence[Rule],
-    before: Reference | None,
-    today: datetime.date,
-    *,
-    keep: bool,
-) -> _Seen:
-    """Count all that the rules ask for. Only bounds of agent.toml make bins: a contract's would change them."""
-    from fedpact_models import profile as counting
+def _counting(
+    data_set: DataSet, rules: Sequence[Rule], today: datetime.date, scratch: "Scratch | None", *, keep: bool
+) -> "Counting":
+    """What counts all that the rules ask for. Only bounds of agent.toml make bins: a contract's would change them."""
+    from fedpact_models.profile import Counting, Questions
 
     names = data_set.names
     others = tuple(dict.fromkeys(n for rule in rules for n in named_columns(rule) if n not in names))
-    balance = any(isinstance(rule, kinds.BalanceRule) for rule in rules)
-    counts = counting.count(rows, names, data_set.label, data_set.entity, others=others, classes=balance)
     bounds = {r.column: (r.low, r.high) for r in data_set.rules if isinstance(r, kinds.BoundsRule)}
-    now = None
-    if keep or any(isinstance(rule, kinds.DriftRule) for rule in rules):
-        made = counting.histograms(rows, (*names, *others), bounds).items()
-        columns = {
-            n: Histogram(bounds=bounds.get(n), bins={str(k): size for k, size in bins.items()}) for n, bins in made
-        }
-        now = Reference(rows=counts.rows, columns=columns)
-    asked = counting.Questions(
+    moved = keep or any(isinstance(rule, kinds.DriftRule) for rule in rules)
+    asked = Questions(
         today=today,
         outside={k: (r.column, (r.low, r.high)) for k, r in enumerate(rules) if isinstance(r, kinds.BoundsRule)},
         unknown={k: (r.column, r.values) for k, r in enumerate(rules) if isinstance(r, kinds.VocabularyRule)},
         recent={k: (r.column, r.days) for k, r in enumerate(rules) if isinstance(r, kinds.RecentRule)},
+        bins={n: bounds.get(n) for n in (*names, *others)} if moved else {},
     )
+    balance = any(isinstance(rule, kinds.BalanceRule) for rule in rules)
+    entity = data_set.entity
+    return Counting(names, data_set.label, entity, others=others, classes=balance, asked=asked, scratch=scratch)
+
+
+def _see(data_set: DataSet, counted: "Counting", before: Reference | None) -> _Seen:
+    """What was counted, once all batches were."""
+    counts, now = counted.counts(), None
+    if counted.asked.bins:
+        columns = {
+            name: Histogram(bounds=counted.asked.bins[name], bins={str(k): size for k, size in bins.items()})
+            for name, bins in counted.histograms().items()
+        }
+        now = Reference(rows=counts.rows, columns=columns)
     return _Seen(
-        names=names,
+        names=data_set.names,
         counts=counts,
         columns={c.name: c for c in counts.columns},
-        answers=counting.answers(rows, asked),
+        answers=counted.answers(),
         now=now,
         before=before,
     )
@@ -414,9 +439,10 @@ def _verdict(key: int, rule: Rule, column: str | None, seen: _Seen) -> tuple[int
     if isinstance(rule, kinds.RowsRule):
         return rows, rows, rows >= rule.at_least
     if isinstance(rule, kinds.EntitiesRule):
-        return len(counts.entities), rows, len(counts.entities) >= rule.at_least
+        return counts.entities.number, rows, counts.entities.number >= rule.at_least
     if isinstance(rule, kinds.BalanceRule):
-        labelled, rarest = sum(counts.labels), counts.labels[0] if len(counts.labels) > 1 else 0
+        labels = counts.labels
+        labelled, rarest = labels.rows, labels.smallest if labels.number > 1 else 0
         return rarest, labelled, rarest >= rule.at_least * labelled and rarest > 0
     if isinstance(rule, kinds.DuplicatesRule):
         return _share(counts.duplicates, rows, rule.at_most)

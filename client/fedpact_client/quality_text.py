@@ -208,8 +208,9 @@ def _yes(value: bool) -> str:
 def _whole(found: Profile) -> dict[str, int]:
     counts = found.counts
     result = {"rows": counts.rows, "duplicates": counts.duplicates}
-    if counts.labels:
-        result |= {"labels": len(counts.labels), "rarest": counts.labels[0], "commonest": counts.labels[-1]}
-    if counts.entities:
-        result |= {"entities": len(counts.entities), "most": counts.entities[-1]}
+    labels, entities = counts.labels, counts.entities
+    if labels.number:
+        result |= {"labels": labels.number, "rarest": labels.smallest, "commonest": labels.largest}
+    if entities.number:
+        result |= {"entities": entities.number, "most": entities.largest}
     return result

@@ -408,6 +408,13 @@ PROBED: dict[str, Callable[[], Isolation]] = {
 """The walls of each process beside the guard, as `python -m fedpact_client.sandbox NAME` tries them."""
 
 
+def limit_memory(size: int) -> None:
+    """At most so many bytes for data, for good; fewer, where the system gives this process no more."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = size if hard == resource.RLIM_INFINITY else min(size, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
 def memory_is_limited(mebibytes: int = 64) -> bool:
     """Whether this process, told to use no more than it has and so much, is refused four times as much. For good."""
     used = int(Path("/proc/self/statm").read_text("ascii").split()[5]) * resource.getpagesize()

@@ -1,8 +1,10 @@
 """Where a data set's rows are: the `source` block of agent.toml. The enterprise chooses it, never a contract."""
 
+import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,8 @@ from fedpact_contract.record import form as form_of
 if TYPE_CHECKING:
     import polars as pl
 
+    from fedpact_client.config import Limits
+    from fedpact_models.scratch import Scratch
     from fedpact_models.tables import Batch, Form, Kind, TableFile
 
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
@@ -26,6 +30,12 @@ Text = Annotated[str, StringConstraints(max_length=200)]
 Query = Annotated[str, StringConstraints(min_length=1, max_length=100_000, pattern=r"^[^\x00]+$")]
 PORTS = {"postgresql": 5432, "mariadb": 3306}
 """The kinds that are databases, with their usual ports."""
+AWAY = "DATA_SOURCE_AWAY"
+"""The code where rows cannot be reached now, whatever is in them."""
+SCRATCH_FILES = 16
+"""Each data set that is trained on and beyond memory holds one, and four more while it is read; a card takes eight."""
+MOST_ROWS, MOST_CELLS = 100_000, 1 << 22
+"""Of a batch of rows, and of its cells or features."""
 _SQLITE_SIBLINGS = ("-wal", "-shm")
 _CHUNK = 1 << 20
 _PLAIN = r"^[ !#-\[\]-~]*$"
@@ -86,6 +96,8 @@ class Source(Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_place()
+        if self.path is not None and any("**" in part and part != "**" for part in self.path.split("/")):
+            raise ValueError("in a pattern `**` stands alone between two slashes: folders at any depth")
         if (self.kind == "sqlite") != (self.table is not None or (self.query is not None and not self.is_database)):
             raise ValueError("`table` or `query`, one of them, goes with the kind sqlite, and only with it")
         if self.table is not None and self.query is not None:
@@ -155,14 +167,15 @@ def table_files(source: Source, base_dir: Path) -> "list[TableFile]":
     """The files of the source's table, in the order of their paths.
 
     Raises:
-        InputError: DATA_FILE_MISSING, a pattern or folder that holds none.
+        InputError: DATA_FILE_MISSING, a pattern or folder that holds none; DATA_SOURCE_AWAY.
     """
     from fedpact_models.tables import TableFile
 
     folder, pattern = _folder(source, base_dir)
-    if pattern is None and not (folder.is_dir() and source.kind != "sqlite"):
-        return [TableFile(path=folder)]
-    found = sorted(p for p in folder.glob(pattern or "**/*") if not _hidden(p, folder) and not p.is_dir())
+    with _reaching(folder):
+        if pattern is None and not (folder.is_dir() and source.kind != "sqlite"):
+            return [TableFile(path=folder)]
+        found = sorted(p for p in folder.glob(pattern or "**/*") if not _hidden(p, folder) and not p.is_dir())
     if not found:
         raise InputError(
             "DATA_FILE_MISSING",
@@ -173,15 +186,34 @@ def table_files(source: Source, base_dir: Path) -> "list[TableFile]":
     return [TableFile(path=path, partitions=_partitions(path.relative_to(folder))) for path in found]
 
 
+def check_there(source: Source, base_dir: Path) -> None:
+    """The source's files are there and may be read; nothing of what is in them is. Databases are for the loader.
+
+    Raises:
+        InputError: DATA_SOURCE_AWAY.
+    """
+    try:
+        files = [] if source.is_database else table_files(source, base_dir)
+    except InputError as err:
+        raise _away(err.file, err.message.rstrip(".")) from err
+    for file in files:
+        with _reaching(file.path):
+            file.path.stat()
+        if not os.access(file.path, os.R_OK):
+            raise _away(file.path, "this user may not read it")
+
+
 def batches(
     source: Source, base_dir: Path, rows: int, *, name: str | None = None, columns: Iterable[str] | None = None
 ) -> "Iterator[Batch]":
     """The table in batches of at most about so many rows, with the contract's column names.
 
-    `name` is what errors call all of its files. Of a file whose kind allows it, columns beside `columns` are not read.
+    A column that a renamed one displaces is left out. `name` is what errors call all of its files. Of a file whose kind
+    allows it, columns beside `columns` are not read.
 
     Raises:
-        InputError: as `read`.
+        InputError: DATA_*, from `fedpact_models.tables.read_batches`; DATA_COLUMN_MISSING where `rename` names a column
+            that the file lacks.
     """
     from fedpact_models.tables import Batch, read_batches
 
@@ -194,17 +226,45 @@ def batches(
         yield Batch(file=file, before=batch.before, frame=frame)
 
 
-def read(source: Source, base_dir: Path) -> "pl.DataFrame":
-    """The table, with the contract's column names. A column that a renamed one displaces is left out.
+def rows_at_once(cells: int) -> int:
+    """Rows of one batch, where a row has so many cells, or features."""
+    return max(1_000, min(MOST_ROWS, MOST_CELLS // max(cells, 1)))
+
+
+def nameless(folder: str | Path) -> list[int]:
+    """Open, empty files of this folder, `SCRATCH_FILES` of them, without a name: gone when they are closed."""
+    made = []
+    for _ in range(SCRATCH_FILES):
+        file, name = tempfile.mkstemp(dir=folder)
+        os.unlink(name)  # noqa: PTH108 - as it was made
+        made.append(file)
+    return made
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, limits: "Limits") -> "Iterator[Scratch]":
+    """Room for what is noted of a table's rows, for as long as it is read: in memory while it is small, else in files.
+
+    Args:
+        folder: Where the files begin.
+        limits: Of whose memory a small part is used. Their threads are those that read, too: each takes memory.
 
     Raises:
-        InputError: DATA_*, from `fedpact_models.tables.read_batches`; DATA_COLUMN_MISSING where `rename` names a column
-            that the file lacks.
+        FailedError: DATA_SCRATCH, no file can be made there.
     """
-    from fedpact_models.tables import read_files
+    os.environ.setdefault("POLARS_MAX_THREADS", str(limits.threads))  # read when polars is loaded
 
-    table = read_files(table_files(source, base_dir), form(source))
-    return _renamed(table, source.rename, place(source, base_dir)) if source.rename else table
+    from fedpact_models.scratch import Scratch, disk_full
+
+    try:
+        files = nameless(folder)
+    except OSError as err:
+        raise disk_full(err) from err
+    room = Scratch(files, (limits.memory << 20) // 64)
+    try:
+        yield room
+    finally:
+        room.close()
 
 
 def form(source: Source) -> "Form":
@@ -235,19 +295,22 @@ def read_paths(source: Source, base_dir: Path) -> tuple[Path, ...]:
     Of a database nothing: its rows come through the home's folder `loaded`.
 
     Raises:
-        InputError: SOURCE_FOLDER, that folder holds the agent's home.
+        InputError: SOURCE_FOLDER, that folder holds the agent's keys; DATA_SOURCE_AWAY.
     """
     if source.is_database:
         return ()
     folder, pattern = _folder(source, base_dir)
-    if (pattern is not None or folder.is_dir()) and base_dir.resolve().is_relative_to(folder):
+    keys = (base_dir / "keys").resolve()
+    with _reaching(folder):
+        whole = pattern is not None or folder.is_dir()
+    if folder.is_relative_to(keys) or (whole and keys.is_relative_to(folder)):
         raise InputError(
             "SOURCE_FOLDER",
-            "The source's files lie beside the agent's home: its keys would be open to training.",
+            "The source's files lie beside the agent's keys, which would be open to training.",
             file=folder,
             field="source.path",
             rule="a pattern's folder is readable for training as a whole",
-            remedy="Put the files into a folder of their own.",
+            remedy="Put the files into a folder of their own, outside of the home's `keys`.",
         )
     if source.kind != "sqlite":
         return (folder,)
@@ -256,13 +319,41 @@ def read_paths(source: Source, base_dir: Path) -> tuple[Path, ...]:
 
 
 def _folder(source: Source, base_dir: Path) -> tuple[Path, str | None]:
-    """The file, or the folder where a pattern begins and the pattern."""
+    """The file, or the folder where a pattern begins and the pattern.
+
+    Raises:
+        InputError: DATA_SOURCE_AWAY.
+    """
     whole = base_dir / str(source.path)
     parts = whole.parts
     wild = next((i for i, part in enumerate(parts) if _WILD & set(part)), None)
-    if wild is None or source.kind == "sqlite" or whole.exists():
-        return whole.resolve(), None
-    return Path(*parts[:wild]).resolve(), "/".join(parts[wild:])
+    with _reaching(whole):
+        if wild is None or source.kind == "sqlite" or whole.exists():
+            return whole.resolve(), None
+        return Path(*parts[:wild]).resolve(), "/".join(parts[wild:])
+
+
+@contextlib.contextmanager
+def _reaching(path: Path) -> Iterator[None]:
+    """Whatever keeps the system from looking at a path (rights, a disk that is away, links in a circle) is named.
+
+    Raises:
+        InputError: DATA_SOURCE_AWAY.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as err:  # pathlib has no OSError for links in a circle
+        raise _away(path, str(getattr(err, "strerror", None) or "its links lead in a circle")) from err
+
+
+def _away(file: object, why: str) -> InputError:
+    return InputError(
+        AWAY,
+        f"The source's files cannot be reached: {why}.",
+        file=file,
+        field="source.path",
+        remedy="Mount the disk, or correct path or rights. Nothing is charged for it: the next round tries again.",
+    )
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -279,7 +370,7 @@ def content_fingerprint(source: Source, base_dir: Path) -> str:
     """SHA-256 (hexadecimal) over the bytes of the source's files: renaming keeps it.
 
     It answers "was this file touched?" without reading its meaning. Converting the file or sorting its rows changes
-    it; `table_fingerprint` survives both, and so does the trainer's `rows_fingerprint` under one contract's schema.
+    it; `TableFingerprint` survives both, and so does the trainer's `rows_fingerprint` under one contract's schema.
 
     Raises:
         InputError: DATA_UNREADABLE.
@@ -318,14 +409,31 @@ def place_fingerprint(source: Source, base_dir: Path) -> str:
     return hashlib.sha256(kind + os.fsencode(file_path(source, base_dir))).hexdigest()
 
 
-def table_fingerprint(table: "pl.DataFrame", names: Sequence[str]) -> str:
+class TableFingerprint:
     """SHA-256 (hexadecimal) over the sorted rows of these columns, cells in one spelling: converting keeps it.
 
     Neither the order of rows or columns nor the file's kind matters. Columns that hold neither text nor numbers, which
-    no contract can use, are left out.
+    no contract can use, are left out. The rows come in batches; of each 32 bytes are kept.
     """
-    texts = comparable(table, names)
-    return hashlib.sha256(table_title(texts) + b"".join(sorted(row_digests(table, texts)))).hexdigest()
+
+    def __init__(self, names: Sequence[str], scratch: "Scratch") -> None:
+        from fedpact_models.scratch import Growing
+
+        self._names, self._scratch, self._digests = names, scratch, Growing(scratch, "S32")
+        self._texts: list[str] = []
+
+    def add(self, frame: "pl.DataFrame") -> None:
+        """Note one batch."""
+        import numpy as np
+
+        self._texts = comparable(frame, self._names)
+        self._digests.append(np.array(row_digests(frame, self._texts), "S32"))
+
+    def hexdigest(self) -> str:
+        """The fingerprint, once all batches were added."""
+        from fedpact_models.choosing import fingerprint
+
+        return fingerprint(self._digests.whole(), table_title(self._texts), self._scratch)[0]
 
 
 def comparable(table: "pl.DataFrame", names: Sequence[str]) -> list[str]:

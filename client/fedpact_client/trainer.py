@@ -20,9 +20,7 @@ values.
 import ctypes
 import functools
 import os
-import resource
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -36,7 +34,7 @@ from pydantic import Field, StringConstraints
 from fedpact_client import sources
 from fedpact_client.config import DataSet
 from fedpact_client.frames import Frame, FrameError, Pipe
-from fedpact_client.sandbox import close_in
+from fedpact_client.sandbox import close_in, limit_memory
 from fedpact_client.sources import Source
 from fedpact_client.spawn import child_main
 from fedpact_contract.canonical import canonical_bytes, parse_canonical
@@ -61,10 +59,6 @@ SETUP_SECONDS = 60.0
 WARM = 4
 """Data sets kept in memory, one for each contract."""
 
-SCRATCH_FILES = 16
-"""Each data set that is beyond memory holds one, and four more while it is read."""
-MOST_ROWS, MOST_CELLS = 100_000, 1 << 22
-"""Of a batch of rows, and of its features."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -211,8 +205,8 @@ def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> "tuple
     """
     began = time.monotonic()
     if setup.memory is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (setup.memory << 20, setup.memory << 20))
-    files = [] if setup.scratch is None else [_nameless(setup.scratch) for _ in range(SCRATCH_FILES)]
+        limit_memory(setup.memory << 20)
+    files = [] if setup.scratch is None else sources.nameless(setup.scratch)
     isolation = close_in([Path(path) for path in setup.read_paths])
     _keep_memory()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
@@ -226,13 +220,6 @@ def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> "tuple
     label = "none" if noise is None else noise.label
     log.info("trainer ready", isolation=isolation.sentence, noise=label, seconds=time.monotonic() - began)
     return {"isolation": isolation.plain()}, noise
-
-
-def _nameless(folder: str) -> int:
-    """An open file of this folder that has no name in it and is gone with this process."""
-    file, name = tempfile.mkstemp(dir=folder)
-    os.unlink(name)  # noqa: PTH108 - as it was made
-    return file
 
 
 def _load_training(threads: int, noise_factory: "Callable[[], Noise] | None") -> "Noise":
@@ -340,9 +327,9 @@ def _check_gate(gate: Gate, base_dir: Path, loaded: str | None) -> None:
     source = gate.data_set.source
     if source.is_database and loaded is None:
         raise RowsWantedError
-    data_set = gate.data_set.model_copy(update={"source": sources.loaded(source, loaded)})
+    rows, today = None if loaded is None else Path(loaded), utc_now().date()
     try:
-        quality.check(data_set, base_dir, Path(gate.profile), utc_now().date())
+        quality.check(gate.data_set, base_dir, Path(gate.profile), today, loaded=rows, scratch=_scratch)
     except RefusedError:
         raise
     except Exception as err:
@@ -427,7 +414,7 @@ def _load(
     if origin.is_database and loaded.path is None:
         raise RowsWantedError
     place, where = sources.place(origin, folder), sources.loaded(origin, loaded.path)
-    rows = max(1_000, min(MOST_ROWS, MOST_CELLS // feature_count(agreed.data)))
+    rows = sources.rows_at_once(feature_count(agreed.data))
     label, whose = agreed.data.label_columns, [] if entity is None else [entity.column]
     wanted = {*columns, *(column.name for column in agreed.data.columns), *label, *whose}
     name = place if origin.is_database else None

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpact_client import loading, sources
-from fedpact_client.children import gate_header, selection_key
+from fedpact_client.children import ABORTED, gate_header
 from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.frames import FrameError
 from fedpact_client.home import AgentHome
 from fedpact_client.quality import GATE
 from fedpact_client.spawn import spawn
 from fedpact_contract.contract import Contract
-from fedpact_contract.errors import FailedError, InputError, RefusedError
+from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError
 
 READY_SECONDS, CHECK_SECONDS = 120.0, 3600.0
 KINDS = frozenset({"ready", "checked", "failed"})
@@ -70,7 +70,7 @@ def _try_rows(
         "base_dir": str(home.path),
         "released": released,
         "columns": list(data_set.names),
-        "selection_key": (secrets.token_bytes(32) if traceless else selection_key(home)).hex(),
+        "selection_key": (secrets.token_bytes(32) if traceless else home.selection_key()).hex(),
         **gate_header(home, config, contract),
     }
     if file is not None:
@@ -84,9 +84,9 @@ def _try_rows(
             child.pipe.send("check", order)
             frame = child.pipe.receive(CHECK_SECONDS)
     except FrameError as err:
-        raise _lost(home) from err
+        raise _lost(home, child.process.returncode) from err
     if ready is None or frame is None:
-        raise _lost(home)
+        raise _lost(home, child.process.returncode)
     if frame.kind == "failed":
         places = {k: str(frame.header[k]) for k in ("file", "field", "rule", "remedy") if k in frame.header}
         remedy = places.pop("remedy", "")
@@ -99,7 +99,9 @@ def _try_rows(
     )
 
 
-def _lost(home: AgentHome) -> FailedError:
+def _lost(home: AgentHome, code: int) -> FedpactError:
+    if code in ABORTED:
+        return InputError(**ABORTED[code])
     return FailedError(
         "TRAINER_LOST",
         "The trainer did not start, or ended without an answer.",

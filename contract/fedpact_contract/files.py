@@ -45,16 +45,35 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file in one step, durably, readable by its owner alone; what was there is replaced."""
-    from fedpact_contract.keys import write_private  # which takes cryptography along
-
+@contextlib.contextmanager
+def _draft(path: Path, data: bytes) -> Iterator[Path]:
+    """The data in a file beside its place, on the disk, its owner's alone; gone afterwards."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        write_private(draft, data)
-        draft.replace(path)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        yield draft
     finally:
         draft.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file in one step, durably, readable by its owner alone; what was there is replaced."""
+    with _draft(path, data) as draft:
+        draft.replace(path)
+    sync_folder(path.parent)
+
+
+def make_file(path: Path, data: bytes) -> None:
+    """The same for a new file: whole or not at all, however it ends (a full disk, kill -9).
+
+    Raises:
+        FileExistsError: something is there already; it is not overwritten.
+    """
+    with _draft(path, data) as draft:
+        os.link(draft, path)
     sync_folder(path.parent)
 
 

@@ -4,7 +4,6 @@ A participant's id is the fingerprint of its contract key: SHA-256 over the 32 r
 """
 
 import contextlib
-import os
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.errors import InputError
+from fedpact_contract.files import make_file
 
 MIN_PASSPHRASE_BYTES = 8
 
@@ -83,14 +83,14 @@ def check_passphrase(passphrase: bytes, whose: str) -> None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a secret file that only its owner can read, durably; an existing file is never overwritten.
+    """Write a secret file that only its owner can read, durably, whole or not at all; none is ever overwritten.
 
     Raises:
         InputError: the file exists already.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        make_file(path, data)
     except FileExistsError as err:
         raise InputError(
             "KEY_EXISTS",
@@ -98,10 +98,6 @@ def write_private(path: Path, data: bytes) -> None:
             file=path,
             remedy="Use another home folder, or move the old key away yourself.",
         ) from err
-    with os.fdopen(handle, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def save_key(path: Path, key: Ed25519PrivateKey | X25519PrivateKey, passphrase: bytes | None = None) -> None:

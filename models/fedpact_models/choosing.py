@@ -100,9 +100,9 @@ def choose(
     room = scratch or Scratch()
     whole = _Whole(table, data, cap, room)
     records = whole.look(key, released)
-    table_fingerprint, _ = _fingerprint(records["table"], table.title, room)
+    table_fingerprint, _ = fingerprint(records["table"], table.title, room)
     encoded = _pick(records["row"], np.flatnonzero(records["state"] != DROPPED), room)
-    rows_fingerprint, twice = _fingerprint(encoded, ROWS_TYPE, room)
+    rows_fingerprint, twice = fingerprint(encoded, ROWS_TYPE, room)
     usable = np.flatnonzero(records["state"] == USABLE)
     if twice:
         whole.rank_copies(records, usable, _occurrences(records, usable, room), key)
@@ -262,7 +262,7 @@ def _pick(values: NDArray[Any], index: Integers, scratch: Scratch) -> NDArray[An
     return result
 
 
-def _fingerprint(digests: NDArray[Any], title: bytes, scratch: Scratch) -> tuple[str, bool]:
+def fingerprint(digests: NDArray[Any], title: bytes, scratch: Scratch) -> tuple[str, bool]:
     """SHA-256 (hexadecimal) over the title and the sorted digests, and whether two of them are equal."""
     ordered = scratch.array(digests.shape, digests.dtype)
     ordered[:] = digests

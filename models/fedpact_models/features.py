@@ -108,8 +108,7 @@ class Encoder:
 
     def __init__(self, data: Data, *, entity: str | None = None, names: pl.Series | None = None) -> None:
         self._data, self._entity, self._names = data, entity, names
-        self._faults: dict[tuple[int, str], _Found] = {}
-        self._rows = self._kept = 0
+        self._faults, self._kept = _Faults(), 0
 
     def add(self, table: pl.DataFrame, *, file: str, first_line: int | None, before: int = 0) -> tuple[Examples, Flags]:
         """Examples of one part, and which of its rows they are, bool [rows]. They hold anything where a fault is.
@@ -127,15 +126,8 @@ class Encoder:
         label, *more = _parse_label(self._data.label, table, file)
         whose = [] if self._entity is None else [_parse_entity(self._entity, table, file, self._names)]
         keep = _kept((*columns, label, *more))
-        for index, cells in enumerate((*columns, label, *more, *whose)):
-            for code, what, rows in _faults_in(cells, keep):
-                known = self._faults.get((index, code))
-                first = int(np.argmax(rows)) + before
-                place = f"row {first + 1} (without header)" if first_line is None else f"line {first + first_line}"
-                count = int(rows.sum()) + (known.count if known else 0)
-                where = (known.file, known.place) if known else (file, place)
-                self._faults[index, code] = _Found(cells=cells, what=what, count=count, file=where[0], place=where[1])
-        self._rows, self._kept = self._rows + len(keep), self._kept + int(keep.sum())
+        self._faults.note((*columns, label, *more, *whose), keep, file=file, first_line=first_line, before=before)
+        self._kept += int(keep.sum())
         examples = Examples(
             x=_features(self._data, columns)[keep],
             y=label.values[keep].astype(target_type(self._data.label)),
@@ -149,10 +141,7 @@ class Encoder:
         Raises:
             InputError: as `encode`.
         """
-        for (_, code), found in sorted(
-            self._faults.items(), key=lambda item: item[0][0]
-        ):  # stable: in a column's order
-            raise _fault(code, found, self._rows)
+        self._faults.refuse()
         if not self._kept:
             raise InputError(
                 "DATA_EMPTY",
@@ -170,21 +159,34 @@ def encode_features(
         InputError: as `encode`, but that no label is asked for and no row need be left.
     """
     columns = _parse_columns(data, table, file)
-    keep = _kept(columns)
-    for cells in columns:
-        _refuse_faults(cells, keep, file, first_line)
+    keep, faults = _kept(columns), _Faults()
+    faults.note(columns, keep, file=file, first_line=first_line)
+    faults.refuse()
     return _features(data, columns)[keep], keep
 
 
-def entity_numbers(name: str, table: pl.DataFrame, *, file: str, first_line: int | None = None) -> Integers:
-    """Whose each row of a table is, as numbers [n]: what `encode` finds, before there is a schema.
+class Entities:
+    """Whether every row of a table that comes in parts is somebody's: what `encode` finds, before there is a schema."""
 
-    Raises:
-        InputError: DATA_COLUMN_MISSING, DATA_ENTITY_MISSING, DATA_MISSING_VALUE.
-    """
-    cells = _parse_entity(name, table, file)
-    _refuse_faults(cells, np.ones(table.height, dtype=np.bool_), file, first_line)
-    return cells.values.astype(np.int64)
+    def __init__(self, name: str) -> None:
+        self._name, self._faults = name, _Faults()
+
+    def add(self, table: pl.DataFrame, *, file: str, first_line: int | None, before: int = 0) -> None:
+        """Look at one part; the arguments are those of `Encoder.add`.
+
+        Raises:
+            InputError: DATA_COLUMN_MISSING.
+        """
+        cells, every = _parse_entity(self._name, table, file), np.ones(table.height, dtype=np.bool_)
+        self._faults.note([cells], every, file=file, first_line=first_line, before=before)
+
+    def finish(self) -> None:
+        """Raise where a row is nobody's.
+
+        Raises:
+            InputError: DATA_ENTITY_MISSING, DATA_MISSING_VALUE.
+        """
+        self._faults.refuse()
 
 
 def select_rows(examples: Examples, n: int, key: bytes, max_rows: int | None = None) -> Examples:
@@ -573,13 +575,31 @@ def _faults_in(cells: _Cells, keep: Flags) -> list[Fault]:
     return [(code, what, wrong) for code, what, rows in faults if (wrong := rows & keep).any()]
 
 
-def _refuse_faults(cells: _Cells, keep: Flags, file: str, first_line: int | None) -> None:
-    """Raise at the first fault in a row that is kept."""
-    for code, what, rows in _faults_in(cells, keep):
-        first = int(np.argmax(rows))
-        place = f"row {first + 1} (without header)" if first_line is None else f"line {first + first_line}"
-        found = _Found(cells=cells, what=what, count=int(rows.sum()), file=file, place=place)
-        raise _fault(code, found, len(rows))
+class _Faults:
+    """The faults of columns that come in parts: of each kind how many rows, and where the first is."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, str], _Found] = {}
+        self._rows = 0
+
+    def note(
+        self, columns: Sequence[_Cells], keep: Flags, *, file: str, first_line: int | None, before: int = 0
+    ) -> None:
+        """Note the faults of one part in rows that are kept; the arguments are those of `Encoder.add`."""
+        for index, cells in enumerate(columns):
+            for code, what, rows in _faults_in(cells, keep):
+                known = self._found.get((index, code))
+                first = int(np.argmax(rows)) + before
+                place = f"row {first + 1} (without header)" if first_line is None else f"line {first + first_line}"
+                count = int(rows.sum()) + (known.count if known else 0)
+                where = (known.file, known.place) if known else (file, place)
+                self._found[index, code] = _Found(cells=cells, what=what, count=count, file=where[0], place=where[1])
+        self._rows += len(keep)
+
+    def refuse(self) -> None:
+        """Raise the first column's first fault, if there is one."""
+        for (_, code), found in sorted(self._found.items(), key=lambda item: item[0][0]):  # stable: a column's order
+            raise _fault(code, found, self._rows)
 
 
 def _fault(code: str, found: _Found, rows: int) -> InputError:

@@ -25,7 +25,7 @@ class Scratch:
 
     def __init__(self, files: Sequence[int] = (), in_memory: int = IN_MEMORY) -> None:
         self._free, self.has_files = list(files), bool(files)
-        self.in_memory = in_memory
+        self.in_memory, self._closed = in_memory, False
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array of zeros.
@@ -64,8 +64,17 @@ class Scratch:
 
     def give_back(self, file: int) -> None:
         """Empty a file and put it back into the pool."""
+        if self._closed:
+            os.close(file)
+            return
         os.ftruncate(file, 0)
         self._free.append(file)
+
+    def close(self) -> None:
+        """Close the files; one in which an array still lies, once nobody holds that any more."""
+        self._closed = True
+        while self._free:
+            os.close(self._free.pop())
 
 
 class Growing:

@@ -1,9 +1,12 @@
-"""The contracted rows, chosen batch by batch: bit for bit those that are chosen from the whole table in memory."""
+"""What is done batch by batch, held against the same on the whole table in memory: contracted rows, and counts."""
 
+import contextlib
+import datetime
 import gc
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from fedpact_contract.canonical import sha256, sha256_hex
 from fedpact_contract.errors import FedpactError
 from fedpact_models.choosing import ROWS_TYPE, Cap, Chosen, Table, choose
 from fedpact_models.features import Examples, encode, row_bytes, select_rows
+from fedpact_models.profile import ColumnCounts, Counting, Groups, Questions
 from fedpact_models.scratch import Scratch
 from fedpact_models.tables import Batch
 
@@ -139,3 +143,102 @@ def test_every_file_comes_back(scratch: Scratch) -> None:
     del found
     assert len(scratch._free) == free
     assert all(os.fstat(file).st_size == 0 for file in scratch._free)
+
+
+# Counts, for profile, gate and card
+
+TODAY = datetime.date(2026, 11, 30)
+KINDS = {"f": pl.Float64, "i": pl.Int64, "t": pl.String, "d": pl.Date, "b": pl.Boolean, "l": pl.List(pl.Int64)}
+KINDS |= {"w": pl.String, "c": pl.Categorical}
+WORDS = [None, "u", "1", "1.0", "-0", "nan", "inf", "2026-11-29", "2026-12-01T10:00", "2026-13-01"]
+CELLS = st.tuples(
+    st.sampled_from([None, 0.0, -0.0, 1.0, 1.5, float("nan"), float("inf")]) | st.floats(-3, 3),
+    st.sampled_from([None, 0, 3]),
+    st.sampled_from(WORDS),
+    st.sampled_from([None, TODAY, TODAY - datetime.timedelta(days=9)]),
+    st.sampled_from([None, True, False]),
+    st.sampled_from([None, [], [1]]),
+    st.sampled_from([None, "p", "q", "r"]),
+    st.sampled_from([None, "1", "v"]),
+)
+BOUNDS = (Decimal("-0.5"), Decimal(1))
+ASKED = Questions(
+    today=TODAY,
+    outside={k: (name, BOUNDS) for k, name in enumerate("fitdblc")},
+    unknown={20 + k: (name, ("1", "u", "0.0")) for k, name in enumerate("fitdblc")},
+    recent={40 + k: (name, 5) for k, name in enumerate("fitdblc")},
+    bins={"f": BOUNDS, "i": None, "t": None, "c": None, "b": None},
+)
+
+
+def _whole_column(cells: pl.Series) -> ColumnCounts:
+    """One column's counts, cell by cell."""
+    opaque = cells.dtype == pl.List(pl.Int64)
+    values = [v for v in cells.to_list() if v is not None]
+    numbers: list[float] = []
+    for value in [] if opaque or cells.dtype == pl.Date else values:
+        with contextlib.suppress(ValueError):
+            numbers.append(float(value))
+    days = [v for v in values if _day(v) is not None]
+    finite = [n for n in numbers if np.isfinite(n)]
+    told = [v for v in values if v == v]
+    return ColumnCounts(
+        name=cells.name,
+        missing=len(cells) - len(values),
+        numbers=len(numbers),
+        integers=sum(n.is_integer() for n in finite),
+        not_finite=len(numbers) - len(finite),
+        days=len(days),
+        constant=not opaque and len(set(told)) <= 1,
+    )
+
+
+def _day(value: object) -> datetime.date | None:
+    if isinstance(value, datetime.date):
+        return value
+    try:
+        return datetime.date.fromisoformat(value[:10]) if isinstance(value, str) and len(value) >= 10 else None
+    except ValueError:
+        return None
+
+
+def _groups(keys: list[Any]) -> Groups:
+    return Groups(dict(sorted(Counter(Counter(keys).values()).items())))
+
+
+def _counted(frame: pl.DataFrame, label: str, size: int, scratch: Scratch) -> Counting:
+    counted = Counting("fitdbl", label, "w", others=["c"], classes=True, asked=ASKED, scratch=scratch)
+    for start in range(0, len(frame), size):
+        counted.add(frame[start : start + size])
+    return counted
+
+
+@given(st.lists(CELLS, min_size=1, max_size=40), st.sampled_from([1, 2, 7, 100]), st.booleans(), st.sampled_from("tf"))
+def test_batches_give_the_counts_of_the_whole_table(scratch, rows: list[tuple], size: int, files: bool, label: str):
+    frame = pl.DataFrame(rows, schema=KINDS, orient="row")
+    scratch.in_memory = 0 if files else 1 << 20
+    counted, at_once = _counted(frame, label, size, scratch), _counted(frame, label, len(frame), Scratch())
+    counts = counted.counts()
+    assert counts == at_once.counts()
+    assert counted.answers() == at_once.answers()
+    assert counted.histograms() == at_once.histograms()
+    assert counts.rows == len(frame)
+    assert counts.columns == tuple(_whole_column(frame[name]) for name in "fitdblc")
+    assert counts.duplicates == len(frame) - len(set(map(repr, _plain(frame.select([*"fitdbl"])))))
+    assert counts.labels == _groups([repr(row) for row in _plain(frame.select(label).drop_nulls())])
+    assert counts.entities == _groups(frame["w"].drop_nulls().to_list())
+    outside = [n for n in frame["f"].drop_nulls() if np.isfinite(n) and not -0.5 <= n <= 1]
+    assert counted.answers()[0] == len(outside)
+    for key, name in enumerate("fitdblc", 40):
+        days = [_day(value) for value in frame[name].to_list()]
+        assert counted.answers()[key] == sum(
+            d is None or not TODAY - datetime.timedelta(days=5) <= d <= TODAY for d in days
+        )
+    assert {name: sum(bins.values()) for name, bins in counted.histograms().items()} == dict.fromkeys(
+        "fitcb", len(frame)
+    )
+
+
+def _plain(frame: pl.DataFrame) -> list[tuple]:
+    """Rows in which equal cells are spelled alike: there is one zero."""
+    return [tuple(0.0 if isinstance(v, float) and v == 0 else v for v in row) for row in frame.rows()]

@@ -1,9 +1,11 @@
 """The agent's home: modes, keys in the forms that their readers need, no overwriting."""
 
+import errno
 import os
 import stat
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -219,6 +221,56 @@ def test_a_run_key_is_made_once(home: AgentHome) -> None:
     assert public_hex(home.make_run_key(contract_id)) == public_hex(made) == public_hex(home.run_key(contract_id))
     assert stat.S_IMODE(home.run_key_path(contract_id).stat().st_mode) == 0o600
     assert public_hex(home.make_run_key("cd" * 32)) != public_hex(made)
+
+
+SECRETS = [AgentHome.selection_key, AgentHome.release_key]
+
+
+def file_of(home: AgentHome, secret: Callable[[AgentHome], bytes]) -> Path:
+    return home.path / "keys" / (secret.__name__.removesuffix("_key") + ".key")
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_is_made_once_and_closed(home: AgentHome, secret: Callable[[AgentHome], bytes]) -> None:
+    first = secret(home)
+    assert secret(home) == first
+    assert len(first) == 32
+    assert stat.S_IMODE(file_of(home, secret).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_full_disk_leaves_no_empty_secret(
+    home: AgentHome, secret: Callable[[AgentHome], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty one would be no key that the trainer takes, and would choose the rows that anybody can choose."""
+    before = sorted((home.path / "keys").iterdir())
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", fails)
+        with pytest.raises(OSError, match="No space"):
+            secret(home)
+    assert sorted((home.path / "keys").iterdir()) == before
+    assert len(secret(home)) == 32
+
+
+def fails(_handle: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_that_is_cut_short_is_refused(home: AgentHome, secret: Callable[[AgentHome], bytes]) -> None:
+    secret(home)
+    file_of(home, secret).write_bytes(b"")
+    with pytest.raises(InputError, match="KEY_FORM"):
+        secret(home)
+
+
+def test_of_two_commands_that_make_a_key_at_once_one_stands(home: AgentHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both found none: `start` and the first `sign` do."""
+    contract_id = "ab" * 32
+    first, run_key = home.selection_key(), home.make_run_key(contract_id)
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
+    assert home.selection_key() == first
+    assert public_hex(home.make_run_key(contract_id)) == public_hex(run_key)
 
 
 @pytest.mark.parametrize("bad", ["", "../../keys/contract", "AB" * 32, "ab" * 31 + "/x"])

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from tests.support.agent_world import DATA_SET, PASSPHRASE, ROWS, Lab, lab
 
 from fedpact_client import cards, released
+from fedpact_client.sources import row_digests, table_title
 from fedpact_client.store import EgressKind
 from fedpact_client.text import show_card
+from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.errors import FaultError, InputError, RefusedError, ServiceError
 from fedpact_contract.files import replace_file
 from fedpact_contract.messages import DataSetCard
@@ -533,3 +535,35 @@ def test_a_column_of_another_kind_is_not_released() -> None:
 
 def test_the_passphrase_constant_opens_the_homes_of_these_tests(world: Lab) -> None:
     assert world.home.load_contract_key(PASSPHRASE) is not None
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 1000])
+@pytest.mark.parametrize("release", ["", "release_fraction = 0.2", 'release_file = "gift.csv"'])
+def test_a_card_does_not_hang_on_the_batches(
+    world: Lab, monkeypatch: pytest.MonkeyPatch, rows_at_once: int, release: str
+) -> None:
+    """What is drafted from batches is what the whole table gives."""
+    (world.home.path / "gift.csv").write_text("age,sex,ill,who\n20,f,yes,p0\n33,m,no,p1\n")
+    released.record(world.home.released_path("set-1"), [{"age": "25", "sex": "m", "ill": "no"}])
+    lines = patients(*(f"p{i % 11}" for i in range(50))).splitlines()
+    text = "\n".join([*lines, *lines[5:12], "nan,f,yes,p3", ",m,no,p4"]) + "\n"
+    monkeypatch.setattr("fedpact_client.sources.rows_at_once", lambda _: rows_at_once)
+    made = draft(world, with_line(f'entity = "who"\n{release}').replace("= 40", "= 20"), text)
+    table = pl.read_csv(text.encode(), infer_schema=False)
+    gone = released.read(world.home.released_path("set-1"))
+    rows = []
+    if "fraction" in release:
+        key = world.home.release_key()
+        rows = released.cells(released.choose(table, NAMES, Decimal("0.2"), key), NAMES)
+    elif release:
+        rows = [{"age": "20", "sex": "f", "ill": "yes"}, {"age": "33", "sex": "m", "ill": "no"}]
+    left = released.exclude(table, [*gone, *rows])
+    each = left["who"].value_counts()["count"].to_list()
+    assert list(made.rows) == rows
+    assert (made.available, made.duplicates) == (left.height, left.height - left.unique(NAMES).height)
+    assert made.capped == {cap: sum(min(n, cap) for n in each) for cap in cards.CAPS}
+    assert (made.not_finite, made.one_class) == ({"age": 1}, False)
+    assert made.profile.counts.rows == table.height
+    assert made.profile.counts.entities.number == 12
+    digests = b"".join(sorted(row_digests(table, sorted(NAMES))))
+    assert made.fingerprints[-1] == sha256_hex(table_title(sorted(NAMES)) + digests)

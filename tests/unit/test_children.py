@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.agent_world import DATA_SET, ENTITY, PASSPHRASE, contract
+from tests.support.agent_world import DATA_SET, ENTITY, PASSPHRASE, ROWS, contract
 from tests.support.fake_child import Spawner
 
 from fedpact_client import children
-from fedpact_client.answer import TrainerLostError, TrainingFailedError
+from fedpact_client.answer import BEFORE_ROWS, TrainerLostError, TrainingFailedError
 from fedpact_client.children import (
     EXECUTOR_KINDS,
     TRAINER_KINDS,
     CancelledError,
     ExecutorChild,
     TrainerChild,
-    selection_key,
 )
 from fedpact_client.frames import FrameError
 from fedpact_client.home import AgentHome, init
@@ -57,6 +56,7 @@ def home(tmp_path: Path) -> AgentHome:
     text = made.config_path.read_text().replace("[policy]\n", DATA_SET + "[policy]\n", 1)
     text = text.replace('url = ""', 'url = "https://fl.example.cn:8443"', 1)
     replace_file(made.config_path, text.encode())
+    (made.path / "rows.csv").write_text(ROWS)
     return made
 
 
@@ -101,6 +101,11 @@ def answering(*answers):
         pipe.receive(10.0)
 
     return behave
+
+
+def aborted(child: Any, _grace: float = 0.0) -> int:
+    child.pipe.close()
+    return -int(signal.SIGABRT)
 
 
 class Trainers:
@@ -350,6 +355,57 @@ class TestTrainer:
         trainer = trainers.make(answering(("checked", {"num_rows": 40, "fingerprints": ["a" * 64]}, b"")))
         trainer.check(signed)
         assert len(trainers.spawner.children) == 1
+
+    @pytest.mark.parametrize("gone", ["no file", "a circle of links", "a file that this user may not read"])
+    def test_files_that_are_away_cost_nothing(self, trainers: Trainers, signed, monkeypatch, gone: str) -> None:
+        """A disk that is not mounted says nothing of any row: the code is told, no attempt is charged for it."""
+        path = trainers.home.path / "rows.csv"
+        if gone == "a file that this user may not read":
+            monkeypatch.setattr(children.sources.os, "access", lambda *_: False)
+        else:
+            path.unlink()
+        if gone == "a circle of links":
+            path.symlink_to(path)
+        trainer = trainers.make(answering())
+        with pytest.raises(InputError) as err:
+            trainer.check(signed)
+        assert err.value.code in BEFORE_ROWS
+        assert err.value.file == str(path)
+        trainer.start()
+        assert len(trainers.spawner.children) == 1, "and the agent goes on"
+
+    @pytest.mark.parametrize("moved", ["a file", "a link"])
+    def test_what_took_a_sources_place_is_read_by_another_trainer(self, trainers: Trainers, signed, moved: str) -> None:
+        """Landlock's rules are of what stood there when a trainer began."""
+        path, new = trainers.home.path / "rows.csv", trainers.home.path / "new.csv"
+        new.write_text(ROWS)
+        if moved == "a link":
+            path.rename(trainers.home.path / "old.csv")
+            path.symlink_to("old.csv")
+        trainer = trainers.make(answering(*[("update", GOOD, UPDATE)] * 2))
+        trainer.train(signed, 1, 1, BASE)
+        trainer.train(signed, 2, 1, BASE)
+        assert len(trainers.spawner.children) == 1
+        if moved == "a link":
+            path.unlink()
+            path.symlink_to("new.csv")
+        else:
+            new.replace(path)
+        trainer.train(signed, 3, 1, BASE)
+        assert len(trainers.spawner.children) == 2
+
+    def test_a_library_that_ends_it_is_no_crash(self, trainers: Trainers, signed, monkeypatch) -> None:
+        """polars and torch end the process where they get no memory: charged, refused, never tried again."""
+
+        def behave(pipe) -> None:
+            ready(pipe)
+            pipe.receive(5.0)
+
+        trainer = trainers.make(behave)
+        monkeypatch.setattr("tests.support.fake_child.FakeChild.stop", aborted)
+        with pytest.raises(TrainingFailedError) as err:
+            trainer.train(signed, 1, 1, BASE)
+        assert err.value.code == "TRAINING_MEMORY"
 
     def test_a_kind_that_it_may_not_send_closes_the_pipe(self, trainers: Trainers, signed) -> None:
         lost(trainers.make(answering(("order", {}, b""))), signed, "FRAME_KIND")
@@ -708,11 +764,3 @@ class TestExecutor:
         with pytest.raises(FailedError) as err:
             ExecutorChild(home=home, config=home.config()).start()
         assert err.value.code == "SPAWN_LOG"
-
-
-def test_the_selection_key_is_made_once_and_closed(home: AgentHome) -> None:
-    first = selection_key(home)
-    assert selection_key(home) == first
-    assert len(first) == 32
-    path = home.path / "keys" / "selection.key"
-    assert path.stat().st_mode & 0o077 == 0

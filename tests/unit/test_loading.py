@@ -101,7 +101,7 @@ def load(home: AgentHome, wanted: DataSet, told: Callable[[Isolation], None] = b
     with loading.rows_of(home, wanted, told=told) as file:
         assert file is not None
         assert file.stat().st_mode & 0o777 == 0o600
-        return sources.read(sources.loaded(wanted.source, file), home.path)
+        return pl.concat(b.frame for b in sources.batches(sources.loaded(wanted.source, file), home.path, 1000))
 
 
 def code_of(home: AgentHome, wanted: DataSet) -> str:

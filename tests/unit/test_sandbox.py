@@ -424,3 +424,21 @@ def _run(program: bytes, number: int, architecture: int) -> int:
             value = {0: number, 4: architecture}[operand]
         else:
             place += yes if {0x15: value == operand, 0x35: value >= operand}[code] else no
+
+
+@pytest.mark.parametrize(("hard", "wanted", "due"), [(None, 1 << 31, 1 << 31), (1 << 31, 1 << 32, 1 << 31)])
+def test_memory_is_limited_to_what_the_system_allows(hard: int | None, wanted: int, due: int) -> None:
+    """A trainer that cannot have all of limits.memory (ulimit -d) trains with less: it would die, and be charged."""
+    got = inside(
+        """
+        import resource
+        hard, wanted = json.loads(sys.argv[1]), int(sys.argv[2])
+        if hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+        sandbox.limit_memory(wanted)
+        print(json.dumps(resource.getrlimit(resource.RLIMIT_DATA)))
+        """,
+        json.dumps(hard),
+        wanted,
+    )
+    assert got == [due, due]

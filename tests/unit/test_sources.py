@@ -15,11 +15,11 @@ import pytest
 from fedpact_client.sources import (
     Source,
     batches,
+    check_there,
     content_fingerprint,
     file_path,
     overlap,
     place_fingerprint,
-    read,
     read_paths,
     row_digests,
 )
@@ -30,6 +30,11 @@ TABLE = pl.DataFrame({"AGE": [61, 48, 55], "sex": ["m", "f", None], "ill": [1, 0
 
 def source(**values) -> Source:
     return Source.parse({"path": "rows.csv", "kind": "csv"} | values, code="SOURCE")
+
+
+def read(where: Source, folder: Path) -> pl.DataFrame:
+    """All rows at once."""
+    return pl.concat(batch.frame for batch in batches(where, folder, 1000))
 
 
 def write(folder: Path, kind: str) -> Source:
@@ -204,10 +209,10 @@ def _rows_inside(where: Source, folder: Path) -> int:
 import sys
 from pathlib import Path
 from fedpact_client.sandbox import close_in
-from fedpact_client.sources import Source, read, read_paths
+from fedpact_client.sources import Source, batches, read_paths
 where, folder = Source.model_validate_json(sys.argv[1], strict=False), Path(sys.argv[2])
 close_in(read_paths(where, folder))
-print(read(where, folder).height)
+print(sum(batch.frame.height for batch in batches(where, folder, 1000)))
 """
     line = [sys.executable, "-I", "-c", code, where.model_dump_json(), str(folder)]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
@@ -258,11 +263,30 @@ def test_what_is_no_table_in_a_folder_is_named(tmp_path):
     assert (caught.value.code, caught.value.file) == ("DATA_WRONG_KIND", str(tmp_path / "rows" / "README"))
 
 
-@pytest.mark.parametrize("path", ["*.csv", ".", "../*.csv", "/**/*.csv"])
-def test_a_folder_that_holds_the_home_is_refused(tmp_path, path: str):
+@pytest.mark.parametrize("path", ["*.csv", ".", "../*.csv", "/**/*.csv", "keys", "keys/*.key", "keys/node.key", "link"])
+def test_what_would_open_the_agents_keys_is_refused(tmp_path, path: str):
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "link").symlink_to("keys/node.key")
     with pytest.raises(InputError) as caught:
         read_paths(source(path=path), tmp_path)
     assert (caught.value.code, caught.value.field) == ("SOURCE_FOLDER", "source.path")
+
+
+@pytest.mark.parametrize("path", ["circle.csv", "x" * 300 + "*.csv", "x" * 300 + ".csv", "none/*.csv", "none.csv"])
+def test_files_that_cannot_be_reached_are_named(tmp_path, path: str):
+    """Whatever the system says of a path: it must not end the agent."""
+    (tmp_path / "circle.csv").symlink_to("circle.csv")
+    with pytest.raises(InputError) as caught:
+        check_there(source(path=path), tmp_path)
+    assert (caught.value.code, caught.value.field) == ("DATA_SOURCE_AWAY", "source.path")
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    check_there(source(), tmp_path)
+
+
+@pytest.mark.parametrize("path", ["data/**.csv", "a**b/rows.csv", "***/rows.csv"])
+def test_a_pattern_that_python_does_not_know_is_refused_in_the_configuration(path: str):
+    with pytest.raises(InputError, match="stands alone"):
+        source(path=path)
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):

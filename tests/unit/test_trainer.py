@@ -20,6 +20,7 @@ from fedpact_contract.contract import Contract
 from fedpact_contract.errors import FailedError, InputError
 from fedpact_contract.record import decimal_text
 from fedpact_models.registry import parameter_count
+from fedpact_models.scratch import Scratch
 
 LABEL = {"name": "ill", "classes": ["no", "yes"], "rule": "value"}
 DATA = a_schema(number("age", 0, 100), category("sex", ["f", "m"]), label=LABEL)
@@ -241,7 +242,10 @@ def test_bytes_and_table_are_known_again_as_the_card_knew_them(contract, tmp_pat
     where = Source.parse({"path": "rows.csv", "kind": "csv"}, code="SOURCE")
     content, whole, _ = answer(order(contract, tmp_path, "train", columns=names))[1]["fingerprints"]
     assert content == sources.content_fingerprint(where, tmp_path)
-    assert whole == sources.table_fingerprint(sources.read(where, tmp_path), names)
+    known = sources.TableFingerprint(names, Scratch())
+    for batch in sources.batches(where, tmp_path, 7):
+        known.add(batch.frame)
+    assert whole == known.hexdigest()
     rows.write_parquet(tmp_path / "rows.pq")
     source = {"path": "rows.pq", "kind": "parquet"}
     other, again, _ = answer(order(contract, tmp_path, columns=names, source=source))[1]["fingerprints"]
