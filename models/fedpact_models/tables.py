@@ -311,7 +311,14 @@ def _sqlite_frames(path: Path, form: Form, rows: int) -> Iterator[pl.DataFrame]:
                 columns = zip(names, zip(*batch, strict=True), kinds, strict=True)
                 yield pl.DataFrame([_series(name, list(found), str(kind)) for name, found, kind in columns])
     except (sqlite3.Error, ValueError) as err:
-        raise _unreadable(path, "The file cannot be read as sqlite: it is damaged or locked.") from err
+        if getattr(err, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise InputError(
+                "DATA_SOURCE_AWAY",
+                "Another program holds the database's lock, and did not give it back in time.",
+                file=path,
+                remedy="End that program, or let it commit. Nothing is charged for it: the next round tries again.",
+            ) from err
+        raise _unreadable(path, "The file cannot be read as sqlite: it is damaged.") from err
 
 
 def _execute(database: sqlite3.Connection, path: Path, query: str) -> sqlite3.Cursor:
