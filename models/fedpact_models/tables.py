@@ -185,7 +185,9 @@ def _common_schema(files: Sequence[TableFile], form: Form) -> dict[str, pl.DataT
             schema = dict(lazy.collect_schema())
         if not common:
             common = schema
-        if odd := sorted(common.keys() ^ schema.keys()):
+        lacks, more, wanted = common.keys() - schema.keys(), schema.keys() - common.keys(), form.columns or frozenset()
+        # The names of a file without a header are cells: one of those that are wanted is told first.
+        if odd := sorted(lacks & wanted) or sorted(more & wanted) or sorted(lacks) or sorted(more):
             raise _differ(file, odd[0], "The files of one table have different columns.")
         for name, dtype in schema.items():
             together = _together(common[name], dtype)

@@ -293,3 +293,13 @@ def test_a_database_that_a_writer_locks_is_away_and_not_damaged(
         assert _code(path, kind="sqlite", query="SELECT a FROM t") == "DATA_SOURCE_AWAY"
         writer.execute("COMMIT")
     assert read_table(path, kind="sqlite", table="t").rows() == [(1,)]
+
+
+@pytest.mark.parametrize("bare", ["1.csv", "2.csv"])
+def test_of_a_file_without_a_header_no_cell_is_told_as_a_columns_name(tmp_path: Path, bare: str) -> None:
+    for name in ("1.csv", "2.csv"):
+        (tmp_path / name).write_text(("" if name == bare else "age,name\n") + "31,Zhang San\n55,Li Si\n")
+    files = [TableFile(path=tmp_path / name) for name in ("1.csv", "2.csv")]
+    with pytest.raises(InputError, match="DATA_FILES_DIFFER") as caught:
+        list(read_batches(files, Form(kind="csv", columns=frozenset({"age", "name"}))))
+    assert caught.value.field == "age"
