@@ -222,7 +222,7 @@ def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:
     except (RefusedError, FaultError) as err:
         return _refuse(desk, order, err, head=None, evidence=data)
     if missed:
-        desk.store.add_alarm("REPLY_LATE", desk.contract_id, f"the log says that no reply came before {order.round}")
+        _alarm(desk, "REPLY_LATE", f"the log says that no reply came before {order.round}", None)
     try:
         _check_terms(desk, order, model, head, bundle)
     except (RefusedError, FaultError, InputError) as err:
@@ -265,7 +265,7 @@ def _check_terms(desk: Desk, order: Order, model: bytes, head: Head, bundle: str
     threshold = desk.contract.participation.head_threshold
     if order.round > 1 and witnesses < threshold:
         text = f"round {order.round}: {witnesses} of {threshold} countersignatures on the head before"
-        desk.store.add_alarm("HEAD_FEW_WITNESSES", desk.contract_id, text)
+        _alarm(desk, "HEAD_FEW_WITNESSES", text, None)
         if desk.contract.participation.strict_heads:
             raise RefusedError("HEAD_FEW_WITNESSES", text)
     checks.check_order(order, model, head, known)

@@ -34,6 +34,8 @@ AWAY = "DATA_SOURCE_AWAY"
 """The code where rows cannot be reached now, whatever is in them."""
 SCRATCH_FILES = 16
 """Each data set that is trained on and beyond memory holds one, and four more while it is read; a card takes eight."""
+MEMORY_PART = 16
+"""One part in so many of `limits.memory` may be taken by the encoded rows; beyond that they lie in a file."""
 MOST_ROWS, MOST_CELLS = 100_000, 1 << 22
 """Of a batch of rows, and of its cells or features."""
 _SQLITE_SIBLINGS = ("-wal", "-shm")
@@ -261,7 +263,7 @@ def scratch(folder: Path, limits: "Limits") -> "Iterator[Scratch]":
         files = nameless(folder)
     except OSError as err:
         raise disk_full(err) from err
-    room = Scratch(files, (limits.memory << 20) // 64)
+    room = Scratch(files, (limits.memory << 20) // (4 * MEMORY_PART))
     try:
         yield room
     finally:

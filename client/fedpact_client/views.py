@@ -245,6 +245,8 @@ def egress(
             "bytes": e.size,
             "sha256": e.sha256,
             "detail": e.detail,
+            "times": e.times,
+            "last": e.last,
         }
         for e in store.egress(contract_id, {egress_kind(kind) for kind in kinds}, last)
     ]

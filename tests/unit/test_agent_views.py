@@ -351,7 +351,9 @@ def test_heads_are_shown_for_the_telephone(trained: World) -> None:
 def test_egress_is_listed_and_narrowed(world: World) -> None:
     world.store.record_egress(EgressKind.CARD, None, None, 10, "ab" * 32, detail="POST /cards")
     world.store.record_egress(EgressKind.UPDATE, CONTRACT.id, 1, 20, "cd" * 32)
+    world.store.record_egress(EgressKind.UPDATE, CONTRACT.id, 1, 20, "cd" * 32)
     everything = views.egress(world.store)
+    assert [e["times"] for e in everything] == [1, 2]
     assert [(e["kind"], e["bytes"], e["round"]) for e in everything] == [("card", 10, None), ("update", 20, 1)]
     assert views.egress(world.store, CONTRACT.id) == everything[1:]
     assert views.egress(world.store, None, 1) == everything[1:]

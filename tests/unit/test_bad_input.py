@@ -131,7 +131,7 @@ def untouched(agent: Agent) -> bool:
 @pytest.mark.parametrize(
     ("clock", "policy", "code"),
     [
-        (datetime.datetime(2028, 1, 1, tzinfo=datetime.UTC), {}, "POLICY_TERM"),
+        (datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC), {}, "POLICY_TERM"),
         (datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC), {}, "CLOCK_SET_BACK"),
         (NOW, {"purposes": ["digit-recognition-2"]}, "POLICY_PURPOSE_MISMATCH"),
         (NOW, {"not_after": "2026-11-24T00:00:00Z"}, "POLICY_EXPIRED"),

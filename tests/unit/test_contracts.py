@@ -376,7 +376,7 @@ class TestSigning:
 
     def test_nobody_signs_after_the_term(self, world: Operator) -> None:
         contract = offered(world)
-        late = datetime.datetime(2027, 11, 1, tzinfo=datetime.UTC)
+        late = datetime.datetime(2099, 11, 1, tzinfo=datetime.UTC)
         assert code_of(operator_signs, world, contract, late) == "CONTRACT_EXPIRED"
         assert code_of(take, world, contract, PARTIES[0], None, late) == "CONTRACT_EXPIRED"
 
@@ -451,7 +451,7 @@ class TestLife:
     def test_an_offer_again_changes_nothing(self, world: Operator) -> None:
         contract = offered(world)
         assert contracts.offer(world.database, contract.id, now=NOW).state == "offered"
-        late = datetime.datetime(2028, 1, 1, tzinfo=datetime.UTC)
+        late = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
         assert code_of(contracts.offer, world.database, draft(world).id, now=late) == "CONTRACT_EXPIRED"
 
     def test_a_terminated_contract_takes_nothing_more_and_its_run_is_to_stop(self, world: Operator) -> None:

@@ -282,8 +282,40 @@ class TestOrders:
             (EgressKind.UPDATE, 2, len(body), sha256_hex(body))
         ]
         assert executor.sent[0] == executor.sent[1], "the same bytes again"
-        assert len(seen[1]) == 2, "and a second entry: it left twice"
+        assert [entry.times for entry in seen[1]] == [2], "it left twice, and is entered so before it does"
         assert world.states() == ["reserved", "spent"]
+
+    def test_orders_without_end_do_not_fill_the_disk(self, world: World) -> None:
+        """The same ones, genuine and not, again and again: what leaves is counted, and no table grows."""
+        order, model = world.order
+        frames = [
+            order_frame(order, model, bundle="cd" * 32),
+            order_frame(order, model),
+            order_frame(b"rubbish", b""),
+            order_frame(sign(read(order), world.agent.desk.run_key).to_bytes(), model),
+            order_frame(*world.round.order(2, 2)),
+            Frame(kind="malformed", header={}, array=b""),
+        ]
+        first = world.play(*frames)
+        before, left = self.rows(world.store), sum(entry.times for entry in world.left())
+        again = world.play(*frames * 20)
+        assert self.rows(world.store) == before
+        assert again.sent == first.sent * 20, "each answered by the same bytes"
+        assert sum(entry.times for entry in world.left()) - left == len(again.sent) == 120
+
+    def test_an_alarm_of_a_repeated_order_is_kept_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fedpact_client.order.count_witnesses", lambda *_: 0)
+        world.play(order_frame(*world.order))
+        alarms = world.store.alarms()
+        assert "HEAD_FEW_WITNESSES" in {alarm.code for alarm in alarms}
+        world.play(*[order_frame(*world.order)] * 3)
+        assert world.store.alarms() == alarms
+
+    def rows(self, store: Store) -> dict[str, int]:
+        names = [name for (name,) in store._db.all("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        counts = {name: store._db.all(f"SELECT COUNT(*) FROM {name}") for name in names}
+        assert {"egress", "alarms", "heads", "results", "outbox", "ledger"} <= counts.keys()
+        return {name: int(count) for name, ((count,),) in counts.items()}
 
     def test_a_refusal_is_entered_as_one(self, world: World) -> None:
         executor = world.play(order_frame(*world.order, bundle="cd" * 32))
