@@ -75,7 +75,7 @@ class Desk:
     """What answering needs: ledgers, this contract's keys, the policy, the trainer, a clock.
 
     `entity` is the column that agent.toml declares for the contract's data set: whose a row is. `own_file` holds the
-    data set's file against the others' (`cards.check_own_file`) and gives the fingerprint of its place. `own_rows`
+    data set's file against the others' (`cards.check_own_file`) and gives the fingerprints of its place. `own_rows`
     holds the rows against the contract's `max_duplicates` (InputError, DATA_DUPLICATES) and, before the first attempt,
     against the data set's own rules (RefusedError, QUALITY_GATE: this code leaves, and nothing else of it).
     """
@@ -88,7 +88,7 @@ class Desk:
     run_key: Ed25519PrivateKey
     policy: Policy
     entity: str | None
-    own_file: Callable[[], str]
+    own_file: Callable[[], tuple[str, ...]]
     own_rows: Callable[[], None]
     train: Train
     now: Callable[[], datetime.datetime]
@@ -146,7 +146,7 @@ class Desk:
         Raises:
             RefusedError: DATA_SET_KNOWN_ELSEWHERE, another data set has these rows: nothing is entered.
         """
-        self.store.add_version(self.data_set, self.own_file(), *trained.fingerprints)
+        self.store.add_version(self.data_set, *self.own_file(), *trained.fingerprints)
 
     def known(self, before: int, shown: int = 0) -> checks.Known:
         """What this agent knows of the contract's log, and its last reply to a round before this one.
@@ -222,7 +222,7 @@ def answer(desk: Desk, data: bytes, model: bytes, bundle: str) -> Ready | None:
     except (RefusedError, FaultError) as err:
         return _refuse(desk, order, err, head=None, evidence=data)
     if missed:
-        desk.store.add_alarm("REPLY_LATE", desk.contract_id, f"the log says that no reply came before {order.round}")
+        _alarm(desk, "REPLY_LATE", f"the log says that no reply came before {order.round}", None)
     try:
         _check_terms(desk, order, model, head, bundle)
     except (RefusedError, FaultError, InputError) as err:
@@ -265,7 +265,7 @@ def _check_terms(desk: Desk, order: Order, model: bytes, head: Head, bundle: str
     threshold = desk.contract.participation.head_threshold
     if order.round > 1 and witnesses < threshold:
         text = f"round {order.round}: {witnesses} of {threshold} countersignatures on the head before"
-        desk.store.add_alarm("HEAD_FEW_WITNESSES", desk.contract_id, text)
+        _alarm(desk, "HEAD_FEW_WITNESSES", text, None)
         if desk.contract.participation.strict_heads:
             raise RefusedError("HEAD_FEW_WITNESSES", text)
     checks.check_order(order, model, head, known)

@@ -261,6 +261,15 @@ def tls_context(ca_pem: str) -> ssl.SSLContext:
     return context
 
 
+def ca_fingerprints(ca_pem: str) -> tuple[str, ...]:
+    """SHA-256 (hexadecimal) of each certificate authority that TLS trusts by these certificates, as OpenSSL shows it.
+
+    Raises:
+        InputError: OPERATOR_CA.
+    """
+    return tuple(sha256_hex(certificate) for certificate in tls_context(ca_pem).get_ca_certs(binary_form=True))
+
+
 def printable(text: str, limit: int = 500) -> str:
     """Another party's text, fit for a terminal: one line, no control characters, bounded."""
     shown = "".join(c if c.isprintable() else " " for c in text[: limit + 1])

@@ -77,7 +77,9 @@ def _names(home: AgentHome) -> set[str]:
     for place in home.path.rglob("*"):
         name = place.relative_to(home.path)
         ledgers = name.name.startswith("agent.db") and len(name.parts) == 1
-        if place.is_file() and not place.is_symlink() and name.parts[0] not in MADE_ANEW and not ledgers:
+        drafted = name.parts[0].startswith(".state.json.")  # the running agent's, gone in a moment
+        anew = drafted or name.parts[0] in MADE_ANEW
+        if place.is_file() and not place.is_symlink() and not anew and not ledgers:
             found.add(name.as_posix())
     return found
 

@@ -97,7 +97,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         FaultError: RELEASED_DAMAGED.
     """
     data_set = config.data_set(data_set_id)
-    place = check_own_file(home, config, store, data_set_id)
+    places = check_own_file(home, config, store, data_set_id)
     content = [] if data_set.source.is_database else [sources.content_fingerprint(data_set.source, home.path)]
     for fingerprint in content:
         check_known_elsewhere(home, store, data_set_id, fingerprint)
@@ -146,7 +146,7 @@ def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str
         one_class=left.labels.number == 1,
         duplicates=left.duplicates,
         source=source,
-        fingerprints=(place, *content, whole),
+        fingerprints=(*places, *content, whole),
         profile=profile,
         superseded=_superseded(store, card),
     )
@@ -343,22 +343,24 @@ def limits(home: AgentHome, data_set: DataSet) -> tuple[Decimal, Decimal]:
     return alpha, limit
 
 
-def check_own_file(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str) -> str:
-    """No other data set was declared with this source's file, whatever is in it by now; the place's fingerprint.
+def check_own_file(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str) -> tuple[str, ...]:
+    """No other data set was declared with a file of this source, whatever is in it by now; their places' fingerprints.
 
     Raises:
-        InputError: CONFIG_DATA_SET.
+        InputError: CONFIG_DATA_SET, DATA_SOURCE_AWAY.
         RefusedError: DATA_SET_KNOWN_ELSEWHERE.
     """
     source = config.data_set(data_set_id).source
-    where, place = sources.place(source, home.path), sources.place_fingerprint(source, home.path)
+    where, places = sources.place(source, home.path), sources.place_fingerprints(source, home.path)
     what = "The query of" if source.is_database else "The file"
     declared = {d.data_set for d in store.data_sets()}
     for other in config.data_sets:
         if other.id != data_set_id and other.id in declared and sources.overlap(other.source, source, home.path):
             raise _known_elsewhere(home, f"{what} {where} is", data_set_id, other.id)
-    check_known_elsewhere(home, store, data_set_id, place, f"{what} {where} is")
-    return place
+    for known in store.data_sets():
+        if known.data_set != data_set_id and not set(places).isdisjoint(store.versions(known.data_set)):
+            raise _known_elsewhere(home, f"{what} {where} is", data_set_id, known.data_set)
+    return places
 
 
 def check_known_elsewhere(

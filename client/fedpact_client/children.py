@@ -85,7 +85,7 @@ class TrainerChild:
     loader: Isolation | None = None  # as the last loader of a database's rows said
     _child: Child | None = None
     _ready: bool = False
-    _opened: tuple[object, ...] = ()
+    _opened: frozenset[object] = frozenset()
 
     def start(self) -> None:
         """Start the process and say what it may read; it answers when it has closed itself in."""
@@ -134,14 +134,14 @@ class TrainerChild:
                     raise
         return found
 
-    def _places(self) -> tuple[object, ...]:
+    def _places(self) -> frozenset[object]:
         """Which files and folders these are now: a trainer may read those alone that stood there when it began."""
-        found: list[object] = []
+        found: set[object] = set()
         for path in self._read_paths():
             with contextlib.suppress(OSError):
                 state = os.stat(path)  # noqa: PTH116 - a text
-                found.append((path, state.st_dev, state.st_ino))
-        return tuple(found)
+                found.add((path, state.st_dev, state.st_ino))
+        return frozenset(found)
 
     def train(self, contract: Contract, round_number: int, attempt: int, base: bytes) -> Trained:
         """One attempt (`answer.Train`).
@@ -304,7 +304,7 @@ class TrainerChild:
     def _ready_child(self, contract_id: str) -> Child:
         """A trainer that is closed in; a new one where the last has ended, or may not read what stands there now."""
         for _ in range(2):
-            if self._child is None or not self._child.running or self._opened != self._places():
+            if self._child is None or not self._child.running or not self._places() <= self._opened:
                 self.start()
             assert self._child is not None  # noqa: S101 - just started
             if self._ready:

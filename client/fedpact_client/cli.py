@@ -71,10 +71,12 @@ class Desk:
 
 @contextmanager
 def desk(path: Path, *, read_only: bool = False) -> Iterator[Desk]:
-    """Open the home for one command."""
+    """Open the home for one command; what is logged meanwhile goes to stderr, for stdout has the result alone."""
     from fedpact_client.home import AgentHome
+    from fedpact_client.logs import log_to_stderr
     from fedpact_client.store import Store
 
+    log_to_stderr()
     home = AgentHome(path.expanduser().absolute()).check()
     config = home.config()
     witness = None if config.paths.witness is None else Path(config.paths.witness)
@@ -131,7 +133,7 @@ def enrol(
         passphrase = _passphrase(passphrase_file)
         done = join(at.home, invitation, passphrase, egress_of(at.store))
     result = {
-        "operator": {"name": done.operator.name, "id": done.operator.id, "url": done.url},
+        "operator": {"name": done.operator.name, "id": done.operator.id, "url": done.url, "ca": list(done.ca)},
         "participant": done.own_fingerprint,
         "state": done.state,
     }
@@ -154,9 +156,11 @@ def preflight(
 
     Exit 0: nothing failed. Exit 1: something did.
     """
+    from fedpact_client.logs import log_to_stderr
     from fedpact_client.preflight import run
     from fedpact_client.text import show_preflight
 
+    log_to_stderr()
     found = run(home, invitation, offline=offline)
     count = {state: sum(f.state == state for f in found) for state in ("pass", "warn", "fail", "skip")}
     _show({"checks": [f.plain() for f in found], "count": count}, as_json, show_preflight)
@@ -780,10 +784,8 @@ def countersign(
     Exit codes: 0 countersigned, or nothing to close yet; 1 it does not hold, and the operator is told.
     """
     from fedpact_client import closing
-    from fedpact_client.logs import log_to_stderr
     from fedpact_contract.errors import FaultError
 
-    log_to_stderr()
     with desk(home) as at, at.client() as client:
         contract_id = at.resolve(contract)
         key = at.home.load_contract_key(_passphrase(passphrase_file))

@@ -194,9 +194,7 @@ def _rejected(evidence: Evidence, participant: str) -> Iterator[tuple[str, str]]
 
 def _unheard(desk: Desk, evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Answers of a person here that were sent and do not stand in the log: lost, refused, or left out."""
-    sent = {
-        e.sha256 for e in desk.store.egress() if (e.kind, e.contract_id) == (EgressKind.STATEMENT, desk.contract_id)
-    }
+    sent = {e.sha256 for e in desk.store.egress(desk.contract_id, [EgressKind.STATEMENT])}
     for line in evidence.log if sent else ():
         body = Entry.from_bytes(line).open()
         if isinstance(body, StatementTaken):

@@ -3,6 +3,7 @@
 import datetime
 import json
 import re
+from collections import Counter
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
@@ -92,7 +93,7 @@ class DataSet(Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = (*self.columns, self.label, *([] if self.entity is None else [self.entity]))
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := sorted(name for name, count in Counter(names).items() if count > 1):
             raise ValueError(
                 f"the column {twice[0]} stands twice among columns, label and entity (neither of these is a feature)"
             )
@@ -123,6 +124,15 @@ class Paths(Part):
     """`witness`: a file outside the home that gets the ledger's head."""
 
     witness: Annotated[str, StringConstraints(min_length=1)] | None = None
+
+    @field_validator("witness")
+    @classmethod
+    def _check_witness(cls, witness: str | None) -> str | None:
+        try:
+            Path(witness or "").expanduser()
+        except RuntimeError as err:
+            raise ValueError("begins with ~, and this system knows no such home folder: write it in full") from err
+        return witness
 
 
 class AgentConfig(Part):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedpact_client.api import Egress, OperatorClient, printable
+from fedpact_client.api import Egress, OperatorClient, ca_fingerprints, printable
 from fedpact_client.config import OperatorPart, set_value
 from fedpact_client.home import AgentHome, OperatorData, read_json
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
@@ -31,9 +31,10 @@ NODE_CONTEXT = b"fedpact.enrolment.node.v1\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolled:
-    """What `enrol` did: the operator, our own fingerprint to read out, and the state at the operator."""
+    """What `enrol` did: the operator, fingerprints to read out (`ca`: of its authority), the state at the operator."""
 
     operator: OperatorData
+    ca: tuple[str, ...]
     url: str
     own_fingerprint: str
     state: str
@@ -155,6 +156,7 @@ def enrol(
     config = home.config()
     invitation = read_invitation(invitation_path, config.agent.entity_code, now or utc_now())
     _check_same_operator(home, invitation)
+    ca = ca_fingerprints(invitation.ca_pem)
     key = home.load_contract_key(passphrase)
     node_key = home.load_node_key()
     with OperatorClient(invitation.url, invitation.ca_pem, node_key, record, transport=transport) as client:
@@ -163,7 +165,7 @@ def enrol(
         state = _ask(home, client, invitation, key)
     remember(home, invitation, operator)
     _pending_path(home).unlink(missing_ok=True)
-    return Enrolled(operator=operator, url=invitation.url, own_fingerprint=home.participant_id, state=state)
+    return Enrolled(operator=operator, ca=ca, url=invitation.url, own_fingerprint=home.participant_id, state=state)
 
 
 def remember(home: AgentHome, invitation: Invitation, operator: OperatorData) -> None:

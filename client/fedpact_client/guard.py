@@ -56,6 +56,13 @@ NOT_LET_IN = (
     "the operator does not let this agent in yet: it holds an earlier connection of it, for up to a minute, or has not "
     "approved it"
 )
+HEARD_FOR_GOOD = {
+    *("RUN_CLOSED", "PARTICIPANT_GONE"),
+    *("NOTICE_WITHDRAWN", "NOTICE_MISMATCH", "RECEIPT_MISMATCH", "REVOCATION_MISMATCH"),
+}
+"""With these the operator takes what it is told neither now nor later; everything else is said again."""
+LONG_SECONDS, SELDOM_SECONDS = 3600.0, 60.0
+"""So long after the last order the operator is asked about a contract so seldom: each question is in the ledger."""
 OBJECTED_SECONDS = 60.0
 """Before evidence that was objected to is fetched and verified again."""
 
@@ -121,6 +128,7 @@ class Guard:
     desks: dict[str, Desk] = field(default_factory=dict)
     closings: dict[str, Closing | None] = field(default_factory=dict)  # by contract: what was verified
     quiet: dict[str, float] = field(default_factory=dict)  # by contract: when to look at its close again
+    last_order: float = field(default_factory=time.monotonic)
     measured: set[str] = field(default_factory=set)  # contracts whose measurements are done with
     restart_at: float | None = None  # when the executor, which has ended, starts again
     refused: int = 0  # how often in a row the operator did not let the node in
@@ -244,7 +252,7 @@ class Guard:
 
     def _answer(self, client: OperatorClient, order: OrderFrame, model: bytes) -> Ready | None:
         """What may leave as the answer to an order, entered in the egress ledger; None where nothing may."""
-        data = order.order.encode()
+        data, self.last_order = order.order.encode(), time.monotonic()
         began, self.training = time.perf_counter(), 0.0
         try:
             contract_id = _contract_id(data)
@@ -252,9 +260,10 @@ class Guard:
             if ready is not None:
                 number = record_reply(self.store, ready, contract_id, data)
                 self._time(contract_id, number, time.perf_counter() - began)
-        except FedpactError as err:
+        except (FedpactError, OSError) as err:
             # No contract of this agent, the ledger or the disk failed, or the agent stops: the operator asks again.
-            log.warning("order not answered", code=err.code, reason=printable(str(err)))
+            code = err.code if isinstance(err, FedpactError) else "SYSTEM"
+            log.warning("order not answered", code=code, reason=printable(str(err)))
             return None
         return ready
 
@@ -325,6 +334,8 @@ class Guard:
                 continue
             found: Found | None = "away" if away else self._close(agreement.contract_id, client)
             away = found == "away"
+            if found != "objected" and time.monotonic() - self.last_order > LONG_SECONDS:
+                self.quiet[agreement.contract_id] = time.monotonic() + SELDOM_SECONDS
             if found == "open" and agreement.contract_id not in self.measured:
                 self._measure(agreement.contract_id, client)
             if found is not None:
@@ -362,13 +373,14 @@ class Guard:
                 log.warning("operator not told", code=err.code)
                 self.next_tell = time.monotonic() + self.config.network.poll_seconds
                 return
-            except FedpactError as err:
+            except (FedpactError, OSError) as err:  # our own disk, a limit on requests, a log that is not open yet
+                code = err.code if isinstance(err, FedpactError) else "SYSTEM"
                 why = printable(str(err))
-                log.warning("operator not told", contract=agreement.contract_id, code=err.code, reason=why)
-                if err.code in ("CONTRACT_NOT_SIGNED", "NOTICE_OLD"):  # these two are tried again
-                    self.next_tell = time.monotonic() + self.config.network.poll_seconds
-                else:
+                log.warning("operator not told", contract=agreement.contract_id, code=code, reason=why)
+                if code in HEARD_FOR_GOOD:
                     self.told[agreement.contract_id] = said
+                else:
+                    self.next_tell = time.monotonic() + self.config.network.poll_seconds
 
     def _end_trainer(self) -> bool:
         """End the one trainer, which may hold encoded rows: that there is none now."""

@@ -117,7 +117,7 @@ def destroy(
         end_trainer: Ends the process that holds encoded rows; whether this agent has one.
 
     Raises:
-        FailedError: the disk does not take it.
+        FailedError, OSError: the disk does not take it; the same may be done again.
     """
     path = home.receipt_path(contract_id, "participant")
     if path.exists():

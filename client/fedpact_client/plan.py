@@ -20,6 +20,7 @@ from fedpact_client.config import AgentConfig, DataSet
 from fedpact_client.home import AgentHome
 from fedpact_client.review import Check, Cost, Review, held
 from fedpact_client.store import Store
+from fedpact_client.trial import check_room
 from fedpact_contract import __version__
 from fedpact_contract.canonical import sha256_hex
 from fedpact_contract.contract import MAX_STEPS, Contract, Party, Software, load_toml, merge
@@ -133,7 +134,8 @@ def of_file(home: AgentHome, config: AgentConfig, store: Store, path: Path, now:
     declared = config.data_set(contract.participant(home.participant_id).data_set)
     own = _own(home, config, store, declared, contract)
     schema = held("columns", lambda: review.check_schema(_card(store, declared.id) or declared, contract))
-    found = _reviewed(home, config, store, contract, now, ASKED_OF_TEMPLATES, schema, *own)
+    room = held("memory and disk", lambda: check_room(home, config, contract))
+    found = _reviewed(home, config, store, contract, now, ASKED_OF_TEMPLATES, schema, room, *own)
     return _plan(home, config, store, found, NOT_IN_TEMPLATES)
 
 

@@ -25,7 +25,10 @@ def _instant(value: object) -> object:
     if isinstance(value, datetime.datetime):
         if value.tzinfo is None:
             raise ValueError("needs a time zone: end it with Z")
-        value = instant(value)
+        try:
+            value = instant(value)
+        except OverflowError as err:  # in UTC it lies before the year 1, or after 9999
+            raise ValueError("must lie between the years 1 and 9999") from err
     if isinstance(value, str):
         try:
             parse_instant(value)

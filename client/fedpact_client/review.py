@@ -108,6 +108,8 @@ def review(
         InputError: this enterprise is no participant of the contract; a damaged trust file or store.
         FaultError: RELEASED_DAMAGED.
     """
+    from fedpact_client.trial import check_room
+
     me = contract.participant(home.participant_id)
     known = agreement(store, contract.id)
     trust = home.trust()
@@ -123,6 +125,7 @@ def review(
         held("policy", lambda: check_policy(contract, me.id, config.policy.resolve(home.operator().id), now)),
         *([] if terms is None else [held("policy for the data set", lambda: check_use(home, config, store, terms))]),
         held("not ended here", lambda: check_not_ended(known)),
+        held("memory and disk", lambda: check_room(home, config, contract)),
     ]
     if read_data and not any(check.error for check in checks):
         checks.append(held("rows fit the schema", lambda: check_rows(home, config, store, contract)))
@@ -385,7 +388,7 @@ def check_rows(home: AgentHome, config: AgentConfig, store: Store, contract: Con
 
     Raises:
         InputError: DATA_*.
-        RefusedError: DATA_SET_KNOWN_ELSEWHERE, QUALITY_GATE.
+        RefusedError: DATA_SET_KNOWN_ELSEWHERE, QUALITY_GATE, SIGN_LOOK.
         FailedError: TRAINER_LOST.
     """
     from fedpact_client.trial import try_rows

@@ -42,6 +42,7 @@ CHECKS = {
     "policy": "自有策略",
     "policy for the data set": "自有策略对该数据集的限制",
     "not ended here": "未在本机结束",
+    "memory and disk": "内存与磁盘",
     "rows fit the schema": "数据行符合约定的结构",
 }
 """What is checked, in Chinese, by its name."""

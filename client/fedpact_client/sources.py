@@ -34,6 +34,8 @@ AWAY = "DATA_SOURCE_AWAY"
 """The code where rows cannot be reached now, whatever is in them."""
 SCRATCH_FILES = 16
 """Each data set that is trained on and beyond memory holds one, and four more while it is read; a card takes eight."""
+MEMORY_PART = 16
+"""One part in so many of `limits.memory` may be taken by the encoded rows; beyond that they lie in a file."""
 MOST_ROWS, MOST_CELLS = 100_000, 1 << 22
 """Of a batch of rows, and of its cells or features."""
 _SQLITE_SIBLINGS = ("-wal", "-shm")
@@ -158,7 +160,8 @@ def overlap(one: Source, other: Source, base_dir: Path) -> bool:
 
 def _there(source: Source, base_dir: Path) -> set[Path]:
     try:
-        return {file.path.resolve() for file in table_files(source, base_dir)}
+        with _reaching(base_dir):
+            return {file.path.resolve() for file in table_files(source, base_dir)}
     except InputError:
         return set()
 
@@ -260,7 +263,7 @@ def scratch(folder: Path, limits: "Limits") -> "Iterator[Scratch]":
         files = nameless(folder)
     except OSError as err:
         raise disk_full(err) from err
-    room = Scratch(files, (limits.memory << 20) // 64)
+    room = Scratch(files, (limits.memory << 20) // (4 * MEMORY_PART))
     try:
         yield room
     finally:
@@ -401,12 +404,27 @@ def place_fingerprint(source: Source, base_dir: Path) -> str:
 
     Of a database: host, port, database and query, however its blanks are set; not the user.
     """
-    kind = b"fedpact.source-place.v1:"
     if source.is_database:
         query = " ".join(str(source.query).split()).rstrip("; ")
         where = [source.kind, str(source.host).lower(), source.tcp_port, source.database, query]
-        return hashlib.sha256(kind + canonical_bytes(where)).hexdigest()
-    return hashlib.sha256(kind + os.fsencode(file_path(source, base_dir))).hexdigest()
+        return _place_digest(canonical_bytes(where))
+    return _place_digest(os.fsencode(file_path(source, base_dir)))
+
+
+def _place_digest(where: bytes) -> str:
+    return hashlib.sha256(b"fedpact.source-place.v1:" + where).hexdigest()
+
+
+def place_fingerprints(source: Source, base_dir: Path) -> tuple[str, ...]:
+    """That of the place, and of each file of a pattern or folder that of its own place: it may be a source by itself.
+
+    Raises:
+        InputError: DATA_SOURCE_AWAY.
+    """
+    place = place_fingerprint(source, base_dir)
+    files = [] if source.is_database else _there(source, base_dir)
+    each = {_place_digest(os.fsencode(path)) for path in files}
+    return place, *sorted(each - {place})
 
 
 class TableFingerprint:

@@ -27,6 +27,8 @@ MAX_HEADER = 1 << 24
 """A contract with a hundred thousand columns travels in a header."""
 MAX_ARRAY = 1 << 30
 """A model of 134 million parameters, float64."""
+LOG_BYTES = 1 << 24
+"""A log that is larger when a child starts is put aside, in the place of the one before: the disk is the ledgers'."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _PAUSE = 0.01
 
@@ -97,7 +99,7 @@ def spawn(
 
     Args:
         module: The module; it must call `child_main` first.
-        log: Where its standard error and stray output go (appended, 0600); None: nowhere.
+        log: Where its standard error and stray output go (appended, 0600; `LOG_BYTES`); None: nowhere.
         max_array: Limit of the pipe, in bytes, as is `max_header`.
         max_header: See `Pipe`.
         kinds: The kinds of frames that the child may send.
@@ -175,6 +177,8 @@ def child_main(
 def _open_log(log: Path | None) -> Iterator[int]:
     path = os.devnull if log is None else log
     try:
+        if log is not None and log.is_file() and log.stat().st_size > LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as err:
         raise FailedError("SPAWN_LOG", f"The log cannot be written: {err.strerror}.", file=path) from err

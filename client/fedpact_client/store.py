@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -40,10 +41,13 @@ from fedpact_client.store_records import (
 from fedpact_contract import ledger
 from fedpact_contract.arrays import update_digest as digest_of_update
 from fedpact_contract.canonical import parse_canonical, sha256_hex
-from fedpact_contract.contract import MeasurementKind, SignedContract
-from fedpact_contract.errors import InputError, RefusedError
-from fedpact_contract.keys import public_hex
+from fedpact_contract.contract import Contract, Delegation, MeasurementKind, SignedContract
+from fedpact_contract.errors import FaultError, InputError, RefusedError
+from fedpact_contract.keys import fingerprint, public_hex
 from fedpact_contract.ledger import LedgerRow, Request, Terms
+from fedpact_contract.messages import DataSetCard
+from fedpact_contract.privacy import filter_limit
+from fedpact_contract.record import read_envelope, signers
 
 __all__ = [
     "Agreement",
@@ -83,7 +87,8 @@ class Store(Records):
         create: Make a new store (`init` only): a missing file is otherwise an error, never an empty ledger.
         read_only: For commands beside a running guard.
         restoring: For `restore` only: open an old copy, to `write_off` what it may have forgotten.
-        participant: Whose home it is: a store with data sets that somebody else declared is not taken.
+        participant: Whose home it is: a store with data sets that somebody else declared is not taken, nor one in
+            which another budget or plan stands than this participant signed.
         clock: UTC instants for the egress ledger and alarms.
 
     Raises:
@@ -118,10 +123,11 @@ class Store(Records):
                 hashes = {data_set: chain.hashes for data_set, chain in self._chains.every()}
             if seen is not None and not restoring:
                 store_witness.check_witness(seen, hashes, witness)
-                # A crash may have come between a commit and the witness. An absent one stays a fact for `status`
-                # until the next commit.
-                if not read_only:
-                    self._publish()
+            self._check_signed(participant)
+            # A crash may have come between a commit and the witness. An absent one stays a fact for `status` until the
+            # next commit.
+            if seen is not None and not restoring and not read_only:
+                self._publish()
         except BaseException:
             self.close()
             raise
@@ -450,6 +456,33 @@ class Store(Records):
 
     # Inside a transaction
 
+    def _check_signed(self, participant: str | None) -> None:
+        """What stands beside a signed card or contract follows from it: writing into the file buys no budget.
+
+        Raises:
+            InputError: STORE_DAMAGED.
+        """
+        if participant is None:
+            return
+        checks = [
+            *((f"data set {d.data_set}", partial(_card_says, d, participant)) for d in self.data_sets()),
+            *(
+                (
+                    f"contract {a.contract_id}",
+                    partial(_contract_says, a, participant, self._chains.get(a.terms.data_set).rows),
+                )
+                for a in self._agreements()
+                if a.state not in OVER
+            ),
+        ]
+        for what, says in checks:
+            try:
+                if says():
+                    continue
+            except (FaultError, InputError) as err:
+                raise self._db.damaged(f"what was signed for {what} does not hold ({err.code})") from err
+            raise self._db.damaged(f"it says something else of {what} than was signed here")
+
     @contextmanager
     def _committing(self, *, writing_off: bool = False) -> Iterator[None]:
         """A transaction over the ledger or the outbox; the witness is current before anything may leave.
@@ -512,6 +545,34 @@ def _check_owner(participant: str | None, data_sets: Iterable[DataSet], path: Pa
                 rule="what was spent on a data set stands in the ledger of its own home",
                 remedy="Put this home's own agent.db back; if it is lost, a backup, then run `fedpact-agent restore`.",
             )
+
+
+def _card_says(data_set: DataSet, participant: str) -> bool:
+    """Whether this is the data set, and the budget, of its newest card, which its participant signed."""
+    envelope = read_envelope(data_set.card)
+    card, keys = DataSetCard.from_bytes(envelope.body), signers(envelope, DataSetCard)
+    limit = filter_limit(card.epsilon, card.delta, card.alpha)
+    said = (card.data_set, card.participant, card.epsilon, card.delta, card.alpha, limit)
+    here = (data_set.data_set, participant, data_set.epsilon, data_set.delta, data_set.alpha, data_set.limit)
+    return said == here and participant in {fingerprint(key) for key in keys}
+
+
+def _contract_says(agreement: Agreement, participant: str, rows: Iterable[LedgerRow]) -> bool:
+    """Whether these are the terms of the contract that the participant signed, and the key that it delegated.
+
+    What one attempt costs takes the accountant to work out; here it must be what earlier ones were charged.
+    """
+    travelling = SignedContract.parse(parse_canonical(agreement.signed, what="signed contract"), code="SIGNED_CONTRACT")
+    contract, terms = Contract.from_bytes(travelling.contract.body), agreement.terms
+    own_key = contract.participant(participant).key
+    keys = [Delegation.from_bytes(d.body) for d in travelling.delegations if own_key in signers(d, Delegation)]
+    costs = {row.rdp for row in rows if (row.contract_id, row.kind, row.state) == (contract.id, None, "reserved")}
+    return (
+        own_key in signers(travelling.contract, Contract)
+        and (contract.id, agreement.run_public) in {(k.contract_id, k.run_key) for k in keys}
+        and (contract.id, costs | {terms.rdp}) == (agreement.contract_id, {terms.rdp})
+        and Terms.of(contract, participant, terms.rdp, {m.kind: m.rdp for m in terms.measurements}) == terms
+    )
 
 
 STATE_CODES: dict[ContractState, str] = {"paused": "PARTICIPANT_PAUSED", "withdrawn": "PARTICIPANT_WITHDRAWN"}

@@ -19,7 +19,7 @@ from typing import Any
 from fedpact_contract.errors import FailedError, FedpactError, InputError
 from fedpact_contract.files import sync_folder
 
-VERSION = 2
+VERSION = 3
 ACCOUNTING = "dp-accounting RDP at the card's one alpha; relation REPLACE_SPECIAL; order list 1"
 """What the numbers in this schema mean. Another accountant, relation or list of orders is another version."""
 
@@ -59,7 +59,8 @@ CREATE TABLE outbox (
 CREATE UNIQUE INDEX outbox_one_update ON outbox (contract_id, round) WHERE kind = 'update' AND round > 0;
 CREATE TABLE egress (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, kind TEXT NOT NULL, contract_id TEXT, round INTEGER,
-    size INTEGER NOT NULL, sha256 TEXT NOT NULL, detail TEXT NOT NULL);
+    size INTEGER NOT NULL, sha256 TEXT NOT NULL, detail TEXT NOT NULL, times INTEGER NOT NULL DEFAULT 1, last TEXT);
+CREATE INDEX egress_by_bytes ON egress (sha256);
 CREATE TABLE results (
     seq INTEGER PRIMARY KEY, contract_id TEXT NOT NULL REFERENCES contracts, round INTEGER NOT NULL,
     body BLOB NOT NULL, UNIQUE (contract_id, round, body));

@@ -49,6 +49,10 @@ class EgressKind(StrEnum):
     REQUEST = "request"
 
 
+REPLIES = frozenset({EgressKind.UPDATE, EgressKind.REFUSAL, EgressKind.NO_REPLY})
+"""What answers an order. Whoever hands over orders can have the same answer for ever: it is counted on one row."""
+
+
 def egress_kind(name: str) -> EgressKind:
     """The kind of this name.
 
@@ -109,7 +113,7 @@ class SeenHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressEntry:
-    """Something that left, or was about to."""
+    """Something that left, or was about to; `times` so often, of which `last` names the last time after `at`."""
 
     seq: int
     at: str
@@ -119,6 +123,8 @@ class EgressEntry:
     size: int
     sha256: str
     detail: str
+    times: int = 1
+    last: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +137,12 @@ class Alarm:
     contract_id: str | None
     detail: str
     evidence: bytes | None
+
+
+_SAME = (
+    "SELECT seq FROM egress WHERE kind = ? AND contract_id IS ? AND round IS ? "
+    "AND size = ? AND sha256 = ? AND detail = ?"
+)
 
 
 def utc_now() -> str:
@@ -348,29 +360,45 @@ class Records:
     ) -> int:
         """Enter what is about to leave; call it, and only then send. The entry's number.
 
+        An answer that leaves again (`REPLIES`) is counted where it was entered first: the ledger has at most as many
+        rows of them as there are answers, whatever repeats an order.
+
         Raises:
             InputError: EGRESS_KIND, not one of the kinds that may leave.
         """
         kind = egress_kind(kind)
+        entry = (kind.value, contract_id, round_number, size, sha256, detail)
         with self._db.transaction():
+            known = self._db.one(_SAME, entry) if kind in REPLIES else None
+            if known is not None:
+                self._db.execute(
+                    "UPDATE egress SET times = times + 1, last = ? WHERE seq = ?", (self._clock(), known[0])
+                )
+                return int(known[0])
             return self._db.insert(
                 "INSERT INTO egress (at, kind, contract_id, round, size, sha256, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (self._clock(), kind.value, contract_id, round_number, size, sha256, detail),
+                (self._clock(), *entry),
             )
 
     def count_egress(self, kind: EgressKind, contract_id: str) -> int:
-        """How many messages of a kind about a contract left, or were about to."""
+        """How many different messages of a kind about a contract left, or were about to."""
         with self._db.reading():
             row = self._db.one(
                 "SELECT COUNT(*) FROM egress WHERE kind = ? AND contract_id = ?", (kind.value, contract_id)
             )
         return int(row[0]) if row else 0
 
-    def egress(self) -> list[EgressEntry]:
-        """Everything that left or was about to, oldest first."""
+    def egress(
+        self, contract_id: str | None = None, kinds: Iterable[EgressKind] = (), last: int | None = None
+    ) -> list[EgressEntry]:
+        """Everything that left or was about to, oldest first: one contract's, of these kinds, the last so many."""
+        wanted = [kind.value for kind in kinds] or [kind.value for kind in EgressKind]
         with self._db.reading():
             rows = self._db.all(
-                "SELECT seq, at, kind, contract_id, round, size, sha256, detail FROM egress ORDER BY seq"
+                "SELECT * FROM (SELECT seq, at, kind, contract_id, round, size, sha256, detail, times, last "  # noqa: S608 - marks alone
+                f"FROM egress WHERE kind IN ({', '.join('?' * len(wanted))}) AND (? IS NULL OR contract_id = ?) "
+                "ORDER BY seq DESC LIMIT ?) ORDER BY seq",
+                (*wanted, contract_id, contract_id, -1 if last is None else last),
             )
         return [
             EgressEntry(
@@ -382,6 +410,8 @@ class Records:
                 size=r[5],
                 sha256=r[6],
                 detail=r[7],
+                times=r[8],
+                last=r[9],
             )
             for r in rows
         ]
@@ -412,7 +442,10 @@ class Records:
                 remedy="Declare it first: its card is signed with the contract key.",
             )
         card = self._db.one("SELECT card FROM cards WHERE data_set = ? ORDER BY seq DESC", (data_set,))
-        epsilon, delta, alpha, limit = (Decimal(value) for value in row[2:])
+        try:
+            epsilon, delta, alpha, limit = (Decimal(value) for value in row[2:])
+        except (ArithmeticError, TypeError, ValueError) as err:
+            raise self._db.damaged(f"the budget of the data set {data_set} is no number") from err
         return DataSet(
             data_set=data_set,
             participant=row[1],

@@ -41,6 +41,11 @@ STEPS: dict[int, Sequence[str]] = {
         "DROP INDEX outbox_one_update",
         "CREATE UNIQUE INDEX outbox_one_update ON outbox (contract_id, round) WHERE kind = 'update' AND round > 0",
     ),
+    2: (
+        "ALTER TABLE egress ADD COLUMN times INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE egress ADD COLUMN last TEXT",
+        "CREATE INDEX egress_by_bytes ON egress (sha256)",
+    ),
 }
 """By version, the statements that make the next one of it. A step stays as it was written."""
 

@@ -42,11 +42,13 @@ def show_init(values: dict[str, Any]) -> None:
 
 
 def show_enrolled(values: dict[str, Any]) -> None:
-    """What `enrol` did, and the two fingerprints to read out."""
+    """What `enrol` did, and the fingerprints to read out."""
     operator = values["operator"]
     line(f"Enrolled with {operator['name']} at {operator['url']}: {values['state']}.")
-    line("Compare both fingerprints by telephone, on a number that you know:")
+    line("Compare the fingerprints by telephone, on a number that you know:")
     line(f"  the operator's  {show_fingerprint(operator['id'])}")
+    for certificate in operator["ca"]:
+        line(f"  its authority's {show_fingerprint(certificate)}")
     line(f"  ours            {show_fingerprint(values['participant'])}")
     line("The operator approves after that call. Its fingerprint is pinned in trust.toml.")
 
@@ -362,22 +364,25 @@ def show_egress(values: dict[str, Any], *, fold: bool) -> None:
     rows = [_egress_row(list(run)) for _, run in itertools.groupby(entries, one_line)]
     columns = ["no.", "time (UTC)", "kind", "contract", "round", "bytes", "sha256", "detail"]
     output.table(output.console(), columns, rows, right=(0, 4, 5))
-    line(f"{len(entries)} messages, {sum(e['bytes'] for e in entries)} bytes")
+    line(f"{sum(e['times'] for e in entries)} messages, {sum(e['bytes'] * e['times'] for e in entries)} bytes")
 
 
 def _egress_row(run: list[dict[str, Any]]) -> list[str]:
-    """One message, or several requests: how many, when the last one left, whose contracts, all of their bytes."""
+    """A message, however often it left, or several requests: when the last one left, whose contracts, all bytes."""
     first, last = run[0], run[-1]
     single, contracts = len(run) == 1, {e["contract"] for e in run}
+    detail = first["detail"] if single else f"{len(run)} requests since {first['at']}"
+    if first["times"] > 1:
+        detail = f"{detail} {first['times']} times since {first['at']}".strip()
     return [
         str(first["seq"]) if single else f"{first['seq']}-{last['seq']}",
-        last["at"],
+        last["last"] or last["at"],
         first["kind"],
         "several" if len(contracts) > 1 else (first["contract"] or "-")[:SHORT],
         "-" if first["round"] is None else str(first["round"]),
-        str(sum(e["bytes"] for e in run)),
+        str(sum(e["bytes"] * e["times"] for e in run)),
         first["sha256"][:SHORT] if single else "-",
-        first["detail"] if single else f"{len(run)} requests since {first['at']}",
+        detail,
     ]
 
 

@@ -215,7 +215,7 @@ def _set_up(setup: Setup, noise_factory: "Callable[[], Noise] | None") -> "tuple
     from fedpact_models.scratch import IN_MEMORY, Scratch
 
     global _scratch  # set once, before the first order
-    _scratch = Scratch(files, IN_MEMORY if setup.memory is None else (setup.memory << 20) // 16)
+    _scratch = Scratch(files, IN_MEMORY if setup.memory is None else (setup.memory << 20) // sources.MEMORY_PART)
     noise = _load_training(setup.threads, noise_factory) if setup.train else None
     label = "none" if noise is None else noise.label
     log.info("trainer ready", isolation=isolation.sentence, noise=label, seconds=time.monotonic() - began)

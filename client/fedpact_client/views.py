@@ -20,7 +20,7 @@ from fedpact_client.policy import Policy
 from fedpact_client.sandbox import Isolation
 from fedpact_client.signing import contract_beside
 from fedpact_client.store import Agreement, SeenHead, Store
-from fedpact_client.store_records import OVER, EgressKind, egress_kind
+from fedpact_client.store_records import OVER, egress_kind
 from fedpact_contract import ledger, merkle
 from fedpact_contract.contract import Contract, MeasurementKind
 from fedpact_contract.errors import FaultError, InputError
@@ -118,11 +118,17 @@ def _isolation(found: Isolation | None) -> dict[str, Any] | None:
 
 
 def running_process(home: AgentHome) -> int | None:
-    """The process id of the guard that runs on this home, as far as its lock file tells."""
+    """The process id of the guard that runs on this home: the one that its lock file names, if it has that file open.
+
+    After `kill -9` the number stays there, and another process may have it by now.
+    """
+    path = home.path / "guard.lock"
     with suppress(OSError, ValueError):
-        number = int((home.path / "guard.lock").read_text("ascii"))
-        os.kill(number, 0)
-        return number
+        number, lock = int(path.read_text("ascii")), path.stat()
+        for handle in Path(f"/proc/{number}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                if os.path.samestat(handle.stat(), lock):
+                    return number
     return None
 
 
@@ -240,9 +246,6 @@ def egress(
     Raises:
         InputError: EGRESS_KIND.
     """
-    wanted = {egress_kind(kind) for kind in kinds} or set(EgressKind)
-    entries = [e for e in store.egress() if contract_id in (None, e.contract_id) and e.kind in wanted]
-    shown = entries if last is None else entries[len(entries) - min(last, len(entries)) :]
     return [
         {
             "seq": e.seq,
@@ -253,8 +256,10 @@ def egress(
             "bytes": e.size,
             "sha256": e.sha256,
             "detail": e.detail,
+            "times": e.times,
+            "last": e.last,
         }
-        for e in shown
+        for e in store.egress(contract_id, {egress_kind(kind) for kind in kinds}, last)
     ]
 
 

@@ -12,7 +12,8 @@ import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, Union, get_args, get_origin
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import (
@@ -309,7 +310,8 @@ def _input_error(err: ValidationError, model: type[BaseModel], code: str, file: 
     """
     faults = err.errors(include_url=False, include_input=False)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    path = ".".join(str(p) for p in _place(model, first["loc"])) or "(whole)"
+    place = _place(model, first["loc"], whole=first["type"] == "extra_forbidden")
+    path = ".".join(map(str, place)) or "(whole)"
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
         near = difflib.get_close_matches(key, _keys(model, first["loc"][:-1]) - {key}, 1, 0.75)
@@ -320,7 +322,8 @@ def _input_error(err: ValidationError, model: type[BaseModel], code: str, file: 
     if first["type"] in ("missing", "union_tag_not_found"):
         message = f"The key {path} is missing."
         return InputError(code + "_MISSING_KEY", message, file=file, field=path, rule="no key is left out")
-    words = _words(first["type"], first["msg"], first.get("ctx", {}))
+    here = [fault for fault in faults if _place(model, fault["loc"]) == place]  # one of each kind that it may be
+    words = " or ".join(dict.fromkeys(_words(f["type"], f["msg"], f.get("ctx", {})) for f in here))
     return InputError(code, f"{path}: {words}.", file=file, field=path, rule=words)
 
 
@@ -341,13 +344,17 @@ def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
     return {key for m in models for key in m.model_fields}
 
 
-def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[int | str]:
-    """A place as people write it: pydantic also names the kind of a union's member, which is no key."""
-    models, place = {model}, []
+def _place(model: type[BaseModel], path: tuple[int | str, ...], *, whole: bool = False) -> list[int | str]:
+    """A place as people write it: pydantic also names the kind of a union's member, which is no key.
+
+    `whole`: the last step is a key, though an unknown one.
+    """
+    models, place, choice = {model}, list[int | str](), False
     for number, step in enumerate(path, start=1):
-        known = isinstance(step, int) or any(step in m.model_fields for m in models)
-        if known or number == len(path):
+        found = [m.model_fields[step].annotation for m in models if isinstance(step, str) and step in m.model_fields]
+        if isinstance(step, int) or found or (number == len(path) and (whole or not choice)):
             place.append(step)
+        choice = bool(found) and all(get_origin(kind) in (Union, UnionType) for kind in found)
         models = _below(models, step) or models
     return place
 

@@ -112,6 +112,9 @@ LOCAL: Mapping[str, str] = {
     "POLICY_DATA_SET_USES": "全部合约合计对该数据集的使用次数多于自有策略的上限。",
     "POLICY_HOURS": "当前时间不在自有策略允许开始训练的时段之内。",
     "POST_CUT": "上传的数据无法送达运营方：途中限制了消息的大小。",
+    "SIGN_LOOK": "首次读取数据行所用的时间超过合约规定的每轮期限，第一轮将会错过。",
+    "SIGN_MEMORY": "按该合约训练所需的内存超过agent.toml中的limits.memory。",
+    "SIGN_SCRATCH": "该合约的编码后数据行所需的磁盘空间超过本机剩余空间。",
     "STORE_OF_ANOTHER": "该账本属于另一企业。",
     "TRAINING_FAILED": "训练未能完成：原因仅记载于本机。",
 }

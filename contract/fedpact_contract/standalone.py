@@ -256,7 +256,7 @@ def _destruction(body: DestructionReceipt, parties: Parties, name: str) -> Itera
     planned = parties.contract.training.rounds
     for field, listed in (("updates", body.updates), ("models", body.models)):
         numbers = [item.round for item in listed]
-        if numbers != sorted({*numbers} & {*range(1, planned + 1)}):
+        if numbers != sorted(set(numbers)) or max(numbers, default=0) > planned:
             rule = f"each round once, in order, of the contract's {planned}"
             message = f"The {field} are not of so many rounds, each once."
             yield FaultError(f"DESTRUCTION_{field.upper()}", message, field=field, party=name, rule=rule)
@@ -270,8 +270,8 @@ def _proves(body: Said, parties: Parties) -> Iterator[str]:
     contract, name = parties.contract, _who(_signer(body, parties))
     if isinstance(body, DestructionReceipt):
         yield f"{name} signed that it destroyed {_held(body.destroyed)}, and that it keeps {_held(body.kept)}."
-        whose = f"updates of {parties.name(body.participant)}"
-        yield f"It names the {whose} in {_listed(body.updates)}, and the models of {_listed(body.models)}."
+        models = f", and the models of {_listed(body.models)}" if body.by == "operator" else ""
+        yield f"It names the updates of {parties.name(body.participant)} in {_listed(body.updates)}{models}."
         return
     yield f"{name} signed that {_MET[body.found]} when it asked for one at {body.at}, by its own clock."
     term = f"the contract's term ended at {contract.term.not_after}, and had {contract.settlement.close_days} days more"

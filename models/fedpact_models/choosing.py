@@ -115,7 +115,7 @@ def choose(
     return Chosen(
         examples=whole.gather(records, chosen),
         num_rows=len(usable),
-        copies=n - len(np.unique(records["row"][chosen])),
+        copies=fingerprint(_pick(records["row"], chosen, room), ROWS_TYPE, room)[1] if twice else 0,
         table_fingerprint=table_fingerprint,
         rows_fingerprint=rows_fingerprint,
     )
@@ -262,17 +262,17 @@ def _pick(values: NDArray[Any], index: Integers, scratch: Scratch) -> NDArray[An
     return result
 
 
-def fingerprint(digests: NDArray[Any], title: bytes, scratch: Scratch) -> tuple[str, bool]:
-    """SHA-256 (hexadecimal) over the title and the sorted digests, and whether two of them are equal."""
+def fingerprint(digests: NDArray[Any], title: bytes, scratch: Scratch) -> tuple[str, int]:
+    """SHA-256 (hexadecimal) over the title and the sorted digests, and how many are copies of another counted once."""
     ordered = scratch.array(digests.shape, digests.dtype)
     ordered[:] = digests
     ordered.sort()
-    whole, twice = hashlib.sha256(title), False
+    whole, copies = hashlib.sha256(title), 0
     for start in range(0, len(ordered), CHUNK):
         whole.update(ordered[start : start + CHUNK].tobytes())
         some = ordered[start : start + CHUNK + 1]
-        twice = twice or bool((some[1:] == some[:-1]).any())
-    return whole.hexdigest(), twice
+        copies += int(np.count_nonzero(some[1:] == some[:-1]))
+    return whole.hexdigest(), copies
 
 
 def _occurrences(records: NDArray[Any], usable: Integers, scratch: Scratch) -> Integers:

@@ -354,7 +354,7 @@ def dp_sgd(
             for _ in range(steps):
                 chosen = torch.from_numpy(np.flatnonzero(noise.uniform(len(x)) < sample_rate))
                 optimizer.begin()
-                for part in _micro_batches(chosen, physical_batch):
+                for part in micro_batches(chosen, physical_batch):
                     if ghost:
                         _backward_weighted(wrapped, x[part], y[part], loss)
                         optimizer.accumulate_clipped()
@@ -429,7 +429,8 @@ def _forget(module: nn.Module) -> None:
                 delattr(part, name)
 
 
-def _micro_batches(rows: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+def micro_batches(rows: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    """The rows of a batch, so many at a time."""
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 

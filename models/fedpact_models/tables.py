@@ -5,6 +5,7 @@ CSV cells stay text: what a cell means is said by the contract's schema (`featur
 
 import math
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -259,8 +260,9 @@ def _scan_csv(path: Path, source: IO[bytes], form: Form) -> pl.LazyFrame:
             remedy="Correct `column_names` or `delimiter`.",
         )
     names = [name.strip() for name in form.column_names or found]
-    twice = [n for n in names if "_duplicated_" in n and n.rpartition("_duplicated_")[0] in names]  # polars renames
-    twice = [n.rpartition("_duplicated_")[0] for n in twice] + [n for n in names if names.count(n) > 1]
+    times = Counter(names)
+    twice = [n for n in names if "_duplicated_" in n and n.rpartition("_duplicated_")[0] in times]  # polars renames
+    twice = [n.rpartition("_duplicated_")[0] for n in twice] + [n for n, count in times.items() if count > 1]
     if twice:
         raise _twice(path, twice[0], "A column name stands twice in the file.")
     return lazy.rename(dict(zip(found, names, strict=True)))

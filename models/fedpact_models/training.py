@@ -7,7 +7,17 @@ from torch import nn
 
 from fedpact_contract.contract import ClientPrivacy, Contract, RecordPrivacy
 from fedpact_contract.errors import FailedError, InputError
-from fedpact_models.dp import BeforeNoise, Loss, Mode, Noise, cross_entropy, discrete_hazard, dp_sgd, squared_error
+from fedpact_models.dp import (
+    BeforeNoise,
+    Loss,
+    Mode,
+    Noise,
+    cross_entropy,
+    discrete_hazard,
+    dp_sgd,
+    micro_batches,
+    squared_error,
+)
 from fedpact_models.features import Examples, Floats
 from fedpact_models.registry import Layer, architecture, build
 from fedpact_models.weights import clipped, flatten, load_flat
@@ -131,10 +141,11 @@ def _sgd(contract: Contract, module: nn.Module, examples: Examples, noise: Noise
     sample_rate = float(contract.privacy.sample_rate)
     rate = float(contract.training.learning_rate) / (sample_rate * len(examples))
     x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
-    loss = LOSSES[contract.contribution.loss]
+    loss, at_once = LOSSES[contract.contribution.loss], physical_batch(contract)
     optimizer = torch.optim.SGD(module.parameters(), lr=rate)
     for _ in range(steps):
         chosen = torch.from_numpy(np.flatnonzero(noise.uniform(len(x)) < sample_rate))
         optimizer.zero_grad()
-        torch.autograd.backward(loss(module(x[chosen]), y[chosen]).sum())
+        for part in micro_batches(chosen, at_once):
+            torch.autograd.backward(loss(module(x[part]), y[part]).sum())
         optimizer.step()

@@ -46,7 +46,9 @@ def invite_command(
 
     Example: fedpact participant invite --name A --entity-code 91310000MA1K000001 --sector medical --out a.json
     """
-    from fedpact_contract.canonical import canonical_bytes
+    from ssl import PEM_cert_to_DER_cert
+
+    from fedpact_contract.canonical import canonical_bytes, sha256_hex
     from fedpact_contract.keys import show_fingerprint
     from fedpact_contract.request import utc_now
     from fedpact_server import enrolment
@@ -61,13 +63,17 @@ def invite_command(
         out.unlink()
         raise
     out.write_bytes(canonical_bytes(invitation.plain()) + b"\n")
+    authority = sha256_hex(PEM_cert_to_DER_cert(invitation.ca_pem))
     if as_json:
         shown = {"invitation": str(out), "url": invitation.url, "expires": invitation.expires}
-        output.emit_json(shown | {"operator": invitation.operator, "entity_code": entity_code})
+        shown |= {"operator": invitation.operator, "entity_code": entity_code}
+        output.emit_json(shown | {"ca": authority})
         return
     line(f"The invitation is {out}, good until {invitation.expires} for one use by {entity_code}.")
     line("The enterprise runs: fedpact-agent enrol " + out.name)
-    line(f"It then compares this fingerprint with you  {show_fingerprint(invitation.operator)}")
+    line("It then compares these fingerprints with you:")
+    line(f"  your key's                    {show_fingerprint(invitation.operator)}")
+    line(f"  your certificate authority's  {show_fingerprint(authority)}")
 
 
 def approve_command(

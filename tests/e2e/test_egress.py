@@ -212,7 +212,7 @@ class World:
 
     def ledger(self, index: int) -> list[EgressEntry]:
         with Store(self.home(index) / "agent.db", read_only=True) as store:
-            return store.egress()
+            return [entry for entry in store.egress() for _ in range(entry.times)]
 
     def outcomes(self, contract_id: str) -> dict[str, Any]:
         found: dict[str, Any] = self.fedpact("run", "status", contract_id)["outcomes"]

@@ -305,10 +305,13 @@ def check_store(store: Store, draws: Draws) -> None:
 def check_sent(store: Store, sent: list[Any]) -> None:
     """Every reply is the outbox's, answers a genuine order of this agent, and stands in the egress ledger."""
     kept = {(reply, array or b"") for reply, array in store._db.all("SELECT reply, array FROM outbox")}
-    left = Counter(e.sha256 for e in store.egress() if e.kind in (EgressKind.UPDATE, EgressKind.REFUSAL))
+    left = Counter[str]()
+    for entry in store.egress():
+        left[entry.sha256 if entry.kind in (EgressKind.UPDATE, EgressKind.REFUSAL) else entry.kind] += entry.times
     replies = [(frame.header["reply"].encode(), frame.array) for frame in sent if frame.kind == "reply"]
     assert {frame.kind for frame in sent} <= {"reply", "drop"}
-    assert sum(e.kind is EgressKind.NO_REPLY for e in store.egress()) >= sum(frame.kind == "drop" for frame in sent)
+    assert left[EgressKind.NO_REPLY] >= sum(frame.kind == "drop" for frame in sent)
+    assert len({(e.kind, e.sha256) for e in store.egress()}) == len(store.egress()), "what repeats is counted"
     genuine = [read(order) for order, _ in world().orders]
     heads = {
         (record.size, record.root)

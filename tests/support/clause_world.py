@@ -391,7 +391,7 @@ class Station:
             run_key=RUN,
             policy=Policy.parse(a["policy"], code="POLICY"),
             entity=a["declared_entity"],
-            own_file=lambda: "e" * 64,
+            own_file=lambda: ("e" * 64,),
             own_rows=rows,
             train=train,
             now=lambda: a["now"],

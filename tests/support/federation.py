@@ -387,7 +387,7 @@ def _agent(folder, contract, signed, index, key, run_key, examples, noise, polic
         run_key=run_key,
         policy=own_policy,
         entity=card.entity,
-        own_file=lambda: f"{index:062x}ff",
+        own_file=lambda: (f"{index:062x}ff",),
         own_rows=lambda: None,
         train=train,
         now=lambda: NOW + timedelta(minutes=1),

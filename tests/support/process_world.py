@@ -40,6 +40,7 @@ class World:
         self.passphrase = folder / "passphrase"
         self.passphrase.write_text(PASSPHRASE + "\n")
         self.passphrase.chmod(0o600)
+        self.sources: dict[int, str] = {}  # by enterprise, an agent.toml's source in place of its file
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.contract_id = ""
 
@@ -145,10 +146,10 @@ class World:
         text = text.replace("min_participants = 3", f"min_participants = {self.minimum}")
         columns = ", ".join(f'"{name}"' for name in digits.PIXELS)
         table = f'table = "{share.table}"\n' if share.table else ""
+        source = self.sources.get(index, f'path = "{share.file}"\nkind = "{share.kind}"\n{table}')
         text += (
             f'\n[[data_sets]]\nid = "digits-{index}"\nnum_examples = {share.num_examples}\nepsilon = 8\n'
-            f'delta = 0.00001\ncolumns = [{columns}]\nlabel = "digit"\n[data_sets.source]\npath = "{share.file}"\n'
-            f'kind = "{share.kind}"\n{table}'
+            f'delta = 0.00001\ncolumns = [{columns}]\nlabel = "digit"\n[data_sets.source]\n{source}'
         )
         config.write_text(text, "utf-8")
         return made

@@ -9,9 +9,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import polars as pl
 from tests.support.required import lacking
 
 PASSWORD = "correct horse 'battery' \\ staple"
@@ -27,8 +28,46 @@ class Server:
     kind: str
     port: int
     folder: Path
-    process: subprocess.Popen[bytes]
+    line: list[str]
     client: list[str]
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def begin(self) -> None:
+        """Start it, also again after `kill`, and wait until it answers."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*_user(), *self.line],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                self.run("SELECT 1;", "postgres" if self.kind == "postgresql" else "mysql")
+            except AssertionError:
+                assert self.process.poll() is None, (self.folder / "log").read_text()
+                time.sleep(0.1)
+            else:
+                return
+        raise AssertionError((self.folder / "log").read_text())
+
+    def fill(self, table: str, rows: pl.DataFrame) -> None:
+        """Make a table of whole numbers."""
+        columns = ", ".join(f"{name} INTEGER" for name in rows.columns)
+        values = ", ".join(f"({', '.join(map(str, row))})" for row in rows.iter_rows())
+        self.run(f"CREATE TABLE {table} ({columns}); INSERT INTO {table} VALUES {values};")
+
+    def source(self, query: str, password_file: Path) -> str:
+        """The lines of an agent.toml that read it, as the user who may only read."""
+        password_file.write_text(PASSWORD)
+        password_file.chmod(0o600)
+        return (
+            f'kind = "{self.kind}"\nhost = "127.0.0.1"\nport = {self.port}\ndatabase = "{DATABASE}"\n'
+            f'user = "{READER}"\npassword_file = "{password_file}"\ntls = false\nquery = "{query}"\n'
+        )
 
     def run(self, sql: str, database: str = DATABASE) -> str:
         """Statements of the administrator."""
@@ -79,23 +118,9 @@ def hand_over(path: Path) -> None:
 
 
 def _begin(kind: str, folder: Path, port: int, line: list[str], client: list[str]) -> Server:
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*_user(), *line], stdout=log, stderr=log, cwd=folder, start_new_session=True, stdin=subprocess.DEVNULL
-        )
-    server = Server(kind, port, folder, process, client)
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        if subprocess.run([*client, "--version"], capture_output=True, check=False).returncode:
-            break
-        try:
-            server.run("SELECT 1;", "postgres" if kind == "postgresql" else "mysql")
-        except AssertionError:
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-        else:
-            return server
-    raise AssertionError((folder / "log").read_text())
+    server = Server(kind, port, folder, line, client)
+    server.begin()
+    return server
 
 
 @contextmanager

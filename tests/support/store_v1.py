@@ -1,4 +1,4 @@
-"""A store as the releases of schema version 1 wrote it: the schema as it stood then, and rows copied into it."""
+"""A store as the releases of schema versions 1 and 2 wrote it: the schema as it stood then, with rows of today."""
 
 import sqlite3
 from pathlib import Path
@@ -61,3 +61,13 @@ def as_version_1(path: Path) -> None:
     old.close()
     path.chmod(0o600)
     today.unlink()
+
+
+def as_version_2(path: Path) -> None:
+    """Rewrite a store of today as version 2 had it: an egress ledger that counted nothing."""
+    with sqlite3.connect(path) as store:
+        store.execute("DROP INDEX egress_by_bytes")
+        for column in ("times", "last"):
+            store.execute(f"ALTER TABLE egress DROP COLUMN {column}")
+        store.execute("UPDATE schema_version SET version = 2")
+    store.close()

@@ -29,12 +29,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentHome:
 
     made = init(tmp_path / "agent", name="A", entity_code="9" * 18, sector="medical", passphrase=b"long enough")
     monkeypatch.setattr(AgentHome, "participant_id", fingerprint(public_hex(key("contract"))))  # the kit's card
+    monkeypatch.setattr(Store, "_check_signed", lambda *_: None)  # nor has this key signed the kit's contract
     made.db_path.unlink()
     with new_store(made.path) as store:
         complete(store, reserve(store, 1))
     save_key(made.run_key_path(contract_id()), key("run"))
     (made.path / "logs" / "trainer.log").write_text("noise")
     (made.path / "state.json").write_text("{}")
+    (made.path / ".state.json.0a1b2c3d").write_text("{}")
     (made.path / "operator" / "ca.crt").write_text("pem")
     return made
 
@@ -74,7 +76,7 @@ def test_a_home_comes_back_whole_and_its_contracts_count_as_spent(
     code, found = run("restore", "--from", out, "--home", again.path, "--yes")
     assert (code, [w["contract"] for w in found["written_off"]]) == (0, [contract_id()])
     before, after = files(home), files(again)
-    assert {n for n in before if n not in after} == {"logs/trainer.log", "state.json"}
+    assert {n for n in before if n not in after} == {"logs/trainer.log", "state.json", ".state.json.0a1b2c3d"}
     own = {n for n in after if not n.startswith("agent.db") and n != "guard.lock"}
     assert {n: after[n] for n in own} == {n: before[n] for n in own}
     assert {"keys/contract.key", "keys/node.key", f"keys/run/{contract_id()}.key", "operator/ca.crt"} <= own

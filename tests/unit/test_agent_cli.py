@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 import typer
 from tests.support.agent_world import DATA_SET, ENTITY, PASSPHRASE, ROWS, Lab, lab
 from tests.support.agent_world import contract as agents_contract
@@ -486,6 +487,22 @@ def test_head_budget_and_egress_as_text_and_json(call: Call, world: Lab, signed:
     assert "POST" in call("egress").out
 
 
+def test_what_is_logged_meanwhile_is_no_part_of_the_result(
+    call: Call, world: Lab, signed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `card` and `sign` log that a database's rows were loaded: stdout has one JSON object all the same."""
+    before = views.budget
+
+    def logged(*arguments: Any) -> Any:
+        structlog.get_logger().info("rows loaded", rows=3)
+        return before(*arguments)
+
+    monkeypatch.setattr(views, "budget", logged)
+    result = call("budget", "--json")
+    assert result.json["data_sets"]
+    assert json.loads(result.err)["event"] == "rows loaded"
+
+
 def test_requests_in_a_row_are_one_line_and_nothing_is_lost(call: Call, world: Lab, signed: str) -> None:
     before = len(world.store.egress())
     for number in range(40):
@@ -505,8 +522,11 @@ def test_requests_in_a_row_are_one_line_and_nothing_is_lost(call: Call, world: L
     assert whole.count("GET /heads") == 40
     assert total in folded
     assert total in whole
+    world.store.record_egress("update", signed, 1, 1000, "cd" * 32)
     updates = call("egress", "--kind", "update", "--kind", "card")
-    assert "2 messages" in updates.out
+    assert "3 messages" in updates.out, "the update left twice"
+    assert "2 times since" in updates.out
+    assert " 2000 " in updates.out
     assert "request" not in updates.out
     assert [e["kind"] for e in call("egress", "--kind", "update", "--json").json["egress"]] == ["update"]
     unknown = call("egress", "--kind", "poll", "--json")
@@ -818,6 +838,17 @@ def test_a_template_is_planned_before_the_operator_has_made_a_contract_of_it(
     path.write_text(template.replace(ENTITY, "91310000MA1K000009"))
     stranger = call("plan", path, "--json")
     assert (stranger.code, stranger.error, stranger.json["error"]["file"]) == (2, "PLAN_NOT_NAMED", str(path))
+
+
+def test_a_template_that_this_machine_cannot_train_by_is_refused(call: Call, ready: Lab, tmp_path: Path) -> None:
+    ready.declare()
+    path = tmp_path / "heart.toml"
+    path.write_text(TEMPLATE)
+    assert "memory and disk" not in refusals(call("plan", path, "--json"))
+    text = ready.home.config_path.read_text()
+    ready.home.config_path.write_text(text.replace("memory = 4096", "memory = 300"))
+    refused = call("plan", path, "--json")
+    assert (refused.code, refusals(refused)["memory and disk"]) == (5, "SIGN_MEMORY")
 
 
 def test_a_template_at_client_level_is_refused_by_the_policy_and_priced(call: Call, ready: Lab, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -173,6 +174,19 @@ def test_a_misspelt_key_is_named_with_the_one_that_is_meant(tmp_path: Path, old:
         ('id = "heart-2026"', 'id = "heart 2026"', "data_sets.0.id: must be one word of letters, digits, and . _ : -."),
         ('url = ""', 'url = "http://operator:1"', "operator.url: must be an address of the form https://host:port."),
         ('delimiter = ","', 'delimiter = ";;"', "data_sets.0.source.delimiter: has the wrong form."),
+        ('operators = "enrolled"', 'operators = "*"', "policy.operators: must be a list or must be 'enrolled'."),
+        ('sectors = "*"', 'sectors = "any"', "policy.sectors: must be a list or must be '*'."),
+        ('rename = { chest_pain = "cp" }', "rename = { chest_pain = 3 }", "source.rename.chest_pain: must be text."),
+        (
+            "2027-12-31T23:59:59Z",
+            "0001-01-01T00:00:00+14:00",
+            "policy.not_after: must lie between the years 1 and 9999.",
+        ),
+        (
+            '"/var/lib/fedpact-witness/head"',
+            '"~nobody-of-that-name/head"',
+            "paths.witness: begins with ~, and this system knows no such home folder: write it in full.",
+        ),
     ],
 )
 def test_a_wrong_value_is_told_in_words(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -219,6 +233,14 @@ def test_unreadable_files(tmp_path: Path, content: bytes, code: str, line: str) 
 def test_a_column_that_stands_twice_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the column age stands twice"):
         parse(changed('label = "disease"', 'label = "age"'), tmp_path / "agent.toml")
+
+
+def test_twenty_thousand_columns_are_read_in_a_moment() -> None:
+    columns = tuple(f"c{number}" for number in range(20_000))
+    values = {"id": "x", "num_examples": 1, "epsilon": 1, "delta": "0.00001", "columns": columns, "label": "ill"}
+    began = time.process_time()
+    config.DataSet.parse(values | {"source": {"path": "x.csv", "kind": "csv"}}, code="TEST")
+    assert time.process_time() - began < 2
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What the agent shows: its own ledger's figures, and the operator's evidence held against what was sent and seen."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,7 +14,7 @@ from tests.support.evidence_factory import Made, contract_values, key, make_evid
 
 from fedpact_client import views
 from fedpact_client.home import AgentHome, init
-from fedpact_client.store import EgressKind, Ready, SeenHead, Store
+from fedpact_client.store import EgressKind, HomeLock, Ready, SeenHead, Store
 from fedpact_contract.arrays import update_digest
 from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract, Delegation, SignedContract
@@ -350,7 +351,9 @@ def test_heads_are_shown_for_the_telephone(trained: World) -> None:
 def test_egress_is_listed_and_narrowed(world: World) -> None:
     world.store.record_egress(EgressKind.CARD, None, None, 10, "ab" * 32, detail="POST /cards")
     world.store.record_egress(EgressKind.UPDATE, CONTRACT.id, 1, 20, "cd" * 32)
+    world.store.record_egress(EgressKind.UPDATE, CONTRACT.id, 1, 20, "cd" * 32)
     everything = views.egress(world.store)
+    assert [e["times"] for e in everything] == [1, 2]
     assert [(e["kind"], e["bytes"], e["round"]) for e in everything] == [("card", 10, None), ("update", 20, 1)]
     assert views.egress(world.store, CONTRACT.id) == everything[1:]
     assert views.egress(world.store, None, 1) == everything[1:]
@@ -373,12 +376,13 @@ def test_the_status_of_an_agent(trained: World) -> None:
     assert "\x1b" not in alarm["detail"]
 
 
-@pytest.mark.parametrize(("content", "running"), [("", False), ("none", False), ("999999999\n", False), (None, True)])
-def test_a_running_guard_is_told_by_its_lock(world: World, content: str | None, running: bool) -> None:
-    import os
-
-    (world.home.path / "guard.lock").write_text(f"{os.getpid()}\n" if content is None else content)
-    assert (views.running_process(world.home) is not None) == running
+@pytest.mark.parametrize("content", ["", "none", "999999999\n", f"{os.getpid()}\n"])
+def test_a_running_guard_is_told_by_its_lock(world: World, content: str) -> None:
+    """Not by a number that was left by kill -9, and is another process's by now."""
+    (world.home.path / "guard.lock").write_text(content)
+    assert views.running_process(world.home) is None
+    with HomeLock(world.home.path):
+        assert views.running_process(world.home) == os.getpid()
 
 
 @pytest.mark.parametrize(

@@ -447,7 +447,7 @@ def test_what_was_trained_on_is_entered_with_its_place(tmp_path) -> None:
     agent = federation.agent(2)
     federation.run()
     trained = agent.desk.train(federation.contract, 1, 1, bytes(8 * 650))
-    assert agent.desk.store.versions(agent.desk.data_set) == [agent.desk.own_file(), *trained.fingerprints]
+    assert agent.desk.store.versions(agent.desk.data_set) == [*agent.desk.own_file(), *trained.fingerprints]
 
 
 def test_copies_among_the_rows_are_refused_before_anything_is_charged(world) -> None:

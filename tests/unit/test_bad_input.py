@@ -69,6 +69,36 @@ ITEMS = {
         "e2e/test_trainer_process.py::test_failures_are_answers_and_the_trainer_goes_on",
         "e2e/test_egress.py::test_a_bad_cell_is_named_at_home_alone_and_only_a_fixed_code_leaves",
     ),
+    "a clock set back": ("unit/test_bad_input.py::test_an_order_that_the_policy_does_not_allow_now",),
+    "a ledger that is deleted, truncated or restored from backup": (
+        "unit/test_ledger_faults.py::test_an_agent_with_such_ledgers_does_not_start",
+        "unit/test_ledger_faults.py::test_what_is_written_beside_a_signature_buys_no_budget",
+    ),
+    "a disk that is full": (
+        "unit/test_ledger_faults.py::test_a_disk_that_is_full_while_reserving_charges_nothing_and_goes_on_once_it_is_freed",
+        "unit/test_ledger_faults.py::test_a_disk_that_is_full_at_the_end_of_an_attempt_leaves_it_charged_and_lets_nothing_out",
+        "unit/test_agent_home.py::test_a_full_disk_leaves_no_empty_secret",
+        "unit/test_guard.py::test_what_the_operator_refuses_for_good_is_not_repeated",
+    ),
+    "a database that is down in the middle of a query": (
+        "unit/test_loading.py::test_a_server_that_dies_in_the_middle",
+        "unit/test_children.py::test_rows_that_cannot_be_loaded",
+    ),
+    "an unreadable file": (
+        "unit/test_children.py::test_files_that_are_away_cost_nothing",
+        "unit/test_children.py::test_what_took_a_sources_place_is_read_by_another_trainer",
+        "unit/test_sources.py::test_files_that_cannot_be_reached_are_named",
+    ),
+    "a key revoked in the middle of a run": (
+        "unit/test_leaving.py::test_nothing_that_it_signs_counts_from_the_entry_on",
+        "e2e/test_leaving_process.py::test_a_revoked_key_counts_no_more_from_the_entry_on",
+    ),
+    "an agent restarted at once after kill -9": (
+        "unit/test_guard.py::test_that_it_is_not_let_in_yet_is_said_once_and_stands_in_the_status",
+        "unit/test_guard.py::test_how_long_it_waits_follows_from_how_the_executor_ended",
+        "e2e/test_flower_edges.py::test_a_node_that_was_killed_must_wait",
+        "e2e/test_guard_process.py::test_killed_in_the_middle_of_a_round",
+    ),
     "an oversized or malformed order on the pipe": (
         "property/test_executor_fuzz.py::test_an_oversized_or_malformed_frame_closes_the_pipe_and_the_next_order_is_answered",
         "property/test_executor_fuzz.py::test_half_a_frame_closes_the_pipe",
@@ -101,7 +131,7 @@ def untouched(agent: Agent) -> bool:
 @pytest.mark.parametrize(
     ("clock", "policy", "code"),
     [
-        (datetime.datetime(2028, 1, 1, tzinfo=datetime.UTC), {}, "POLICY_TERM"),
+        (datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC), {}, "POLICY_TERM"),
         (datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC), {}, "CLOCK_SET_BACK"),
         (NOW, {"purposes": ["digit-recognition-2"]}, "POLICY_PURPOSE_MISMATCH"),
         (NOW, {"not_after": "2026-11-24T00:00:00Z"}, "POLICY_EXPIRED"),

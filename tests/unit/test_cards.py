@@ -1,6 +1,7 @@
 """Cards and released rows: what leaves is what was shown, budgets are declared once, released rows never train."""
 
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -229,6 +230,23 @@ def test_a_file_to_which_a_declared_data_set_moved_since_its_card_is_taken_too(w
     (world.home.path / "moved.csv").write_text(ROWS + "99,m,no\n")
     world.configure(data_set=DATA_SET.replace("set-1", "set-2").replace("rows.csv", "moved.csv"))
     with pytest.raises(RefusedError, match=r"moved\.csv is known as data set set-1"):
+        cards.prepare(world.home, world.home.config(), world.store, "set-2")
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("in/rows.csv", "in"), ("in/rows.csv", "in/*.csv"), ("in", "in/rows.csv"), ("in", "in/r*.csv")]
+)
+def test_a_file_among_others_is_known_again_without_its_old_block(world: Lab, first: str, then: str) -> None:
+    """With one file more, neither bytes nor table nor the pattern are those of the data set that was declared."""
+    (world.home.path / "in").mkdir()
+    (world.home.path / "in" / "rows.csv").write_text(ROWS)
+    (world.home.path / "in" / os.fsdecode(b"\xff[1].csv")).write_text("age,sex,ill\n30,f,no\n")
+    before = world.home.config_path.read_text()
+    world.configure(data_set=DATA_SET.replace("rows.csv", first))
+    world.declare()
+    world.home.config_path.write_text(before)
+    world.configure(data_set=DATA_SET.replace("set-1", "set-2").replace("rows.csv", then))
+    with pytest.raises(RefusedError, match="is known as data set set-1"):
         cards.prepare(world.home, world.home.config(), world.store, "set-2")
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509 import load_pem_x509_certificate
 from tests.support.agent_world import ENTITY, PASSPHRASE, Lab, lab
 
 from fedpact_client.api import egress_of
@@ -46,6 +48,8 @@ def test_an_enterprise_joins(world: Lab) -> None:
     operator = world.world.home
     assert (done.state, done.url, done.own_fingerprint) == ("requested", operator.url, world.home.participant_id)
     assert done.operator.id == operator.fingerprint
+    authority = load_pem_x509_certificate(operator.ca_pem().encode())
+    assert done.ca == (authority.fingerprint(SHA256()).hex(),), "what the operator reads out of its own certificate"
     assert member_state(world) == "requested"
     assert world.home.operator() == done.operator
     assert world.home.operator_ca() == operator.ca_pem()

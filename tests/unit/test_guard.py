@@ -217,9 +217,22 @@ class TestTelling:
         assert world.guard.next_tell > time.monotonic(), "not at once again"
         assert self.tell(world, client) == [("paused", "PARTICIPANT_PAUSED", 2)]
 
-    @pytest.mark.parametrize(("code", "again"), [("RUN_CLOSED", False), ("NOTICE_OLD", True)])
-    def test_what_the_operator_refuses_for_good_is_not_repeated(self, world: World, code: str, again: bool) -> None:
-        client, desk = Hearing(AnsweredRefusedError(code, "no")), world.agent.desk
+    @pytest.mark.parametrize(
+        ("error", "again"),
+        [
+            (AnsweredRefusedError("RUN_CLOSED", "no"), False),
+            (AnsweredRefusedError("NOTICE_OLD", "no"), True),
+            (AnsweredRefusedError("RATE_LIMITED", "too many"), True),
+            (FailedError("STORE_FULL", "the disk is full"), True),
+            (OSError(28, "No space left on device"), True),
+        ],
+        ids=lambda value: str(value).partition(":")[0],
+    )
+    def test_what_the_operator_refuses_for_good_is_not_repeated(
+        self, world: World, error: Exception, again: bool
+    ) -> None:
+        """A disk that is full for a moment, or a limit on requests, must not leave a pause unsaid until a restart."""
+        client, desk = Hearing(error), world.agent.desk
         desk.store.set_state(desk.contract_id, "paused")
         self.tell(world, client)
         assert bool(self.tell(world, client)) is again
@@ -269,8 +282,40 @@ class TestOrders:
             (EgressKind.UPDATE, 2, len(body), sha256_hex(body))
         ]
         assert executor.sent[0] == executor.sent[1], "the same bytes again"
-        assert len(seen[1]) == 2, "and a second entry: it left twice"
+        assert [entry.times for entry in seen[1]] == [2], "it left twice, and is entered so before it does"
         assert world.states() == ["reserved", "spent"]
+
+    def test_orders_without_end_do_not_fill_the_disk(self, world: World) -> None:
+        """The same ones, genuine and not, again and again: what leaves is counted, and no table grows."""
+        order, model = world.order
+        frames = [
+            order_frame(order, model, bundle="cd" * 32),
+            order_frame(order, model),
+            order_frame(b"rubbish", b""),
+            order_frame(sign(read(order), world.agent.desk.run_key).to_bytes(), model),
+            order_frame(*world.round.order(2, 2)),
+            Frame(kind="malformed", header={}, array=b""),
+        ]
+        first = world.play(*frames)
+        before, left = self.rows(world.store), sum(entry.times for entry in world.left())
+        again = world.play(*frames * 20)
+        assert self.rows(world.store) == before
+        assert again.sent == first.sent * 20, "each answered by the same bytes"
+        assert sum(entry.times for entry in world.left()) - left == len(again.sent) == 120
+
+    def test_an_alarm_of_a_repeated_order_is_kept_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fedpact_client.order.count_witnesses", lambda *_: 0)
+        world.play(order_frame(*world.order))
+        alarms = world.store.alarms()
+        assert "HEAD_FEW_WITNESSES" in {alarm.code for alarm in alarms}
+        world.play(*[order_frame(*world.order)] * 3)
+        assert world.store.alarms() == alarms
+
+    def rows(self, store: Store) -> dict[str, int]:
+        names = [name for (name,) in store._db.all("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        counts = {name: store._db.all(f"SELECT COUNT(*) FROM {name}") for name in names}
+        assert {"egress", "alarms", "heads", "results", "outbox", "ledger"} <= counts.keys()
+        return {name: int(count) for name, ((count,),) in counts.items()}
 
     def test_a_refusal_is_entered_as_one(self, world: World) -> None:
         executor = world.play(order_frame(*world.order, bundle="cd" * 32))
@@ -735,6 +780,25 @@ class TestLook:
     def test_each_contract_is_asked_for_its_close(self, world: World) -> None:
         world.play()
         assert world.client.asked == [f"/fedpact/v1/contracts/{world.agent.desk.contract_id}/closing"]
+
+    @pytest.mark.parametrize("answers", [True, False], ids=["open", "away"])
+    def test_it_is_asked_seldom_where_no_order_comes(self, world: World, answers: bool) -> None:
+        """A contract that waits for a year would fill the egress ledger with questions."""
+
+        def away() -> dict[str, Any]:
+            raise ServiceError("OPERATOR_AWAY", "nobody answers")
+
+        world.client.answer = world.client.answer if answers else away
+        for _ in range(3):
+            world.guard._look(world.client)
+        assert len(world.client.asked) == 3
+        world.guard.last_order -= guard.LONG_SECONDS
+        for _ in range(3):
+            world.guard._look(world.client)
+        assert len(world.client.asked) == 4
+        world.guard.quiet = {contract: at - guard.SELDOM_SECONDS for contract, at in world.guard.quiet.items()}
+        world.guard._look(world.client)
+        assert len(world.client.asked) == 5
 
     def test_an_operator_that_is_away_is_survived(self, world: World) -> None:
         def away() -> dict[str, Any]:

@@ -2,18 +2,24 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.agent_world import Lab, lab
+from tests.support.agent_world import PASSPHRASE, Lab, lab
 from tests.support.ledger_kit import BASE, DATA_SET, complete, contract_id, key, new_store, reserve, train
 
 from fedpact_client import guard
+from fedpact_client.home import AgentHome
+from fedpact_client.review import review
+from fedpact_client.signing import commit
 from fedpact_client.store import Store
 from fedpact_contract.errors import FailedError, FedpactError
 from fedpact_contract.files import replace_file
+from fedpact_contract.request import utc_now
 
 ONE = contract_id()
 
@@ -121,3 +127,55 @@ def new_participant() -> str:
     from fedpact_contract.keys import fingerprint, public_hex
 
     return fingerprint(public_hex(key("contract")))
+
+
+CHANGES = {
+    "a larger budget": "UPDATE data_sets SET rdp_limit = '1000000'",
+    "a budget that is no number": "UPDATE data_sets SET rdp_limit = 'much'",
+    "a budget that is not finite": "UPDATE data_sets SET rdp_limit = 'NaN'",
+    "another epsilon": "UPDATE data_sets SET epsilon = '80'",
+    "another order": "UPDATE data_sets SET alpha = '2'",
+    "no card": "DELETE FROM cards",
+    "a card that nobody signed": 'UPDATE cards SET card = CAST(replace(card, \'"value":"\', \'"value":"0\') AS BLOB)',
+    "cheaper attempts": 'UPDATE contracts SET terms = CAST(replace(terms, \'"rdp":"0.\', \'"rdp":"0.00\') AS BLOB)',
+    "more rounds": "UPDATE contracts SET terms = CAST(replace(terms, '\"rounds\":', '\"rounds\":9') AS BLOB)",
+    "another run key": f"UPDATE contracts SET run_public = '{'0' * 64}'",
+    "no contract": "UPDATE contracts SET signed = x'00'",
+    "another contract": f"UPDATE contracts SET contract_id = '{'0' * 64}'",
+}
+
+
+@pytest.fixture(scope="module")
+def agreed(tmp_path_factory: pytest.TempPathFactory) -> AgentHome:
+    """A home whose one contract was charged an attempt."""
+    with lab(tmp_path_factory.mktemp("agreed")) as world:
+        world.enrol()
+        world.approve()
+        world.configure()
+        world.declare()
+        offered = world.offer()
+        with world.client() as client:
+            found = review(world.home, world.home.config(), world.store, offered, utc_now(), read_data=False)
+            commit(world.home, world.store, client, found, PASSPHRASE)
+        world.others_sign(offered)
+        world.store.set_state(offered.id, "running")
+        world.store.reserve(offered.id, 1, BASE, world.home.run_key(offered.id))
+        return world.home
+
+
+@pytest.mark.parametrize("change", [None, *CHANGES])
+def test_what_is_written_beside_a_signature_buys_no_budget(
+    agreed: AgentHome, tmp_path: Path, change: str | None
+) -> None:
+    """The columns that the gate reads are those of the signed card and contract, or the store is not opened."""
+    copy = Path(shutil.copy(agreed.db_path, tmp_path / "agent.db"))
+    if change is None:
+        with Store(copy, participant=agreed.participant_id) as store:
+            assert len(store.contracts()) == 1
+        return
+    with closing(sqlite3.connect(copy)) as database:
+        assert database.execute(CHANGES[change]).rowcount == 1
+        database.commit()
+    with pytest.raises(FedpactError) as refused:
+        Store(copy, participant=agreed.participant_id)
+    assert refused.value.code in ("STORE_DAMAGED", "LEDGER_CHAIN"), refused.value

@@ -78,8 +78,8 @@ class TestStart:
         [
             (datetime(2025, 12, 31, 23, 59, 59, tzinfo=UTC), False),
             (datetime(2026, 1, 1, tzinfo=UTC), True),
-            (datetime(2027, 12, 31, tzinfo=UTC), True),
-            (datetime(2027, 12, 31, 0, 0, 1, tzinfo=UTC), False),
+            (datetime(2099, 12, 31, tzinfo=UTC), True),
+            (datetime(2099, 12, 31, 0, 0, 1, tzinfo=UTC), False),
         ],
     )
     def test_only_in_the_contracts_term(

@@ -16,6 +16,7 @@ import pytest
 from tests.support.command import runner
 from tests.support.operator_world import NOW, ROWS, TEMPLATE, enterprise
 
+from fedpact_client.api import ca_fingerprints
 from fedpact_contract.contract import Contract, load_toml
 from fedpact_contract.keys import show_fingerprint
 from fedpact_contract.messages import Invitation
@@ -212,6 +213,8 @@ class TestParticipants:
         assert Path("a.json").stat().st_mode & 0o777 == 0o600
         token = json.loads(Path("a.json").read_bytes())["token"]
         assert token not in result.out + result.err
+        (authority,) = ca_fingerprints(json.loads(Path("a.json").read_bytes())["ca_pem"])
+        assert show_fingerprint(authority) in result.out, "which `enrol` shows for comparison"
         assert len(run("participant", "list", "--json").json["invitations"]) == 1
         before = Path("a.json").read_bytes()
         again = run(*given, "--out", "a.json", "--json")

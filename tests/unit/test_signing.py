@@ -1,10 +1,16 @@
 """Signing: whatever the operator serves is checked against what is known here, and refused by a code of its own."""
 
 import base64
+import datetime
 import json
+import re
+import shutil
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +26,8 @@ from tests.support.operator_world import enterprise
 
 from fedpact_client import cards, trial
 from fedpact_client import review as reviews
+from fedpact_client.config import AgentConfig
+from fedpact_client.frames import Frame, FrameError
 from fedpact_client.review import check_schema, check_trust, standing
 from fedpact_client.signing import commit, fetch_offer, fetch_signed, verify_signatures
 from fedpact_contract.canonical import canonical_bytes
@@ -30,7 +38,7 @@ from fedpact_contract.keys import generate_key, public_hex
 from fedpact_contract.messages import DataSetCard
 from fedpact_contract.privacy import epsilon_pld, rdp
 from fedpact_contract.record import sign
-from fedpact_contract.request import utc_now
+from fedpact_contract.request import instant, utc_now
 from fedpact_contract.trust import Trust
 
 STRANGER = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
@@ -211,7 +219,7 @@ def test_a_contract_without_this_enterprise_is_no_offer(world: Lab) -> None:
         ("purpose", "advertising", "POLICY_PURPOSE_MISMATCH"),
         ("privacy.epsilon", "3.1", "POLICY_EPSILON"),
         ("participation.minimum", 2, "POLICY_MIN_PARTICIPANTS"),
-        ("term.not_after", "2029-01-01T00:00:00Z", "POLICY_EXPIRED"),
+        ("term.not_after", "2999-01-01T00:00:00Z", "POLICY_EXPIRED"),
         ("participants.OTHER.key", STRANGER, None),
     ],
 )
@@ -340,8 +348,9 @@ def test_a_source_moved_to_another_data_sets_file_is_refused(world: Lab) -> None
 
 def test_a_term_still_to_come_can_be_signed_and_a_past_one_not(world: Lab) -> None:
     offered = world.offer()
-    later = changed(offered, "term.not_after", "2027-07-01T00:00:00Z")
-    later = changed(later, "term.not_before", "2027-06-01T00:00:00Z")
+    month = datetime.timedelta(days=30)
+    later = changed(offered, "term.not_after", instant(utc_now() + 2 * month))
+    later = changed(later, "term.not_before", instant(utc_now() + month))
     assert look(world, later).refuse() is None
     past = changed(offered, "term.not_before", "2025-01-01T00:00:00Z")
     assert refusal(world, changed(past, "term.not_after", "2025-02-01T00:00:00Z")).code == "POLICY_TERM"
@@ -631,6 +640,94 @@ def test_a_file_filled_with_another_data_sets_rows_since_the_card_is_refused(wor
         (world.home.path / "rows.csv").write_text(text)
         with pytest.raises(RefusedError, match="DATA_SET_KNOWN_ELSEWHERE"):
             look(world, offered, read_data=True).refuse()
+
+
+def limited(world: Lab, mebibytes: int) -> AgentConfig:
+    config = world.home.config()
+    return config.model_copy(update={"limits": config.limits.model_copy(update={"memory": mebibytes})})
+
+
+def test_training_that_needs_more_memory_than_it_may_use_is_refused_before_anything_is_read(world: Lab) -> None:
+    offered = world.offer()
+    text = world.home.config_path.read_text()
+    world.home.config_path.write_text(text.replace("memory = 4096", "memory = 300"))
+    error = refusal(world, offered)
+    assert (error.code, error.field, error.file) == ("SIGN_MEMORY", "limits.memory", str(world.home.config_path))
+    needed = int(re.search(r"about (\d+) MiB", error.message)[1])
+    assert trial.check_room(world.home, limited(world, needed), offered) is None
+    with pytest.raises(RefusedError, match="SIGN_MEMORY"):
+        trial.check_room(world.home, limited(world, needed - 1), offered)
+
+
+def with_rows(world: Lab, offered: Contract, count: int) -> Contract:
+    less = changed(offered, "privacy.delta", "0.000000001")
+    return changed(less, f"participants.{own_place(world, offered)}.num_examples", count)
+
+
+@pytest.mark.parametrize(("rows", "hidden"), [(10**6, []), (40, [5000, 1000])])
+def test_rows_and_parameters_are_counted(world: Lab, rows: int, hidden: list[int]) -> None:
+    """A row has four features: age, f, m and the constant. They lie in at most a sixteenth of the memory."""
+    offered, parameters = world.offer(), 4 * 5000 + 5001 * 1000 + 1001 * 2 if hidden else 4 * 2
+    larger = with_rows(world, offered, rows)
+    if hidden:
+        larger = changed(larger, "model", larger.model.plain() | {"kind": "mlp", "hidden": hidden})
+    counted = 56 * parameters + 100 * rows + min(rows * 4 * 8, 500 * 2**20 // 16)
+    with pytest.raises(RefusedError, match=f"about {460 + 2 * 18 + counted // 2**20} MiB"):
+        trial.check_room(world.home, limited(world, 500), larger)
+    assert trial.check_room(world.home, limited(world, 4096), larger) is None
+
+
+def test_encoded_rows_that_the_disk_does_not_take_are_refused(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    larger = with_rows(world, world.offer(), 10**7)
+    asked = 10**7 * (4 * 8 + 250)
+    for free in (asked, asked - 1):
+        usage = shutil.disk_usage(world.home.path)._replace(free=free)
+        monkeypatch.setattr("shutil.disk_usage", lambda _, usage=usage: usage)
+        with nullcontext() if free == asked else pytest.raises(RefusedError, match="SIGN_SCRATCH") as caught:
+            trial.check_room(world.home, world.home.config(), larger)
+    assert f"take {asked // 2**20} MiB of disk" in caught.value.message
+    assert "agree on a contract with fewer" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(60.0, None), (60.5, "SIGN_LOOK")])
+def test_a_first_look_that_outlasts_a_round_is_refused(
+    world: Lab, monkeypatch: pytest.MonkeyPatch, seconds: float, code: str | None
+) -> None:
+    offered = world.offer()
+    assert offered.participation.deadline_seconds == 60
+    found = trial.Trial(num_rows=60, fingerprints=("ef" * 32,))
+    monkeypatch.setattr(trial, "_try_rows", lambda *_, **__: (found, seconds))
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    checks = {check.name: check.error for check in look(world, offered, read_data=True).checks}
+    assert getattr(checks["rows fit the schema"], "code", None) == code
+
+
+@pytest.mark.parametrize(("answers", "code"), [(1, "SIGN_LOOK"), (0, "TRAINER_LOST")])
+def test_a_first_look_without_an_end_is_refused_as_one(
+    world: Lab, monkeypatch: pytest.MonkeyPatch, answers: int, code: str
+) -> None:
+    """The trainer is ready and then says nothing for an hour; or it does not even start."""
+    ready = [Frame(kind="ready", header={}, array=b"")] * answers
+
+    class Silent:
+        process = SimpleNamespace(returncode=0)
+
+        @contextmanager
+        def __call__(self, *_: object, **__: object) -> Iterator["Silent"]:
+            self.pipe = self
+            yield self
+
+        def send(self, *_: object) -> None:
+            pass
+
+        def receive(self, _: float) -> Frame:
+            if ready:
+                return ready.pop()
+            raise FrameError("FRAME_TIMEOUT", "Nothing came.")
+
+    monkeypatch.setattr(trial, "spawn", Silent())
+    with pytest.raises(FedpactError, match=code):
+        trial.try_rows(world.home, world.home.config(), world.offer())
 
 
 def test_a_trainer_that_does_not_start_says_where_to_look(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

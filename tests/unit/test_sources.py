@@ -1,7 +1,9 @@
 """The source block of agent.toml: what it may say, which files it opens, under which names its columns come."""
 
+import gc
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from fedpact_client.config import Limits
 from fedpact_client.sources import (
     Source,
     batches,
@@ -22,8 +25,9 @@ from fedpact_client.sources import (
     place_fingerprint,
     read_paths,
     row_digests,
+    scratch,
 )
-from fedpact_contract.errors import InputError
+from fedpact_contract.errors import FailedError, InputError
 
 TABLE = pl.DataFrame({"AGE": [61, 48, 55], "sex": ["m", "f", None], "ill": [1, 0, 1]})
 
@@ -346,3 +350,27 @@ def test_sources_that_have_a_file_in_common(tmp_path):
     assert overlap(whole, source(path="rows"), tmp_path)
     assert not overlap(other, whole, tmp_path)
     assert overlap(other, other, tmp_path)
+
+
+def test_nothing_of_the_working_files_is_left(tmp_path):
+    """They have no name, and are closed; one in which an array lies, when nobody holds that any more."""
+
+    def is_open(file: int) -> bool:
+        try:
+            return os.fstat(file).st_nlink == 0
+        except OSError:
+            return False
+
+    limits = Limits(threads=1, memory=256)
+    with scratch(tmp_path, limits) as room:
+        assert list(tmp_path.iterdir()) == []
+        files = list(room._free)
+        held = room.array((1 << 23,), "u1")  # a sixty-fourth of the memory is half of it
+        assert all(map(is_open, files))
+    assert sum(map(is_open, files)) == 1
+    held[-1] = 1
+    del held
+    gc.collect()
+    assert not any(map(is_open, files))
+    with pytest.raises(FailedError, match="DATA_SCRATCH"), scratch(tmp_path / "none", limits):
+        pass

@@ -130,6 +130,19 @@ def test_stray_prints_go_to_the_log(tmp_path):
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
+def test_a_log_does_not_fill_the_disk(tmp_path, monkeypatch):
+    """An executor whose operator is away starts every few seconds, for weeks."""
+    log = tmp_path / "child.log"
+    monkeypatch.setattr("fedpact_client.spawn.LOG_BYTES", 10)
+    for word in ("first", "second", "third"):
+        log.write_text(f"the {word} was here\n")
+        with start("", log=log):
+            pass
+    assert log.read_text() == ""
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["child.log", "child.log.1"]
+    assert "third" in (tmp_path / "child.log.1").read_text()
+
+
 def test_a_child_that_speaks_something_else_is_cut_off():
     with start("print('hello')") as child:
         with pytest.raises(FrameError, match="FRAME_MAGIC"):

@@ -494,6 +494,28 @@ def test_what_leaves_is_entered_in_order_and_by_kind(store: Store):
     assert len(store.egress()) == 2
 
 
+def test_an_answer_that_leaves_again_is_counted_where_it_stands(store: Store):
+    """However often an order is repeated; another answer, or what the agent itself sends again, is a row of its own."""
+    for _ in range(1000):
+        assert store.record_egress(EgressKind.UPDATE, ONE, 1, 10, "a" * 64) == 1
+    store.record_egress(EgressKind.NO_REPLY, None, None, 4, "b" * 64, detail="LOST")
+    store.record_egress(EgressKind.NO_REPLY, None, None, 4, "b" * 64, detail="LOST")
+    others = (
+        (EgressKind.UPDATE, ONE, 2, 10, "a" * 64),
+        (EgressKind.UPDATE, "7" * 64, 1, 10, "a" * 64),
+        (EgressKind.REFUSAL, ONE, 1, 10, "a" * 64),
+        (EgressKind.UPDATE, ONE, 1, 10, "c" * 64),
+        (EgressKind.REQUEST, ONE, None, 0, "d" * 64),
+        (EgressKind.REQUEST, ONE, None, 0, "d" * 64),
+    )
+    for other in others:
+        store.record_egress(*other)
+    entries = store.egress()
+    assert [(e.seq, e.times) for e in entries] == [(1, 1000), (2, 2), *((number, 1) for number in range(3, 9))]
+    assert [e.last is None for e in entries] == [False, False, *[True] * 6]
+    assert entries[0].at == entries[0].last == "2026-11-24T12:00:00Z"
+
+
 def test_every_kind_that_may_leave():
     assert {k.value for k in EgressKind} == {
         "enrolment", "card", "signature", "update", "refusal", "countersignature", "objection", "request",
@@ -626,8 +648,6 @@ def test_a_ledger_from_another_data_set_is_refused(two: Path, sql: str):
 
 
 def test_a_store_from_another_home_is_refused(used: Path):
-    with Store(used, participant=fingerprint(public_hex(key("contract")))) as store:
-        assert len(store.rows(DATA_SET)) == 4
     refused = code_of(RefusedError, lambda: Store(used, participant=fingerprint(public_hex(key("somebody else")))))
     assert refused == "STORE_OF_ANOTHER"
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.support.ledger_kit import BASE, DATA_SET, complete, contract_id, key, new_store, reserve, terms
 from tests.support.store_child import Points
-from tests.support.store_v1 import as_version_1
+from tests.support.store_v1 import as_version_1, as_version_2
 
 from fedpact_client import store_db, store_upgrade
 from fedpact_client.store import EgressKind, HomeLock, Ready, SeenHead, Store
@@ -75,7 +75,7 @@ def test_an_old_store_is_not_opened_but_upgraded(old: Path, tmp_path: Path) -> N
         Store(old)
     assert (refused.value.code, "fedpact-agent upgrade" in refused.value.remedy) == ("STORE_OLDER", True)
     assert raw(old) == before
-    assert upgrade(old, NOW) == Upgraded(old=1, new=2, backup=tmp_path / STAMPED)
+    assert upgrade(old, NOW) == Upgraded(old=1, new=store_db.VERSION, backup=tmp_path / STAMPED)
     assert raw(old)[1] == before[1], "what was signed stays"
     assert raw(tmp_path / STAMPED) == before
     assert (tmp_path / STAMPED).stat().st_mode & 0o777 == 0o600
@@ -97,10 +97,30 @@ def test_it_is_as_one_that_was_made_today(old: Path, tmp_path: Path) -> None:
             store._db.execute("DELETE FROM ledger")
 
 
+def test_a_store_of_version_2_too(tmp_path: Path) -> None:
+    """Its egress ledger had a row for each time that an answer left; they stay, and what leaves again is counted."""
+    path = tmp_path / "agent.db"
+    with new_store(tmp_path, contracts=(terms(),)) as store:
+        store.record_egress(EgressKind.UPDATE, ONE, 1, 42, "4" * 64)
+    as_version_2(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "INSERT INTO egress SELECT 2, at, kind, contract_id, round, size, sha256, detail FROM egress"
+        )
+    connection.close()
+    assert upgrade(path, NOW).old == 2
+    Store(tmp_path / "fresh.db", create=True).close()
+    assert schema(path) == schema(tmp_path / "fresh.db")
+    with Store(path) as store:
+        assert [(e.seq, e.times, e.last) for e in store.egress()] == [(1, 1, None), (2, 1, None)]
+        assert store.record_egress(EgressKind.UPDATE, ONE, 1, 42, "4" * 64) == 1
+        assert [e.times for e in store.egress()] == [2, 1]
+
+
 def test_again_there_is_nothing_to_do(old: Path, tmp_path: Path) -> None:
     upgrade(old, NOW)
     after = old.read_bytes()
-    assert upgrade(old, NOW) == Upgraded(old=2, new=2, backup=None)
+    assert upgrade(old, NOW) == Upgraded(old=store_db.VERSION, new=store_db.VERSION, backup=None)
     assert old.read_bytes() == after
 
 
@@ -202,7 +222,7 @@ def test_kill_9_anywhere_loses_nothing(old: Path, tmp_path: Path) -> None:
         version, rows = raw(place / "agent.db")  # rolls back what was open
         versions.add(version[0][0])
         assert rows == before[1]
-        if version == [(2,)]:
+        if version == [(store_db.VERSION,)]:
             assert raw(place / STAMPED) == before, "a backup was there before anything changed"
         for copy in place.glob("*Z"):
             assert raw(copy) == before, "what has a backup's name is whole"
@@ -212,7 +232,7 @@ def test_kill_9_anywhere_loses_nothing(old: Path, tmp_path: Path) -> None:
 
     points = list(everywhere(try_one))
     assert len(points) > len(store_upgrade.STEPS[1]) + 5
-    assert versions == {1, 2}
+    assert versions == {1, store_db.VERSION}
 
 
 def test_the_command(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -234,7 +254,7 @@ def test_the_command(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     with HomeLock(home.path):
         assert run("upgrade")[1]["error"]["code"] == "HOME_LOCKED"
     code, done = run("upgrade")
-    assert (code, done["old"], done["new"]) == (0, 1, 2)
+    assert (code, done["old"], done["new"]) == (0, 1, store_db.VERSION)
     assert Path(done["backup"]).is_file()
     assert run("upgrade")[1]["backup"] is None
     assert run("status", "--offline")[0] == 0
