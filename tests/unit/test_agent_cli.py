@@ -29,6 +29,7 @@ from fedpact_client import cards, cli, guard, review, review_text, trial, views
 from fedpact_client import plan as plans
 from fedpact_client.cli import app, main
 from fedpact_client.store import EgressKind
+from fedpact_client.store_lock import HomeLock
 from fedpact_contract.errors import FaultError
 from fedpact_contract.files import replace_file
 from fedpact_contract.keys import public_hex
@@ -258,15 +259,14 @@ def test_the_whole_way_to_a_signed_contract(call: Call, world: Lab, passphrase: 
     world.store.set_state(offered.id, "running")
     assert " ready " in call("status").out, "it is served here, and no round has begun"
     lock = world.home.path / "guard.lock"
-    lock.write_text(str(os.getpid()))
-    for seconds, restart in ((60, False), (-60, True)):
-        started = world.home.config_path.stat().st_mtime + seconds
-        os.utime(lock, (started, started))
-        assert call("status", "--json").json["restart"] == restart
-        assert ("restart the agent" in call("status").out) == restart
-        again = call("sign", offered.id, "--yes", *secret, "--lang", "zh")
-        assert ("已在本机签署" in again.out, "请重新启动代理" in again.out) == (True, restart)
-    lock.write_text("")
+    with HomeLock(world.home.path):
+        for seconds, restart in ((60, False), (-60, True)):
+            started = world.home.config_path.stat().st_mtime + seconds
+            os.utime(lock, (started, started))
+            assert call("status", "--json").json["restart"] == restart
+            assert ("restart the agent" in call("status").out) == restart
+            again = call("sign", offered.id, "--yes", *secret, "--lang", "zh")
+            assert ("已在本机签署" in again.out, "请重新启动代理" in again.out) == (True, restart)
     world.store.set_state(offered.id, "closed")
     assert "The contract was signed here before and is closed." in (over := call("contract", "show", offered.id).out)
     assert "REFUSED" not in over

@@ -5,7 +5,8 @@ import time
 from decimal import Decimal
 
 import pytest
-from tests.support.agent_world import NOW, contract, key
+from tests.support.agent_world import NOW, key
+from tests.support.agent_world import contract as agents_contract
 from tests.support.contract_kit import change
 
 from fedpact_client import policy
@@ -27,6 +28,11 @@ ALLOW = {
     "max_rounds": 4,
     "not_after": "2026-12-31T00:00:00Z",
 }
+
+
+def contract(changes: dict[str, object] | None = None, **own: object) -> Contract:
+    """A contract whose term ends with the policy."""
+    return agents_contract(changes={"term.not_after": ALLOW["not_after"]} | (changes or {}), **own)
 
 
 def parsed(**changes: object) -> Policy:
