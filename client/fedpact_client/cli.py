@@ -396,7 +396,8 @@ def sign(
     from fedpact_client.review import review
     from fedpact_client.review_text import show_review
     from fedpact_client.signing import commit, fetch_offer
-    from fedpact_client.text import review_values
+    from fedpact_client.text import review_values, show_signed
+    from fedpact_client.views import read_before
     from fedpact_contract.language import language
     from fedpact_contract.request import utc_now
 
@@ -408,8 +409,9 @@ def sign(
         found.refuse()
         output.confirm("签署本合约？" if language(lang) == "zh" else "Sign this contract?", yes=yes)
         commit(at.home, at.store, client, found, _passphrase(passphrase_file))
-    values = review_values(found, offer) | {"signed_now": True}
-    _show(values, as_json, lambda _: output.console().print("Signed here and sent to the operator."))
+        stale = read_before(at.home)
+    values = review_values(found, offer) | {"signed_now": True, "restart": stale}
+    _show(values, as_json, lambda v: show_signed(v, language(lang)))
 
 
 @app.command()
@@ -720,9 +722,9 @@ def withdraw(
     from fedpact_client.text import show_withdrawn
     from fedpact_client.views import running_process
 
-    output.confirm("Withdraw from this contract for good?", yes=yes)
     with desk(home) as at:
         contract_id = at.resolve(contract)
+        output.confirm(f"Withdraw from {_named(at, contract_id)} for good?", yes=yes)
         at.store.set_state(contract_id, "withdrawn")
         revoked = at.home.revocation_path(contract_id).exists()
         if running_process(at.home) is not None and not revoked:
@@ -756,12 +758,19 @@ def revoke_key(
     """
     from fedpact_client import leaving
 
-    output.confirm("Revoke the run key of this contract for good?", yes=yes)
     with desk(home) as at:
         contract_id = at.resolve(contract)
+        output.confirm(f"Revoke the run key of {_named(at, contract_id)} for good?", yes=yes)
         leaving.revoke(at.home, at.store, contract_id, _passphrase(passphrase_file))
-        with at.client() as client:
-            index = leaving.send_revocation(at.home, client, contract_id)
+        try:
+            with at.client() as client:
+                index = leaving.send_revocation(at.home, client, contract_id)
+        except ServiceError as err:
+            raise ServiceError(
+                err.code,
+                f"The run key is revoked here; the operator does not know it yet. {err.message}",
+                remedy="The running agent tells it as soon as it answers; or give the same command again.",
+            ) from err
     values = {"contract": contract_id, "revoked": True, "entry": index}
     _show(values, as_json, lambda v: output.line(f"Revoked here, and in the operator's log (entry {v['entry']})."))
 
@@ -893,7 +902,17 @@ def _move(contract: str, home: Path, state: "ContractState", *, as_json: bool) -
         if state == "running":
             check_resumable(at.home, contract_id)
         at.store.set_state(contract_id, state)
-    _show({"contract": contract_id, "state": state}, as_json, lambda v: output.console().print(v["state"]))
+    words = "are answered again" if state == "running" else "are answered no more, until `fedpact-agent resume`"
+    _show(
+        {"contract": contract_id, "state": state},
+        as_json,
+        lambda v: output.line(f"{v['state']}: orders of the contract {contract_id[:8]} {words}."),
+    )
+
+
+def _named(at: Desk, contract_id: str) -> str:
+    """A contract as a question names it: title, and the beginning of its id."""
+    return f"{at.store.contract(contract_id).contract.title} ({contract_id[:8]})"
 
 
 def _enrolment(at: Desk, *, offline: bool) -> str:

@@ -166,6 +166,19 @@ def cost_values(cost: "Cost") -> dict[str, Any]:
     }
 
 
+RESTART: dict["Lang", str] = {
+    "en": "agent.toml was changed since the running agent read it: restart the agent, or it goes on by the old one.",
+    "zh": "运行中的代理启动之后，agent.toml已被修改：请重新启动代理，否则仍按修改前的策略拒绝与允许。",
+}
+
+
+def show_signed(values: dict[str, Any], lang: "Lang") -> None:
+    """That a contract is signed, and what has to be done before its first round."""
+    line("已在本机签署并发送给运营方。" if lang == "zh" else "Signed here and sent to the operator.")
+    if values["restart"]:
+        line(RESTART[lang])
+
+
 def show_status(values: dict[str, Any], lang: "Lang" = "en") -> None:
     """The agent's status; in Chinese a sentence stands under each alarm whose code has one."""
     from fedpact_contract.refusals import chinese
@@ -176,6 +189,8 @@ def show_status(values: dict[str, Any], lang: "Lang" = "en") -> None:
     line(f"operator     {operator['name'] + ' at ' + str(values['url']) if operator else '-'}")
     line(f"enrolment    {values['enrolment']}{ENROLMENT.get(values['enrolment'], '')}")
     line(f"running      {'process ' + str(values['running']) if values['running'] else 'no'}")
+    if values["restart"]:
+        line(RESTART[lang])
     line(f"connected    {values['connected'] or 'no'}{'; ' + values['waiting'] if values['waiting'] else ''}")
     for child, found in values["isolation"].items():
         line(f"{child:<12} {'-' if found is None else found['sentence']}")

@@ -86,6 +86,7 @@ def status(home: AgentHome, store: Store, enrolment: str) -> dict[str, Any]:
         "url": config.operator.url or None,
         "enrolment": enrolment,
         "running": running,
+        "restart": read_before(home),
         **_facts(facts if facts is not None and facts.process == running else None),
         "witness": store.witness_status(),
         "data_sets": [{"id": d.id, "declared": d.id in declared} for d in config.data_sets],
@@ -129,6 +130,16 @@ def running_process(home: AgentHome) -> int | None:
                 if os.path.samestat(handle.stat(), lock):
                     return number
     return None
+
+
+def read_before(home: AgentHome) -> bool:
+    """Whether an agent runs that read agent.toml before its last change, and so goes by another policy than is there.
+
+    It writes its lock file when it starts, once it has read agent.toml.
+    """
+    if running_process(home) is None:
+        return False
+    return home.config_path.stat().st_mtime_ns > (home.path / "guard.lock").stat().st_mtime_ns
 
 
 def heads(store: Store, contract_ids: list[str]) -> list[dict[str, Any]]:

@@ -19,8 +19,9 @@ from pydantic import Field, StringConstraints
 from fedpact_contract import estimators, sealed
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import fingerprint
-from fedpact_contract.output import counted
+from fedpact_contract.output import counted, visible
 from fedpact_contract.record import Code, Dec, Envelope, Hex32, Instant, Name, Part, Record, decimal_text, form
+from fedpact_contract.request import parse_instant
 from fedpact_contract.statistics import Statistics, check_statistics
 from fedpact_contract.toml_lines import naming_lines
 
@@ -705,19 +706,24 @@ def load_toml(text: str, *, file: object = None) -> dict[str, Any]:
     try:
         return tomllib.loads(text, parse_float=Decimal)
     except RecursionError as err:
-        raise _no_toml("The file is nested too deep to be read.", file) from err
+        raise _no_toml("The file is nested too deep to be read.", text, file) from err
     except ValueError as err:  # TOMLDecodeError, or an integer longer than Python reads
-        raise _no_toml(f"The file is not valid TOML: {err}.", file) from err
+        raise _no_toml(f"The file is not valid TOML: {err}.", text, file) from err
 
 
-def _no_toml(message: str, file: object) -> InputError:
+def _no_toml(message: str, text: str, file: object) -> InputError:
     line = re.search(r"\(at line ([0-9]+),", message)
+    near = text.splitlines()[max(int(line[1]) - 2, 0) : int(line[1])] if line else []
+    # Outside of texts and comments TOML is ASCII; Chinese keyboards write full-width commas and quotes.
+    wide = [sign for part in near for sign in re.sub(r"\"[^\"]*\"|'[^']*'|#.*", "", part) if not sign.isascii()]
     return InputError(
         "TOML_SYNTAX",
         message,
         file=f"{file}:{line[1]}" if line and file is not None else file,
         rule="TOML 1.0: each key once, texts in quotes, a value behind each =",
-        remedy="Correct the line named, or the one before it.",
+        remedy=f"Write {visible(wide[0])} (U+{ord(wide[0]):04X}) as its half-width (ASCII) sign, or put it in quotes."
+        if wide
+        else "Correct the line named, or the one before it.",
     )
 
 
@@ -1424,7 +1430,17 @@ def check_settlement(contract: Contract) -> None:
 
 
 def check_term(contract: Contract) -> None:
-    """The term has a length."""
+    """The term begins and ends on days that there are, and has a length."""
+    for field, text in (("term.not_before", contract.term.not_before), ("term.not_after", contract.term.not_after)):
+        try:
+            parse_instant(text)
+        except InputError as err:
+            raise InputError(
+                "CONTRACT_TERM",
+                f"There is no such day or time: {text}.",
+                field=field,
+                remedy="Write a UTC time that there is: months have their days, and a day ends at 23:59:59.",
+            ) from err
     if contract.term.not_before >= contract.term.not_after:
         raise InputError(
             "CONTRACT_TERM",

@@ -29,6 +29,7 @@ from fedpact_client import cards, cli, guard, review, review_text, trial, views
 from fedpact_client import plan as plans
 from fedpact_client.cli import app, main
 from fedpact_client.store import EgressKind
+from fedpact_client.store_lock import HomeLock
 from fedpact_contract.errors import FaultError
 from fedpact_contract.files import replace_file
 from fedpact_contract.keys import public_hex
@@ -260,6 +261,15 @@ def test_the_whole_way_to_a_signed_contract(call: Call, world: Lab, passphrase: 
     assert (status.json["enrolment"], status.json["contracts"][0]["state"]) == ("approved", "signed")
     world.store.set_state(offered.id, "running")
     assert " ready " in call("status").out, "it is served here, and no round has begun"
+    lock = world.home.path / "guard.lock"
+    with HomeLock(world.home.path):
+        for seconds, restart in ((60, False), (-60, True)):
+            started = world.home.config_path.stat().st_mtime + seconds
+            os.utime(lock, (started, started))
+            assert call("status", "--json").json["restart"] == restart
+            assert ("restart the agent" in call("status").out) == restart
+            again = call("sign", offered.id, "--yes", *secret, "--lang", "zh")
+            assert ("已在本机签署" in again.out, "请重新启动代理" in again.out) == (True, restart)
     world.store.set_state(offered.id, "closed")
     assert "The contract was signed here before and is closed." in (over := call("contract", "show", offered.id).out)
     assert "REFUSED" not in over
@@ -877,8 +887,11 @@ def test_pause_resume_withdraw_need_no_operator(call: Call, world: Lab, signed: 
     world.wire.cut_before = "/"
     world.store.set_state(signed, "running")
     assert call("pause", signed[:8], "--json").json == {"contract": signed, "state": "paused"}
+    assert f"orders of the contract {signed[:8]} are answered no more" in call("pause", signed).out
     assert call("resume", signed, "--json").json["state"] == "running"
-    assert call("withdraw", signed, "--json").error == "CONFIRMATION_NEEDED"
+    asked = call("withdraw", signed, "--json")
+    assert asked.error == "CONFIRMATION_NEEDED"
+    assert f"{world.store.contract(signed).contract.title} ({signed[:8]}) for good?" in asked.out, "which one is asked"
     said = call("withdraw", signed, "--yes", "--json").json
     assert world.store.contract(signed).state == "withdrawn"
     assert said["receipts"]["operator"] is None
@@ -938,7 +951,9 @@ def test_a_run_key_is_revoked_here_first(call: Call, world: Lab, signed: str, pa
     world.others_sign(world.store.contract(signed).contract)
     world.store.set_state(signed, "running")
     world.wire.cut_before = "POST"
-    assert call("revoke-key", signed, "--yes", "--json", *own).error == "OPERATOR_AWAY"
+    cut = call("revoke-key", signed, "--yes", "--json", *own)
+    assert cut.error == "OPERATOR_AWAY"
+    assert "is revoked here; the operator does not know it yet" in cut.out
     assert world.store.contract(signed).state == "paused"
     assert call("resume", signed, "--json").error == "KEY_REVOKED"
     world.wire.cut_before = ""

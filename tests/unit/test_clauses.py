@@ -337,7 +337,7 @@ class TestLanguages:
         assert "Payment floor: 1234567 fen (CNY 12,345.67)" in render(contract, "en")
         assert "保底金额：¥12,345.67（1234567分）" in render(contract, "zh")
         assert "from 2026-01-01T00:00:00Z to 2099-12-31T00:00:00Z (UTC)" in render(contract, "en")
-        assert "自2026年1月1日08:00:00起至2026年12月31日08:00:00止（北京时间，UTC+8）" in render(contract, "zh")
+        assert "自2026年1月1日08:00:00起至2099年12月31日08:00:00止（北京时间，UTC+8）" in render(contract, "zh")
 
     @pytest.mark.parametrize("last", ["9999-12-31T23:00:00Z", "2026-13-45T99:00:00Z"])
     def test_a_term_that_names_no_day_of_the_calendar_is_shown_as_it_stands(self, last) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import tomli_w
 from tests.support.federation import contract_values, digits
 
 from fedpact_contract import contract as contract_module
-from fedpact_contract.contract import Contract, merge
+from fedpact_contract.contract import Contract, load_toml, merge
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import generate_key
 from fedpact_contract.trust import Trust
@@ -107,6 +108,9 @@ BROKEN = [
     ("operator.name", "two\nlines", "CONTRACT"),
     ("term.not_after", "2020-01-01T00:00:00Z", "CONTRACT_TERM"),
     ("term.not_after", "soon", "CONTRACT"),
+    ("term.not_after", "2099-11-31T00:00:00Z", "CONTRACT_TERM"),
+    ("term.not_after", "2099-11-30T24:00:00Z", "CONTRACT_TERM"),
+    ("term.not_before", "2026-02-29T00:00:00Z", "CONTRACT_TERM"),
 ]
 
 
@@ -200,6 +204,17 @@ def test_broken_toml_names_the_line() -> None:
         Contract.from_toml("title = \n", file="a.toml")
     assert (err.value.code, err.value.file) == ("TOML_SYNTAX", "a.toml:1")
     assert "line 1" in err.value.message
+
+
+@pytest.mark.parametrize(
+    "line", ['values = ["female"，"male"]', "label = “disease”", 'title　= "a"', '"数据" = ["a"，"b"] # 注释，', "a＝1"]
+)
+def test_a_full_width_sign_is_named(line: str) -> None:
+    with pytest.raises(InputError) as err:
+        load_toml(f'title = "心脏，甲"\n{line}\nlast = 1\n', file="a.toml")
+    assert err.value.code == "TOML_SYNTAX"
+    assert "as its half-width (ASCII) sign" in err.value.remedy
+    assert re.search(r"^Write . \(U\+(FF0C|201C|3000|FF1D)\)", err.value.remedy)
 
 
 def test_a_wrong_value_of_toml_names_its_line() -> None:
