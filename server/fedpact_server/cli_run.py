@@ -1,5 +1,6 @@
 """Commands `fedpact run …` and `fedpact settle …`."""
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import typer
 
 from fedpact_contract import output
 from fedpact_contract.cli import group
-from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, open_home
+from fedpact_server.cli_common import DEFAULT_HOME, Home, Json, Yes, open_home
 
 if TYPE_CHECKING:
     from fedpact_contract.contract import Contract
@@ -200,20 +201,28 @@ def close_command(
     fees: Annotated[str, typer.Option("--fees", help="Fees and taxes in yuan.")] = "0",
     unopened: Unopened = False,
     wait: Annotated[float, typer.Option("--wait", help="Wait so many seconds for countersignatures.")] = 60.0,
+    yes: Yes = False,
     home: Home = DEFAULT_HOME,
     as_json: Json = False,
 ) -> None:
     """Open the scores, record revenue and settlement, and wait for the paid participants' countersignatures.
 
+    It cannot be taken back, so a person at a terminal is asked first, with the amounts.
+
     Exit 0: final for everybody. Exit 4: recorded, but lines are held until their participants countersign; the same
     command again waits for them. Exit 5: negative values ask for a review (`fedpact contribution review`).
     """
-    from fedpact_contract.settlement import parse_yuan
+    from fedpact_contract.settlement import format_fen, parse_yuan
     from fedpact_server import closing
 
     revenue_fen, fees_fen = parse_yuan(revenue, field="--revenue"), parse_yuan(fees, field="--fees")
     at = open_contract(home, run)
     database, contract = at.database, at.contract
+    if sys.stdin.isatty():
+        with database.read() as connection:
+            yes = yes or closing.recorded(connection, contract.id) is not None
+        amounts = f"revenue {format_fen(revenue_fen, 'en')}, fees {format_fen(fees_fen, 'en')}"
+        output.confirm(f"Settle {contract.title} ({contract.id[:8]}) for good: {amounts}?", yes=yes)
     with database.write() as connection:
         key = at.operator.run_key(contract.id)
         result = closing.settle(connection, contract, key, revenue_fen, fees_fen, unopened=unopened)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -216,6 +217,36 @@ class TestSettle:
         assert not any(line["held"] for line in final.json["lines"])
         twice = fedpact("settle", "close", run.contract_id, "--revenue", "1", *at)
         assert (twice.code, twice.error) == (2, "SETTLE_TWICE")
+
+    def test_a_person_is_asked_once_and_sees_the_amounts(
+        self, fedpact: Fedpact, run: ClosedRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+        answers = iter([False, True])
+
+        def confirm(question: str, **_: object) -> bool:
+            asked.append(question)
+            return next(answers)
+
+        monkeypatch.setattr("typer.confirm", confirm)
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        close = (
+            "settle",
+            "close",
+            run.contract_id,
+            "--revenue",
+            "10000",
+            "--wait",
+            "0",
+            "--home",
+            str(run.home),
+            "--json",
+        )
+        declined = fedpact(*close)
+        assert (declined.code, declined.error, run.phase()) == (5, "DECLINED", "completed")
+        assert [fedpact(*close).code for _ in range(2)] == [4, 4], "what is recorded is not asked about again"
+        title = run.federation.contract.title
+        assert asked == [f"Settle {title} ({run.contract_id[:8]}) for good: revenue CNY 10,000.00, fees CNY 0.00?"] * 2
 
     def test_whoever_objects_is_held_and_the_others_are_paid(self, fedpact: Fedpact, run: ClosedRun) -> None:
         at = ("--home", str(run.home), "--json")
