@@ -404,13 +404,13 @@ class TestNodes:
         before = online(running)
         number, extra.number = extra.number, None
         extra.start(earlier=number)
-        running.wait(lambda: extra.number is not None, 10, "let in at once")
+        running.wait(lambda: extra.number is not None, 30, "let in at once")
         assert (extra.number, online(running)) == (number, before)
         extra.hang_up()
         assert extra.wait_exit(PATIENCE) == executor.EXIT_OK
         extra.number = None
         extra.start(earlier=number)
-        running.wait(lambda: extra.number is not None, 10, "let in again")
+        running.wait(lambda: extra.number is not None, 30, "let in again")
         extra.hang_up()
         assert extra.wait_exit(PATIENCE) == executor.EXIT_OK
 
