@@ -346,9 +346,12 @@ def limits(home: AgentHome, data_set: DataSet) -> tuple[Decimal, Decimal]:
 def check_own_file(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str) -> tuple[str, ...]:
     """No other data set was declared with a file of this source, whatever is in it by now; their places' fingerprints.
 
+    The record of the rows that were released from it is there, too: without it they would be trained on.
+
     Raises:
         InputError: CONFIG_DATA_SET, DATA_SOURCE_AWAY.
         RefusedError: DATA_SET_KNOWN_ELSEWHERE.
+        FaultError: RELEASED_DAMAGED.
     """
     source = config.data_set(data_set_id).source
     where, places = sources.place(source, home.path), sources.place_fingerprints(source, home.path)
@@ -360,6 +363,7 @@ def check_own_file(home: AgentHome, config: AgentConfig, store: Store, data_set_
     for known in store.data_sets():
         if known.data_set != data_set_id and not set(places).isdisjoint(store.versions(known.data_set)):
             raise _known_elsewhere(home, f"{what} {where} is", data_set_id, known.data_set)
+    released.check(home.released_path(data_set_id), store.released_rows(data_set_id))
     return places
 
 

@@ -176,13 +176,13 @@ class TrainerChild:
         limited = contract.defences is not None and contract.defences.max_duplicates is not None
         source = self._data_set(contract).source
         sources.check_there(source, self.home.path)
-        large = source.is_database or sources.size(source, self.home.path) >= LARGE
+        large = source.is_database or source.kind == "sqlite" or sources.size(source, self.home.path) >= LARGE
         if not (more or limited or large):
             return
         try:
             self._ask(_checked, contract, "check", more, b"")
         except TrainingFailedError as err:
-            if err.code == DUPLICATES or (err.code in BEFORE_ROWS and isinstance(err, NotLoadedError)):
+            if err.code in (DUPLICATES, sources.AWAY) or (err.code in BEFORE_ROWS and isinstance(err, NotLoadedError)):
                 raise InputError(**err.as_dict()) from err
             if err.code == GATE:
                 raise RefusedError(**err.as_dict()) from err

@@ -83,6 +83,16 @@ def read(path: Path) -> list[Row]:
     return [_row(line, path, number) for number, line in enumerate(lines, 1)]
 
 
+def check(path: Path, at_least: int) -> None:
+    """The record has as many rows as the signed cards say that left.
+
+    Raises:
+        FaultError: RELEASED_DAMAGED.
+    """
+    if len(read(path)) < at_least:
+        raise _damaged(path, 0)
+
+
 def exclude(table: "pl.DataFrame", rows: list[Row]) -> "pl.DataFrame":
     """The table without the rows that equal a recorded one, in the table's order.
 

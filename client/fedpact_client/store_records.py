@@ -215,6 +215,12 @@ class Records:
         """The data set with this id; None where no card of it was signed yet."""
         return next((known for known in self.data_sets() if known.data_set == data_set), None)
 
+    def released_rows(self, data_set: str) -> int:
+        """The most rows that a signed card of the data set says were released; 0 where none was signed."""
+        with self._db.reading():
+            cards = self._db.all("SELECT card FROM cards WHERE data_set = ?", (data_set,))
+        return max((DataSetCard.from_bytes(read_envelope(card).body).released_rows for (card,) in cards), default=0)
+
     def add_version(self, data_set: str, *fingerprints: str) -> None:
         """Remember what a version of this data set is known by, all or none; it inherits all that was spent.
 

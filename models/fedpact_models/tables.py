@@ -186,7 +186,9 @@ def _common_schema(files: Sequence[TableFile], form: Form) -> dict[str, pl.DataT
             schema = dict(lazy.collect_schema())
         if not common:
             common = schema
-        if odd := sorted(common.keys() ^ schema.keys()):
+        lacks, more, wanted = common.keys() - schema.keys(), schema.keys() - common.keys(), form.columns or frozenset()
+        # The names of a file without a header are cells: one of those that are wanted is told first.
+        if odd := sorted(lacks & wanted) or sorted(more & wanted) or sorted(lacks) or sorted(more):
             raise _differ(file, odd[0], "The files of one table have different columns.")
         for name, dtype in schema.items():
             together = _together(common[name], dtype)
@@ -334,7 +336,14 @@ def _sqlite_frames(path: Path, form: Form, rows: int) -> Iterator[pl.DataFrame]:
                 columns = zip(names, zip(*batch, strict=True), kinds, strict=True)
                 yield pl.DataFrame([_series(name, list(found), str(kind)) for name, found, kind in columns])
     except (sqlite3.Error, ValueError) as err:
-        raise _unreadable(path, "The file cannot be read as sqlite: it is damaged or locked.") from err
+        if getattr(err, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise InputError(
+                "DATA_SOURCE_AWAY",
+                "Another program holds the database's lock, and did not give it back in time.",
+                file=path,
+                remedy="End that program, or let it commit. Nothing is charged for it: the next round tries again.",
+            ) from err
+        raise _unreadable(path, "The file cannot be read as sqlite: it is damaged.") from err
 
 
 def _execute(database: sqlite3.Connection, path: Path, query: str) -> sqlite3.Cursor:

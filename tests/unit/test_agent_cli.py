@@ -22,7 +22,7 @@ import typer
 from tests.support.agent_world import DATA_SET, ENTITY, PASSPHRASE, ROWS, Lab, lab
 from tests.support.agent_world import contract as agents_contract
 from tests.support.central import central_toml
-from tests.support.operator_world import TEMPLATE
+from tests.support.operator_world import TEMPLATE as UNTIL_2099
 from tests.support.readme import Script, commands, filled
 
 from fedpact_client import cards, cli, guard, review, review_text, trial, views
@@ -38,9 +38,12 @@ from fedpact_contract.messages import DestructionReceipt
 from fedpact_contract.privacy import attempt_rdp, epsilon_plan, rdp
 from fedpact_contract.record import open_signed, read_envelope
 from fedpact_contract.refusals import chinese
+from fedpact_contract.request import utc_now
 from fedpact_contract.standalone import verify_record
 from fedpact_server import logbook
 
+TEMPLATE = UNTIL_2099.replace('not_after = "2099', f'not_after = "{utc_now().year + 1}')
+"""With a term that a fresh agent's policy allows."""
 HEAVY = {
     "torch",
     "polars",

@@ -427,6 +427,24 @@ def test_rows_once_released_stay_out_when_the_choice_changes(world: Lab) -> None
     assert second.available == first.available
 
 
+@pytest.mark.parametrize("how", ["gone", "cut short"])
+def test_without_the_record_of_released_rows_nothing_goes_on(world: Lab, how: str) -> None:
+    """Training would use rows that the operator has for validation: also where a later card releases none."""
+    world.configure(data_set=with_line("release_fraction = 0.2"))
+    world.declare()
+    text = world.home.config_path.read_text()
+    world.home.config_path.write_text(text.replace("release_fraction = 0.2\n", "", 1))
+    world.declare()
+    assert cards.check_own_file(world.home, world.home.config(), world.store, "set-1")
+    path = world.home.released_path("set-1")
+    lines = path.read_text().splitlines(keepends=True)
+    path.unlink()
+    if how == "cut short":
+        path.write_text("".join(lines[:-1]))
+    with pytest.raises(FaultError, match="RELEASED_DAMAGED"):
+        cards.check_own_file(world.home, world.home.config(), world.store, "set-1")
+
+
 def test_a_file_of_rows_is_released_and_left_out(world: Lab) -> None:
     (world.home.path / "gift.csv").write_text("ill,age,sex,note\nyes,20.0, f ,secret\nno,99,m,secret\n")
     made = draft(world, with_line('release_file = "gift.csv"'))

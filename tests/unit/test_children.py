@@ -374,6 +374,15 @@ class TestTrainer:
         trainer.start()
         assert len(trainers.spawner.children) == 1, "and the agent goes on"
 
+    def test_a_file_that_another_program_locks_costs_nothing(self, trainers: Trainers, signed) -> None:
+        """Of an SQLite file the trainer says so, when it looks before an attempt."""
+        before = 'path = "rows.csv"\nkind = "csv"'
+        text = trainers.home.config_path.read_text().replace(before, 'path = "rows.csv"\nkind = "sqlite"\ntable = "t"')
+        replace_file(trainers.home.config_path, text.encode())
+        trainer = trainers.make(answering(("failed", {"code": "DATA_SOURCE_AWAY", "message": "Locked."}, b"")))
+        with pytest.raises(InputError, match="DATA_SOURCE_AWAY"):
+            trainer.check(signed)
+
     @pytest.mark.parametrize("moved", ["a file", "a link"])
     def test_what_took_a_sources_place_is_read_by_another_trainer(self, trainers: Trainers, signed, moved: str) -> None:
         """Landlock's rules are of what stood there when a trainer began."""

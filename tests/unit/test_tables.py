@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from contextlib import closing
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -288,3 +289,26 @@ def test_a_file_of_twenty_thousand_columns_is_opened_in_a_moment(tmp_path: Path)
     (batch,) = read_batches([TableFile(path=path)], form)
     assert time.process_time() - began < 6
     assert batch.frame.columns == ["c1"]
+
+
+def test_a_database_that_a_writer_locks_is_away_and_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _sqlite(tmp_path / "rows.db", "CREATE TABLE t (a INTEGER)", "INSERT INTO t VALUES (1)")
+    monkeypatch.setattr("fedpact_models.tables.sqlite3.connect", partial(sqlite3.connect, timeout=0))
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        assert _code(path, kind="sqlite", table="t") == "DATA_SOURCE_AWAY"
+        assert _code(path, kind="sqlite", query="SELECT a FROM t") == "DATA_SOURCE_AWAY"
+        writer.execute("COMMIT")
+    assert read_table(path, kind="sqlite", table="t").rows() == [(1,)]
+
+
+@pytest.mark.parametrize("bare", ["1.csv", "2.csv"])
+def test_of_a_file_without_a_header_no_cell_is_told_as_a_columns_name(tmp_path: Path, bare: str) -> None:
+    for name in ("1.csv", "2.csv"):
+        (tmp_path / name).write_text(("" if name == bare else "age,name\n") + "31,Zhang San\n55,Li Si\n")
+    files = [TableFile(path=tmp_path / name) for name in ("1.csv", "2.csv")]
+    with pytest.raises(InputError, match="DATA_FILES_DIFFER") as caught:
+        list(read_batches(files, Form(kind="csv", columns=frozenset({"age", "name"}))))
+    assert caught.value.field == "age"

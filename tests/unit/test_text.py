@@ -98,7 +98,7 @@ def another(value: Any) -> Any:
         return ("5" if value[0] != "5" else "6") + value[1:]
     if value.replace(".", "", 1).removeprefix("-").isdigit():
         return str(Decimal(value) + Decimal("0.0000001"))
-    return value.replace("2026", "2025").replace("2027", "2028") if value.endswith("Z") else value + "X"
+    return value.replace("2026", "2025").replace("2099", "2098") if value.endswith("Z") else value + "X"
 
 
 CONTRACT = rich_contract()
