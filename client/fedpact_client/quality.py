@@ -337,6 +337,9 @@ def _check_columns(data_set: DataSet, rules: Sequence[Rule], there: Sequence[str
     Raises:
         InputError: DATA_LABEL_MISSING, DATA_COLUMN_MISSING, QUALITY_ENTITY.
     """
+    hint = ""
+    if data_set.source.kind == "csv":
+        hint = " The first line of a CSV file names them (else `column_names`), in UTF-8, set apart by `delimiter`."
     if data_set.label not in there:
         raise InputError(
             "DATA_LABEL_MISSING",
@@ -344,7 +347,7 @@ def _check_columns(data_set: DataSet, rules: Sequence[Rule], there: Sequence[str
             file=file,
             field=data_set.label,
             rule="label",
-            remedy="Name the source that has it, or correct `label` or `rename`; names are compared exactly.",
+            remedy=f"Name the source that has it, or correct `label` or `rename`; names are compared exactly.{hint}",
         )
     declared = [*data_set.columns, *([] if data_set.entity is None else [data_set.entity])]
     wanted = [(name, "agent.toml names") for name in declared]
@@ -356,7 +359,7 @@ def _check_columns(data_set: DataSet, rules: Sequence[Rule], there: Sequence[str
                 f"The table lacks the column {name}, which {whose}.",
                 file=file,
                 field=name,
-                remedy="Correct the rule, `columns`, `entity` or the source's `rename` in agent.toml.",
+                remedy=f"Correct the rule, `columns`, `entity` or the source's `rename` in agent.toml.{hint}",
             )
     if data_set.entity is None and any(isinstance(rule, kinds.EntitiesRule) for rule in rules):
         raise InputError(

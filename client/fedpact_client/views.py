@@ -66,7 +66,7 @@ def resolve_id(text: str, known: list[str]) -> str:
         )
     raise InputError(
         "CONTRACT_UNKNOWN",
-        "No contract's id begins with this.",
+        "No contract's id begins with this." if len(wanted) >= 4 else "Four characters of a contract's id are needed.",
         field=printable(wanted, 64),
         remedy="`fedpact-agent contract list` and `fedpact-agent status` show the ids.",
     )

@@ -333,7 +333,7 @@ def _words(kind: str, message: str, context: dict[str, Any]) -> str:
         return f"must be {words}" if words else "has the wrong form"
     if context.get("min_length") == 1:
         return "must not be empty"
-    return _WORDS[kind].format(**context) if kind in _WORDS else message.removeprefix("Value error, ")
+    return _WORDS[kind].format(**context) if kind in _WORDS else message.removeprefix("Value error, ").removesuffix(".")
 
 
 def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:

@@ -3,6 +3,7 @@
 CSV cells stay text: what a cell means is said by the contract's schema (`features`), never guessed from the file.
 """
 
+import codecs
 import math
 import sqlite3
 from collections import Counter
@@ -247,7 +248,29 @@ def _lazy(file: TableFile, form: Form) -> Iterator[pl.LazyFrame]:
         raise InputError("DATA_EMPTY", "The file holds no table.", file=path) from err
     # PanicException is no Exception, and its text may quote cells: no polars text is passed on.
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as err:
+        if kind in ("csv", "ndjson") and (line := _not_utf8(path)):
+            raise InputError(
+                "DATA_UNREADABLE",
+                f"The file is not UTF-8: line {line} is the first that is not.",
+                file=path,
+                remedy="Save it as UTF-8; from a Chinese Windows it may be in GBK.",
+            ) from err
         raise _unreadable(path, f"The file cannot be read as {kind}: it is damaged or of another kind.") from err
+
+
+def _not_utf8(path: Path) -> int | None:
+    """The first line (from 1) of a text file that is not UTF-8; read in pieces of one MiB."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                line += decoder.decode(chunk).count("\n")
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as err:
+        return line + err.object[: err.start].count(b"\n")
+    except OSError:  # what polars met is told then
+        return None
+    return None
 
 
 def _scan_csv(path: Path, source: IO[bytes], form: Form) -> pl.LazyFrame:
@@ -410,5 +433,9 @@ def _number(text: str) -> float | None:
 
 def _unreadable(path: Path, message: str) -> InputError:
     return InputError(
-        "DATA_UNREADABLE", message, file=path, remedy="Check the file, its rights and the source's kind; text is UTF-8."
+        "DATA_UNREADABLE",
+        message,
+        file=path,
+        remedy="Check the file, its rights and the source's kind. Text is UTF-8; a CSV file has as many cells in each "
+        "line as in the first, and quotes in pairs.",
     )

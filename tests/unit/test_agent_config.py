@@ -135,6 +135,7 @@ def test_a_fault_names_its_line_and_key(tmp_path: Path, old: str, new: str, line
         load(path)
     number = next(i for i, line in enumerate(text.splitlines(), 1) if line.startswith(line_of))
     assert caught.value.code == code
+    assert ".." not in caught.value.message, "one full stop"
     assert caught.value.file == f"{path}:{number}"
     assert caught.value.field
     assert caught.value.remedy

@@ -398,6 +398,7 @@ def test_a_beginning_must_name_one_contract(text: str, code: str) -> None:
     with pytest.raises(InputError) as caught:
         views.resolve_id(text, ["abcd" * 16, "abcd" + "0" * 60])
     assert caught.value.code == code
+    assert ("Four characters" in caught.value.message) == (len(text) < 4)
 
 
 def test_a_beginning_that_names_one_contract_is_enough() -> None:

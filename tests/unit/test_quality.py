@@ -243,6 +243,7 @@ class TestBadInput:
     def test_no_label(self, tmp_path: Path) -> None:
         error = refusal(tmp_path, "age,sex\n1,f\n", data_set({"rule": "balance", "at_least": 0}))
         assert (error.code, error.field) == ("DATA_LABEL_MISSING", "ill")
+        assert "`delimiter`" in error.remedy, "semicolons, another encoding and a missing header all look like this"
 
     def test_entities_that_nobody_tells_apart(self, tmp_path: Path) -> None:
         assert refusal(tmp_path, CLEAN, data_set({"rule": "entities", "at_least": 2})).code == "QUALITY_ENTITY"

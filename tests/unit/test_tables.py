@@ -137,6 +137,15 @@ def test_text_that_is_not_of_its_kind_is_unreadable(tmp_path: Path, kind: Any, c
     assert _code(path, kind=kind) == "DATA_UNREADABLE"
 
 
+@pytest.mark.parametrize("before", [1, 200_000])
+def test_the_first_line_that_is_not_utf8_is_named(tmp_path: Path, before: int) -> None:
+    good = "姓名,age\n" + "李,1\n" * before
+    (path := tmp_path / "t").write_bytes(good.encode() + "张,2\n".encode("gbk") + "王,3\n".encode("gbk"))
+    with pytest.raises(InputError, match=f"DATA_UNREADABLE: The file is not UTF-8: line {before + 2} is") as err:
+        read_table(path, kind="csv")
+    assert "GBK" in err.value.remedy
+
+
 @pytest.mark.parametrize(
     ("declared", "actual"),
     [
