@@ -21,7 +21,7 @@ from fedpact_client.home import AgentHome
 from fedpact_client.quality import GATE
 from fedpact_client.sandbox import Isolation
 from fedpact_client.spawn import Child, spawn
-from fedpact_contract.contract import Contract, MeasurementKind
+from fedpact_contract.contract import MAX_PARAMETERS, Contract, MeasurementKind
 from fedpact_contract.errors import FailedError, FedpactError, InputError, RefusedError
 
 log = structlog.get_logger()
@@ -34,8 +34,8 @@ TRAIN_SECONDS = 300.0
 that a slow first look at the data is no fault, and to start again would make it slower."""
 LARGE, LOOK_SECONDS = 1 << 30, 3600.0
 """A source of so many bytes is looked at before an attempt, and the first look may take so long."""
-MAX_ARRAY = 1 << 29
-"""Largest array on either pipe, in bytes: a model of 64 million parameters."""
+MAX_ARRAY = 8 * MAX_PARAMETERS
+"""Largest array on either pipe, in bytes."""
 TRAINER_KINDS = frozenset({"ready", "update", "checked", "wanted", "failed"})
 EXECUTOR_KINDS = frozenset({"ready", "connected", "order", "malformed"})
 FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)

@@ -808,6 +808,16 @@ def check_common_control(contract: Contract) -> None:
                     remedy="Name each participant once; write two groups that overlap as one.",
                 )
             seen.add(code)
+        scorer = next((p for p in _scorers(contract) if p.name.casefold() == group.name.casefold()), None)
+        if scorer is not None and contract.settlement.contribution_weight > 0:
+            raise InputError(
+                "CONTRACT_AFFILIATE",
+                f"Participants are under common control by {scorer.name}, and would be paid by contribution.",
+                field=f"common_control.{index}.name",
+                party=scorer.name,
+                rule="operator, buyer and their affiliates are not paid by scores that they could steer",
+                remedy="Leave them out, or pay by data and equality alone (contribution_weight = 0).",
+            )
     if groups and len(contract.blocks()) < 2:
         raise InputError(
             "CONTRACT_COMMON_CONTROL",
@@ -816,6 +826,12 @@ def check_common_control(contract: Contract) -> None:
             rule="at least two parties that nobody controls together",
             remedy="Name as one group only those whom one party controls, or add a participant.",
         )
+
+
+def _scorers(contract: Contract) -> tuple[Party | Entity, ...]:
+    """Who could steer the scores: operator, buyer and their affiliates."""
+    buyer = () if contract.buyer is None else (contract.buyer,)
+    return (contract.operator, *buyer, *(contract.affiliates or ()))
 
 
 def check_auditor(contract: Contract) -> None:
@@ -976,8 +992,20 @@ def check_model(contract: Contract) -> None:
         )
     if contract.model.image is not None:
         _check_image(contract.data, contract.model, contract.model.image)
+    from fedpact_contract.shape import parameter_count  # which knows contracts
+
+    if (count := parameter_count(contract)) > MAX_PARAMETERS:
+        raise InputError(
+            "CONTRACT_MODEL",
+            f"The model has {count} parameters; the pipes of an agent take {MAX_PARAMETERS}.",
+            field="model",
+            rule=f"at most {MAX_PARAMETERS} parameters",
+            remedy="Take narrower layers, fewer columns, or a smaller image.",
+        )
 
 
+MAX_PARAMETERS = 2**26
+"""Of a model: it goes to the trainer, and to the executor, as one array of 8 bytes each."""
 MAX_WINDOWS = 2**20
 """Numbers (float64) that a convolution looks at, or gives, for one row: 8 MiB. More is refused."""
 
@@ -1302,6 +1330,16 @@ def check_contribution(contract: Contract) -> None:
             field="contribution.validation.slices",
             remedy="Add validation rows of the operator, of the buyer or of another participant.",
         )
+    for party in contract.participants:
+        if party.id in sources and contract.controlled_by(party.id):
+            raise InputError(
+                "CONTRACT_SLICES",
+                f"{party.name} is under common control with participants that would be scored on its rows.",
+                field="contribution.validation.slices",
+                party=party.name,
+                rule="a party is scored on the others' rows",
+                remedy="Take validation rows of somebody outside the group, or leave that participant out of it.",
+            )
     sampled = contract.contribution.estimator == "sampled"
     if sampled != (contract.contribution.max_coalitions is not None) or (
         sampled and contract.contribution.game == "unanimity"

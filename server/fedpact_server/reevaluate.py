@@ -267,6 +267,7 @@ class _Task:
                     raise  # of this machine, and nobody's fault that is signed
                 self.skip("loss", said.round, "losses", err.code)
                 self.left |= {"losses", "correct", "draws"}
+                previous = None
                 continue
             counted = found.ends(named[0], named[-1]), task_of(contract.data.label).pairs(examples.y)
             self.differences += self.compare(said, dict(zip(rows, found.losses, strict=True)), counted)

@@ -313,6 +313,36 @@ def test_groups_are_of_participants_and_leave_enough_parties(values, groups, cod
     assert caught.value.remedy or code == "CONTRACT"
 
 
+@pytest.mark.parametrize("name", ["buyer", "HOLDING", "Operator"])
+def test_who_is_controlled_by_a_scorer_is_not_paid_by_scores(values, name) -> None:
+    named = values | {"operator": values["operator"] | {"name": "Operator"}, "buyer": BUYER, "affiliates": [HOLDING]}
+    controlled = named | {"common_control": [GROUP | {"name": name}]}
+    with pytest.raises(InputError) as caught:
+        Contract.parse(controlled)
+    assert (caught.value.code, caught.value.party.casefold()) == ("CONTRACT_AFFILIATE", name.casefold())
+    settled = values["settlement"] | {"contribution_weight": 0, "data_weight": 1}
+    assert Contract.parse(controlled | {"settlement": settled}).common_control
+
+
+def test_nobody_is_scored_on_rows_of_its_own_group(values) -> None:
+    giver = Contract.parse(values).participants[0].id
+    given = changed(values, "contribution.validation.slices", [{"source": "operator", "count": 200}])
+    given["contribution"]["validation"]["slices"].append({"source": giver, "count": 20})
+    assert Contract.parse(given)
+    with pytest.raises(InputError) as caught:
+        Contract.parse(given | {"common_control": [GROUP]})
+    assert (caught.value.code, caught.value.party) == ("CONTRACT_SLICES", "Enterprise 1")
+
+
+@pytest.mark.parametrize("hidden", [[2**31 - 1], [2**14, 2**12]])
+def test_a_model_larger_than_an_agents_pipe_is_refused_at_creation(values, hidden) -> None:
+    model = values["model"] | {"kind": "mlp", "hidden": hidden}
+    with pytest.raises(InputError, match="parameters") as caught:
+        Contract.parse(values | {"model": model})
+    assert (caught.value.code, caught.value.field) == ("CONTRACT_MODEL", "model")
+    assert Contract.parse(values | {"model": model | {"hidden": [2**14]}})
+
+
 def test_the_buyers_rows_need_a_buyer(values) -> None:
     with_slice = changed(values, "contribution.validation.slices", [{"source": "buyer", "count": 220}])
     with pytest.raises(InputError) as caught:
