@@ -55,7 +55,7 @@ def check_room(home: AgentHome, config: AgentConfig, contract: Contract) -> None
     """
     rows, limits = contract.participant(home.participant_id).num_examples, config.limits
     encoded, share = rows * feature_count(contract.data) * 8, limits.memory * MEBIBYTE // sources.MEMORY_PART
-    counted = parameter_count(contract) * A_PARAMETER + rows * A_ROW + min(encoded, share)
+    counted = parameter_count(contract.model, contract.data) * A_PARAMETER + rows * A_ROW + min(encoded, share)
     needed = TRAINING + TRAINING_A_THREAD * limits.threads + counted // MEBIBYTE
     if needed > limits.memory:
         raise RefusedError(
@@ -63,7 +63,7 @@ def check_room(home: AgentHome, config: AgentConfig, contract: Contract) -> None
             f"Training by this contract takes about {needed} MiB of memory; limits.memory is {limits.memory}.",
             file=home.config_path,
             field="limits.memory",
-            rule=f"{parameter_count(contract)} parameters, {rows} rows, {limits.threads} threads",
+            rule=f"{parameter_count(contract.model, contract.data)} parameters, {rows} rows, {limits.threads} threads",
             remedy="Raise limits.memory in agent.toml where the machine has it, or agree on a contract with a smaller "
             "model or fewer examples. Round 1 would fail, and be charged.",
         )

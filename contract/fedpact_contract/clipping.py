@@ -39,7 +39,7 @@ def contract_factors(contract: Contract, energies: Mapping[str, int]) -> dict[st
     Raises:
         InputError: CLIP_INPUT, as `clip_factors`; somebody is no participant.
     """
-    parameters = parameter_count(contract)
+    parameters = parameter_count(contract.model, contract.data)
     return clip_factors(
         {p: Fraction(energy, UNIT) for p, energy in energies.items()},
         {p: noise_energy(contract, contract.participant(p).num_examples, parameters) for p in energies},

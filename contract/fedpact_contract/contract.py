@@ -962,9 +962,14 @@ def _check_label(label: ClassLabel | NumberLabel | SurvivalLabel) -> None:
 
 
 def check_model(contract: Contract) -> None:
+    """The model fits the data."""
+    check_layers(contract.model, contract.data)
+
+
+def check_layers(model: Model, data: Data) -> None:
     """Hidden layers belong to an mlp or a cnn; a linear model is a softmax where the label has classes, only there."""
-    kind = contract.model.kind
-    if kind != "cnn" and (kind == "mlp") != bool(contract.model.hidden):
+    kind = model.kind
+    if kind != "cnn" and (kind == "mlp") != bool(model.hidden):
         raise InputError(
             "CONTRACT_MODEL",
             "An mlp has hidden layers, a linear model none.",
@@ -973,7 +978,7 @@ def check_model(contract: Contract) -> None:
             remedy="Write the widths, such as [32]." if kind == "mlp" else 'Write [], or kind = "mlp".',
         )
     for name in ("image", "convolutions"):
-        if (kind == "cnn") != (getattr(contract.model, name) is not None):
+        if (kind == "cnn") != (getattr(model, name) is not None):
             raise InputError(
                 "CONTRACT_MODEL",
                 f"A cnn has `{name}`, and a model of another kind none.",
@@ -981,20 +986,20 @@ def check_model(contract: Contract) -> None:
                 rule="image and convolutions go with the kind cnn",
                 remedy='Write both with kind = "cnn", and leave both out with any other kind.',
             )
-    linear = "softmax" if isinstance(contract.data.label, ClassLabel) else "linear"
+    linear = "softmax" if isinstance(data.label, ClassLabel) else "linear"
     if kind not in (linear, "mlp", "cnn"):
         raise InputError(
             "CONTRACT_MODEL",
-            f"A {kind} model does not fit the task, {contract.data.label.TASK}.",
+            f"A {kind} model does not fit the task, {data.label.TASK}.",
             field="model.kind",
             rule="softmax for classes, linear for all other labels, mlp or cnn for any",
             remedy=f'Write kind = "{linear}", "mlp" or "cnn".',
         )
-    if contract.model.image is not None:
-        _check_image(contract.data, contract.model, contract.model.image)
+    if model.image is not None:
+        _check_image(data, model, model.image)
     from fedpact_contract.shape import parameter_count  # which knows contracts
 
-    if (count := parameter_count(contract)) > MAX_PARAMETERS:
+    if (count := parameter_count(model, data)) > MAX_PARAMETERS:
         raise InputError(
             "CONTRACT_MODEL",
             f"The model has {count} parameters; the pipes of an agent take {MAX_PARAMETERS}.",

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from fedpact_contract.contract import Contract, Data, Model, NumberColumn
+from fedpact_contract.contract import Data, Model, NumberColumn
 
 
 def feature_count(data: Data) -> int:
@@ -27,12 +27,9 @@ def weight_shapes(model: Model, data: Data) -> tuple[tuple[int, int], ...]:
     return (*found, *pairwise((flat, *model.hidden, data.label.outputs)))
 
 
-def parameter_count(contract: Contract) -> int:
-    """Number of parameters P of the contract's model.
+def parameter_count(model: Model, data: Data) -> int:
+    """Number of parameters P of a model of these data.
 
     For whoever recomputes without the models room, which builds the model and counts what it built.
     """
-    return sum(
-        (inputs + (layer > 0)) * outputs
-        for layer, (inputs, outputs) in enumerate(weight_shapes(contract.model, contract.data))
-    )
+    return sum((inputs + (layer > 0)) * outputs for layer, (inputs, outputs) in enumerate(weight_shapes(model, data)))

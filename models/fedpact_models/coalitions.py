@@ -229,7 +229,9 @@ def _pieces(apart: Sequence[int], masks: Sequence[int], chunk: int | None) -> li
 
 def _blocks(game: Game, x: Floats, block: int | None, wanted: int) -> Iterator[tuple[slice, Floats, Floats]]:
     """The examples in blocks of `block` or about `wanted`, each with a copy of what `_first_layer` says of it."""
-    seen = [layer.count * layer.inputs for layer in game.shape.layers[1:] if layer.windows is not None]
+    seen = [
+        layer.count * max(layer.inputs, layer.outputs) for layer in game.shape.layers[1:] if layer.windows is not None
+    ]
     held = min(len(x), block or max(1, PART_ELEMENTS // max(game.count * game.shape.layers[0].width, *seen, 1)))
     block = min(held, block or max(WINDOWED if seen else NARROWEST, wanted))
     held -= held % block

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from fedpact_contract.arrays import model_digest
-from fedpact_contract.contract import ClassLabel, Data, Label, Model, SurvivalLabel
+from fedpact_contract.contract import ClassLabel, Data, Label, Model, SurvivalLabel, check_layers
 from fedpact_contract.errors import FaultError, InputError
 from fedpact_contract.record import Hex32, Record
 from fedpact_models.features import Floats, encode_features
@@ -99,11 +99,17 @@ def load_release(path: Path) -> Release:
     """Read a release by either of its two files, and check the weights against the card.
 
     Raises:
-        InputError: RELEASE_FILE_MISSING, RELEASE_UNREADABLE, MODEL_RELEASE_FORM or CANONICAL_* (the card).
+        InputError: RELEASE_FILE_MISSING, RELEASE_UNREADABLE, MODEL_RELEASE_FORM or CANONICAL_* (the card);
+            CONTRACT_MODEL, CONTRACT_IMAGE (its model does not fit its data).
         FaultError: MODEL_TENSORS (other tensors than the card's model has), MODEL_DIGEST.
     """
     weights_path, card_path = release_paths(path)
     card = ReleaseCard.from_bytes(_bytes(card_path))
+    try:
+        check_layers(card.model, card.data)
+    except InputError as err:
+        err.file = str(card_path)
+        raise
     tensors = _tensors(weights_path)
     shapes = parameter_shapes(card.model, card.data)
     if {n: t.shape for n, t in tensors.items()} != shapes or any(t.dtype != np.float64 for t in tensors.values()):

@@ -44,7 +44,7 @@ def renormalised(connection: Connection, contract: Contract, home: Path, example
     _check_game(contract)
     terms = {"game": "re-normalised", "estimator": "exact", "max_coalitions": None}
     other = contract.model_copy(update={"contribution": contract.contribution.model_copy(update=terms)})
-    arrays, parameters = home / "arrays" / contract.id, parameter_count(contract)
+    arrays, parameters = home / "arrays" / contract.id, parameter_count(contract.model, contract.data)
     rounds: list[RoundScores] = []
     for _, paid in scoring.all_scores(connection, contract.id):
         if len(admitted_in(paid)) > MAX_PLAYERS:

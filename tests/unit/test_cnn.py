@@ -3,6 +3,7 @@
 Digits of scikit-learn are pictures of 8 x 8 pixels.
 """
 
+import json
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +31,7 @@ from tests.unit.test_dp_layers import LIMIT, clipped_sum, moved
 from tests.unit.test_reevaluate import AUDITOR, handed_over
 
 from fedpact_contract import shape
+from fedpact_contract.canonical import canonical_bytes
 from fedpact_contract.contract import Contract, Model, quick_to_score
 from fedpact_contract.contribution import period_values, total_value
 from fedpact_contract.errors import InputError
@@ -64,10 +66,12 @@ def a_contract(model: Model = CNN, **changes: dict[str, Any]) -> Contract:
 def test_the_contract_counts_its_parameters_as_the_model_has_them() -> None:
     for model in (CNN, a_cnn(8, 4, (3, 4, 1), channels=2), a_cnn(8, 8, (2, 8, 31)), a_cnn(1, 64, (3, 1, 2), (4, 1, 5))):
         contract = a_contract(model)
-        assert shape.parameter_count(contract) == parameter_count(contract.model, contract.data)
-        assert shape.parameter_count(contract) == sum(p.numel() for p in build(model, contract.data).parameters())
+        assert shape.parameter_count(contract.model, contract.data) == parameter_count(contract.model, contract.data)
+        assert shape.parameter_count(contract.model, contract.data) == sum(
+            p.numel() for p in build(model, contract.data).parameters()
+        )
     assert [grid.size for grid in CNN.grids] == [64, 36, 20]
-    assert shape.parameter_count(a_contract()) == 4 * 10 + 5 * 17 + 6 * 21 + 10 * 7
+    assert shape.parameter_count(CNN, DIGITS) == 4 * 10 + 5 * 17 + 6 * 21 + 10 * 7
 
 
 def test_contracts_without_pictures_have_the_bytes_that_they_had() -> None:
@@ -224,6 +228,25 @@ def test_a_release_predicts_what_the_network_says(tmp_path: Path) -> None:
     expected = module(torch.from_numpy(x)).softmax(dim=1).max(dim=1)
     assert told["predicted"].to_list() == [str(index) for index in expected.indices.tolist()]
     np.testing.assert_allclose(told["probability"].to_numpy(), expected.values.detach().numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("image", "code"), [({"height": 8, "width": 7, "channels": 1}, "CONTRACT_IMAGE"), (None, "CONTRACT_MODEL")]
+)
+def test_a_card_whose_picture_is_not_its_columns_is_refused(
+    tmp_path: Path, image: dict[str, int] | None, code: str
+) -> None:
+    weights = initial_weights(CNN, DIGITS, np.random.default_rng(0))
+    release = make_release(CNN, DIGITS, weights, contract_id="ab" * 32, round=2, privacy={"unit": "example"})
+    file, card = save_release(tmp_path / "model", release)
+    values = json.loads(card.read_text("utf-8"))
+    values["model"] |= {"image": image}
+    if image is None:
+        del values["model"]["image"]
+    card.write_bytes(canonical_bytes(values))
+    with pytest.raises(InputError) as caught:
+        load_release(file)
+    assert (caught.value.code, caught.value.file) == (code, str(card))
 
 
 # A whole run

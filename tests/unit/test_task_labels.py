@@ -136,7 +136,7 @@ def test_the_text_says_when_an_event_counts() -> None:
 def test_the_contract_counts_its_parameters_as_the_model_has_them(case: TaskCase) -> None:
     for hidden in ((), (5,), (5, 4)):
         contract = a_contract(case, *hidden)
-        assert shape.parameter_count(contract) == parameter_count(contract.model, contract.data)
+        assert shape.parameter_count(contract.model, contract.data) == parameter_count(contract.model, contract.data)
 
 
 # From cells to targets
