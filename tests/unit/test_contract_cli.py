@@ -492,8 +492,8 @@ def test_wrong_usage_is_told_how_to_ask(fedpact, base_install, command) -> None:
 
 def test_a_group_alone_shows_its_help(fedpact, base_install) -> None:
     code, out, err = fedpact("contract")
-    assert (code, err) == (2, "")
-    assert "read" in out
+    assert (code, out) == (2, "")
+    assert "read" in err
 
 
 def _register(app: typer.Typer) -> None:
