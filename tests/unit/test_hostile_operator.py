@@ -252,7 +252,7 @@ ELSEWHERE = {
     ),
     "a withheld closing: the record, the alarm, and that a third party can check it": (
         "unit/test_silence.py::test_afterwards_there_is_a_signed_record_and_an_alarm",
-        "unit/test_silence.py::test_a_third_party_can_check_it",
+        "unit/test_silence.py::test_anybody_can_verify_it",
     ),
     "an operator that goes silent: no answer, none of this form, never heard of the contract": (
         "unit/test_silence.py::test_whatever_it_answers_but_a_closing",
