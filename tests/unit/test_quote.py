@@ -201,7 +201,7 @@ def test_asking_changes_nothing_and_reads_no_row(
     def forbidden(*_: object) -> None:
         raise AssertionError("a quote reads no rows")
 
-    monkeypatch.setattr(sources, "read", forbidden)
+    monkeypatch.setattr(sources, "batches", forbidden)
     before = (made.store.rows("set-1"), made.store.egress(), made.store.contracts())
     code, out, err = call("quote", path)
     assert code == 0, err
