@@ -265,8 +265,8 @@ def test_an_idle_trainer_ends(home: Home, start):
 
 
 def test_training_beyond_the_memory_limit_is_an_answer(home: Home, start):
-    big = training_contract(home.contract.data, a_model(20_000, 20_000), (40, 50, 60))
-    child = start(setup=home.setup(memory=1024))
+    big = training_contract(home.contract.data, a_model(8_000, 8_000), (40, 50, 60))
+    child = start(setup=home.setup(memory=640))
     receive(child, "ready")
     child.pipe.send("train", home.train_order(contract=big.to_bytes().decode()), home.base)
     assert receive(child, "failed").header["code"] == "TRAINING_MEMORY"
