@@ -997,7 +997,7 @@ def check_layers(model: Model, data: Data) -> None:
         )
     if model.image is not None:
         _check_image(data, model, model.image)
-    from fedpact_contract.shape import parameter_count  # which knows contracts
+    from fedpact_contract.shape import parameter_count  # which is made of this module
 
     if (count := parameter_count(model, data)) > MAX_PARAMETERS:
         raise InputError(
