@@ -18,7 +18,9 @@ from fedpact_client.home import AgentHome
 from fedpact_client.store import Store
 from fedpact_client.store_records import OVER
 from fedpact_contract.canonical import canonical_bytes
+from fedpact_contract.clauses.clause import Both
 from fedpact_contract.errors import InputError, RefusedError
+from fedpact_contract.language import Lang
 from fedpact_contract.messages import DataSetCard, check_card_delta
 from fedpact_contract.output import counted
 from fedpact_contract.quality import ITEMS, Item, Measured, card_lines
@@ -69,22 +71,29 @@ class Draft:
         made = tuple(Measured.of(item, exact[item]) for item in items)
         return replace(self, card=self.card.model_copy(update={"measured": made or None}))
 
-    def items(self) -> list[tuple[str, str, str]]:
+    def items(self, lang: Lang = "en") -> list[tuple[str, str, str]]:
         """The card for people: what, value, where it comes from."""
-        card, declared = self.card, "declared in agent.toml"
-        return [
-            ("data set", card.data_set, declared),
-            ("participant", card.participant, "fingerprint of the contract key"),
-            ("examples", str(card.num_examples), declared),
-            ("columns", ", ".join(card.columns), declared),
-            ("label", card.label, declared),
-            ("entity", card.entity or "none", declared + ": whose a row is; its name alone leaves"),
-            ("epsilon", decimal_text(card.epsilon), declared + "; over all contracts together"),
-            ("delta", decimal_text(card.delta), declared),
-            ("alpha", decimal_text(card.alpha), "follows from epsilon and delta"),
-            ("released rows", str(card.released_rows), "counted; these rows are outside the privacy guarantee"),
-            *card_lines(card.facts, card.measured),
+        card, declared = self.card, Both("declared in agent.toml", "在agent.toml中申报")
+        shares = declared + Both("; over all contracts together", "；由全部合约共用")
+        entity = declared + Both(": whose a row is; its name alone leaves", "：一行所属的主体；仅列名离开本机")
+        key = Both("fingerprint of the contract key", "合约密钥的指纹")
+        follows = Both("follows from epsilon and delta", "由epsilon与delta得出")
+        outside = Both("counted; these rows are outside the privacy guarantee", "清点得出；这些行不受隐私保障")
+        none = Both("none", "无").of(lang)
+        items = [
+            (Both("data set", "数据集"), card.data_set, declared),
+            (Both("participant", "参与方"), card.participant, key),
+            (Both("examples", "样本数"), str(card.num_examples), declared),
+            (Both("columns", "特征列"), ", ".join(card.columns), declared),
+            (Both("label", "标签列"), card.label, declared),
+            (Both("entity", "主体列"), card.entity or none, entity),
+            (Both("epsilon", "epsilon"), decimal_text(card.epsilon), shares),
+            (Both("delta", "delta"), decimal_text(card.delta), declared),
+            (Both("alpha", "alpha"), decimal_text(card.alpha), follows),
+            (Both("released rows", "交出的行数"), str(card.released_rows), outside),
         ]
+        told = [(what.of(lang), value, source.of(lang)) for what, value, source in items]
+        return [*told, *card_lines(card.facts, card.measured, lang)]
 
 
 def prepare(home: AgentHome, config: AgentConfig, store: Store, data_set_id: str) -> Draft:
@@ -170,11 +179,14 @@ def countable(draft: Draft, items: Sequence[str]) -> list[Item]:
     return [item for item in known if item in items]
 
 
-def question(draft: Draft, item: Item) -> str:
+def question(draft: Draft, item: Item, lang: Lang = "en") -> str:
     """What a person is asked before a count is put on the card; no is the default."""
     made = draft.letting_out([item]).card.measured or ()
-    shown = ", ".join(f"{ITEMS[m.item][1]}, {m.words}" for m in made)
-    return f"Computed from the data, without noise, outside the privacy guarantee: {shown}. Put it on the card?"
+    shown = ", ".join(f"{ITEMS[m.item][1 + (lang == 'zh')]}, {m.words(lang)}" for m in made)
+    return Both(
+        f"Computed from the data, without noise, outside the privacy guarantee: {shown}. Put it on the card?",
+        f"由数据算出，未加噪声，不受隐私保障：{shown}。写入数据集卡片？",
+    ).of(lang)
 
 
 def declare(home: AgentHome, store: Store, client: OperatorClient, draft: Draft, passphrase: bytes) -> None:

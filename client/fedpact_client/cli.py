@@ -232,6 +232,7 @@ def card(
         ),
     ] = None,
     home: HomeOption = HOME,
+    lang: Language = None,
     passphrase_file: PassphraseFile = None,
     yes: Yes = False,
     as_json: Json = False,
@@ -239,25 +240,34 @@ def card(
     """Declare a data set: show its card item by item, sign it, and send it."""
     from fedpact_client import cards
     from fedpact_client.text import show_card, show_released
+    from fedpact_contract.clauses.clause import Both
+    from fedpact_contract.language import language
     from fedpact_contract.record import decimal_text
 
     if croissant is not None:
         _export(data_set, croissant, home, as_json=as_json)
         return
+    said = language(lang)
     with desk(home) as at, at.client() as client:
         draft = cards.prepare(at.home, at.config, at.store, data_set)
         items = cards.countable(draft, measured or [])
-        draft = draft.letting_out([item for item in items if yes or output.agree(cards.question(draft, item))])
+        draft = draft.letting_out([item for item in items if yes or output.agree(cards.question(draft, item, said))])
         if not as_json:
-            show_card(draft)
-        output.confirm("Sign this card and send it?", yes=yes)
+            show_card(draft, said)
+        output.confirm(Both("Sign this card and send it?", "签署并发送这张卡片？").of(said), yes=yes)
         if draft.rows:
             if not as_json:
-                show_released(draft)
-            output.confirm(f"Rows that leave your premises as they are: {len(draft.rows)}. Send them?", yes=yes)
+                show_released(draft, said)
+            count = len(draft.rows)
+            asked = Both(
+                f"Rows that leave your premises as they are: {count}. Send them?",
+                f"将原样离开本机的行：{count}行。发送？",
+            )
+            output.confirm(asked.of(said), yes=yes)
         cards.declare(at.home, at.store, client, draft, _passphrase(passphrase_file))
     result = draft.card.plain() | {"limit": decimal_text(draft.limit), "sent": True}
-    _show(result, as_json, lambda _: output.console().print("The card is signed, kept here and sent."))
+    done = Both("The card is signed, kept here and sent.", "卡片已签署，已留存于本机并已发送。")
+    _show(result, as_json, lambda _: output.line(done.of(said)))
 
 
 def _export(data_set: str, path: Path, home: Path, *, as_json: bool) -> None:
@@ -644,6 +654,7 @@ def statement(
     keep: Annotated[
         Path | None, typer.Option("--keep", help="Also write the evidence into this new folder.", metavar="FOLDER")
     ] = None,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """This enterprise's lines, recomputed from the operator's evidence and compared with what was sent.
@@ -652,13 +663,14 @@ def statement(
     """
     from fedpact_client import views
     from fedpact_client.text import show_statement
+    from fedpact_contract.language import language
 
     with desk(home) as at, at.client() as client:
         checked = views.fetch_checked(at.home, at.store, client, at.resolve(contract))
         values = views.statement(checked, at.home.participant_id)
     if keep is not None:
         views.write_evidence(keep, checked.files)
-    _show(values, as_json, show_statement)
+    _show(values, as_json, lambda v: show_statement(v, language(lang)))
     raise typer.Exit(checked.report.exit_code)
 
 
@@ -708,6 +720,7 @@ def resume(contract: ContractId, home: HomeOption = HOME, as_json: Json = False)
 def withdraw(
     contract: ContractId,
     home: HomeOption = HOME,
+    lang: Language = None,
     passphrase_file: PassphraseFile = None,
     yes: Yes = False,
     as_json: Json = False,
@@ -721,10 +734,13 @@ def withdraw(
     from fedpact_client import leaving
     from fedpact_client.text import show_withdrawn
     from fedpact_client.views import running_process
+    from fedpact_contract.clauses.clause import Both
+    from fedpact_contract.language import language
 
     with desk(home) as at:
-        contract_id = at.resolve(contract)
-        output.confirm(f"Withdraw from {_named(at, contract_id)} for good?", yes=yes)
+        contract_id, said = at.resolve(contract), language(lang)
+        named = _named(at, contract_id)
+        output.confirm(Both(f"Withdraw from {named} for good?", f"永久退出{named}？").of(said), yes=yes)
         at.store.set_state(contract_id, "withdrawn")
         revoked = at.home.revocation_path(contract_id).exists()
         if running_process(at.home) is not None and not revoked:
@@ -737,7 +753,7 @@ def withdraw(
                 if why is not None:
                     typer.echo(f"The operator was not told ({why}): the next agent that runs here tells it.", err=True)
         values = {"contract": contract_id, "state": "withdrawn", "receipts": leaving.receipts(at.home, contract_id)}
-    _show(values, as_json, show_withdrawn)
+    _show(values, as_json, lambda v: show_withdrawn(v, said))
 
 
 @app.command("revoke-key")

@@ -5,6 +5,7 @@ no other; it speaks nothing over it itself.
 """
 
 import contextlib
+import fcntl
 import os
 import socket
 import tempfile
@@ -57,22 +58,35 @@ def rows_of(
     if not data_set.source.is_database:
         yield None
         return
-    out, name = tempfile.mkstemp(".arrow", dir=home.loaded)
-    try:
+    with _in_use(home, fcntl.LOCK_SH):
+        out, name = tempfile.mkstemp(".arrow", dir=home.loaded)
         try:
-            log_file = None if traceless else home.logs / "loader.log"
-            _load(home, data_set.source, out, log_file, interrupt, told)
+            try:
+                log_file = None if traceless else home.logs / "loader.log"
+                _load(home, data_set.source, out, log_file, interrupt, told)
+            finally:
+                os.close(out)
+            yield Path(name)
         finally:
-            os.close(out)
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
 
 
 def sweep(home: AgentHome) -> None:
-    """Remove rows that an agent left which was killed."""
-    for path in home.loaded.iterdir():
-        path.unlink(missing_ok=True)
+    """Remove rows that an agent left which was killed; none where a command beside us reads its own now."""
+    with contextlib.suppress(BlockingIOError), _in_use(home, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        for path in home.loaded.iterdir():
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _in_use(home: AgentHome, lock: int) -> Iterator[None]:
+    """The folder of loaded rows, held by this process alone or with others; a death lets go."""
+    folder = os.open(home.loaded, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, lock)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _load(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedpact_client.plan import Plan
     from fedpact_client.review import Check, Cost, Review
     from fedpact_client.signing import Offer
+    from fedpact_contract.clauses.clause import Both
     from fedpact_contract.language import Lang
 
 SHOWN_ROWS = 5
@@ -63,51 +64,103 @@ def show_preflight(values: dict[str, Any]) -> None:
     line(f"{count['pass']} passed, {count['warn']} to look at, {count['fail']} failed, {count['skip']} not tried.")
 
 
-def show_card(draft: "Draft") -> None:
+def show_card(draft: "Draft", lang: "Lang" = "en") -> None:
     """A card, item by item, before it is signed."""
-    line("This card leaves your premises, signed by the contract key:")
-    output.table(output.console(), ["item", "value", "where it comes from"], draft.items())
+
+    def say(en: str, zh: str) -> None:
+        line(zh if lang == "zh" else en)
+
+    def columns(en: str, zh: str) -> list[str]:
+        return (zh if lang == "zh" else en).split("|")
+
+    say("This card leaves your premises, signed by the contract key:", "以下卡片将以合约密钥签名后离开本机：")
+    heads = columns("item|value|where it comes from", "项目|内容|来源")
+    output.table(output.console(), heads, draft.items(lang))
     for contract in draft.superseded:
-        line(f"Mind: contract {contract[:SHORT]} names an earlier card of this data set; the operator notices.")
-    line(f"It stays here: {draft.source} has {counted(draft.available, 'row')} for training beside the released ones.")
+        say(
+            f"Mind: contract {contract[:SHORT]} names an earlier card of this data set; the operator notices.",
+            f"注意：合约{contract[:SHORT]}引用的是本数据集较早的卡片，运营方会察觉。",
+        )
+    say(
+        f"It stays here: {draft.source} has {counted(draft.available, 'row')} for training beside the released ones.",
+        f"以下不离开本机：{draft.source}除交出的行外，有{draft.available}行可供训练。",
+    )
     for remark in _remarks(draft):
-        line(f"Mind (computed from the data; stays here): {remark}.")
+        say(
+            f"Mind (computed from the data; stays here): {remark.en}.",
+            f"注意（由数据算出，不离开本机）：{remark.zh}。",
+        )
     if draft.capped:
-        line("Rows left where a contract caps those of one entity (computed from the data; stays here):")
-        enough = {True: "enough", False: "too few"}
-        rows = [[str(cap), str(left), enough[left >= draft.card.num_examples]] for cap, left in draft.capped.items()]
-        output.table(output.console(), ["at most", "rows left", "for the examples on the card"], rows)
-    line(f"Rényi limit of the data set over all contracts: {decimal_text(draft.limit)} at alpha {draft.card.alpha}.")
+        say(
+            "Rows left where a contract caps those of one entity (computed from the data; stays here):",
+            "合约限制同一主体的行数时，剩余可用的行数（由数据算出，不离开本机）：",
+        )
+        few, enough = columns("too few|enough", "不足|足够")
+        rows = [
+            [str(cap), str(left), enough if left >= draft.card.num_examples else few]
+            for cap, left in draft.capped.items()
+        ]
+        heads = columns("at most|rows left|for the examples on the card", "每主体至多|剩余行数|对卡片上的样本数而言")
+        output.table(output.console(), heads, rows)
+    limit, alpha = decimal_text(draft.limit), draft.card.alpha
+    say(
+        f"Rényi limit of the data set over all contracts: {limit} at alpha {alpha}.",
+        f"本数据集全部合约合计的Rényi上限：{limit}（alpha为{alpha}）。",
+    )
 
 
-def _remarks(draft: "Draft") -> list[str]:
+def _remarks(draft: "Draft") -> "list[Both]":
     """What the enterprise may want to look into before it signs; nothing is refused for it."""
-    few, numbers = draft.card.num_examples < FEW, draft.not_finite
-    return [
-        *(["all rows are of one class: there is nothing to tell apart"] if draft.one_class else []),
-        *([_copies(draft)] if draft.duplicates else []),
-        *([f"fewer than {FEW} examples: beside the noise so few rows teach a model next to nothing"] if few else []),
-        *(
-            f"column {name} has {counted(count, 'cell')} that {'is' if count == 1 else 'are'} NaN or infinite: a "
-            "contract that reads it as a number is refused"
-            for name, count in numbers.items()
-        ),
-    ]
+    from fedpact_contract.clauses.clause import Both
+
+    found = []
+    if draft.one_class:
+        found.append(
+            Both("all rows are of one class: there is nothing to tell apart", "所有行同属一个类别，没有可区分的内容")
+        )
+    if draft.duplicates:
+        count, part = draft.duplicates, f"{draft.duplicates / draft.available:.1%}"
+        what = "is an exact copy" if count == 1 else "are exact copies"
+        found.append(
+            Both(
+                f"{counted(count, 'row')} {what} of another ({part}): a contract may allow fewer (max_duplicates)",
+                f"有{count}行与另一行完全相同（{part}）：合约允许的比例可能更低（max_duplicates）",
+            )
+        )
+    if draft.card.num_examples < FEW:
+        found.append(
+            Both(
+                f"fewer than {FEW} examples: beside the noise so few rows teach a model next to nothing",
+                f"样本少于{FEW}个：在噪声之下，这么少的行几乎教不会模型任何东西",
+            )
+        )
+    for name, count in draft.not_finite.items():
+        found.append(
+            Both(
+                f"column {name} has {counted(count, 'cell')} that {'is' if count == 1 else 'are'} NaN or infinite: a "
+                "contract that reads it as a number is refused",
+                f"列{name}有{count}个单元格为NaN或无穷大：把该列作为数值读取的合约将被拒绝",
+            )
+        )
+    return found
 
 
-def _copies(draft: "Draft") -> str:
-    found, part = draft.duplicates, draft.duplicates / draft.available
-    what = "is an exact copy" if found == 1 else "are exact copies"
-    return f"{counted(found, 'row')} {what} of another ({part:.1%}): a contract may allow fewer (max_duplicates)"
-
-
-def show_released(draft: "Draft") -> None:
+def show_released(draft: "Draft", lang: "Lang" = "en") -> None:
     """The rows that would leave: their number, and the first of them."""
-    names = [*draft.card.columns, draft.card.label]
-    line(f"Rows that leave your premises, as they are: {len(draft.rows)}; the first {SHOWN_ROWS}:")
+    names, chinese = [*draft.card.columns, draft.card.label], lang == "zh"
+    said = (
+        f"将原样离开本机的行：共{len(draft.rows)}行，前{SHOWN_ROWS}行如下："
+        if chinese
+        else f"Rows that leave your premises, as they are: {len(draft.rows)}; the first {SHOWN_ROWS}:"
+    )
+    line(said)
     rows = [["" if row[name] is None else str(row[name]) for name in names] for row in draft.rows[:SHOWN_ROWS]]
     output.table(output.console(), names, rows)
-    line("They are outside every privacy guarantee, and training leaves them out from now on.")
+    line(
+        "它们不受任何隐私保障，今后的训练不再使用它们。"
+        if chinese
+        else "They are outside every privacy guarantee, and training leaves them out from now on."
+    )
 
 
 def show_contracts(values: dict[str, Any]) -> None:
@@ -266,20 +319,37 @@ def show_heads(values: dict[str, Any]) -> None:
         line("No contract was signed here yet.")
 
 
-def show_withdrawn(values: dict[str, Any]) -> None:
-    """What each side destroyed and keeps, and what nobody can take back."""
-    line(f"Withdrawn from the contract {values['contract']}.")
-    for by, name in (("participant", "here"), ("operator", "at the operator")):
+def show_withdrawn(values: dict[str, Any], lang: "Lang" = "en") -> None:
+    """What each side destroyed and keeps, and what nobody can take back; kinds and reasons as the receipt has them."""
+
+    def say(en: str, zh: str) -> None:
+        line(zh if lang == "zh" else en)
+
+    say(f"Withdrawn from the contract {values['contract']}.", f"已退出合约{values['contract']}。")
+    for by, name, place in (("participant", "here", "本机"), ("operator", "at the operator", "运营方")):
         receipt = values["receipts"][by]
         if receipt is None:
-            line(f"  Nothing is said yet of what was destroyed {name}: the same command again asks.")
+            say(
+                f"  Nothing is said yet of what was destroyed {name}: the same command again asks.",
+                f"  {place}尚未说明销毁了什么：再次执行同一命令即可询问。",
+            )
             continue
-        line(f"  Destroyed {name}: {_held(receipt['destroyed'])}. Kept: {_held(receipt['kept'])}.")
-        line(f"  Signed receipt: {receipt['file']}")
+        destroyed, kept = _held(receipt["destroyed"]), _held(receipt["kept"])
+        say(
+            f"  Destroyed {name}: {destroyed}. Kept: {kept}.",
+            f"  {place}已销毁：{destroyed or '无'}。保留：{kept or '无'}。",
+        )
+        say(f"  Signed receipt: {receipt['file']}", f"  已签名的销毁回执：{receipt['file']}")
     operators = values["receipts"]["operator"]
     for model in operators["models"] if operators else ():
-        line(f"  With our updates: the model of round {model['round']}, {model['digest']}")
-    line("  What our updates changed stays in these models, and in every later one. What was earned is paid.")
+        say(
+            f"  With our updates: the model of round {model['round']}, {model['digest']}",
+            f"  含有本方更新的模型：第{model['round']}轮，{model['digest']}",
+        )
+    say(
+        "  What our updates changed stays in these models, and in every later one. What was earned is paid.",
+        "  本方更新所改变的内容仍留在上述模型及其后的模型中。已取得的收益照付。",
+    )
 
 
 def _held(things: list[dict[str, Any]]) -> str:
@@ -386,40 +456,80 @@ def _egress_row(run: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def show_statement(values: dict[str, Any]) -> None:
-    """This participant's lines."""
+_RUN_STATES = {
+    "running": "进行中",
+    "stopped": "已中止",
+    "completed": "训练已完成，尚未结算",
+    "settled": "已结算",
+    "closing": "结算中，尚有暂扣款项",
+    "closed": "已结清",
+}
+_OUTCOMES = {"refused": "本方拒绝", "missed": "未收到", "rejected": "未被采纳"}
+_COVERS = {"validation sampling only": "仅反映验证集的抽样误差"}
+_VERDICTS = {
+    0: "已核验：金额重算至分，一致，且经信任文件认证。",
+    1: "发现差错：除差错本身外，本证据不能证明任何事项。",
+    4: "部分认证：未发现差错；上列说明指出尚缺什么，或依赖哪一把密钥。",
+}
+"""By exit code, the verdict of `fedpact verify`."""
+
+
+def show_statement(values: dict[str, Any], lang: "Lang" = "en") -> None:
+    """This participant's lines; notes as `verify` has them."""
     from fedpact_contract.settlement import format_fen
 
-    own = values["participant"]
-    line(f"contract {values['contract']}")
+    def say(en: str, zh: str) -> None:
+        line(zh if lang == "zh" else en)
+
+    own, status = values["participant"], values["status"]
+    say(f"contract {values['contract']}", f"合约{values['contract']}")
     line(values["title"])
-    line(
+    say(
         f"{own['name']} ({own['entity_code']}): admitted in {counted(own['rounds_admitted'], 'round')}; "
-        f"the run is {values['status']}"
+        f"the run is {status}",
+        f"{own['name']}（{own['entity_code']}）：{own['rounds_admitted']}轮更新被采纳；"
+        f"合约运行状态：{_RUN_STATES.get(status, status)}",
     )
     for entry in values["rounds"]:
-        if entry["outcome"] != "admitted":
-            line(f"  round {entry['round']}: {entry['outcome']} ({entry['code']})")
+        if (outcome := entry["outcome"]) != "admitted":
+            say(
+                f"  round {entry['round']}: {outcome} ({entry['code']})",
+                f"  第{entry['round']}轮：{_OUTCOMES.get(outcome, outcome)}（{entry['code']}）",
+            )
     for number in values["sent_but_missed"]:
-        line(f"  round {number}: this agent made an update; the operator says that none came in time")
+        say(
+            f"  round {number}: this agent made an update; the operator says that none came in time",
+            f"  第{number}轮：本代理已作出更新，运营方称未按时收到",
+        )
     if own["fen"] is not None:
-        held = f", of which {format_fen(own['held_fen'], 'en')} are held" if own["held_fen"] else ""
-        interval = output.format_interval(own["low"], own["high"])
-        line(f"share {output.format_share(own['share'])} (95 % interval {interval})")
-        line(f"paid {format_fen(own['fen'], 'en')}{held}")
+        paid, held = format_fen(own["fen"], lang), format_fen(own["held_fen"], lang)
+        share, interval = output.format_share(own["share"]), output.format_interval(own["low"], own["high"])
+        say(f"share {share} (95 % interval {interval})", f"份额 {share}（95 %区间 {interval}）")
+        say(
+            f"paid {paid}{f', of which {held} are held' if own['held_fen'] else ''}",
+            f"应付{paid}{f'，其中暂扣{held}' if own['held_fen'] else ''}",
+        )
     if values["settlement"] is not None:
-        paid = values["settlement"]["line"]
-        line(f"  interval: {values['settlement']['interval']['covers']}; {output.OUTWARD}")
-        line(
-            f"  exact {paid['exact_fen']} fen, whole {paid['whole_fen']}, remainder {paid['remainder']} "
-            f"(rank {paid['remainder_rank']}), floor {paid['floor_fen']}"
+        exact, covers = values["settlement"]["line"], values["settlement"]["interval"]["covers"]
+        say(
+            f"  interval: {covers}; {output.OUTWARD}",
+            f"  区间的含义：{_COVERS.get(covers, covers)}；两端向外取整",
+        )
+        say(
+            f"  exact {exact['exact_fen']} fen, whole {exact['whole_fen']}, remainder {exact['remainder']} "
+            f"(rank {exact['remainder_rank']}), floor {exact['floor_fen']}",
+            f"  精确值{exact['exact_fen']}分，整数部分{exact['whole_fen']}分，余数{exact['remainder']}"
+            f"（排第{exact['remainder_rank']}位），保底{exact['floor_fen']}分",
         )
         for group in values["settlement"]["common_control"]:
             if own["id"] in group["members"]:
-                line(f"  {group['name']} controls {', '.join(group['names'])}: they have one equal part and one floor")
+                say(
+                    f"  {group['name']} controls {', '.join(group['names'])}: they have one equal part and one floor",
+                    f"  {group['name']}控制{'、'.join(group['names'])}：合计只有一份均等份额和一份保底",
+                )
     for note in values["notes"]:
         line(f"- {note}")
-    line(values["verdict"])
+    say(values["verdict"], _VERDICTS.get(values["exit_code"], values["verdict"]))
 
 
 def _epsilon(value: Decimal) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedpact_contract.errors import InputError
 from fedpact_contract.messages import DataSetCard
-from fedpact_contract.quality import FACT_CODES, ITEMS, Facts
+from fedpact_contract.quality import FACTS, ITEMS, Facts
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
 NAMESPACE = "urn:fedpact:card:v1:"
@@ -77,7 +77,7 @@ def croissant(card: DataSetCard) -> dict[str, Any]:
         "fedpact:columns": list(card.columns),
         "fedpact:label": card.label,
         "fedpact:quality": [
-            *({"fedpact:tc609": FACT_CODES[name], "fedpact:item": name} for name in said),
+            *({"fedpact:tc609": FACTS[name][0], "fedpact:item": name} for name in said),
             *(
                 {
                     "fedpact:tc609": ITEMS[m.item][0],

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
+from fedpact_contract.language import Lang
 from fedpact_contract.record import Code, Hex32, Name, Part, Words, form
 
 MINIMUM = 10
@@ -106,22 +107,22 @@ class Facts(Declared):
     rights_evidence: Annotated[tuple[Hex32, ...], Field(min_length=1)] | None = None
 
 
-FACT_CODES: dict[str, str] = {
-    "title": "0101",
-    "description": "0101",
-    "license": "0101",
-    "creator": "0101",
-    "url": "0101",
-    "published": "0101",
-    "origin": "0103",
-    "annotation": "0203",
-    "recipe": "0103",
-    "retention": "0202",
-    "rights": "0101",
-    "rights_evidence": "0101",
-    "registration": "0101",
+FACTS: dict[str, tuple[str, str]] = {
+    "title": ("0101", "名称"),
+    "description": ("0101", "说明"),
+    "license": ("0101", "许可"),
+    "creator": ("0101", "编制者"),
+    "url": ("0101", "网址"),
+    "published": ("0101", "发布日期"),
+    "origin": ("0103", "来源"),
+    "annotation": ("0203", "标注情况"),
+    "recipe": ("0103", "清洗方案的摘要值"),
+    "retention": ("0202", "保存期限"),
+    "rights": ("0101", "权利"),
+    "rights_evidence": ("0101", "权利证明的摘要值"),
+    "registration": ("0101", "登记编号"),
 }
-"""By fact, the quality code that it is about."""
+"""By fact, the quality code that it is about, and its name in Chinese."""
 
 Item = Literal["rows", "missing-cells", "not-finite-cells", "duplicates", "smallest-class", "entities"]
 ITEMS: dict[Item, tuple[str, str, str]] = {
@@ -150,24 +151,27 @@ class Measured(Part):
         """What may leave of an exact count."""
         return cls(item=item, at_least=count - count % MINIMUM, basis="outside-the-guarantee")
 
-    @property
-    def words(self) -> str:
+    def words(self, lang: Lang) -> str:
         """The count as people read it."""
+        if lang == "zh":
+            return f"至少{self.at_least}" if self.at_least else f"少于{MINIMUM}"
         return f"at least {self.at_least}" if self.at_least else f"fewer than {MINIMUM}"
 
 
-def card_lines(facts: Facts | None, measured: tuple[Measured, ...] | None) -> list[tuple[str, str, str]]:
+def card_lines(
+    facts: Facts | None, measured: tuple[Measured, ...] | None, lang: Lang = "en"
+) -> list[tuple[str, str, str]]:
     """What a card says beyond rows and budget: what, its value, and where it comes from, with its quality code."""
+    place = lang == "zh"
+    declared = ("declared; ", "申报；")[place]
+    counted = ("counted; outside the privacy guarantee; ", "由数据清点得出，不受隐私保障；")[place]
     said = {} if facts is None else facts.plain()
     return [
         *(
-            (name.replace("_", " "), _one_line(value), f"declared; {_code(FACT_CODES[name])}")
+            ((name.replace("_", " "), FACTS[name][1])[place], _one_line(value), declared + _code(FACTS[name][0], lang))
             for name, value in said.items()
         ),
-        *(
-            (ITEMS[m.item][1], m.words, f"counted; outside the privacy guarantee; {_code(ITEMS[m.item][0])}")
-            for m in measured or ()
-        ),
+        *((ITEMS[m.item][1 + place], m.words(lang), counted + _code(ITEMS[m.item][0], lang)) for m in measured or ()),
     ]
 
 
@@ -175,5 +179,5 @@ def _one_line(value: object) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def _code(code: str) -> str:
-    return f"{code} {TC609[code][0]}"
+def _code(code: str, lang: Lang) -> str:
+    return f"{code} {TC609[code][lang == 'zh']}"

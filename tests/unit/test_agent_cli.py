@@ -892,7 +892,12 @@ def test_pause_resume_withdraw_need_no_operator(call: Call, world: Lab, signed: 
     asked = call("withdraw", signed, "--json")
     assert asked.error == "CONFIRMATION_NEEDED"
     assert f"{world.store.contract(signed).contract.title} ({signed[:8]}) for good?" in asked.out, "which one is asked"
+    assert f"永久退出{world.store.contract(signed).contract.title}" in call("withdraw", signed, "--lang", "zh").err
     said = call("withdraw", signed, "--yes", "--json").json
+    told = call("withdraw", signed, "--yes", "--lang", "zh").out
+    assert f"已退出合约{signed}。" in told
+    assert "本机已销毁：" in told
+    assert "运营方尚未说明销毁了什么" in told
     assert world.store.contract(signed).state == "withdrawn"
     assert said["receipts"]["operator"] is None
     assert {held["kind"]: held["count"] for held in said["receipts"]["participant"]["destroyed"]} == {

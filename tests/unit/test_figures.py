@@ -52,6 +52,12 @@ def test_every_place_shows_the_same_share_and_interval(
         told = capsys.readouterr().out
         assert FIGURES.findall(told) == own
         assert output.OUTWARD in told
+        show_statement(statement(found, party["id"]), "zh")
+        chinese = capsys.readouterr().out
+        assert FIGURES.findall(chinese) == own
+        lines = [text for text in chinese.splitlines()[2:] if text and not text.startswith("- ")]
+        assert not [text for text in lines if re.search(r"\b(share|paid|round|interval|exact|rank|run is)\b", text)]
+        assert {"份额", "应付", "区间", "精确"} == {text.strip()[:2] for text in lines[1:5]}
     assert output.OUTWARD in preview
     assert output.OUTWARD in verified
     every = {figure for text in (preview, verified) for figure in FIGURES.findall(text)}

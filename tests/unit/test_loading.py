@@ -305,6 +305,21 @@ def test_leftovers_are_swept(home: AgentHome) -> None:
     assert list(home.loaded.iterdir()) == []
 
 
+def test_rows_that_a_command_reads_are_not_swept_by_an_agent_that_starts(
+    home: AgentHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_load", lambda *_arguments: None)
+    with loading.rows_of(home, data_set("postgresql", 5432)) as first:
+        with loading.rows_of(home, data_set("postgresql", 5432)) as second:
+            assert None not in (first, second)
+            assert first != second
+        loading.sweep(home)
+        assert [*home.loaded.iterdir()] == [first]
+    (home.loaded / "left.arrow").write_text("rows")
+    loading.sweep(home)
+    assert list(home.loaded.iterdir()) == []
+
+
 def test_a_loopback_of_its_own_reaches_nobody_here(tmp_path: Path) -> None:
     """A listener on this machine is not there for the loader, and no file but the installation's is."""
     import socket

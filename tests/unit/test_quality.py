@@ -453,7 +453,7 @@ class TestCard:
         draft = prepare(world)
         assert draft.card.measured is None
         out = draft.letting_out(cards.countable(draft, ["missing-cells", "rows", "smallest-class"]))
-        assert [(m.item, m.at_least, m.words) for m in out.card.measured or ()] == [
+        assert [(m.item, m.at_least, m.words("en")) for m in out.card.measured or ()] == [
             ("rows", 60, "at least 60"),
             ("missing-cells", 0, f"fewer than {MINIMUM}"),
             ("smallest-class", 20, "at least 20"),
@@ -606,8 +606,8 @@ class TestCroissant:
 
 
 def test_every_fact_and_item_has_a_known_code() -> None:
-    assert set(words.FACT_CODES) == set(Facts.model_fields)
-    assert set(words.FACT_CODES.values()) | {code for code, *_ in ITEMS.values()} <= set(TC609)
+    assert set(words.FACTS) == set(Facts.model_fields)
+    assert {code for code, _ in words.FACTS.values()} | {code for code, *_ in ITEMS.values()} <= set(TC609)
     assert set(CardPart.model_fields) - set(Facts.model_fields) == {"cleaning_recipe"}
 
 

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO, Any, TypeVar
 
 from fedpact_contract.errors import FailedError, InputError
+from fedpact_server.demo.warm import Called, Warm
 
 GRACE_SECONDS = 15.0
 CALL_GRACE_SECONDS = 3.0
@@ -135,14 +136,16 @@ class Processes:
     """Long-running processes, each with a log, and the commands that are called meanwhile.
 
     While a command runs, all processes are watched: one that ends is an error at once. `stop` ends everything, and so
-    does the death of this process, unless the long-running ones are to `stay`.
+    does the death of this process, unless the long-running ones are to `stay`. Commands are forked where there is a
+    `warm` process.
     """
 
     running: dict[str, Watched] = field(default_factory=dict)
     step: str = ""
     stay: bool = False
+    warm: Warm | None = None
     _announced: bool = False
-    _calls: "dict[int, subprocess.Popen[bytes]]" = field(default_factory=dict)
+    _calls: "dict[int, subprocess.Popen[bytes] | Called]" = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ending: threading.Event = field(default_factory=threading.Event)
     _before: frozenset[int] = field(default_factory=lambda: frozenset(_below(os.getpid())))
@@ -194,10 +197,17 @@ class Processes:
             FailedError: another exit code, with the command's own error; no answer in time; a process that ended.
             CancelledError: everything is being ended.
         """
-        stream = None if shown else subprocess.PIPE
+        while not (shown or self.warm is None or self.warm.ready(WATCH_SECONDS)):
+            self.check()
         with self._lock:
             self._go_on()
-            process = _popen([*arguments, *(() if shown else ("--json",))], stream, with_us=True)
+            process: subprocess.Popen[bytes] | Called
+            if shown:
+                process = _popen(arguments, None, with_us=True)
+            elif self.warm is None:
+                process = _popen([*arguments, "--json"], subprocess.PIPE, with_us=True)
+            else:
+                process = self.warm.start([*arguments, "--json"], _environment())
             self._calls[process.pid] = process
         try:
             out, err = self._communicate(process, arguments, seconds)
@@ -205,14 +215,15 @@ class Processes:
             _end_call(process)
             with self._lock:
                 del self._calls[process.pid]
-        if process.returncode not in ok:
+        code = process.wait()
+        if code not in ok:
             self.check()  # a process that ended is the cause, what the command says of it is not
         if shown:
             return {}
-        return _answer(arguments, process.returncode, out, err, ok)
+        return _answer(arguments, code, out, err, ok)
 
     def _communicate(
-        self, process: "subprocess.Popen[bytes]", arguments: Sequence[str], seconds: float
+        self, process: "subprocess.Popen[bytes] | Called", arguments: Sequence[str], seconds: float
     ) -> tuple[str, str]:
         deadline = time.monotonic() + seconds
         while True:
@@ -339,10 +350,15 @@ def _popen(arguments: Sequence[str], out: int | IO[bytes] | None, *, with_us: bo
             stdout=out,
             stderr=out,
             start_new_session=True,
-            env={"OMP_NUM_THREADS": "1"} | os.environ,  # a dozen processes share this machine, and idle threads spin
+            env=_environment(),
         )
 
     return _starter.submit(begin).result()
+
+
+def _environment() -> dict[str, str]:
+    """A dozen processes share this machine, and idle threads spin."""
+    return {"OMP_NUM_THREADS": "1"} | dict(os.environ)
 
 
 def _answer(arguments: Sequence[str], code: int, out: str, err: str, ok: Sequence[int]) -> dict[str, Any]:
@@ -377,7 +393,7 @@ def _how(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 
-def _end_call(process: "subprocess.Popen[bytes]") -> None:
+def _end_call(process: "subprocess.Popen[bytes] | Called") -> None:
     """End a command that is still running, with its group."""
     if process.poll() is None:
         # One that shows its progress gives the terminal back as it was only at an interruption.
@@ -391,7 +407,7 @@ def _end_call(process: "subprocess.Popen[bytes]") -> None:
             stream.close()
 
 
-def _signal_group(process: "subprocess.Popen[Any]", number: signal.Signals) -> None:
+def _signal_group(process: "subprocess.Popen[Any] | Called", number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 

@@ -22,6 +22,7 @@ from fedpact_server.demo import scenario as scenarios
 from fedpact_server.demo import times
 from fedpact_server.demo.processes import Processes, adopt_orphans, interruptible, reserve_port, say, write_secret
 from fedpact_server.demo.scenario import Enterprise, Scenario
+from fedpact_server.demo.warm import Warm
 
 HOST = "127.0.0.1"
 OPERATOR = "City Data Group"
@@ -119,6 +120,7 @@ class Demo:
     def _run(self) -> dict[str, Any]:
         with self._step("data"):
             self._make_folder()
+            self.processes.warm = Warm()
         with self._step("homes, keys, certificates"):
             identities = self._each(self._make_home)
         with self._step("operator serves"):
