@@ -50,7 +50,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 FEDERATIONS = {
     *("test_by_hand.py", "test_demo.py", "test_demo_tasks.py", "test_egress.py"),
-    *("test_guard_process.py", "test_packaging.py"),
+    *("test_guard_process.py", "test_leaving_process.py", "test_packaging.py"),
 }
 
 

@@ -18,11 +18,22 @@ from fedpact_client.order import EMPTY
 from fedpact_client.signing import fetch_signed
 from fedpact_client.store import EgressKind, SeenHead, Store
 from fedpact_client.views import Seen, check_own, seen
+from fedpact_contract import merkle
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
 from fedpact_contract.errors import FaultError, FedpactError, InputError
-from fedpact_contract.evidence import CHECKPOINTS, FILES, Evidence, unpack
-from fedpact_contract.log import Checkpoint, Countersignature, Entry, PeriodClosing, StatementTaken, UpdateDecided
-from fedpact_contract.messages import Head, Objection, Receipt
+from fedpact_contract.evidence import CHECKPOINTS, FILES, unpack
+from fedpact_contract.log import (
+    Body,
+    Checkpoint,
+    Countersignature,
+    Entry,
+    PeriodClosing,
+    StatementTaken,
+    UnionConfirmed,
+    UnionDeclared,
+    UpdateDecided,
+)
+from fedpact_contract.messages import Head, Objection, Receipt, Statement
 from fedpact_contract.output import counted
 from fedpact_contract.record import open_signed, read_envelope, sign
 from fedpact_contract.request import utc_now
@@ -34,6 +45,8 @@ WAITING = "CLOSING_WAITS"
 """The code under which a person is told that a closing is to be countersigned by hand."""
 QUESTION = "QUESTION_WAITS"
 """The code under which a person is told that the log asks this enterprise."""
+SUBJECT = 12
+"""Characters of a question's leaf hash by which people are told of it."""
 MOST_QUESTIONS = 50
 """Of one contract that a person is told of in this way."""
 
@@ -170,7 +183,13 @@ def check_closing(desk: Desk, own: Seen, files: Mapping[str, bytes]) -> Closing:
         raise FaultError("CLOSING_HEAD", "The last checkpoint does not cover the whole log of this contract.")
     if Entry.from_bytes(evidence.log[-1]).type != PeriodClosing.TYPE:
         raise FaultError("CLOSING_HEAD", "The log does not end with the closing of a period.")
-    concerns = (*_missed(missed), *_rejected(evidence, desk.participant), *_unheard(desk, evidence))
+    bodies = [Entry.from_bytes(line).open() for line in evidence.log]
+    concerns = (
+        *_missed(missed),
+        *_rejected(bodies, desk.participant),
+        *_unheard(desk, bodies),
+        *_unasked(desk, bodies, evidence.log),
+    )
     return Closing(checkpoint=checkpoint, envelope=evidence.checkpoints[-1], concerns=concerns)
 
 
@@ -179,10 +198,9 @@ def _missed(rounds: Iterable[int]) -> Iterator[tuple[str, str]]:
         yield "CLOSING_UPDATE_MISSED", f"the log says that this agent's update of round {number} never came"
 
 
-def _rejected(evidence: Evidence, participant: str) -> Iterator[tuple[str, str]]:
+def _rejected(bodies: Iterable[Body], participant: str) -> Iterator[tuple[str, str]]:
     """Rejections whose reason the log cannot show: the array itself."""
-    for line in evidence.log:
-        body = Entry.from_bytes(line).open()
+    for body in bodies:
         if isinstance(body, UpdateDecided) and body.participant == participant:
             receipt = Receipt.from_bytes(read_envelope(body.receipt).body)
             if receipt.decision == "rejected":
@@ -192,11 +210,10 @@ def _rejected(evidence: Evidence, participant: str) -> Iterator[tuple[str, str]]
                 )
 
 
-def _unheard(desk: Desk, evidence: Evidence) -> Iterator[tuple[str, str]]:
+def _unheard(desk: Desk, bodies: Iterable[Body]) -> Iterator[tuple[str, str]]:
     """Answers of a person here that were sent and do not stand in the log: lost, refused, or left out."""
     sent = {e.sha256 for e in desk.store.egress(desk.contract_id, [EgressKind.STATEMENT])}
-    for line in evidence.log if sent else ():
-        body = Entry.from_bytes(line).open()
+    for body in bodies:
         if isinstance(body, StatementTaken):
             sent.discard(sha256_hex(canonical_bytes({"statement": body.statement})))
     if sent:
@@ -207,12 +224,33 @@ def _unheard(desk: Desk, evidence: Evidence) -> Iterator[tuple[str, str]]:
         )
 
 
+def _unasked(desk: Desk, bodies: Iterable[Body], lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Unions with this enterprise that were confirmed, and that no agent here was told of while it could dispute."""
+    told = {a.detail.split(" ")[0]: a.at for a in desk.store.alarms() if a.code == QUESTION}
+    declared: dict[tuple[str, ...], tuple[str, str]] = {}
+    for body, line in zip(bodies, lines, strict=True):
+        if isinstance(body, UnionDeclared):
+            declared[body.members] = (merkle.leaf_hash(line).hex()[:SUBJECT], body.until)
+        elif isinstance(body, StatementTaken) and body.participant == desk.participant:
+            subject = Statement.from_bytes(read_envelope(canonical_bytes(body.statement)).body).subject
+            told.setdefault(subject[:SUBJECT], "")  # somebody here has answered
+        elif isinstance(body, UnionConfirmed) and desk.participant in body.members and body.members in declared:
+            subject, until = declared[body.members]
+            if subject not in told or told[subject] >= until:
+                others = sum(member != desk.participant for member in body.members)
+                yield (
+                    "CLOSING_UNION_UNASKED",
+                    f"the log counts this enterprise and {counted(others, 'other')} as one (union {subject}); no agent "
+                    f"here was told of it before {until}, until when it could be disputed",
+                )
+
+
 def _note_questions(desk: Desk, waiting: set[str]) -> None:
     """Tell a person, once each, that an entry of the log asks this enterprise; so many that nobody can flood it."""
     alarms = [a for a in desk.store.alarms() if a.code == QUESTION] if waiting else []
     told = {a.detail for a in alarms if a.contract_id == desk.contract_id}
     for subject in sorted(waiting)[: max(0, MOST_QUESTIONS - len(told))]:
-        detail = f"{printable(subject, 12)} waits for an answer: `fedpact-agent questions {desk.contract_id[:12]}`"
+        detail = f"{printable(subject, SUBJECT)} waits for an answer: `fedpact-agent questions {desk.contract_id[:12]}`"
         if detail not in told:
             desk.store.add_alarm(QUESTION, desk.contract_id, detail)
             log.warning("question waits", contract=desk.contract_id)

@@ -131,6 +131,7 @@ class Profile:
 
     data_set: str
     source: str
+    declared: int  # examples, in agent.toml
     names: tuple[str, ...]
     label: str
     entity: str | None
@@ -167,6 +168,7 @@ class Profile:
             "data_set": self.data_set,
             "source": self.source,
             "rows": counts.rows,
+            "declared_examples": self.declared,
             "duplicates": counts.duplicates,
             "label": {"column": self.label, "values": counts.labels.number or None, "rows_each": counts.labels.each()},
             "entities": None
@@ -227,6 +229,7 @@ def profile(
     return Profile(
         data_set=data_set.id,
         source=path,
+        declared=data_set.num_examples,
         names=data_set.names,
         label=data_set.label,
         entity=data_set.entity,

@@ -24,6 +24,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "Rules broken: {}. A rule of agent.toml that is broken keeps the data set from card, contract and training.",
         "未通过的规则：{} 条。agent.toml 中的规则未通过时，该数据集不能出具数据卡、签署合约或参加训练。",
     ),
+    "few": (
+        "agent.toml declares {} examples (num_examples) and the source has {} rows: `card` refuses the data set so.",
+        "agent.toml申报{}个样本（num_examples），而数据源只有{}行：这样的数据集不能出具数据卡。",
+    ),
     "no_rules": (
         "agent.toml has no rule for this data set ([[data_sets.rules]]): nothing is refused for its quality.",
         "agent.toml 未为该数据集声明规则（[[data_sets.rules]]）：不会因质量而拒绝。",
@@ -129,6 +133,7 @@ def _report(found: Profile, lang: Lang, today: str, *, wide: bool) -> tuple[str,
     own = [f for f in found.findings if f.whose == "agent.toml"]
     notes = [
         word("broken", len(found.failed)) if found.failed else word("kept", len(found.findings)),
+        *([word("few", found.declared, found.counts.rows)] if found.counts.rows < found.declared else []),
         *([] if own else [word("no_rules")]),
         *([] if found.compared else [word("no_reference")]),
         word("source", found.source, today),

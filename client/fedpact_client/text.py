@@ -273,7 +273,8 @@ def show_status(values: dict[str, Any], lang: "Lang" = "en") -> None:
             line(f"  fedpact verify {silence['file']} --contract {silence['contract_file']}")
     for alarm in values["alarms"]:
         said = chinese(alarm["code"]) if lang == "zh" else None
-        line(f"ALARM {alarm['at']} {alarm['code']}: {alarm['detail']}" + ("" if said is None else f"\n  {said}"))
+        detail = alarm["detail"].removeprefix(f"{alarm['code']}: ")
+        line(f"ALARM {alarm['at']} {alarm['code']}: {detail}" + ("" if said is None else f"\n  {said}"))
 
 
 def show_questions(values: dict[str, Any]) -> None:

@@ -364,6 +364,17 @@ class TestNoValueIsShown:
         assert "BROKEN" in en
         assert "0207 type consistency" in en
 
+    def test_fewer_rows_than_declared_are_told_before_the_card_refuses_them(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for examples, told in ((60, False), (61, True)):
+            found = look(tmp_path, CLEAN, data_set(num_examples=examples))
+            assert found.plain()["declared_examples"] == examples
+            quality_text.show(found, "en", TODAY.isoformat())
+            assert (f"declares {examples} examples" in " ".join(capsys.readouterr().out.split())) == told
+            quality_text.show(found, "zh", TODAY.isoformat())
+            assert (f"申报{examples}个样本" in "".join(capsys.readouterr().out.split())) == told
+
     def test_names_that_others_chose_are_text_in_html(self, tmp_path: Path) -> None:
         name = "<b>age</b>"
         (tmp_path / "rows.csv").write_text(CLEAN.replace("age", name))

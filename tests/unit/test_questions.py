@@ -245,6 +245,10 @@ def test_a_union_is_declared_disputed_confirmed_and_counts_once(people, monkeypa
     assert len(waits) == 1, "told once, however often the agent looks"
     assert f"fedpact-agent questions {at.contract_id[:12]}" in waits[0]
     assert all(alarm.code == "QUESTION_WAITS" for alarm in store.alarms())
+    unasked = {n: list(at.run.federation.agent(n).desk.store.alarms()) for n in (2, 3)}
+    assert [a.code for a in unasked[2]] == ["CLOSING_UNION_UNASKED"], "no agent of it looked while it could dispute"
+    assert f"(union {waits[0][:12]})" in unasked[2][0].detail
+    assert unasked[3] == []
 
     def without_reason(found: list[Body]) -> list[Body]:
         return [b.model_copy(update={"reason": None}) if isinstance(b, UnionConfirmed) else b for b in found]
