@@ -1,6 +1,7 @@
 """Aggregation over admitted updates: float64, in the order of participants' ids; never a mean of nothing."""
 
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -24,7 +25,8 @@ from fedpact_models.weights import clipped, energy
 class Memory:
     """What a server's optimizer keeps after a round: each participant's part of the momentum, and the second moment.
 
-    `momenta`: participant id -> m_i, float64 [P], of all that were admitted so far; their sum is the momentum m.
+    `momenta`: participant id -> m_i, float64 [P], of all that were admitted so far; their sum is the momentum m. They
+    lie on the disk.
     """
 
     round: int
@@ -140,13 +142,24 @@ def server_steps(
     means = weighted_steps(updates, counts, Decimal(1))  # each is made when it is asked for
     square = sum(means.values(), np.zeros(len(next(iter(updates.values()))))) ** 2
     keep, take = float(optimizer.beta_1), float(1 - optimizer.beta_1)
-    momenta = {p: m * keep for p, m in memory.momenta.items()} if contract.keeps_momentum else {}
-    for participant in means:
-        momenta[participant] = momenta.get(participant, 0.0) + take * means[participant]
+    before = memory.momenta if contract.keeps_momentum else {}
+    momenta = _on_disk(sorted({*before, *means}), len(square))
+    for participant, own in momenta.items():
+        if participant in before:
+            own[:] = before[participant] * keep
+        if participant in means:
+            own += take * means[participant]
     number, second = memory.round + 1, _second_moment(optimizer, memory.second, square)
     scale = _learning_rate(optimizer, rate, number) / (np.sqrt(second) + float(optimizer.tau))
     steps = Read(momenta, lambda p: np.asarray(momenta[p] * scale))
     return steps, Memory(round=number, momenta=momenta, second=second)
+
+
+def _on_disk(ids: Sequence[str], parameters: int) -> dict[str, NDArray[np.float64]]:
+    """Zeros [P] for each, in a file without a name: what is not being read need not be in memory."""
+    with tempfile.TemporaryFile() as file:
+        every = np.memmap(file, np.float64, "w+", shape=(len(ids), parameters))
+    return dict(zip(ids, every, strict=True))
 
 
 def _second_moment(

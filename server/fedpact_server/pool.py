@@ -28,8 +28,8 @@ def load_update(arrays: Path, digest: str) -> NDArray[np.float32]:
     return np.frombuffer(read_array(arrays / f"{digest}.f4", "update", update_digest), "<f4").copy()
 
 
-def map_update(arrays: Path, digest: str, parameters: int) -> NDArray[np.float32]:
-    """As `load_update`, its first P values; they stay on the disk until they are read.
+def map_update(arrays: Path, digest: str, parameters: int | None = None) -> NDArray[np.float32]:
+    """As `load_update`, its first P values or all of them; they stay on the disk until they are read.
 
     Raises:
         FaultError: the file is missing or is not what its name says.

@@ -61,7 +61,7 @@ from fedpact_models.features import Examples
 from fedpact_models.registry import parameter_count
 from fedpact_models.tasks import task_of
 from fedpact_server import bundle, deposit, scoring
-from fedpact_server.pool import load_update
+from fedpact_server.pool import map_update
 from fedpact_server.run_state import FloatArray, load_model
 from fedpact_server.watch import Watch
 
@@ -283,7 +283,7 @@ class _Task:
         contract, base = self.contract, load_model(self.folder, bundle.bases(self.bodies)[number])
         updates, stated = bundle.updates(self.bodies), bundle.models(self.bodies)[number]
         admitted = {p: updates[number, p] for p in players}
-        arrays = {p: load_update(self.folder / bundle.UPDATES, digest) for p, digest in admitted.items()}
+        arrays = {p: map_update(self.folder / bundle.UPDATES, digest) for p, digest in admitted.items()}
         if {len(base), *map(len, arrays.values())} != {parameter_count(contract.model, contract.data)}:
             self.skip("model", number, stated, "an update that does not fit the model")
             self.left |= {"models", "discarded", "clips", "losses", "correct", "draws"}

@@ -1,5 +1,6 @@
 """FedOpt servers: the step is Flower's, a sum over participants, and the game is scored by each one's momentum."""
 
+import tracemalloc
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -72,6 +73,22 @@ def test_the_step_is_that_of_flowers_strategy(optimizer: dict[str, Any], monkeyp
         model = aggregation.apply(model, steps.values())
         assert expected is not None
         np.testing.assert_allclose(model, expected["w"].numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_momenta_are_not_all_in_memory_at_once() -> None:
+    size, contract = 250_000, with_optimizer(ADAM)
+    updates = some_updates(contract, 1, size)
+    memory = aggregation.START
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            steps, memory = aggregation.server_steps(contract, updates, memory)
+            assert len(memory.momenta) == len(updates)
+            aggregation.apply(np.zeros(size), steps.values())
+        now, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert now < 3 * 8 * size, "the second moment and the scale of the step; of each participant nothing"
 
 
 @pytest.mark.parametrize(("optimizer", "absent_too"), [(ADAM, True), (YOGI, True), (ADAGRAD, False)])
