@@ -236,6 +236,8 @@ def _report(
     exit_code, verdict = _verdict(faults, trust, missing)
     settled = [p for p in run.periods if p.settled] if run else []
     utilities, audited = _utilities(contract, record, trust, log.entries if log else ())
+    known = record is not None and utilities != STATED  # and the auditor's key is in the trust file
+    discarded = known and "discarded" in (record.compared or () if record else ())
     return Report(
         exit_code=exit_code,
         verdict=verdict,
@@ -251,7 +253,7 @@ def _report(
         utilities=utilities,
         participants=participants,
         faults=tuple(fault.as_dict() for fault in faults),
-        notes=(*missing, *_notes(run, participants, trust), *audited),
+        notes=(*missing, *_notes(run, participants, trust, discarded), *audited),
     )
 
 
@@ -357,7 +359,10 @@ def _missing(run: Run, participants: tuple[ParticipantResult, ...], trust: Trust
         yield f"The run is not closed yet ({status}): nothing is final, and the rest verifies as far as it goes."
 
 
-def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: Trust | None) -> Iterator[str]:
+def _notes(
+    run: Run | None, participants: tuple[ParticipantResult, ...], trust: Trust | None, evaluated: bool
+) -> Iterator[str]:
+    """What a reader must know beside the verdict; `evaluated`: an auditor looked at rounds that were given up."""
     if run is None:
         return
     if trust is None:
@@ -366,9 +371,10 @@ def _notes(run: Run | None, participants: tuple[ParticipantResult, ...], trust: 
     if run.completed and len(run.aggregated) < planned:
         yield f"The run ended after {len(run.aggregated)} of {planned} rounds."
     for number in run.discarded:
+        whose = "That is the operator's statement, until an auditor evaluates it."
         yield (
-            f"Round {number} was given up as one whose losses are no numbers. That is the operator's statement, until "
-            "an auditor evaluates it."
+            f"Round {number} was given up as one whose losses are no numbers. "
+            f"{'The auditor evaluated it again.' if evaluated else whose}"
         )
     if run.abandoned:
         yield "A round was given up (too few admitted updates, or stopped by the operator), and the run ended."

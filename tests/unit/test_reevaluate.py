@@ -797,6 +797,7 @@ def test_a_round_that_was_given_up_is_evaluated_again(tmp_path: Path, monkeypatc
     assert "discarded" in (good.compared or ())
     notes = audit.verified(audit.signed(**options)).notes
     assert any("that the round which was given up has no losses" in note for note in notes)
+    assert not any(note.startswith("Round 3") and "statement" in note for note in notes), "an auditor has looked"
 
 
 DEFENCES: dict[str, Any] = {"clip": "median-signal", "wreckers": "reject", "negatives": "0.1", "dispute_hours": 72}
