@@ -94,9 +94,13 @@ class Affiliate(Entity):
 
 
 class ControlGroup(Part):
-    """Participants under common control, as they declare: by whom, and their entity codes (docs/adr/0004)."""
+    """Participants under common control, as they declare: by whom, and their entity codes (docs/adr/0004).
+
+    `entity_code`: that of who controls them, where it is a legal entity that has one.
+    """
 
     name: Name
+    entity_code: EntityCode | None = None
     members: Annotated[tuple[EntityCode, ...], Field(min_length=2, max_length=1000)]
 
 
@@ -808,7 +812,16 @@ def check_common_control(contract: Contract) -> None:
                     remedy="Name each participant once; write two groups that overlap as one.",
                 )
             seen.add(code)
-        scorer = next((p for p in _scorers(contract) if p.name.casefold() == group.name.casefold()), None)
+        if group.entity_code in known - {*group.members}:
+            raise InputError(
+                "CONTRACT_COMMON_CONTROL",
+                f"{group.entity_code}, the entity code of {group.name}, is a participant's that is not in the group.",
+                field=f"common_control.{index}.entity_code",
+                party=group.name,
+                rule="a participant that controls others is under common control with them",
+                remedy="Name it among the members.",
+            )
+        scorer = next((p for p in _scorers(contract) if _is(group, p)), None)
         if scorer is not None and contract.settlement.contribution_weight > 0:
             raise InputError(
                 "CONTRACT_AFFILIATE",
@@ -826,6 +839,12 @@ def check_common_control(contract: Contract) -> None:
             rule="at least two parties that nobody controls together",
             remedy="Name as one group only those whom one party controls, or add a participant.",
         )
+
+
+def _is(group: ControlGroup, party: Party | Entity) -> bool:
+    """Whether this party controls the group: by its code, or where there is none by its name."""
+    named = party.name.casefold() == group.name.casefold()
+    return named or (group.entity_code is not None and party.entity_code == group.entity_code)
 
 
 def _scorers(contract: Contract) -> tuple[Party | Entity, ...]:

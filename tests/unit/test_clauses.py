@@ -104,7 +104,7 @@ SURVIVAL = {
     "contribution__loss": "discrete-hazard",
     "privacy__epsilon": "25",
     "training__aggregation": "median",
-    "common_control": [{"name": "Group", "members": ["1" * 18, "2" * 18]}],
+    "common_control": [{"name": "Group", "entity_code": "9" * 18, "members": ["1" * 18, "2" * 18]}],
 }
 PICTURES = {
     "data__columns": [COLUMNS[0] | {"name": f"p{i}"} for i in range(6)],

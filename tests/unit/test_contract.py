@@ -299,10 +299,20 @@ def test_common_control_is_in_the_record_and_in_the_text(values) -> None:
         ([GROUP | {"members": [f"{1:018d}", f"{1:018d}"]}], "CONTRACT_COMMON_CONTROL"),
         ([GROUP | {"members": [f"{i:018d}" for i in range(1, 5)]}], "CONTRACT_COMMON_CONTROL"),
         ([GROUP | {"members": [f"{i:018d}" for i in range(1, 4)]}], "CONTRACT_MINIMUM"),
+        ([GROUP | {"entity_code": f"{3:018d}"}], "CONTRACT_COMMON_CONTROL"),
         ([GROUP | {"members": [f"{1:018d}"]}], "CONTRACT"),
         ([], "CONTRACT"),
     ],
-    ids=["stranger", "two groups", "twice", "everybody", "too few left for the minimum", "alone", "none"],
+    ids=[
+        "stranger",
+        "two groups",
+        "twice",
+        "everybody",
+        "too few left for the minimum",
+        "a head outside",
+        "alone",
+        "none",
+    ],
 )
 def test_groups_are_of_participants_and_leave_enough_parties(values, groups, code) -> None:
     values["participation"]["minimum"] = 3
@@ -322,6 +332,17 @@ def test_who_is_controlled_by_a_scorer_is_not_paid_by_scores(values, name) -> No
     assert (caught.value.code, caught.value.party.casefold()) == ("CONTRACT_AFFILIATE", name.casefold())
     settled = values["settlement"] | {"contribution_weight": 0, "data_weight": 1}
     assert Contract.parse(controlled | {"settlement": settled}).common_control
+    code = {"buyer": BUYER, "HOLDING": HOLDING, "Operator": values["operator"]}[name]["entity_code"]
+    with pytest.raises(InputError) as caught:
+        Contract.parse(named | {"common_control": [GROUP | {"name": "Another name", "entity_code": code}]})
+    assert (caught.value.code, caught.value.party.casefold()) == ("CONTRACT_AFFILIATE", name.casefold())
+
+
+def test_a_participant_that_controls_others_is_of_their_group(values) -> None:
+    from fedpact_contract.text import render
+
+    contract = Contract.parse(values | {"common_control": [GROUP | {"entity_code": f"{1:018d}"}]})
+    assert f"Hospital Group ({1:018d}): Enterprise 1, Enterprise 2" in render(contract)
 
 
 def test_nobody_is_scored_on_rows_of_its_own_group(values) -> None:

@@ -1,7 +1,7 @@
 """Who the parties are, and what for and how long their data is used."""
 
 from fedpact_contract.clauses.clause import NOTHING, Both, Chapter, entity, fen, join, listed, moment, party
-from fedpact_contract.contract import Contract, Participant
+from fedpact_contract.contract import Contract, ControlGroup, Participant
 from fedpact_contract.output import visible
 from fedpact_contract.record import decimal_text
 
@@ -92,7 +92,7 @@ def _control(contract: Contract) -> Both | None:
     if not contract.common_control:
         return None
     names = {p.entity_code: p.name for p in contract.participants}
-    groups = [(visible(g.name), listed(names[code] for code in g.members)) for g in contract.common_control]
+    groups = [(_who(g), listed(names[code] for code in g.members)) for g in contract.common_control]
     return (
         Both(
             "Under common control, as they declare, are these participants:",
@@ -104,6 +104,10 @@ def _control(contract: Contract) -> Both | None:
             "\n    就平均分配部分、保底金额及每轮最低数目（见下文）而言，每组视为一方。",
         )
     )
+
+
+def _who(group: ControlGroup) -> str:
+    return visible(group.name) + ("" if group.entity_code is None else f" ({group.entity_code})")
 
 
 @PARTIES.clause(
