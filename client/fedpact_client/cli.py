@@ -333,6 +333,7 @@ def quote(
         Path | None, typer.Option("--keep", help="Also write the contract into this new file.", metavar="FILE")
     ] = None,
     home: HomeOption = HOME,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """What joining a contract would cost, and what it might bring: epsilon, bytes, hours, shares. No promise.
@@ -346,8 +347,10 @@ def quote(
     from fedpact_client import quote as quoting
     from fedpact_client.quote_text import show_quote
     from fedpact_contract.files import refuse_existing, write_new
+    from fedpact_contract.language import language
     from fedpact_contract.settlement import parse_yuan
 
+    said = "en" if as_json else language(lang)
     pool, rate = parse_yuan(revenue, field="--revenue") if revenue else None, quoting.transfer_rate(mbit)
     if keep is not None:
         refuse_existing(keep, option="--keep")
@@ -356,10 +359,11 @@ def quote(
         found = quoting.from_file(file) if file.exists() else quoting.here_or_offered(at, contract)
         if keep is not None:
             write_new(keep, found.to_bytes(), option="--keep")
+        own = at.home.participant_id
         values = quoting.quote(
-            at.home, at.config, at.store, found, at.home.participant_id, seconds=seconds, mbit=rate, pool_fen=pool
+            at.home, at.config, at.store, found, own, seconds=seconds, mbit=rate, pool_fen=pool, lang=said
         )
-    _show(values, as_json, show_quote)
+    _show(values, as_json, lambda v: show_quote(v, said))
     if not values["privacy"]["fits"]:
         raise typer.Exit(5)
 
@@ -371,6 +375,7 @@ def dry_run(
     ],
     mbit: Annotated[str, typer.Option("--mbit", help="Assumed transfer rate, Mbit/s.")] = "10",
     home: HomeOption = HOME,
+    lang: Language = None,
     as_json: Json = False,
 ) -> None:
     """All that a contract would do here, without network, charge or trace: rows, epsilon, hours, what would leave.
@@ -384,11 +389,12 @@ def dry_run(
     from fedpact_client import dry_run as rehearsal
     from fedpact_client.quote import transfer_rate
     from fedpact_client.quote_text import show_dry_run
+    from fedpact_contract.language import language
 
-    rate = transfer_rate(mbit)
+    rate, said = transfer_rate(mbit), "en" if as_json else language(lang)
     with desk(home, read_only=True) as at:
-        values = rehearsal.dry_run(at.home, at.config, at.store, rehearsal.find(at.store, contract), rate)
-    _show(values, as_json, show_dry_run)
+        values = rehearsal.dry_run(at.home, at.config, at.store, rehearsal.find(at.store, contract), rate, said)
+    _show(values, as_json, lambda v: show_dry_run(v, said))
     if not values["accepted"]:
         raise typer.Exit(5)
 

@@ -17,15 +17,20 @@ from fedpact_client.store import Store
 from fedpact_client.text import check_values
 from fedpact_client.trial import Trial, try_rows
 from fedpact_client.views import resolve_id
+from fedpact_contract.clauses.clause import Both
 from fedpact_contract.contract import Contract, Participant
 from fedpact_contract.contract_file import read_contract
 from fedpact_contract.errors import FedpactError, InputError
+from fedpact_contract.language import Lang
 from fedpact_contract.request import utc_now
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
-NOTHING = "Nothing was sent, charged or kept: this is what would happen."
+NOTHING = Both(
+    "Nothing was sent, charged or kept: this is what would happen.",
+    "未发送、未计费、未留存任何内容：以下为将会发生的情形。",
+)
 
 
 def find(store: Store, text: str) -> Contract:
@@ -45,8 +50,12 @@ def find(store: Store, text: str) -> Contract:
         raise
 
 
-def dry_run(home: AgentHome, config: AgentConfig, store: Store, contract: Contract, mbit: "Decimal") -> dict[str, Any]:
+def dry_run(
+    home: AgentHome, config: AgentConfig, store: Store, contract: Contract, mbit: "Decimal", lang: Lang = "en"
+) -> dict[str, Any]:
     """What the contract would read, cost, take and send, as plain values; `accepted`: whether `sign` would sign it.
+
+    `lang` is the language of what is said in sentences.
 
     Raises:
         InputError: CONTRACT_NOT_A_PARTY, CONFIG_DATA_SET, CARD_BUDGET, CARD_DELTA; a damaged trust file.
@@ -70,25 +79,37 @@ def dry_run(home: AgentHome, config: AgentConfig, store: Store, contract: Contra
             "rows_used": me.num_examples,
         },
         "privacy": quote.privacy_cost(home, config, store, contract, me.id),
-        "leaves": leaves(contract, me),
-        "time": _time(config, contract, me, mbit),
-        "nothing": NOTHING,
+        "leaves": leaves(contract, me, lang),
+        "time": _time(config, contract, me, mbit, lang),
+        "nothing": NOTHING.of(lang),
     }
 
 
-def leaves(contract: Contract, me: Participant) -> dict[str, Any]:
+def leaves(contract: Contract, me: Participant, lang: Lang = "en") -> dict[str, Any]:
     """The messages that would leave by kind, as the egress ledger names them: how many, bytes of each and of all."""
-    moved = quote.traffic(contract, me)
+    moved = quote.traffic(contract, me, lang)
     out, rounds = moved["out"], contract.training.rounds
     kinds = [
-        ("signature", 1, out["signature"], "the signed contract, and which key signs for it"),
-        *(("measurement", 1, size, f"{kind}, with the contract's noise") for kind, size in out["measurements"].items()),
-        ("update", rounds, moved["per_round"]["out"], "one a round, or a refusal, which is smaller"),
-        ("countersignature", 1, out["countersignature"], "at the close, once all was recomputed here"),
+        (
+            *("signature", 1, out["signature"]),
+            Both("the signed contract, and which key signs for it", "已签署的合约，以及由哪把密钥代签"),
+        ),
+        *(
+            ("measurement", 1, size, Both(f"{kind}, with the contract's noise", f"{kind}，已按合约加噪"))
+            for kind, size in out["measurements"].items()
+        ),
+        (
+            *("update", rounds, moved["per_round"]["out"]),
+            Both("one a round, or a refusal, which is smaller", "每轮一份，或为更小的拒绝"),
+        ),
+        (
+            *("countersignature", 1, out["countersignature"]),
+            Both("at the close, once all was recomputed here", "结算时，本机全部重算之后"),
+        ),
     ]
     return {
         "kinds": [
-            {"kind": kind, "times": times, "bytes": size, "total": times * size, "what": what}
+            {"kind": kind, "times": times, "bytes": size, "total": times * size, "what": what.of(lang)}
             for kind, times, size, what in kinds
         ],
         "per_round": moved["per_round"]["out"],
@@ -105,7 +126,7 @@ def _rows(home: AgentHome, config: AgentConfig, contract: Contract) -> tuple[Tri
         return None, Check(name=name, error=err)
 
 
-def _time(config: AgentConfig, contract: Contract, me: Participant, mbit: "Decimal") -> dict[str, Any]:
+def _time(config: AgentConfig, contract: Contract, me: Participant, mbit: "Decimal", lang: Lang) -> dict[str, Any]:
     os.environ.setdefault("OMP_NUM_THREADS", str(config.limits.threads))  # read when torch is loaded, below
 
     from fedpact_client.simulation import seconds_a_step
@@ -113,4 +134,5 @@ def _time(config: AgentConfig, contract: Contract, me: Participant, mbit: "Decim
 
     moved = quote.traffic(contract, me)
     step = seconds_a_step(contract, me.id, SystemNoise())
-    return quote.duration(contract, me, step, moved["in"]["total"] + moved["out"]["total"], mbit, config.limits.threads)
+    both, threads = moved["in"]["total"] + moved["out"]["total"], config.limits.threads
+    return quote.duration(contract, me, step, both, mbit, threads, lang)

@@ -21,9 +21,11 @@ from fedpact_client.store import Store
 from fedpact_client.views import epsilon_text, share_text
 from fedpact_contract.arrays import salt_bytes
 from fedpact_contract.canonical import canonical_bytes
+from fedpact_contract.clauses.clause import Both
 from fedpact_contract.contract import Contract, Delegation, MeasurementKind, Participant
 from fedpact_contract.errors import InputError
 from fedpact_contract.keys import generate_key, public_hex
+from fedpact_contract.language import Lang
 from fedpact_contract.log import Countersignature
 from fedpact_contract.messages import Head, Measurement, Metering, Reply, Update, measurement_event, update_event
 from fedpact_contract.record import decimal_text, ratio_text, sign
@@ -34,9 +36,10 @@ from fedpact_contract.statistics import total_cells
 if TYPE_CHECKING:
     from fedpact_client.cli import Desk
 
-NO_PROMISE = (
+NO_PROMISE = Both(
     "This is an estimate and no promise: nobody owes what it says. Epsilon and bytes follow from the contract; hours "
-    "and shares rest on the assumptions named."
+    "and shares rest on the assumptions named.",
+    "本报价仅为估算，不构成承诺，任何一方均不因此负有义务。epsilon与字节数由合约得出；时间与份额取决于所列假设。",
 )
 LABEL_NOISE = (0.0, 0.5)
 MIN_DRAWS, MAX_DRAWS = 3, 20
@@ -46,6 +49,10 @@ ROUND_SECONDS = 2.0
 MIN_ID, MAX_MBIT = 4, 1_000_000
 """Characters that name a contract, as in `views.resolve_id`."""
 
+_NOT_COUNTED = Both(
+    "TLS and HTTP headers, questions whether there is news, replies sent again after a lost link",
+    "TLS与HTTP头部、询问有无新消息的请求、断线后重发的答复",
+)
 _ZERO = Fraction(0)
 _HASH = "0" * 64
 
@@ -126,6 +133,7 @@ def quote(
     seconds: int,
     mbit: Decimal,
     pool_fen: int | None,
+    lang: Lang = "en",
 ) -> dict[str, Any]:
     """The whole quote as plain values: quantities are decimal strings, bytes and fen integers.
 
@@ -138,13 +146,14 @@ def quote(
         seconds: How long the simulation may take; 0: none.
         mbit: Assumed transfer rate, Mbit/s.
         pool_fen: What would be shared, if somebody says it.
+        lang: The language of what is said in sentences.
 
     Raises:
         InputError: CONTRACT_NOT_A_PARTY; CONFIG_DATA_SET, CARD_BUDGET, CARD_DELTA, PRIVACY_RANGE.
         RefusedError: BUDGET_PLAN_EXCEEDED, one attempt alone has no bound.
     """
     me, threads = contract.participant(participant), config.limits.threads
-    privacy, moved = privacy_cost(home, config, store, contract, participant), traffic(contract, me)
+    privacy, moved = privacy_cost(home, config, store, contract, participant), traffic(contract, me, lang)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is loaded, below
 
     from fedpact_client.simulation import seconds_a_step
@@ -156,11 +165,13 @@ def quote(
         "title": contract.title,
         "participant": participant,
         "data_set": me.data_set,
-        "no_promise": NO_PROMISE,
+        "no_promise": NO_PROMISE.of(lang),
         "privacy": privacy,
         "bytes": moved,
-        "time": duration(contract, me, step, moved["in"]["total"] + moved["out"]["total"], mbit, threads),
-        "share": plausible_share(contract, me, simulate(contract, participant, seconds, pool_fen), pool_fen),
+        "time": duration(contract, me, step, moved["in"]["total"] + moved["out"]["total"], mbit, threads, lang),
+        "share": plausible_share(
+            contract, me, simulate(contract, participant, seconds, pool_fen, lang), pool_fen, lang
+        ),
     }
 
 
@@ -206,7 +217,7 @@ def privacy_cost(
     }
 
 
-def traffic(contract: Contract, me: Participant) -> dict[str, Any]:
+def traffic(contract: Contract, me: Participant, lang: Lang = "en") -> dict[str, Any]:
     """Bytes of messages each way over the whole run, as the egress ledger counts what leaves (without TLS and HTTP).
 
     What leaves is counted from records like those that will: to a few digits. Models are exact; the operator's words
@@ -238,12 +249,18 @@ def traffic(contract: Contract, me: Participant) -> dict[str, Any]:
             "countersignature": closing,
             "total": update * rounds + sum(measured.values()) + signing + closing,
         },
-        "not_counted": "TLS and HTTP headers, questions whether there is news, replies sent again after a lost link",
+        "not_counted": _NOT_COUNTED.of(lang),
     }
 
 
 def duration(
-    contract: Contract, me: Participant, step_seconds: float, moved: int, mbit: Decimal, threads: int
+    contract: Contract,
+    me: Participant,
+    step_seconds: float,
+    moved: int,
+    mbit: Decimal,
+    threads: int,
+    lang: Lang = "en",
 ) -> dict[str, Any]:
     """How long training, transfer and the whole run may take, with what is assumed."""
     training, most = contract.training, max(p.num_examples for p in contract.participants)
@@ -262,24 +279,42 @@ def duration(
         "longest_rounds_seconds": training.rounds * contract.participation.deadline_seconds,
         "close_days": contract.settlement.close_days,
         "assumptions": [
-            f"a step was timed on made-up rows on this machine, in {threads} of its threads (`limits.threads`) "
-            "and beside whatever else runs on it",
-            f"the others' machines are like this one; a round waits for the largest data set ({most} rows)",
-            f"{mbit} Mbit/s each way, one way after the other, and {ROUND_SECONDS:g} s a round for everything else",
-            "no participant is away; a round ends at its deadline at the latest",
+            said.of(lang)
+            for said in (
+                Both(
+                    f"a step was timed on made-up rows on this machine, in {threads} of its threads "
+                    "(`limits.threads`) and beside whatever else runs on it",
+                    f"单步时间在本机以虚构数据测得，使用{threads}个线程（`limits.threads`），并受本机其他负载影响",
+                ),
+                Both(
+                    f"the others' machines are like this one; a round waits for the largest data set ({most} rows)",
+                    f"其他各方的机器与本机相当；每轮须等待最大的数据集（{most}行）",
+                ),
+                Both(
+                    f"{mbit} Mbit/s each way, one way after the other, and {ROUND_SECONDS:g} s a round for "
+                    "everything else",
+                    f"上下行各{mbit} Mbit/s，先后进行；每轮其他事项{ROUND_SECONDS:g}秒",
+                ),
+                Both(
+                    "no participant is away; a round ends at its deadline at the latest",
+                    "各参与方均在线；每轮最迟于截止时间结束",
+                ),
+            )
         ],
     }
 
 
-def simulate(contract: Contract, participant: str, seconds: int, pool_fen: int | None) -> Simulated:
+def simulate(contract: Contract, participant: str, seconds: int, pool_fen: int | None, lang: Lang = "en") -> Simulated:
     """Runs of the contract on made-up, like data, in so many seconds; none where no share depends on them.
 
     Each draw is run with this enterprise's labels right and half wrong; a pair that time cuts off does not count.
     """
     if contract.settlement.contribution_weight == 0:
-        return Simulated(by_label_noise={}, why_not="nothing is paid by contribution")
+        return Simulated(
+            by_label_noise={}, why_not=Both("nothing is paid by contribution", "本合约不按贡献付款").of(lang)
+        )
     if seconds == 0:
-        return Simulated(by_label_noise={}, why_not="no simulation was asked for")
+        return Simulated(by_label_noise={}, why_not=Both("no simulation was asked for", "未要求模拟").of(lang))
 
     import numpy as np
 
@@ -287,7 +322,8 @@ def simulate(contract: Contract, participant: str, seconds: int, pool_fen: int |
     from fedpact_models.dp import SystemNoise
 
     if too_large(contract):
-        return Simulated(by_label_noise={}, why_not="the participants' rows are too many to be made up here")
+        many = Both("the participants' rows are too many to be made up here", "参与方的行数过多，无法在本机虚构")
+        return Simulated(by_label_noise={}, why_not=many.of(lang))
     until, noise = time.monotonic() + seconds, SystemNoise()
     found: dict[float, list[Share]] = {part: [] for part in LABEL_NOISE}
 
@@ -306,12 +342,17 @@ def simulate(contract: Contract, participant: str, seconds: int, pool_fen: int |
             for part, share in zip(LABEL_NOISE, pair, strict=True):
                 found[part].append(share)
     if len(found[LABEL_NOISE[0]]) < MIN_DRAWS:
-        why = f"{MIN_DRAWS} simulated runs did not fit into {seconds} s; --seconds gives them more"
-        return Simulated(by_label_noise={}, why_not=why)
+        why = Both(
+            f"{MIN_DRAWS} simulated runs did not fit into {seconds} s; --seconds gives them more",
+            f"{seconds}秒内未能完成{MIN_DRAWS}次模拟；可用--seconds延长",
+        )
+        return Simulated(by_label_noise={}, why_not=why.of(lang))
     return Simulated(by_label_noise=found)
 
 
-def plausible_share(contract: Contract, me: Participant, simulated: Simulated, pool_fen: int | None) -> dict[str, Any]:
+def plausible_share(
+    contract: Contract, me: Participant, simulated: Simulated, pool_fen: int | None, lang: Lang = "en"
+) -> dict[str, Any]:
     """This enterprise's share of the pool: its exact parts, and the range of the part that contribution decides.
 
     Everybody is taken to be admitted in every round.
@@ -329,7 +370,7 @@ def plausible_share(contract: Contract, me: Participant, simulated: Simulated, p
         "exact_parts": {"data": ratio_text(own.data, 9), "equal": ratio_text(own.equal, 9)},
         "contribution_by_rows": ratio_text(own.contribution, 9),
         "share_by_rows": _money(_share(contract, me.id, by_rows, "", pool_fen)),
-        "simulated": None if simulated.why_not else _ranges(simulated, contract),
+        "simulated": None if simulated.why_not else _ranges(simulated, contract, lang),
         "not_simulated": simulated.why_not or None,
         "bounds": {
             "low": ratio_text(own.data + own.equal, 9),
@@ -338,15 +379,22 @@ def plausible_share(contract: Contract, me: Participant, simulated: Simulated, p
         "fallback": {"rule": settlement.fallback, "share": ratio_text(fallback, 9)},
         "floor_fen": me.floor_fen,
         "pool_fen": pool_fen,
-        "reasons": _reasons(contract),
+        "reasons": [reason.of(lang) for reason in _reasons(contract)],
     }
 
 
-def _ranges(simulated: Simulated, contract: Contract) -> dict[str, Any]:
-    fixed = contract.contribution.game != "re-normalised"
+def _ranges(simulated: Simulated, contract: Contract, lang: Lang) -> dict[str, Any]:
+    model = Both(
+        "what parties with like data would get, on a made-up task, with the contract's rows, noise and rounds",
+        "在虚构任务上，以合约的行数、噪声与轮数，数据同质的各方会得到的份额",
+    )
+    if contract.contribution.game == "re-normalised":
+        model += Both(
+            "; values of the re-normalised game are estimated from sixteen orders of arrival a round",
+            "；重新归一化博弈的价值按每轮十六种到达次序估算",
+        )
     return {
-        "model": "what parties with like data would get, on a made-up task, with the contract's rows, noise and rounds"
-        + ("" if fixed else "; values of the re-normalised game are estimated from sixteen orders of arrival a round"),
+        "model": model.of(lang),
         "draws": len(simulated.by_label_noise[LABEL_NOISE[0]]),
         "by_own_label_noise": [
             {
@@ -358,36 +406,71 @@ def _ranges(simulated: Simulated, contract: Contract) -> dict[str, Any]:
             }
             for part, found in simulated.by_label_noise.items()
         ],
-        "range": "lowest and highest draw",
+        "range": Both("lowest and highest draw", "最低与最高一次").of(lang),
     }
 
 
-def _reasons(contract: Contract) -> list[str]:
+def _reasons(contract: Contract) -> list[Both]:
     weights = contract.settlement
-    found = ["everybody is taken to be admitted in every round; a round missed takes its part of data and equality"]
+    found = [
+        Both(
+            "everybody is taken to be admitted in every round; a round missed takes its part of data and equality",
+            "假定各方每轮均被采纳；缺席一轮即失去该轮的数据部分与均等部分",
+        )
+    ]
     if weights.contribution_weight > 0:
-        measured = "contribution is measured by what an update does to the loss on the operator's validation rows: "
+        measured = Both(
+            "contribution is measured by what an update does to the loss on the operator's validation rows: ",
+            "贡献按更新对运营方验证集损失的影响计量：",
+        )
         if contract.contribution.game == "re-normalised":
             found += [
-                measured + 'game "re-normalised", in which the rule that combines updates is applied to every group '
-                "alone: it goes by what an update is worth beside the others', the noise in it included, and not by "
-                "the part of all rows",
-                "who adds nothing to the others' updates has a negative value there, and is paid nothing for it",
+                measured
+                + Both(
+                    'game "re-normalised", in which the rule that combines updates is applied to every group alone: '
+                    "it goes by what an update is worth beside the others', the noise in it included, and not by the "
+                    "part of all rows",
+                    "采用重新归一化博弈，聚合规则分别适用于每个组合：取决于更新（含其噪声）相对其他更新的价值，而非行数占比",
+                ),
+                Both(
+                    "who adds nothing to the others' updates has a negative value there, and is paid nothing for it",
+                    "未能增益其他更新者，其价值为负，不因此获得付款",
+                ),
             ]
         else:
             found.append(
-                measured + "where data are alike, by the part of all rows; noise for privacy spreads it, the more the "
-                "fewer rows there are"
+                measured
+                + Both(
+                    "where data are alike, by the part of all rows; noise for privacy spreads it, the more the fewer "
+                    "rows there are",
+                    "数据同质时取决于行数占比；隐私噪声使其离散，行数越少越离散",
+                )
             )
         found += [
-            "unlike data, a task harder than the made-up one, or labels of others that are wrong move it either way, "
-            "within the bounds",
-            f'where no share is reliable the contract\'s fallback pays, "{weights.fallback}"',
+            Both(
+                "unlike data, a task harder than the made-up one, or labels of others that are wrong move it either "
+                "way, within the bounds",
+                "数据不同质、任务难于虚构任务或他方标签有误，会使其在上下限内向任一方向变动",
+            ),
+            Both(
+                f'where no share is reliable the contract\'s fallback pays, "{weights.fallback}"',
+                f"无可靠份额时，按合约的替代规则“{weights.fallback}”付款",
+            ),
         ]
     if any(p.floor_fen for p in contract.participants):
-        found.append("floors of the contract move money between participants after the shares")
+        found.append(
+            Both(
+                "floors of the contract move money between participants after the shares",
+                "合约的保底金额在份额之后于参与方之间调整款项",
+            )
+        )
     if contract.common_control:
-        found.append("participants that the contract names as under common control have one equal part and one floor")
+        found.append(
+            Both(
+                "participants that the contract names as under common control have one equal part and one floor",
+                "合约列明受同一控制的参与方合计只有一份均等份额和一份保底",
+            )
+        )
     return found
 
 

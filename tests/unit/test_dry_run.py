@@ -115,3 +115,10 @@ def test_as_text(ready: tuple[Lab, Contract, Path]) -> None:
     assert "60 rows fit, 40 are trained on" in done.stdout
     assert "WHAT WOULD LEAVE" in done.stdout
     assert contract.id in done.stdout
+    line = [COMMAND, "dry-run", file, "--lang", "zh"]
+    done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    chinese = done.stdout.replace(contract.title, "")
+    assert "60行相符，其中40行用于训练" in chinese
+    assert "未发送、未计费、未留存任何内容" in chinese
+    assert not {"the", "of", "our", "and", "in", "for", "a"} & {*re.findall(r"\b[a-z]+\b", chinese, re.ASCII)}

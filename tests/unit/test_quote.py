@@ -1,6 +1,7 @@
 """What joining would cost and bring: epsilon as at signing, bytes as they left, shares by the contract's rule."""
 
 import json
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -30,6 +31,7 @@ from fedpact_client.store import EgressKind
 from fedpact_client.text import cost_values
 from fedpact_contract.arrays import model_digest
 from fedpact_contract.contract import Contract
+from fedpact_contract.contract_file import read_contract
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.request import utc_now
 from fedpact_contract.shape import feature_count
@@ -209,6 +211,17 @@ def test_asking_changes_nothing_and_reads_no_row(
     for words in ("no promise", "epsilon_pld", "PRIVACY", "BYTES", "TIME", "SHARE OF THE POOL", "our labels wrong"):
         assert words in out
     assert "The budget pays for it." in out
+    asked = ("quote", path, "--seconds", "0", "--lang")
+    english, chinese = (call(*asked, lang)[1].replace(offered_title(path), "") for lang in ("en", "zh"))
+    figure = r"\b[0-9]+(?:\.[0-9]+)? (?:kB|B|MB)\b|[0-9]+\.[0-9]+ %"
+    assert [*re.findall(figure, chinese, re.ASCII)] == [*re.findall(figure, english, re.ASCII)]
+    assert not {"the", "of", "our", "and", "in", "for", "a"} & {*re.findall(r"\b[a-z]+\b", chinese, re.ASCII)}
+    monkeypatch.setenv("FEDPACT_LANG", "zh")
+    assert json.loads(call("quote", path, "--seconds", "0", "--json")[1])["no_promise"].startswith("This is")
+
+
+def offered_title(path: object) -> str:
+    return read_contract(Path(str(path)))[0].title
 
 
 def test_epsilon_is_that_of_signing_and_a_signed_contract_needs_no_operator(call: Run, made: Lab) -> None:
