@@ -23,7 +23,7 @@ from fedpact_contract.log import RoundScores
 from fedpact_contract.output import counted
 from fedpact_contract.sampling import round_seed, standard_error
 from fedpact_contract.shapley import banzhaf, shapley
-from fedpact_contract.unions import among, of_scores
+from fedpact_contract.unions import among, of_scores, own_slices
 
 T = TypeVar("T")
 
@@ -399,7 +399,7 @@ def _round(
 ) -> dict[str, tuple[Fraction, Fraction]]:
     """Of each player by id, in 1e-9 nat: one round's index, and the half-width of its Monte Carlo interval.
 
-    On the mean loss over every row that the participant did not give itself.
+    On the mean loss over every row that neither the participant gave nor who is one with it (`unions.own_slices`).
     """
     slices = contract.contribution.validation.slices
     kept = [k for k in range(len(slices)) if k != without]
@@ -407,12 +407,11 @@ def _round(
         fall = sum(scores.losses[0][k] - scores.losses[1][k] for k in kept)
         part = index.of_unanimity(len(scores.players)) * fall / _rows(contract, kept, scores.players[0])
         return dict.fromkeys(scores.players, (part, Fraction(0)))
-    given = {slices[k].source: k for k in kept}
-    found: dict[int | None, list[tuple[Fraction, Fraction]]] = {}
+    found: dict[tuple[int, ...], list[tuple[Fraction, Fraction]]] = {}
     result = {}
-    for i, player in enumerate(scores.players):
-        own = given.get(player)
-        others = [k for k in kept if k != own]
+    given = own_slices(contract, scores.players, scores.unions or ())
+    for i, (player, own) in enumerate(zip(scores.players, given, strict=True)):
+        others = [k for k in kept if k not in own]
         rows = _rows(contract, others, player)
         if own not in found:
             found[own] = _values(scores, index, [-sum(row[k] for k in others) for row in scores.losses])

@@ -28,6 +28,24 @@ def of_scores(scores: RoundScores) -> tuple[tuple[int, ...], ...]:
     return places(scores.players, scores.unions or ())
 
 
+def own_slices(
+    contract: Contract, players: Sequence[str], unions: Sequence[Sequence[str]] = ()
+) -> tuple[tuple[int, ...], ...]:
+    """For each player the slices of the validation set that it gave, or who takes part and is one with it.
+
+    Where that is the whole set, the one that it gave itself.
+    """
+    slices = contract.contribution.validation.slices
+    given = {part.source: k for k, part in enumerate(slices)}
+    one = {p: union for union in among(players, unions) for p in union}
+
+    def by(members: Iterable[str]) -> tuple[int, ...]:
+        return tuple(sorted(given[p] for p in members if p in given))
+
+    together = [by(one.get(p, (p,))) for p in players]
+    return tuple(own if len(own) < len(slices) else by([p]) for p, own in zip(players, together, strict=True))
+
+
 def counted_rows(
     contract: Contract, admitted: Sequence[str], unions: Sequence[Sequence[str]] = ()
 ) -> dict[str, Fraction]:

@@ -103,7 +103,7 @@ def evaluate_round(
     examples: Examples,
     slices: Sequence[int],
     *,
-    own_slice: Sequence[int | None],
+    own_slice: Sequence[Sequence[int]],
     chunk: int | None = None,
     block: int | None = None,
 ) -> RoundEvaluation:
@@ -116,7 +116,7 @@ def evaluate_round(
         steps: What each player would add, eta w_i D_i, [N, P]; players in the order of their ids.
         examples: The validation set, V rows, slices one after another.
         slices: Rows of each slice; they sum to V.
-        own_slice: For each player the slice that it gave, or None.
+        own_slice: For each player the slices on which it is not scored, such as its own.
         chunk: Coalitions computed together; by default from the sizes. Moves no bit of the result.
         block: Examples computed together; as `chunk`.
 
@@ -137,7 +137,7 @@ def gray(players: int) -> tuple[int, ...]:
 
 
 def of_all(
-    found: CoalitionLosses, masks: Sequence[int], slices: Sequence[int], own_slice: Sequence[int | None]
+    found: CoalitionLosses, masks: Sequence[int], slices: Sequence[int], own_slice: Sequence[Sequence[int]]
 ) -> RoundEvaluation:
     """A round's evaluation from the losses of all its coalitions, listed in this order.
 
@@ -340,7 +340,7 @@ def estimated_by_example(
     masks: Sequence[int],
     factors: Sequence[Mapping[int, Fraction]],
     slices: Sequence[int],
-    own_slice: Sequence[int | None],
+    own_slice: Sequence[Sequence[int]],
 ) -> Floats:
     """Each player's estimated value on each example, as `RoundEvaluation.values`: an estimator is linear in the losses.
 
@@ -349,7 +349,7 @@ def estimated_by_example(
         masks: Which they are.
         factors: For each player the factor of each coalition's utility in its value (`estimators.coefficients`).
         slices: Rows of each slice.
-        own_slice: For each player the slice that it gave, or None.
+        own_slice: For each player the slices on which it is not scored.
 
     Returns:
         float64 [N, V].
@@ -363,15 +363,15 @@ def estimated_by_example(
     return _without_own(values, np.cumsum([0, *slices]), own_slice)
 
 
-def _without_own(values: Floats, edges: NDArray[np.int64], own_slice: Sequence[int | None]) -> Floats:
-    """Zero each player's values on its own slice and rescale the rest, so that the mean is that of the others' rows."""
+def _without_own(values: Floats, edges: NDArray[np.int64], own_slice: Sequence[Sequence[int]]) -> Floats:
+    """Zero each player's values on its own slices and rescale the rest: the mean is that of the others' rows."""
     result = values.copy()
     count = values.shape[1]
     for player, own in enumerate(own_slice):
-        if own is not None:
-            begin, end = edges[own], edges[own + 1]
-            result[player] *= count / (count - (end - begin))
-            result[player, begin:end] = 0.0
+        if own:
+            result[player] *= count / (count - sum(edges[k + 1] - edges[k] for k in own))
+            for k in own:
+                result[player, edges[k] : edges[k + 1]] = 0.0
     return result
 
 
@@ -404,13 +404,13 @@ def check_coalitions(
         raise input_error(problem)
 
 
-def _check_own(slices: Sequence[int], own_slice: Sequence[int | None], players: int) -> None:
+def _check_own(slices: Sequence[int], own_slice: Sequence[Sequence[int]], players: int) -> None:
     problem = None
     if len(own_slice) != players:
         problem = f"{len(own_slice)} own slices are given for {players} players."
-    elif any(own is not None and not 0 <= own < len(slices) for own in own_slice):
-        problem = "A player's own slice does not exist."
-    elif any(own is not None and slices[own] == sum(slices) for own in own_slice):
-        problem = "A player's own slice is the whole validation set: there is nothing to score it on."
+    elif any({*own} - {*range(len(slices))} or len({*own}) < len(own) for own in own_slice):
+        problem = "A player's own slice does not exist, or is named twice."
+    elif any(len(own) == len(slices) for own in own_slice):
+        problem = "A player's own slices are the whole validation set: there is nothing to score it on."
     if problem:
         raise input_error(problem)

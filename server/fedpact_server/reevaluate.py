@@ -382,7 +382,10 @@ class _Task:
         """
         ids, again = list(self.contract.by_id()), scoring.second_moments(values).products
         slices, count = self.contract.contribution.validation.slices, values.shape[1]
-        own = max((part.count for part in slices if part.source in ids), default=0)
+        alone = {(p,) for p in ids}
+        one = {union for unions in by_round(self.bodies).values() for union in unions}
+        given = [sum(part.count for part in slices if part.source in members) for members in alone | one]
+        own = max(rows for rows in given if rows < count)
         error = 2 * ROW_ERROR * rounds * count / (count - own)
         sizes = np.abs(values).sum(axis=1) * 1e9
         for i, first in enumerate(ids):

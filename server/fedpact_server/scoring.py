@@ -21,7 +21,7 @@ from fedpact_contract.log import Findings, Moments, RoundScores, Sampling, commi
 from fedpact_contract.record import Part
 from fedpact_contract.replay_rounds import NOT_FINITE
 from fedpact_contract.sampling import round_seed
-from fedpact_contract.unions import among, places
+from fedpact_contract.unions import among, own_slices, places
 from fedpact_models import aggregation
 from fedpact_models.evaluate import (
     UNIT,
@@ -75,9 +75,8 @@ def score_round(
     Returns:
         The scores, and float64 [N, V] in nat.
     """
-    slices = contract.contribution.validation.slices
-    sources, counts = [s.source for s in slices], [s.count for s in slices]
-    own = [sources.index(p) if p in sources else None for p in steps]
+    counts = [s.count for s in contract.contribution.validation.slices]
+    own = own_slices(contract, list(steps), unions)
     game = round_game(contract, base, steps, examples, unions, evaluate)
     sampling: Sampling | None = None
     first = _first_order(contract, base, steps, examples) if has_first_order(contract) else None
@@ -151,7 +150,7 @@ def _draw(
     game: Game,
     first: tuple[int, ...] | None,
     examples: Examples,
-    own: Sequence[int | None],
+    own: Sequence[Sequence[int]],
     previous: RoundScores | None,
 ) -> tuple[list[tuple[int, ...]], tuple[int, int] | None, FloatArray, Sampling]:
     """Evaluate drawn coalitions until the rule says that they are enough.
@@ -168,7 +167,7 @@ def _draw(
         new = masks[0 if found is None else len(found.losses) :]
         evaluated = game(new)
         found = evaluated if found is None else found.joined(evaluated)
-        everywhere = estimated_by_example(found, masks, coefficients(plan), counts, [None] * players)
+        everywhere = estimated_by_example(found, masks, coefficients(plan), counts, [()] * players)
         spread = everywhere.std(axis=1, ddof=1) / np.sqrt(len(examples))
         errors.append(tuple(int(np.ceil(error * UNIT)) for error in spread))
         before = sum(found.losses[0] if previous is None else previous.losses[-1])
@@ -208,7 +207,7 @@ def score_released(
     """
     counts = [s.count for s in contract.contribution.validation.slices]
     step = (model - base)[None]
-    result = evaluate_round(contract.model, contract.data, base, step, examples, counts, own_slice=[None])
+    result = evaluate_round(contract.model, contract.data, base, step, examples, counts, own_slice=[()])
     (before, after), correct = result.losses, result.correct
     if previous is not None:
         before, correct = previous.losses[-1], _chained(previous, correct)

@@ -46,7 +46,7 @@ def _setting(model: Model, features: int, players: int) -> tuple[Any, ...]:
 
 
 def _run(setting: tuple[Any, ...]) -> RoundEvaluation:
-    return evaluate_round(*setting, [1000], own_slice=[None] * len(setting[3]))
+    return evaluate_round(*setting, [1000], own_slice=[()] * len(setting[3]))
 
 
 def _processor_seconds(setting: tuple[Any, ...]) -> float:

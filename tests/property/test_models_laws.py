@@ -123,7 +123,7 @@ def test_laws_of_the_round_game(seed: int, hidden: tuple[int, ...], players: int
 
     def run(order: np.ndarray, part: slice, **more: int):
         own = Examples(x=examples.x[part], y=examples.y[part])
-        return evaluate_round(model, schema, base, steps[order], own, [len(own)], own_slice=[None] * players, **more)
+        return evaluate_round(model, schema, base, steps[order], own, [len(own)], own_slice=[()] * players, **more)
 
     identity = np.arange(players)
     whole = run(identity, slice(None))

@@ -299,7 +299,7 @@ def simulate(
             steps,
             validation,
             [count for _, count in slices],
-            own_slice=[1 if i == names[GIVER] else None for i in ids],
+            own_slice=[(1,) if i == names[GIVER] else () for i in ids],
         )
         seen.append(
             observe(

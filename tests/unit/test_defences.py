@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.federation import Federation, make_federation, set_clocks
+from tests.support.federation import Federation, fixed_keys, make_federation, set_clocks
 from tests.support.findings import alarm, say
 
 from fedpact_contract.clipping import contract_factors
 from fedpact_contract.contribution import round_values
 from fedpact_contract.errors import FailedError, FaultError, InputError
+from fedpact_contract.keys import fingerprint, public_hex
 from fedpact_contract.log import (
     Body,
     Entry,
@@ -36,6 +37,7 @@ from fedpact_contract.looks import refuted
 from fedpact_contract.replay import replay
 from fedpact_contract.request import instant, utc_now
 from fedpact_contract.shape import parameter_count
+from fedpact_contract.unions import own_slices
 from fedpact_models import aggregation
 from fedpact_models.registry import parameter_count as built
 from fedpact_server import closing, logbook, scoring
@@ -339,6 +341,43 @@ def test_a_union_counts_once_from_the_next_round_on(tmp_path, monkeypatch, estim
         ]
 
     assert "SCORES_UNIONS" in faults(fed, not_named)
+
+
+def test_nobody_is_scored_on_rows_that_who_is_one_with_it_gave(tmp_path, monkeypatch) -> None:
+    keys = fixed_keys(5)
+    one, two = (fingerprint(public_hex(key)) for key in keys[:2])
+    slices = [{"source": "operator", "count": 120}, {"source": one, "count": 60}, {"source": two, "count": 40}]
+    probe = make_federation(tmp_path / "probe", keys=keys, counts=[60] * 5)
+    validation = {"root": probe.contract.contribution.validation.root, "slices": slices}
+    fed = federation(tmp_path / "run", keys=keys, counts=[60] * 5, contribution__validation=validation)
+    run_with_union(fed, monkeypatch, tuple(sorted((one, two))))
+    settle(fed)
+    assert faults(fed) == set()
+    rounds = [body.scores for body in bodies(fed, ScoresOpened)]
+    at = {"operator": range(120), one: range(120, 180), two: range(180, 220)}
+    for scores in rounds:
+        rows = scoring.read_values(fed.home / "arrays" / fed.contract.id, fed.contract, scores)
+        found = round_values(scores, fed.contract)
+        for player, own in zip(scores.players, rows, strict=True):
+            mine = {one, two} if scores.unions and player in (one, two) else {player}
+            for source, place in at.items():
+                assert bool(own[place].any()) == (source not in mine), (scores.round, player, source)
+            assert float(found[player]) / 1e9 == pytest.approx(own.mean(), abs=1e-8), "what is paid by"
+
+
+def test_where_all_rows_are_a_unions_its_members_are_scored_on_each_others(tmp_path) -> None:
+    contract = make_federation(tmp_path).contract
+    first, second, third = list(contract.by_id())[:3]
+    parts = [{"source": first, "count": 100}, {"source": second, "count": 120}]
+    validation = contract.contribution.validation
+    slices = tuple(type(validation.slices[0]).model_validate(part) for part in parts)
+    terms = contract.contribution.model_copy(update={"validation": validation.model_copy(update={"slices": slices})})
+    changed = contract.model_copy(update={"contribution": terms})
+    players = [first, second, third]
+    assert own_slices(changed, players) == ((0,), (1,), ())
+    assert own_slices(changed, players, [(first, second)]) == ((0,), (1,), ())
+    assert own_slices(changed, players, [(first, third)]) == ((0,), (1,), (0,))
+    assert own_slices(changed, [second, third], [(first, third)]) == ((1,), ()), "a union of those that take part"
 
 
 def test_a_run_with_a_union_is_taken_up_again_after_a_crash(tmp_path, monkeypatch) -> None:

@@ -66,7 +66,7 @@ def _same(one: RoundEvaluation, two: RoundEvaluation) -> bool:
 @pytest.mark.parametrize("model", SHAPES)
 def test_losses_values_and_counts_are_those_of_a_loop_over_models(model: Model) -> None:
     model, schema, base, steps, examples = _setting(model)
-    result = evaluate_round(model, schema, base, steps, examples, [25, 35], own_slice=[None] * 4)
+    result = evaluate_round(model, schema, base, steps, examples, [25, 35], own_slice=[()] * 4)
     loop = _loop(model, schema, base, steps, examples)
     for mask, (first, second) in enumerate(result.losses):
         assert first == pytest.approx(loop[mask, :25].sum() * 1e9, abs=2)
@@ -87,7 +87,7 @@ def test_losses_values_and_counts_are_those_of_a_loop_over_models(model: Model) 
 @pytest.mark.parametrize("model", SHAPES)
 def test_plain_evaluation_is_the_empty_coalitions(model: Model) -> None:
     model, schema, base, steps, examples = _setting(model)
-    result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 4)
+    result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[()] * 4)
     loss, right = evaluate(model, schema, base, examples)
     assert round(Fraction(math.fsum([loss] * 60)) * 10**9) == pytest.approx(result.losses[0][0], abs=1)
     assert right == result.correct[0]
@@ -104,7 +104,7 @@ def test_plain_evaluation_is_the_empty_coalitions(model: Model) -> None:
 def test_neither_chunk_nor_block_moves_a_bit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = _setting(model, players=5)
     sizes = [(None, None), (1, 1), (3, 7), (8, 60), (64, 59), (None, 13)]
-    results = [evaluate_round(*setting, [60], own_slice=[None] * 5, chunk=c, block=b) for c, b in sizes]
+    results = [evaluate_round(*setting, [60], own_slice=[()] * 5, chunk=c, block=b) for c, b in sizes]
     for name, value in (
         ("PART_ELEMENTS", 6 * 9 * 11),
         ("NARROWEST", 1),
@@ -115,7 +115,7 @@ def test_neither_chunk_nor_block_moves_a_bit(model: Model, monkeypatch: pytest.M
         ("TAIL_ELEMENTS", 1),
     ):
         monkeypatch.setattr(f"fedpact_models.coalitions.{name}", value)
-        results.append(evaluate_round(*setting, [60], own_slice=[None] * 5))
+        results.append(evaluate_round(*setting, [60], own_slice=[()] * 5))
     assert all(_same(results[0], other) for other in results[1:])
 
 
@@ -132,7 +132,7 @@ def _walks(players: int, pairs: int, rng: np.random.Generator) -> list[int]:
 @pytest.mark.parametrize("model", SHAPES)
 def test_a_coalition_has_the_same_bits_on_any_way_to_it(model: Model) -> None:
     setting = _setting(model, players=6)
-    whole = evaluate_round(*setting, [25, 35], own_slice=[None] * 6)
+    whole = evaluate_round(*setting, [25, 35], own_slice=[()] * 6)
     rng = np.random.default_rng(3)
     loop = _loop(*setting)
     for masks in (_walks(6, 3, rng), rng.integers(0, 64, 40).tolist(), [63, 0, 63, 21, 21], [5]):
@@ -167,12 +167,12 @@ def test_a_hundred_and_twenty_eight_players_in_a_mapped_file(tmp_path: Path, dty
 def test_equal_twins_are_worth_the_same_to_the_last_bit(model: Model) -> None:
     model, schema, base, steps, examples = _setting(model, players=5)
     steps[3] = steps[1]
-    result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 5)
+    result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[()] * 5)
     assert result.values[1].tobytes() == result.values[3].tobytes()
     assert all(result.losses[m | 2] == result.losses[m | 8] for m in range(32) if not m & 10)
     # Another order of the players changes nothing but the order of the values.
     order = [4, 2, 0, 3, 1]
-    renamed = evaluate_round(model, schema, base, steps[order], examples, [60], own_slice=[None] * 5)
+    renamed = evaluate_round(model, schema, base, steps[order], examples, [60], own_slice=[()] * 5)
     assert renamed.values.tobytes() == result.values[order].tobytes()
 
 
@@ -181,7 +181,7 @@ def test_of_any_equal_steps_no_bit_depends_on_whose_they_are() -> None:
     for equal in ([0, 1], [0, 5], [1, 2, 3], [0, 2, 3, 5], [0, 1, 2, 3, 4, 5]):
         model, schema, base, steps, examples = _setting(a_model(), players=6)
         steps[equal] = steps[equal[0]]
-        result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 6)
+        result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[()] * 6)
         assert len({result.values[player].tobytes() for player in equal}) == 1
         assert len({result.losses[1 << player] for player in equal}) == 1
 
@@ -194,7 +194,7 @@ def test_threads_move_no_bit(model: Model) -> None:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             with threadpool_limits(threads):  # numpy's BLAS, which does the work
-                results.append(evaluate_round(*setting, [301], own_slice=[None] * 4))
+                results.append(evaluate_round(*setting, [301], own_slice=[()] * 4))
     finally:
         torch.set_num_threads(before)
     assert _same(*results)
@@ -241,18 +241,18 @@ def test_a_null_player_is_worth_exactly_nothing_on_every_example() -> None:
     for shape in SHAPES:
         model, schema, base, steps, examples = _setting(*shape.values)
         steps[2] = 0
-        result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 4)
+        result = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[()] * 4)
         assert not result.values[2].any()
         assert all(result.losses[mask] == result.losses[mask | 4] for mask in range(16))
-        without = evaluate_round(model, schema, base, steps[[0, 1, 3]], examples, [60], own_slice=[None] * 3)
+        without = evaluate_round(model, schema, base, steps[[0, 1, 3]], examples, [60], own_slice=[()] * 3)
         assert without.losses == tuple(result.losses[mask & 3 | (mask & 4) << 1] for mask in range(8))
         assert result.values[[0, 1, 3]].all()
 
 
 def test_a_givers_own_rows_are_left_out_and_the_others_rescaled() -> None:
     setting = _setting(a_model(9), players=3)
-    slices_, own = [10, 20, 30], [1, None, 0]
-    free = evaluate_round(*setting, slices_, own_slice=[None] * 3)
+    slices_, own = [10, 20, 30], [(1,), (), (0,)]
+    free = evaluate_round(*setting, slices_, own_slice=[()] * 3)
     bound = evaluate_round(*setting, slices_, own_slice=own)
     assert bound.losses == free.losses
     np.testing.assert_array_equal(bound.values[1], free.values[1])
@@ -265,7 +265,7 @@ def test_a_givers_own_rows_are_left_out_and_the_others_rescaled() -> None:
 
 def test_slice_sums_are_integers_of_a_billionth_nat() -> None:
     model, schema, examples = a_model(), plain_schema(2, 2), Examples(x=np.zeros((3, 3)), y=np.array([0, 1, 0]))
-    result = evaluate_round(model, schema, np.zeros(6), np.zeros((1, 6)), examples, [1, 2], own_slice=[None])
+    result = evaluate_round(model, schema, np.zeros(6), np.zeros((1, 6)), examples, [1, 2], own_slice=[()])
     assert result.losses == ((693147181, 1386294361),) * 2
     assert result.correct == (2, 2)
 
@@ -321,9 +321,9 @@ BAD = [
     ({"slices": [30, 29]}, "EVALUATION_INPUT"),
     ({"slices": [60, 0]}, "EVALUATION_INPUT"),
     ({"slices": []}, "EVALUATION_INPUT"),
-    ({"own_slice": [None] * 3}, "EVALUATION_INPUT"),
-    ({"own_slice": [None, None, None, 1]}, "EVALUATION_INPUT"),
-    ({"own_slice": [None, None, None, 0]}, "EVALUATION_INPUT"),
+    ({"own_slice": [()] * 3}, "EVALUATION_INPUT"),
+    ({"own_slice": [(), (), (), (1,)]}, "EVALUATION_INPUT"),
+    ({"own_slice": [(), (), (), (0,)]}, "EVALUATION_INPUT"),
     ({"block": 0}, "EVALUATION_INPUT"),
     ({"chunk": 0}, "EVALUATION_INPUT"),
     ({"steps": np.zeros((0, 65))}, "EVALUATION_INPUT"),
@@ -339,7 +339,7 @@ BAD = [
 @pytest.mark.parametrize(("change", "code"), BAD)
 def test_what_does_not_fit_is_refused(change: dict, code: str) -> None:
     model, schema, base, steps, examples = _setting(a_model())
-    arguments = {"base": base, "steps": steps, "examples": examples, "slices": [60], "own_slice": [None] * 4} | change
+    arguments = {"base": base, "steps": steps, "examples": examples, "slices": [60], "own_slice": [()] * 4} | change
     with pytest.raises(InputError, match=code):
         evaluate_round(model, schema, **arguments)
 
@@ -352,7 +352,7 @@ def test_evaluate_refuses_no_rows_and_a_loss_that_is_not_finite() -> None:
     with pytest.raises(FailedError, match="EVALUATION_NOT_FINITE"):
         evaluate(model, schema, huge, examples)
     with pytest.raises(FailedError, match="EVALUATION_NOT_FINITE"):
-        evaluate_round(model, schema, huge, steps, examples, [60], own_slice=[None] * 4)
+        evaluate_round(model, schema, huge, steps, examples, [60], own_slice=[()] * 4)
 
 
 BAD_LISTS = [

@@ -71,7 +71,7 @@ def test_the_real_round_is_what_the_operator_evaluates():
     steps = np.array([(w * u).ravel() for w, u in zip(made.weights, made.updates, strict=True)])
     count = len(made.validation)
     evaluation = evaluate_round(
-        a_model(), plain_schema(64, 10), made.base.ravel(), steps, made.validation, [count], own_slice=[None] * players
+        a_model(), plain_schema(64, 10), made.base.ravel(), steps, made.validation, [count], own_slice=[()] * players
     )
     losses = np.array([row[0] for row in evaluation.losses]) / count
     assert np.abs((losses[0] - losses) - made.table(renormalised=False)).max() <= 2

@@ -39,7 +39,7 @@ def _loop(case: TaskCase, model: Any, schema: Any, base: Floats, steps: Floats, 
 @shapes
 def test_losses_and_values_are_those_of_a_loop_over_models(case: TaskCase, hidden: tuple[int, ...]) -> None:
     game = case.game(*hidden)
-    found, loop = evaluate_round(*game, [25, 35], own_slice=[None] * 4), _loop(case, *game)
+    found, loop = evaluate_round(*game, [25, 35], own_slice=[()] * 4), _loop(case, *game)
     for mask, (first, second) in enumerate(found.losses):
         assert first == pytest.approx(loop[mask, :25].sum() * 1e9, abs=2)
         assert second == pytest.approx(loop[mask, 25:].sum() * 1e9, abs=2)
@@ -61,12 +61,12 @@ def test_losses_and_values_are_those_of_a_loop_over_models(case: TaskCase, hidde
 def test_a_null_player_is_worth_nothing_and_twins_the_same(case: TaskCase, hidden: tuple[int, ...]) -> None:
     model, schema, base, steps, examples = case.game(*hidden, players=5)
     steps[2], steps[4] = 0, steps[1]
-    found = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[None] * 5)
+    found = evaluate_round(model, schema, base, steps, examples, [60], own_slice=[()] * 5)
     assert not found.values[2].any()
     assert all(found.losses[mask] == found.losses[mask | 4] for mask in range(32))
     assert found.values[1].tobytes() == found.values[4].tobytes()
     order = [4, 2, 0, 3, 1]
-    renamed = evaluate_round(model, schema, base, steps[order], examples, [60], own_slice=[None] * 5)
+    renamed = evaluate_round(model, schema, base, steps[order], examples, [60], own_slice=[()] * 5)
     assert renamed.values.tobytes() == found.values[order].tobytes()
 
 
@@ -75,7 +75,7 @@ def test_a_null_player_is_worth_nothing_and_twins_the_same(case: TaskCase, hidde
 def test_neither_chunk_nor_block_moves_a_bit(case: TaskCase, hidden: tuple[int, ...]) -> None:
     game = case.game(*hidden)
     results = [
-        evaluate_round(*game, [60], own_slice=[None] * 4, chunk=chunk, block=block)
+        evaluate_round(*game, [60], own_slice=[()] * 4, chunk=chunk, block=block)
         for chunk, block in ((None, None), (1, 1), (3, 7), (16, 59))
     ]
     same = {(r.losses, r.correct, r.values.tobytes()) for r in results}

@@ -122,7 +122,7 @@ def _federation(seed: int) -> tuple[float, list[float], Floats]:
     for _ in range(ROUNDS):
         updates = [local_update(contract(STEPS), weights, p, n) for p, n in zip(parts, noises, strict=True)]
         steps = mean_step(updates, SIZES)
-        scored = evaluate_round(a_model(), schema, weights, steps, held_out, [len(held_out)], own_slice=[None] * 4)
+        scored = evaluate_round(a_model(), schema, weights, steps, held_out, [len(held_out)], own_slice=[()] * 4)
         values += scored.values.mean(axis=1)
         weights = weights + steps.sum(axis=0)
     _, right = evaluate(a_model(), schema, weights, held_out)

@@ -264,6 +264,11 @@ def _commitment(contract: Contract) -> Both:
             "提供验证行的参与方，仅以其他来源的验证行评分。",
         )
     )
+    if contract.defences is not None and own is not NOTHING:
+        own += Both(
+            "So are those that are confirmed to be one with it, in rounds in which both take part. ",
+            "经确认与其为一体的参与方，在双方均参与的轮次亦同。",
+        )
     return own + Both(
         "Scores are committed in each round and opened to all signatories at the close of the period; that uses the "
         "validation rows up.",
