@@ -45,7 +45,7 @@ def show(capsys: Any, text: str) -> None:
 def test_a_policy_decision_takes_less_than_five_milliseconds(benchmark, tmp_path) -> None:
     """Every clause of the template's policy on a contract of 1,000 columns, 1,000 decisions."""
     columns = [{"name": f"c{i}", "kind": "number", "low": "0", "high": "1", "missing": "drop"} for i in range(1000)]
-    agreed = plain_contract(changes={"data.columns": columns})
+    agreed = plain_contract(changes={"data.columns": columns, "term.not_after": "2027-06-30T00:00:00Z"})
     text = template().replace("purposes = []", 'purposes = ["disease-prediction"]')
     own = parse(text, tmp_path / "agent.toml").policy.resolve(agreed.operator.id)
     now = parse_instant("2026-11-24T12:00:00Z")
