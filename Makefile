@@ -22,7 +22,7 @@ else
 INSTALL_TORCH = $(TORCH)
 endif
 
-.PHONY: demo check setup setup-dev lint types layers test laws bench clean
+.PHONY: demo check setup setup-dev lint types layers test bench clean
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/fedpact demo $(DEMO_ARGS)
@@ -45,10 +45,6 @@ layers: $(VENV)/.ready-dev
 # Two at a time: whole federations, and everything else (tests/conftest.py). WORKERS=0 runs one after the other.
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --numprocesses=$(WORKERS) --no-loadscope-reorder
-
-# The laws with all their cases; `make check` has a part of the longest.
-laws: $(VENV)/.ready-dev
-	FEDPACT_WHOLE=1 $(BIN)/python -m pytest tests/property --numprocesses=$(WORKERS)
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only

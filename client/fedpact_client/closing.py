@@ -18,8 +18,8 @@ from fedpact_client.order import EMPTY
 from fedpact_client.signing import fetch_signed
 from fedpact_client.store import EgressKind, SeenHead, Store
 from fedpact_client.views import Seen, check_own, seen
-from fedpact_contract import merkle
 from fedpact_contract.canonical import canonical_bytes, sha256_hex
+from fedpact_contract.defended import said
 from fedpact_contract.errors import FaultError, FedpactError, InputError
 from fedpact_contract.evidence import CHECKPOINTS, FILES, unpack
 from fedpact_contract.log import (
@@ -33,7 +33,7 @@ from fedpact_contract.log import (
     UnionDeclared,
     UpdateDecided,
 )
-from fedpact_contract.messages import Head, Objection, Receipt, Statement
+from fedpact_contract.messages import Head, Objection, Receipt
 from fedpact_contract.output import counted
 from fedpact_contract.record import open_signed, read_envelope, sign
 from fedpact_contract.request import utc_now
@@ -181,14 +181,15 @@ def check_closing(desk: Desk, own: Seen, files: Mapping[str, bytes]) -> Closing:
     checkpoint: Checkpoint = open_signed(envelope, Checkpoint, operator_key)
     if checkpoint.origin != desk.contract_id or checkpoint.size != len(evidence.log):
         raise FaultError("CLOSING_HEAD", "The last checkpoint does not cover the whole log of this contract.")
-    if Entry.from_bytes(evidence.log[-1]).type != PeriodClosing.TYPE:
+    entries = [Entry.from_bytes(line) for line in evidence.log]
+    if entries[-1].type != PeriodClosing.TYPE:
         raise FaultError("CLOSING_HEAD", "The log does not end with the closing of a period.")
-    bodies = [Entry.from_bytes(line).open() for line in evidence.log]
+    bodies = [entry.open() for entry in entries]
     concerns = (
         *_missed(missed),
         *_rejected(bodies, desk.participant),
         *_unheard(desk, bodies),
-        *_unasked(desk, bodies, evidence.log),
+        *_unasked(desk, entries),
     )
     return Closing(checkpoint=checkpoint, envelope=evidence.checkpoints[-1], concerns=concerns)
 
@@ -224,16 +225,16 @@ def _unheard(desk: Desk, bodies: Iterable[Body]) -> Iterator[tuple[str, str]]:
         )
 
 
-def _unasked(desk: Desk, bodies: Iterable[Body], lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+def _unasked(desk: Desk, entries: Iterable[Entry]) -> Iterator[tuple[str, str]]:
     """Unions with this enterprise that were confirmed, and that no agent here was told of while it could dispute."""
     told = {a.detail.split(" ")[0]: a.at for a in desk.store.alarms() if a.code == QUESTION}
     declared: dict[tuple[str, ...], tuple[str, str]] = {}
-    for body, line in zip(bodies, lines, strict=True):
+    for entry in entries:
+        body = entry.open()
         if isinstance(body, UnionDeclared):
-            declared[body.members] = (merkle.leaf_hash(line).hex()[:SUBJECT], body.until)
+            declared[body.members] = (entry.leaf_hash.hex()[:SUBJECT], body.until)
         elif isinstance(body, StatementTaken) and body.participant == desk.participant:
-            subject = Statement.from_bytes(read_envelope(canonical_bytes(body.statement)).body).subject
-            told.setdefault(subject[:SUBJECT], "")  # somebody here has answered
+            told.setdefault(said(body.statement).subject[:SUBJECT], "")  # somebody here has answered
         elif isinstance(body, UnionConfirmed) and desk.participant in body.members and body.members in declared:
             subject, until = declared[body.members]
             if subject not in told or told[subject] >= until:

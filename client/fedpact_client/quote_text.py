@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 from fedpact_client.review_text import CHECKS
+from fedpact_client.text import say
 from fedpact_contract import output
 from fedpact_contract.clauses.clause import Both
 from fedpact_contract.language import Lang
@@ -16,9 +17,9 @@ _PRIVACY, _BYTES, _TIME = Both("PRIVACY", "隐私"), Both("BYTES", "字节数"),
 
 def show_quote(values: dict[str, Any], lang: Lang = "en") -> None:
     """What joining would cost and might bring."""
-    _say(lang, f"Quote for contract {values['contract']}", f"合约{values['contract']}的报价")
+    say(lang, f"Quote for contract {values['contract']}", f"合约{values['contract']}的报价")
     ours = values["data_set"]
-    _say(lang, f"{values['title']}; our data set {ours}", f"{values['title']}；本方数据集{ours}")
+    say(lang, f"{values['title']}; our data set {ours}", f"{values['title']}；本方数据集{ours}")
     line()
     line(values["no_promise"])
     _part(lang, _PRIVACY, _privacy(values))
@@ -31,10 +32,10 @@ def show_quote(values: dict[str, Any], lang: Lang = "en") -> None:
 def show_dry_run(values: dict[str, Any], lang: Lang = "en") -> None:
     """What a contract would do here."""
     data, leaving = values["data"], values["leaves"]
-    _say(lang, f"Dry run of contract {values['contract']}", f"合约{values['contract']}的演练")
-    _say(lang, f"{values['title']}. {values['nothing']}", f"{values['title']}。{values['nothing']}")
+    say(lang, f"Dry run of contract {values['contract']}", f"合约{values['contract']}的演练")
+    say(lang, f"{values['title']}. {values['nothing']}", f"{values['title']}。{values['nothing']}")
     line()
-    _say(lang, "CHECKS", "核对事项")
+    say(lang, "CHECKS", "核对事项")
     for check in values["checks"]:
         fits = Both("ok", "相符") if check["ok"] else Both("REFUSED", "拒绝")
         line(f"  {fits.of(lang)}  {CHECKS[check['name']] if lang == 'zh' else check['name']}")
@@ -59,17 +60,13 @@ def show_dry_run(values: dict[str, Any], lang: Lang = "en") -> None:
     _part(lang, _PRIVACY, _privacy({**values, **data}))
     _part(lang, _TIME, _time(values["time"]))
     line()
-    _say(lang, "WHAT WOULD LEAVE", "将离开本机的内容")
+    say(lang, "WHAT WOULD LEAVE", "将离开本机的内容")
     rows = [[k["kind"], str(k["times"]), _size(k["bytes"]), _size(k["total"]), k["what"]] for k in leaving["kinds"]]
     heads = Both("kind|times|each|in all|what", "类别|次数|每次|合计|内容").of(lang).split("|")
     output.table(output.console(), heads, rows, right=(1, 2, 3))
     each, total = _size(leaving["per_round"]), _size(leaving["total"])
-    _say(lang, f"  {each} a round, {total} in all", f"  每轮{each}，合计{total}")
-    _say(lang, f"  not counted: {leaving['not_counted']}", f"  未计入：{leaving['not_counted']}")
-
-
-def _say(lang: Lang, en: str, zh: str) -> None:
-    line(zh if lang == "zh" else en)
+    say(lang, f"  {each} a round, {total} in all", f"  每轮{each}，合计{total}")
+    say(lang, f"  not counted: {leaving['not_counted']}", f"  未计入：{leaving['not_counted']}")
 
 
 def _part(lang: Lang, title: Both, words: Iterator[Both] | Sequence[Both]) -> None:
@@ -159,10 +156,10 @@ def _time(spent: dict[str, Any]) -> Iterator[Both]:
 
 
 def _show_share(share: dict[str, Any], lang: Lang) -> None:
-    _say(lang, "SHARE OF THE POOL", "收益池份额")
+    say(lang, "SHARE OF THE POOL", "收益池份额")
     weights, exact = share["weights"], share["exact_parts"]
     data, equal = output.format_share(exact["data"]), output.format_share(exact["equal"])
-    _say(
+    say(
         lang,
         f"  exact: for data {data} (weight {weights['data']}), for equality {equal} (weight {weights['equal']})",
         f"  确定部分：数据{data}（权重{weights['data']}），均等{equal}（权重{weights['equal']}）",
@@ -170,29 +167,29 @@ def _show_share(share: dict[str, Any], lang: Lang) -> None:
     whole = _paid(share["share_by_rows"], lang)
     if Decimal(weights["contribution"]) > 0:
         weight, by_rows = weights["contribution"], output.format_share(share["contribution_by_rows"])
-        _say(
+        say(
             lang,
             f"  for contribution (weight {weight}): {by_rows} if it went by rows; the whole share then {whole}",
             f"  贡献部分（权重{weight}）：若按行数为{by_rows}，则全部份额为{whole}",
         )
         bounds = output.format_interval(share["bounds"]["low"], share["bounds"]["high"])
-        _say(
+        say(
             lang,
             f"  whatever happens, while every round admits everybody and no fallback or floor pays: {bounds}",
             f"  只要每轮各方均被采纳，且不适用替代规则或保底，无论如何在{bounds}之间",
         )
     else:
-        _say(lang, f"  the whole share: {whole}", f"  全部份额：{whole}")
+        say(lang, f"  the whole share: {whole}", f"  全部份额：{whole}")
     if share["simulated"] is not None:
         _show_simulated(share["simulated"], lang)
     elif Decimal(weights["contribution"]) > 0:
         why = share["not_simulated"]
-        _say(lang, f"  no range was simulated: {why}", f"  未模拟区间：{why}")
+        say(lang, f"  no range was simulated: {why}", f"  未模拟区间：{why}")
     rule, paid = share["fallback"]["rule"], output.format_share(share["fallback"]["share"])
-    _say(lang, f'  the fallback "{rule}" would pay {paid}', f"  替代规则“{rule}”会支付{paid}")
+    say(lang, f'  the fallback "{rule}" would pay {paid}', f"  替代规则“{rule}”会支付{paid}")
     if share["floor_fen"]:
         floor = _yuan(share["floor_fen"], lang)
-        _say(
+        say(
             lang,
             f"  our floor: {floor} where every round admits us and the pool is large enough",
             f"  本方保底：{floor}，以每轮均被采纳且收益池足够为前提",
@@ -203,7 +200,7 @@ def _show_share(share: dict[str, Any], lang: Lang) -> None:
 
 def _show_simulated(found: dict[str, Any], lang: Lang) -> None:
     model, ends, draws = found["model"], found["range"], found["draws"]
-    _say(lang, f"  plausible range: {model}; {ends} of {draws}", f"  可能的区间：{model}；{draws}次中{ends}")
+    say(lang, f"  plausible range: {model}; {ends} of {draws}", f"  可能的区间：{model}；{draws}次中{ends}")
     rows = [
         [
             f"{100 * Decimal(part['label_noise']):.0f} %",

@@ -33,6 +33,11 @@ ENROLMENT = {
 """What an enrolment's state means to its enterprise, where something is to be done."""
 
 
+def say(lang: "Lang", en: str, zh: str) -> None:
+    """A line in one of both languages."""
+    line(zh if lang == "zh" else en)
+
+
 def show_init(values: dict[str, Any]) -> None:
     """What `init` made."""
     line(f"Home: {values['home']}")
@@ -67,31 +72,32 @@ def show_preflight(values: dict[str, Any]) -> None:
 def show_card(draft: "Draft", lang: "Lang" = "en") -> None:
     """A card, item by item, before it is signed."""
 
-    def say(en: str, zh: str) -> None:
-        line(zh if lang == "zh" else en)
-
     def columns(en: str, zh: str) -> list[str]:
         return (zh if lang == "zh" else en).split("|")
 
-    say("This card leaves your premises, signed by the contract key:", "以下卡片将以合约密钥签名后离开本机：")
+    say(lang, "This card leaves your premises, signed by the contract key:", "以下卡片将以合约密钥签名后离开本机：")
     heads = columns("item|value|where it comes from", "项目|内容|来源")
     output.table(output.console(), heads, draft.items(lang))
     for contract in draft.superseded:
         say(
+            lang,
             f"Mind: contract {contract[:SHORT]} names an earlier card of this data set; the operator notices.",
             f"注意：合约{contract[:SHORT]}引用的是本数据集较早的卡片，运营方会察觉。",
         )
     say(
+        lang,
         f"It stays here: {draft.source} has {counted(draft.available, 'row')} for training beside the released ones.",
         f"以下不离开本机：{draft.source}除交出的行外，有{draft.available}行可供训练。",
     )
     for remark in _remarks(draft):
         say(
+            lang,
             f"Mind (computed from the data; stays here): {remark.en}.",
             f"注意（由数据算出，不离开本机）：{remark.zh}。",
         )
     if draft.capped:
         say(
+            lang,
             "Rows left where a contract caps those of one entity (computed from the data; stays here):",
             "合约限制同一主体的行数时，剩余可用的行数（由数据算出，不离开本机）：",
         )
@@ -104,6 +110,7 @@ def show_card(draft: "Draft", lang: "Lang" = "en") -> None:
         output.table(output.console(), heads, rows)
     limit, alpha = decimal_text(draft.limit), draft.card.alpha
     say(
+        lang,
         f"Rényi limit of the data set over all contracts: {limit} at alpha {alpha}.",
         f"本数据集全部合约合计的Rényi上限：{limit}（alpha为{alpha}）。",
     )
@@ -322,32 +329,32 @@ def show_heads(values: dict[str, Any]) -> None:
 
 def show_withdrawn(values: dict[str, Any], lang: "Lang" = "en") -> None:
     """What each side destroyed and keeps, and what nobody can take back; kinds and reasons as the receipt has them."""
-
-    def say(en: str, zh: str) -> None:
-        line(zh if lang == "zh" else en)
-
-    say(f"Withdrawn from the contract {values['contract']}.", f"已退出合约{values['contract']}。")
+    say(lang, f"Withdrawn from the contract {values['contract']}.", f"已退出合约{values['contract']}。")
     for by, name, place in (("participant", "here", "本机"), ("operator", "at the operator", "运营方")):
         receipt = values["receipts"][by]
         if receipt is None:
             say(
+                lang,
                 f"  Nothing is said yet of what was destroyed {name}: the same command again asks.",
                 f"  {place}尚未说明销毁了什么：再次执行同一命令即可询问。",
             )
             continue
         destroyed, kept = _held(receipt["destroyed"]), _held(receipt["kept"])
         say(
+            lang,
             f"  Destroyed {name}: {destroyed}. Kept: {kept}.",
             f"  {place}已销毁：{destroyed or '无'}。保留：{kept or '无'}。",
         )
-        say(f"  Signed receipt: {receipt['file']}", f"  已签名的销毁回执：{receipt['file']}")
+        say(lang, f"  Signed receipt: {receipt['file']}", f"  已签名的销毁回执：{receipt['file']}")
     operators = values["receipts"]["operator"]
     for model in operators["models"] if operators else ():
         say(
+            lang,
             f"  With our updates: the model of round {model['round']}, {model['digest']}",
             f"  含有本方更新的模型：第{model['round']}轮，{model['digest']}",
         )
     say(
+        lang,
         "  What our updates changed stays in these models, and in every later one. What was earned is paid.",
         "  本方更新所改变的内容仍留在上述模型及其后的模型中。已取得的收益照付。",
     )
@@ -465,7 +472,7 @@ _RUN_STATES = {
     "closing": "结算中，尚有暂扣款项",
     "closed": "已结清",
 }
-_OUTCOMES = {"refused": "本方拒绝", "missed": "未收到", "rejected": "未被采纳"}
+_OUTCOMES = {"refused": "参与方拒绝", "missed": "逾期未应答", "rejected": "运营方驳回"}
 _COVERS = {"validation sampling only": "仅反映验证集的抽样误差"}
 _VERDICTS = {
     0: "已核验：金额重算至分，一致，且经信任文件认证。",
@@ -479,13 +486,11 @@ def show_statement(values: dict[str, Any], lang: "Lang" = "en") -> None:
     """This participant's lines; notes as `verify` has them."""
     from fedpact_contract.settlement import format_fen
 
-    def say(en: str, zh: str) -> None:
-        line(zh if lang == "zh" else en)
-
     own, status = values["participant"], values["status"]
-    say(f"contract {values['contract']}", f"合约{values['contract']}")
+    say(lang, f"contract {values['contract']}", f"合约{values['contract']}")
     line(values["title"])
     say(
+        lang,
         f"{own['name']} ({own['entity_code']}): admitted in {counted(own['rounds_admitted'], 'round')}; "
         f"the run is {status}",
         f"{own['name']}（{own['entity_code']}）：{own['rounds_admitted']}轮更新被采纳；"
@@ -494,29 +499,34 @@ def show_statement(values: dict[str, Any], lang: "Lang" = "en") -> None:
     for entry in values["rounds"]:
         if (outcome := entry["outcome"]) != "admitted":
             say(
+                lang,
                 f"  round {entry['round']}: {outcome} ({entry['code']})",
                 f"  第{entry['round']}轮：{_OUTCOMES.get(outcome, outcome)}（{entry['code']}）",
             )
     for number in values["sent_but_missed"]:
         say(
+            lang,
             f"  round {number}: this agent made an update; the operator says that none came in time",
             f"  第{number}轮：本代理已作出更新，运营方称未按时收到",
         )
     if own["fen"] is not None:
         paid, held = format_fen(own["fen"], lang), format_fen(own["held_fen"], lang)
         share, interval = output.format_share(own["share"]), output.format_interval(own["low"], own["high"])
-        say(f"share {share} (95 % interval {interval})", f"份额 {share}（95 %区间 {interval}）")
+        say(lang, f"share {share} (95 % interval {interval})", f"份额 {share}（95 %区间 {interval}）")
         say(
+            lang,
             f"paid {paid}{f', of which {held} are held' if own['held_fen'] else ''}",
             f"应付{paid}{f'，其中暂扣{held}' if own['held_fen'] else ''}",
         )
     if values["settlement"] is not None:
         exact, covers = values["settlement"]["line"], values["settlement"]["interval"]["covers"]
         say(
+            lang,
             f"  interval: {covers}; {output.OUTWARD}",
             f"  区间的含义：{_COVERS.get(covers, covers)}；两端向外取整",
         )
         say(
+            lang,
             f"  exact {exact['exact_fen']} fen, whole {exact['whole_fen']}, remainder {exact['remainder']} "
             f"(rank {exact['remainder_rank']}), floor {exact['floor_fen']}",
             f"  精确值{exact['exact_fen']}分，整数部分{exact['whole_fen']}分，余数{exact['remainder']}"
@@ -525,12 +535,13 @@ def show_statement(values: dict[str, Any], lang: "Lang" = "en") -> None:
         for group in values["settlement"]["common_control"]:
             if own["id"] in group["members"]:
                 say(
+                    lang,
                     f"  {group['name']} controls {', '.join(group['names'])}: they have one equal part and one floor",
                     f"  {group['name']}控制{'、'.join(group['names'])}：合计只有一份均等份额和一份保底",
                 )
     for note in values["notes"]:
         line(f"- {note}")
-    say(values["verdict"], _VERDICTS.get(values["exit_code"], values["verdict"]))
+    say(lang, values["verdict"], _VERDICTS.get(values["exit_code"], values["verdict"]))
 
 
 def _epsilon(value: Decimal) -> str:

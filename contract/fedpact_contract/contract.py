@@ -842,9 +842,8 @@ def check_common_control(contract: Contract) -> None:
 
 
 def _is(group: ControlGroup, party: Party | Entity) -> bool:
-    """Whether this party controls the group: by its code, or where there is none by its name."""
-    named = party.name.casefold() == group.name.casefold()
-    return named or (group.entity_code is not None and party.entity_code == group.entity_code)
+    """Whether this party controls the group: by its code or its name."""
+    return party.entity_code == group.entity_code or party.name.casefold() == group.name.casefold()
 
 
 def _scorers(contract: Contract) -> tuple[Party | Entity, ...]:

@@ -143,7 +143,7 @@ def _unions(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contract
             subjects[entry.leaf_hash.hex()] = union
             found.append(union)
         elif isinstance(body, StatementTaken):
-            record = _record(body)
+            record = said(body.statement)
             if record.subject in subjects:
                 by = _named(body.participant, contract)
                 subjects[record.subject]["steps"].append(_step(ANSWERS[record.answer], by=by, reason=record.reason))
@@ -168,7 +168,7 @@ def _reviews(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contrac
             subject = entry.leaf_hash.hex()
             found[subject] = Question(body=body, place=Place(index=index, type=entry.type), subject=subject)
         elif isinstance(body, StatementTaken):
-            record = _record(body)
+            record = said(body.statement)
             if record.subject in found:
                 found[record.subject].answers[body.participant] = record
     return [
@@ -187,8 +187,9 @@ def _reviews(entries: Sequence[Entry], bodies: Sequence[Body], contract: Contrac
     ]
 
 
-def _record(body: StatementTaken) -> Statement:
-    return Statement.from_bytes(read_envelope(body.statement).body)
+def said(statement: dict[str, Any]) -> Statement:
+    """The record in an answer that was taken; its signature is looked at by `replay`."""
+    return Statement.from_bytes(read_envelope(statement).body)
 
 
 def _ids(union: dict[str, Any]) -> tuple[str, ...]:

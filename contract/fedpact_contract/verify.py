@@ -236,8 +236,7 @@ def _report(
     exit_code, verdict = _verdict(faults, trust, missing)
     settled = [p for p in run.periods if p.settled] if run else []
     utilities, audited = _utilities(contract, record, trust, log.entries if log else ())
-    known = record is not None and utilities != STATED  # and the auditor's key is in the trust file
-    discarded = known and "discarded" in (record.compared or () if record else ())
+    evaluated = record is not None and utilities != STATED and "discarded" in (record.compared or ())
     return Report(
         exit_code=exit_code,
         verdict=verdict,
@@ -253,7 +252,7 @@ def _report(
         utilities=utilities,
         participants=participants,
         faults=tuple(fault.as_dict() for fault in faults),
-        notes=(*missing, *_notes(run, participants, trust, discarded), *audited),
+        notes=(*missing, *_notes(run, participants, trust, evaluated), *audited),
     )
 
 

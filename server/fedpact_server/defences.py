@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.engine import Connection
 
 from fedpact_contract.contract import Contract, Defences
+from fedpact_contract.defended import said
 from fedpact_contract.errors import InputError, RefusedError
 from fedpact_contract.log import (
     Body,
@@ -31,7 +32,7 @@ from fedpact_contract.messages import Statement
 from fedpact_contract.output import counted
 from fedpact_contract.parties import Place, opened
 from fedpact_contract.questions import Asking, Negatives, Question, agreed, answered
-from fedpact_contract.record import Envelope, read_envelope
+from fedpact_contract.record import Envelope
 from fedpact_contract.replay_defences import unlike
 from fedpact_contract.request import instant, parse_instant
 from fedpact_server import logbook, scoring
@@ -110,15 +111,10 @@ def _take(state: Standing, index: int, entry: Entry, body: Body) -> None:
     elif isinstance(body, PeriodSettled):
         state.settled = True
     elif isinstance(body, StatementTaken):
-        record = _said(body.statement)
+        record = said(body.statement)
         for question in state.questions:
             if question.subject == record.subject:
                 question.answers[body.participant] = record
-
-
-def _said(statement: dict[str, Any]) -> Statement:
-    """The record in an answer that was taken."""
-    return Statement.from_bytes(read_envelope(statement).body)
 
 
 def alarms(connection: Connection, contract: Contract) -> list[Finding]:
@@ -360,7 +356,7 @@ def take_statement(
     """
     record: Statement = opened(envelope, Statement, contract.participant(participant).key)
     for index, entry in logbook.entries_of(connection, contract.id, (StatementTaken,)):
-        if _said(entry.body["statement"]) == record:
+        if said(entry.body["statement"]) == record:
             return index
     answered(record, contract.id, participant, standing(connection, contract).questions)
     body = StatementTaken(participant=participant, statement=envelope.plain())

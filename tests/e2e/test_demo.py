@@ -51,7 +51,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=900)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
     (line,) = out.splitlines()  # one JSON object on stdout, nothing else
     return json.loads(line)

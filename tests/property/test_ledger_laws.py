@@ -24,7 +24,6 @@ from tests.support.ledger_kit import (
     train,
 )
 from tests.support.line_crash import Lines, in_a_child, in_memory
-from tests.support.required import whole
 
 from fedpact_client.store import Ready, Reservation, Store
 from fedpact_contract.canonical import sha256_hex
@@ -215,7 +214,7 @@ def late(rows: list[LedgerRow], row: LedgerRow, model: Model) -> None:
         next_spent(rows, row, DIGEST)
 
 
-@settings(max_examples=whole(2000, 500), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(histories)
 def test_the_ledger_obeys_its_laws(history: tuple[list[dict[str, Any]], list[Op], int]):
     of = [terms(name, **plan) for name, plan in zip(NAMES, history[0], strict=False)]
@@ -427,7 +426,7 @@ def check_disk(world: World, before: Fraction) -> Fraction:
     return total
 
 
-@settings(max_examples=whole(200, 50), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(file_ops, min_size=1, max_size=6))
 def test_files_that_deaths_at_any_line_leave_over_count_and_send_the_same_bytes(script: list[FileOp]):
     with in_memory() as folder:

@@ -1,4 +1,4 @@
-"""What a test needs of the machine and does not find (a skip with its reason, or a failure), and how much it does."""
+"""What a test needs of the machine and does not find: a skip with its reason, or a failure where all must be there."""
 
 import os
 from typing import NoReturn
@@ -7,14 +7,6 @@ import pytest
 
 REQUIRED = os.environ.get("FEDPACT_REQUIRE") == "1"
 """Set by .ci/run: there, a skip for want of root, a tool, a server or a kernel facility is a failure."""
-
-WHOLE = os.environ.get("FEDPACT_WHOLE") == "1"
-"""Set by `make laws`."""
-
-
-def whole(count: int, part: int) -> int:
-    """How many cases of a long law: all of them in `make laws`, a part of them in `make check`."""
-    return count if WHOLE else part
 
 
 def lacking(reason: str) -> NoReturn:

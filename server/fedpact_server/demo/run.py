@@ -9,6 +9,7 @@ import json
 import secrets
 import shlex
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -120,7 +121,8 @@ class Demo:
     def _run(self) -> dict[str, Any]:
         with self._step("data"):
             self._make_folder()
-            self.processes.warm = Warm()
+            if sys.platform == "linux":
+                self.processes.warm = Warm()
         with self._step("homes, keys, certificates"):
             identities = self._each(self._make_home)
         with self._step("operator serves"):

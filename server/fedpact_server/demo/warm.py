@@ -24,21 +24,21 @@ from typing import IO, Any, NoReturn
 
 from fedpact_contract.errors import FailedError
 
-LIBRARIES = ("cryptography.hazmat.primitives.serialization.ssh", "dp_accounting.pld", "httpx", "jinja2", "sqlalchemy")
-OURS = ("cli_contract", "cli_demo", "contracts", "home", "pki", "report")
-"""Modules of this package that a command would load, with what they load in their turn."""
+COMMANDS = ("fedpact", "fedpact-agent")
+MODULES = (
+    *("cryptography.hazmat.primitives.serialization.ssh", "dp_accounting.pld", "httpx", "jinja2", "sqlalchemy"),
+    *("fedpact_server.cli_contract", "fedpact_server.cli_demo", "fedpact_server.contracts", "fedpact_server.home"),
+    *("fedpact_server.pki", "fedpact_server.report"),
+)
+"""What commands would load, with what these load in their turn."""
 MESSAGE = 1 << 17  # bytes of a request at most: words and environment
 _PR_SET_PDEATHSIG = 1
 
 
 class Warm:
-    """The process that commands are forked from. It ends when this one does, and they with it.
+    """The process that commands are forked from. It ends when this one does, and they with it. On Linux alone."""
 
-    Args:
-        env: Its environment, and that of commands that are given none; else this process's.
-    """
-
-    def __init__(self, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         self._ready, self._lock = False, threading.Lock()
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -47,7 +47,7 @@ class Warm:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env={"OMP_NUM_THREADS": "1"} | dict(os.environ if env is None else env),  # no threads where we fork
+                env={"OMP_NUM_THREADS": "1"} | dict(os.environ),  # no threads where we fork
                 start_new_session=True,
             )
 
@@ -162,8 +162,8 @@ class Called:
 def main() -> NoReturn:
     """Load, then fork a command for each request, until nobody is there to make one."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: each tells its own end
-    commands = {point.name: point.load() for point in entry_points(group="console_scripts") if _ours(point.name)}
-    for name in (*LIBRARIES, *(f"{__package__.rpartition('.')[0]}.{each}" for each in OURS)):
+    commands = {point.name: point.load() for point in entry_points(group="console_scripts") if point.name in COMMANDS}
+    for name in MODULES:
         import_module(name)
     with socket.socket(fileno=int(sys.argv[1])) as link:
         link.send(b"!")
@@ -179,10 +179,6 @@ def main() -> NoReturn:
                 _become(commands, json.loads(data), *descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
-
-
-def _ours(name: str) -> bool:
-    return name in {"fedpact", "fedpact-agent"}
 
 
 def _become(commands: Mapping[str, Any], request: Mapping[str, Any], out: int, err: int, report: int) -> NoReturn:
